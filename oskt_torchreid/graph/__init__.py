@@ -1,0 +1,50 @@
+"""The channel graph of any network: which channels every axis of every weight is made of, and which belong together."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .grouping import build_graph
+from .rules import Call, keep, register_rule, spatial
+from .shadows import spread
+from .shell import check_movements, rebuild, register_attribute_rule, shell
+from .tracing import Tracer, run
+from .types import ChannelGraph, ChannelGroup, Tie
+
+__all__ = [
+    "Call",
+    "ChannelGraph",
+    "ChannelGroup",
+    "Tie",
+    "Tracer",
+    "keep",
+    "rebuild",
+    "register_attribute_rule",
+    "register_rule",
+    "shell",
+    "spatial",
+    "spread",
+    "trace",
+]
+
+
+def trace(model: nn.Module, input_size: tuple[int, int, int] = (3, 256, 128)) -> ChannelGraph:
+    """Follows every channel of a network through one forward pass.
+
+    Args:
+        model: any module that maps an image batch to features or class scores; left exactly as it was.
+        input_size: ``(channels, height, width)`` of the image to run it on; only speed depends on it, unless the
+            network itself is made for one size.
+
+    Returns:
+        The channel graph; ``print(graph.summary())`` shows it.
+
+    Raises:
+        GraphError: an operator without a rule, a reduction over channels, weights that are computed on the fly, or
+            code that takes channels apart at fixed places; says where and what to do.
+    """
+    tracer = run(model, input_size)
+    graph = build_graph(model, tracer, input_size)
+    if tracer.movements:
+        check_movements(model, graph, tracer.movements)
+    return graph

@@ -1,0 +1,181 @@
+"""From what a trace recorded to a channel graph: united ids, equal signatures, groups, coverage."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import nn
+
+from ..errors import GraphError
+from .tracing import RecordedTie, Tracer
+from .types import ChannelGraph, ChannelGroup, Tie
+
+
+def build_graph(model: nn.Module, tracer: Tracer, input_size: tuple[int, ...]) -> ChannelGraph:
+    """Turns a trace into a graph.
+
+    A channel is a connected component of united ids. Two channels belong to one group when they have the same
+    signature: the same ties, as often, in the same convolution groups, under the same gates, fixed for the same reason.
+
+    Raises:
+        GraphError: a tensor that took part in the forward pass has an axis of unknown channels.
+    """
+    channel_of = _united(tracer)
+    recorded = [*tracer.ties.values(), *_elementwise_ties(tracer, channel_of)]
+    channel_of, num_channels = _renumbered(channel_of, recorded)
+    ties = _interned(recorded, channel_of)
+    fixed = _fixed_reasons(tracer, ties, channel_of, num_channels)
+    gates = [(channel_of[gate], channel_of[fine]) for gate, fine in tracer.gates]
+    labels = _signature_classes(ties, gates, fixed, num_channels)
+    state = model.state_dict(keep_vars=True)
+    _check_coverage(tracer, ties, {name: tuple(tensor.shape) for name, tensor in state.items()})
+    rows = {tie.tensor: tie for tie in ties if tie.role == "row"}
+    heads = frozenset(
+        name for name in tracer.matrices if name in rows and all(fixed[rows[name].channels].ravel() == OUTPUT)
+    )
+    unused = tuple(name for name, t in state.items() if t.dim() > 0 and name not in tracer.touched)
+    groups = _named_groups(labels, ties, tracer.matrices, fixed)
+    return ChannelGraph(tuple(ties), groups, frozenset(tracer.matrices), heads, unused, tuple(input_size))
+
+
+OUTPUT = "output of the network"
+
+
+def _united(tracer: Tracer) -> np.ndarray:
+    """Smallest united id per provisional id: ids grow with execution, so channels come out in the network's order."""
+    count = tracer.num_ids
+    pairs = np.concatenate([np.stack(pair) for pair in tracer.unions], 1) if tracer.unions else np.empty((2, 0), int)
+    links = coo_matrix((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=(count, count))
+    _, component = connected_components(links, directed=False)
+    smallest = np.full(component.max(initial=-1) + 1, count)
+    np.minimum.at(smallest, component, np.arange(count))
+    return smallest[component]
+
+
+def _elementwise_ties(tracer: Tracer, channel_of: np.ndarray) -> Iterable[RecordedTie]:
+    """A bare parameter's one axis of channels, read off its elements' ids; one that has several is held fixed."""
+    for name, ids in tracer.elementwise.items():
+        channels = channel_of[ids.numpy()]
+        varying = [axis for axis in range(channels.ndim) if (channels != channels.take([0], axis)).any()]
+        if len(varying) > 1:
+            tracer.fixed.append((channels.reshape(-1), f"'{name}' differs along several axes"))
+        elif varying:
+            along = np.moveaxis(ids.numpy(), varying[0], 0).reshape(channels.shape[varying[0]], -1)[:, 0]
+            yield RecordedTie(name, varying[0], "row", along.reshape(1, -1))
+
+
+def _renumbered(channel_of: np.ndarray, recorded: list[RecordedTie]) -> tuple[np.ndarray, int]:
+    """Consecutive numbers for the channels that stand in a tie; -1 for ids that stand in none."""
+    used = np.unique(np.concatenate([channel_of[tie.ids].reshape(-1) for tie in recorded]))
+    number = np.full(len(channel_of) + 1, -1)
+    number[used] = np.arange(len(used))
+    return number[channel_of], len(used)
+
+
+def _interned(recorded: list[RecordedTie], channel_of: np.ndarray) -> list[Tie]:
+    """Ties whose equal channel arrays are one object, so that index arithmetic is done once for all of them."""
+    arrays: dict[tuple, np.ndarray] = {}
+    ties = []
+    for tie in recorded:
+        channels = channel_of[tie.ids]
+        channels = arrays.setdefault((channels.shape, channels.tobytes()), channels)
+        ties.append(Tie(tie.tensor, tie.axis, tie.role, channels))
+    return ties
+
+
+def _fixed_reasons(tracer: Tracer, ties: list[Tie], channel_of: np.ndarray, num_channels: int) -> np.ndarray:
+    """Why each channel is fixed (empty: it is not), an object array ``[num_channels]``.
+
+    An output whose channels some layer consumes is a feature and may be narrowed; one that nothing consumes is a result.
+    """
+    reasons = np.full(num_channels, "", dtype=object)
+    for ids, reason in tracer.fixed:
+        channels = channel_of[ids]
+        reasons[channels[channels >= 0]] = reason
+    consumed = np.zeros(num_channels, bool)
+    for tie in ties:
+        if tie.role == "column":
+            consumed[tie.channels.reshape(-1)] = True
+    for ids in tracer.outputs:
+        channels = channel_of[ids]
+        channels = channels[channels >= 0]
+        reasons[channels[~consumed[channels]]] = OUTPUT
+    return reasons
+
+
+def _signature_classes(
+    ties: list[Tie], gates: list[tuple[np.ndarray, np.ndarray]], fixed: np.ndarray, num_channels: int
+) -> np.ndarray:
+    """Class per channel, ``[num_channels]``: one class is refined by every tie, gate and reason until all agree.
+
+    Example with 4 channels: a tie of channels ``[0, 1]`` and one of ``[[1, 2], [3, 3]]`` (two convolution groups) give
+    the signatures {0: first}, {1: first, block 0}, {2: block 0}, {3: block 1 twice}, hence four classes.
+    """
+    labels = np.zeros(num_channels, np.int64)
+    for channels in {id(tie.channels): tie.channels for tie in ties}.values():
+        blocks = np.repeat(np.arange(channels.shape[0]), channels.shape[1])
+        keys, counts = np.unique(channels.reshape(-1) * channels.shape[0] + blocks, return_counts=True)
+        touched, block = np.divmod(keys, channels.shape[0])
+        _refine(labels, touched, block * (counts.max(initial=0) + 1) + counts)
+    for gate, fine in gates:
+        pairs = np.unique(np.stack([fine, gate]), axis=1)
+        _refine(labels, *pairs[:, (pairs >= 0).all(0)])
+    reasons, reason = np.unique(fixed.astype(str), return_inverse=True)
+    _refine(labels, np.arange(num_channels), reason)
+    return labels
+
+
+def _refine(labels: np.ndarray, channels: np.ndarray, codes: np.ndarray) -> None:
+    """Splits classes, in place: channels of one class that received different codes, or none, part."""
+    while len(channels):
+        unique, first = np.unique(channels, return_index=True)
+        pair = labels[unique] * (codes.max() + 1) + codes[first]
+        labels[unique] = labels.max() + 1 + np.unique(pair, return_inverse=True)[1]
+        rest = np.setdiff1d(np.arange(len(channels)), first)
+        channels, codes = channels[rest], codes[rest]
+
+
+def _named_groups(labels: np.ndarray, ties: list[Tie], matrices: set[str], fixed: np.ndarray) -> tuple:
+    """Groups in the order of their first channels, each named after the module that first produces it."""
+    producer = np.full(len(labels), "", dtype=object)
+    for preferred in (False, True):  # a matrix, where there is one, overrides a vector
+        for tie in reversed(ties):
+            if tie.role == "row" and (tie.tensor in matrices) == preferred:
+                module = tie.tensor.rpartition(".")[0] or tie.tensor
+                names = [f"{module}[{block}]" for block in range(tie.blocks)] if tie.blocks > 1 else [module]
+                producer[tie.channels] = np.array(names, dtype=object)[:, None]
+    order = np.argsort(labels, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []
+    members.sort(key=lambda channels: channels[0])
+    names = [producer[channels[0]] for channels in members]
+    shared = {name for name, count in Counter(names).items() if count > 1}
+    seen: dict[str, int] = {}
+    groups = []
+    for name, channels in zip(names, members, strict=True):
+        seen[name] = seen.get(name, -1) + 1
+        groups.append(ChannelGroup(f"{name}:{seen[name]}" if name in shared else name, channels, fixed[channels[0]]))
+    return tuple(groups)
+
+
+def _check_coverage(tracer: Tracer, ties: list[Tie], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Every tensor that took part has its ties, of the right lengths; the image's own columns excepted."""
+    tied: dict[str, set[str]] = {}
+    for tie in ties:
+        tied.setdefault(tie.tensor, set()).add(tie.role)
+        length, expected = shapes[tie.tensor][tie.axis], tie.shaped(tie.channels.shape[1])
+        if length != expected:
+            raise GraphError(f"axis {tie.axis} of '{tie.tensor}' has {length} positions, its tie {expected}")
+    for name in sorted(tracer.touched & shapes.keys()):
+        shape = shapes[name]
+        depthwise = name in tracer.matrices and len(shape) > 2 and shape[1] == 1
+        needs = {"row"} if depthwise or name in tracer.image_inputs or name not in tracer.matrices else {"row", "column"}
+        if int(np.prod(shape)) > 1 and name not in tracer.elementwise and not needs <= tied.get(name, set()):
+            raise GraphError(
+                f"tensor '{name}' of shape {shape} took part in the forward pass, but its "
+                f"{' and '.join(sorted(needs - tied.get(name, set())))} channels are unknown; an operator before it needs "
+                "a rule (oskt_torchreid.graph.register_rule)"
+            )

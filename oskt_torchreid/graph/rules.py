@@ -1,0 +1,321 @@
+"""What each operator does to channels, and the hook that adds a rule for another one.
+
+A rule is a function ``rule(tracer, call)``. It reads the shadows of the call's inputs (``tracer.shadow``), marks its
+outputs (``tracer.mark``) and records what the operator demands of the channels (``tie``, ``unite``, ``fix``). Most
+operators need none of their own: pass one of the rules below to ``register_rule``::
+
+    from oskt_torchreid import graph
+    graph.register_rule("mylib::swish", graph.keep)      # each output element has the channel of its input element
+
+An operator that meets channels and has no rule raises: silently passing it by is how half of a network once stayed
+unshrunk while every output test passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import GraphError
+from .shadows import compact, extents, spread
+
+if TYPE_CHECKING:
+    from .tracing import Tracer
+
+
+class Call:
+    """One operator call: its name, its arguments by the names of its schema, and its outputs."""
+
+    def __init__(self, function: Any, args: tuple, kwargs: dict, output: Any) -> None:
+        self.function, self.args, self.kwargs, self.output = function, args, kwargs, output
+        self.operator = function._schema.name.removeprefix("aten::")
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """Every argument by its schema name, defaults filled in."""
+        schema = self.function._schema.arguments
+        bound = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+        bound.update(zip((argument.name for argument in schema), self.args, strict=False))
+        return {**bound, **self.kwargs}
+
+    @cached_property
+    def tensors(self) -> list[Tensor]:
+        """All tensors among the arguments, those in lists included."""
+        found: list[Tensor] = []
+        for value in (*self.args, *self.kwargs.values()):
+            found += [item for item in (value if isinstance(value, (list, tuple)) else (value,)) if torch.is_tensor(item)]
+        return found
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """All output tensors, in order."""
+        output = self.output if isinstance(self.output, (list, tuple)) else (self.output,)
+        return [item for item in output if torch.is_tensor(item)]
+
+
+Rule = Callable[["Tracer", Call], None]
+_RULES: dict[str, Rule] = {}
+
+
+def register_rule(operator: str, rule: Rule) -> None:
+    """Makes ``rule`` the rule of ``operator``: ``"relu"`` for ATen's, ``"namespace::name"`` for another library's.
+
+    In-place variants (a trailing underscore) use the same rule.
+    """
+    _RULES[operator.removeprefix("aten::")] = rule
+
+
+def rule_for(call: Call, module: str) -> Rule:
+    """The rule of a call.
+
+    Raises:
+        GraphError: there is none; names the operator, the module and the hook.
+    """
+    rule = _RULES.get(call.operator) or _RULES.get(call.operator.removesuffix("_"))
+    if rule is None:
+        raise GraphError(
+            f"operator '{call.operator}' in module '{module}' has no rule that says what it does to channels; add one "
+            f"with oskt_torchreid.graph.register_rule('{call.operator}', rule): graph.keep where every output element "
+            "has the channel of its input element, graph.spatial for pooling and the like, or your own"
+        )
+    return rule
+
+
+# ---- layers ----------------------------------------------------------------------------------------------------------
+
+
+def convolution(tracer: Tracer, call: Call) -> None:
+    """Rows are fresh channels, columns are the input's; per block where grouped; depthwise issues no new channels."""
+    image, weight, bias, groups = (call.arguments[name] for name in ("input", "weight", "bias", "groups"))
+    inputs = tracer.shadow(image)
+    columns = None if inputs is None else tracer.axis_channels(inputs, image.dim() - weight.dim() + 1)
+    tracer.matrices.add(tracer.name_of(weight) or "")
+    if columns is not None and groups == weight.shape[0] == len(columns):
+        tracer.tie(weight, 0, "row", columns)
+        rows = columns
+    else:
+        rows = tracer.rows(weight, groups)
+        _consume(tracer, weight, columns, groups)
+    _finish_layer(tracer, call, bias, rows, axis=1)
+
+
+def linear(tracer: Tracer, call: Call) -> None:
+    """Rows are fresh channels, columns are the channels of the input's last axis."""
+    inputs, weight, bias = (call.arguments[name] for name in ("input", "weight", "bias"))
+    shadow = tracer.shadow(inputs)
+    tracer.matrices.add(tracer.name_of(weight) or "")
+    rows = tracer.rows(weight)
+    _consume(tracer, weight, None if shadow is None else tracer.axis_channels(shadow, inputs.dim() - 1), 1)
+    _finish_layer(tracer, call, bias, rows, axis=-1)
+
+
+def _consume(tracer: Tracer, weight: Tensor, columns: Tensor | None, blocks: int) -> None:
+    if columns is None:
+        tracer.image_inputs.add(tracer.name_of(weight) or "")
+    else:
+        tracer.tie(weight, 1, "column", columns, blocks)
+
+
+def _finish_layer(tracer: Tracer, call: Call, bias: Tensor | None, rows: Tensor, axis: int) -> None:
+    if bias is not None:
+        tracer.tie(bias, 0, "row", rows)
+    tracer.mark(call.output, spread(rows, call.output, axis))
+
+
+def channel_norm(tracer: Tracer, call: Call) -> None:
+    """Batch and instance norm: every vector of the module lies along the channels of axis 1."""
+    _norm(tracer, call, 1, ("weight", "bias", "running_mean", "running_var"))
+
+
+def _norm(tracer: Tracer, call: Call, axis: int, vectors: tuple[str, ...]) -> None:
+    shadow = tracer.shadow(call.arguments["input"])
+    if shadow is None:
+        return
+    channels = tracer.axis_channels(shadow, axis)
+    for vector in (call.arguments[name] for name in vectors):
+        if vector is not None:
+            tracer.tie(vector, 0, "row", channels)
+    tracer.mark(call.outputs[0], shadow)
+
+
+# ---- elementwise and spatial -----------------------------------------------------------------------------------------
+
+
+def keep(tracer: Tracer, call: Call) -> None:
+    """Every output element has the channel of its input element: activations, dropout, copies."""
+    shadow = tracer.shadow(call.args[0])
+    tracer.mark(call.outputs[0], shadow)
+
+
+def scaled_keep(tracer: Tracer, call: Call) -> None:
+    """PReLU: as ``keep``, and its slopes, where there are several, lie along the channels of axis 1."""
+    shadow, slopes = tracer.shadow(call.args[0]), call.args[1]
+    if shadow is not None and slopes.numel() > 1:
+        tracer.tie(slopes, 0, "row", tracer.axis_channels(shadow, 1))
+    tracer.mark(call.output, shadow)
+
+
+def spatial(tracer: Tracer, call: Call) -> None:
+    """Pooling, resizing, padding: channels (the third axis from the end) stay, height and width change."""
+    shadow, output = tracer.shadow(call.args[0]), call.outputs[0]
+    if shadow is None:
+        return
+    axis = shadow.dim() - 3
+    if output.dim() != shadow.dim() or output.shape[axis] != shadow.shape[axis]:
+        raise GraphError(f"operator '{call.operator}' in module '{tracer.module}' changes the number of channels")
+    tracer.mark(output, spread(tracer.axis_channels(shadow, axis), output, axis))
+
+
+def meet(tracer: Tracer, call: Call) -> None:
+    """Sums, differences, maxima: the channels that meet become one."""
+    _meet(tracer, call, may_gate=False)
+
+
+def multiply(tracer: Tracer, call: Call) -> None:
+    """Products and quotients: as sums, unless one side is a gate (fewer channels, each shared by several)."""
+    _meet(tracer, call, may_gate=True)
+
+
+def _meet(tracer: Tracer, call: Call, may_gate: bool) -> None:
+    left, right = call.args[0], call.args[1]
+    sides = [tracer.shadow(side) for side in (left, right)]
+    if sides[0] is None or sides[1] is None:
+        _meet_constant(tracer, call, sides)
+        return
+    a, b = torch.broadcast_tensors(*(compact(side) for side in sides))
+    bare = any(tracer.name_of(side) is not None for side in (left, right))
+    if may_gate and not bare and (count := [torch.unique(side).numel() for side in (a, b)])[0] != count[1]:
+        gate, fine = (a, b) if count[0] < count[1] else (b, a)
+        tracer.gates.append((gate.reshape(-1).numpy(), fine.reshape(-1).numpy()))
+        tracer.fix(gate, "gates several channels each")
+        tracer.mark(call.output, fine.expand(call.output.shape))
+        return
+    tracer.unite(a, b)
+    tracer.mark(call.output, a.expand(call.output.shape))
+
+
+def _meet_constant(tracer: Tracer, call: Call, sides: list[Tensor | None]) -> None:
+    shadow, constant = (sides[0], call.args[1]) if sides[1] is None else (sides[1], call.args[0])
+    if shadow is None:
+        return
+    if torch.is_tensor(constant):
+        pattern = compact(shadow)
+        shape = torch.broadcast_shapes(pattern.shape, constant.shape)
+        along = [(1,) * (len(shape) - t.dim()) + tuple(t.shape) for t in (pattern, constant)]
+        if any(size > 1 and other > 1 for size, other in zip(*along, strict=True)):
+            tracer.fix(shadow, f"meets a constant that differs by channel in '{tracer.module}'")
+    tracer.mark(call.outputs[0], shadow.expand(call.outputs[0].shape))
+
+
+def reduce(tracer: Tracer, call: Call) -> None:
+    """Means and sums over positions keep channels; over channels they would count merged ones once, so they raise."""
+    tensor = call.args[0]
+    shadow, output = tracer.shadow(tensor), call.outputs[0]
+    if shadow is None:
+        return
+    axes = call.arguments.get("dim")
+    axes = [axes] if isinstance(axes, int) else list(axes or range(tensor.dim()))
+    axes = sorted(axis % tensor.dim() for axis in axes)
+    if any(compact(shadow).shape[axis] > 1 for axis in axes):
+        raise GraphError(
+            f"operator '{call.operator}' in module '{tracer.module}' reduces over channels: merged channels would count "
+            "once instead of as often as they were merged; it needs a version weighted by the members of each slot"
+        )
+    for axis in reversed(axes):
+        shadow = shadow.narrow(axis, 0, 1)
+    tracer.mark(output, shadow.reshape(output.shape))
+
+
+def along(tracer: Tracer, call: Call) -> None:
+    """Softmax and the like: fine along positions, not along channels."""
+    shadow = tracer.shadow(call.args[0])
+    if shadow is not None and compact(shadow).shape[call.arguments["dim"]] > 1:
+        raise GraphError(
+            f"operator '{call.operator}' in module '{tracer.module}' normalises over channels: merged channels would "
+            "count once instead of as often as they were merged"
+        )
+    tracer.mark(call.output, shadow)
+
+
+# ---- movement --------------------------------------------------------------------------------------------------------
+
+
+def reshape(tracer: Tracer, call: Call) -> None:
+    """Views and reshapes: the shadow is reshaped alike."""
+    shadow = tracer.shadow(call.args[0])
+    if shadow is None:
+        return
+    moved = shadow.reshape(call.output.shape)
+    if extents(shadow) != extents(moved):
+        tracer.movements.setdefault(tracer.module, call.operator)
+    tracer.mark(call.output, moved)
+
+
+def move(tracer: Tracer, call: Call) -> None:
+    """Transposes, slices, splits, repeats: the very same operator is applied to the shadow."""
+    shadow = tracer.shadow(call.args[0])
+    if shadow is None:
+        return
+    moved = call.function(shadow, *call.args[1:], **call.kwargs)
+    moved = list(moved) if isinstance(moved, (list, tuple)) else [moved]
+    reordered = len(extents(shadow)) > 1
+    if reordered or any(extents(part) != extents(shadow) for part in moved):
+        tracer.movements.setdefault(tracer.module, call.operator)
+    for output, part in zip(call.outputs, moved, strict=True):
+        tracer.mark(output, part)
+
+
+def concatenate(tracer: Tracer, call: Call) -> None:
+    """Concatenation: shadows are joined; a part without channels (a constant) brings fixed ones of its own."""
+    parts = list(call.args[0])
+    shadows = [tracer.shadow(part) for part in parts]
+    axis = call.arguments.get("dim", 0) % call.output.dim()
+    for index, part in enumerate(parts):
+        if shadows[index] is None:
+            shadows[index] = spread(tracer.fresh(part.shape[axis]), part, axis)
+            tracer.fix(shadows[index], f"a constant is concatenated in '{tracer.module}'")
+    compacted = [compact(shadow) for shadow in shadows]
+    widest = [max(part.shape[d] for part in compacted) for d in range(call.output.dim())]
+    joined = [
+        part.expand(*(shadow.shape[d] if d == axis else widest[d] for d in range(part.dim())))
+        for part, shadow in zip(compacted, shadows, strict=True)
+    ]
+    tracer.mark(call.output, torch.cat(joined, axis).expand(call.output.shape))
+
+
+def unsupported_copy(tracer: Tracer, call: Call) -> None:
+    """Writing channels into a slice of another tensor: not followed."""
+    if tracer.shadow(call.args[1]) is not None:
+        raise GraphError(
+            f"module '{tracer.module}' copies channels into a part of another tensor, which cannot be followed; "
+            "write it with torch.cat or torch.stack"
+        )
+
+
+_FAMILIES: dict[Rule, str] = {
+    convolution: "conv2d conv1d",
+    linear: "linear",
+    channel_norm: "batch_norm instance_norm",
+    keep: "relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus "
+    "clamp clamp_min clamp_max exp log sqrt rsqrt abs neg square pow reciprocal dropout feature_dropout alpha_dropout "
+    "clone contiguous detach alias lift_fresh to _to_copy type_as",
+    scaled_keep: "prelu",
+    spatial: "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d upsample_bilinear2d upsample_nearest2d "
+    "upsample_bicubic2d pad constant_pad_nd reflection_pad2d replication_pad2d",
+    meet: "add sub maximum minimum",
+    multiply: "mul div",
+    reduce: "mean sum amax amin linalg_vector_norm norm var std",
+    along: "softmax log_softmax",
+    reshape: "view _unsafe_view reshape flatten unflatten view_as reshape_as",
+    move: "permute transpose t movedim swapaxes expand expand_as squeeze unsqueeze slice select split split_with_sizes "
+    "chunk unbind narrow index_select repeat flip roll",
+    concatenate: "cat concat concatenate",
+    unsupported_copy: "copy",
+}
+for _rule, _operators in _FAMILIES.items():
+    for _operator in _operators.split():
+        register_rule(_operator, _rule)

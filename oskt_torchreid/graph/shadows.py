@@ -1,0 +1,25 @@
+"""Small operations on shadows: integer tensors that hold the channel of every element of an activation."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def compact(shadow: Tensor) -> Tensor:
+    """The same shadow with every axis along which it was expanded (stride 0) cut to length 1."""
+    for axis in range(shadow.dim()):
+        if shadow.size(axis) > 1 and shadow.stride(axis) == 0:
+            shadow = shadow.narrow(axis, 0, 1)
+    return shadow
+
+
+def extents(shadow: Tensor) -> list[int]:
+    """Lengths of the axes along which a shadow varies."""
+    return [size for size in compact(shadow).shape if size > 1]
+
+
+def spread(channels: Tensor, like: Tensor, axis: int) -> Tensor:
+    """``channels`` (``[length]``) along one axis of ``like``'s shape, expanded over all others."""
+    shape = [1] * like.dim()
+    shape[axis] = len(channels)
+    return channels.reshape(shape).expand(like.shape)

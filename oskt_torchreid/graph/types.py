@@ -1,0 +1,254 @@
+"""The channel graph as plain data: which axis of which tensor is made of which channels.
+
+Example (4 channels): ``Linear(3, 4)`` followed by ``Linear(4, 2)`` has the channels ``0..3`` (the hidden units) and
+``4..5`` (the outputs). Its ties are::
+
+    Tie("0.weight", axis=0, role="row",    channels=[[0, 1, 2, 3]])
+    Tie("0.bias",   axis=0, role="row",    channels=[[0, 1, 2, 3]])
+    Tie("1.weight", axis=1, role="column", channels=[[0, 1, 2, 3]])
+    Tie("1.weight", axis=0, role="row",    channels=[[4, 5]])
+    Tie("1.bias",   axis=0, role="row",    channels=[[4, 5]])
+
+and its groups ``{0, 1, 2, 3}`` and, fixed because it is an output, ``{4, 5}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from tabulate import tabulate
+
+from ..errors import GraphError, WidthError
+
+Role = Literal["row", "column"]
+
+
+@dataclass(frozen=True, eq=False)
+class Tie:
+    """Axis ``axis`` of state-dict tensor ``tensor`` is made of ``channels``.
+
+    Attributes:
+        tensor: name of the tensor in the state dict.
+        axis: the axis that the channels lie along.
+        role: ``row`` where the tensor's operator produces (or scales) the channels, ``column`` where it consumes them.
+        channels: channel per position, shape ``[blocks, length]``. There is one block, except along a grouped
+            convolution, which has one per convolution group: consecutive rows of axis 0, the same columns of axis 1.
+    """
+
+    tensor: str
+    axis: int
+    role: Role
+    channels: np.ndarray
+
+    @property
+    def blocks(self) -> int:
+        """Number of convolution groups along the axis."""
+        return self.channels.shape[0]
+
+    def shaped(self, length_per_block: int) -> int:
+        """Length of the tensor's axis when every block holds ``length_per_block`` positions."""
+        return length_per_block if self.role == "column" else length_per_block * self.blocks
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels that are clustered together and share one width.
+
+    Attributes:
+        name: the module that first produces the group, with ``[block]`` or ``:part`` where one module produces several.
+        channels: channel ids in increasing order, shape ``[size]``.
+        fixed: why the group keeps its width, or an empty string where it may be narrowed.
+    """
+
+    name: str
+    channels: np.ndarray
+    fixed: str = ""
+
+    @property
+    def size(self) -> int:
+        """Number of channels, which is the teacher's width."""
+        return len(self.channels)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """Channels, ties and groups of one network.
+
+    Attributes:
+        ties: every tie, in the order in which the forward pass met them. Ties over the same channels share one array.
+        groups: every group, in order of its first channel; together they hold each channel once.
+        matrices: names of the tensors that are weights of convolutions or linear layers: their rows are clustered and
+            merged; every other tied tensor is a vector over its channels.
+        heads: the matrices whose rows are outputs of the network (its classifiers).
+        unused: tensors that the traced forward pass never touched; they keep their shape.
+        input_size: ``(channels, height, width)`` of the traced image.
+    """
+
+    ties: tuple[Tie, ...]
+    groups: tuple[ChannelGroup, ...]
+    matrices: frozenset[str]
+    heads: frozenset[str]
+    unused: tuple[str, ...]
+    input_size: tuple[int, ...]
+    _ties_of: dict[str, tuple[Tie, ...]] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for tie in self.ties:
+            self._ties_of[tie.tensor] = (*self._ties_of.get(tie.tensor, ()), tie)
+
+    @cached_property
+    def num_channels(self) -> int:
+        """Number of channels of all groups together."""
+        return sum(group.size for group in self.groups)
+
+    @cached_property
+    def group_of_channel(self) -> np.ndarray:
+        """Index into ``groups`` per channel, shape ``[num_channels]``."""
+        return self._per_channel([np.full(group.size, index) for index, group in enumerate(self.groups)])
+
+    @cached_property
+    def rank_in_group(self) -> np.ndarray:
+        """Place of each channel within its group, shape ``[num_channels]``."""
+        return self._per_channel([np.arange(group.size) for group in self.groups])
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Teacher's width per group name."""
+        return {group.name: group.size for group in self.groups}
+
+    def ties_of(self, tensor: str) -> tuple[Tie, ...]:
+        """The ties of one tensor; empty where it has none."""
+        return self._ties_of.get(tensor, ())
+
+    def row_tie(self, tensor: str) -> Tie | None:
+        """The tie of a tensor in the role ``row``, if there is one."""
+        return next((tie for tie in self.ties_of(tensor) if tie.role == "row"), None)
+
+    def column_tie(self, tensor: str) -> Tie | None:
+        """The tie of a tensor in the role ``column``, if there is one."""
+        return next((tie for tie in self.ties_of(tensor) if tie.role == "column"), None)
+
+    def ratio_plan(self, ratio: float) -> dict[str, int]:
+        """Width plan of a width ratio: ``floor(ratio * size)`` channels, at least one; fixed groups whole.
+
+        Rounding down is what the stock families do (``mid_channels // 16`` gates), so that a ratio of 0.25 of
+        ``osnet_x1_0`` gives exactly the widths of ``osnet_x0_25``.
+        """
+        if not 0 < ratio <= 1:
+            raise WidthError(f"width ratio {ratio} is outside of (0, 1]; give the share of the teacher's channels to keep")
+        return {g.name: g.size if g.fixed else max(1, int(ratio * g.size + 1e-6)) for g in self.groups}
+
+    def check_plan(self, widths: Mapping[str, int]) -> None:
+        """Raises ``WidthError`` unless ``widths`` names every group once, in range, and no fixed group narrower."""
+        unknown = [name for name in widths if name not in self.sizes]
+        missing = [name for name in self.sizes if name not in widths]
+        if unknown or missing:
+            raise WidthError(
+                f"a width plan names each of the {len(self.groups)} channel groups once; "
+                f"missing: {missing[:3] or 'none'}, unknown: {unknown[:3] or 'none'} (see graph.summary())"
+            )
+        for group in self.groups:
+            width, least = widths[group.name], group.size if group.fixed else 1
+            if not least <= width <= group.size:
+                why = f" (the group is fixed: {group.fixed})" if group.fixed else ""
+                raise WidthError(f"width {width} of group '{group.name}' is outside of [{least}, {group.size}]{why}")
+
+    def summary(self) -> str:
+        """The groups as a table: name, size, number of row and column ties, and why a group is fixed."""
+        rows = np.zeros(len(self.groups), int)
+        columns = np.zeros(len(self.groups), int)
+        for tie in self.ties:
+            counts = rows if tie.role == "row" else columns
+            counts[np.unique(self.group_of_channel[tie.channels])] += 1
+        table = [
+            (group.name, group.size, rows[index], columns[index], group.fixed)
+            for index, group in enumerate(self.groups)
+        ]
+        head = f"{self.num_channels} channels in {len(self.groups)} groups, {len(self.ties)} ties\n"
+        return head + tabulate(table, headers=("group", "channels", "row ties", "column ties", "fixed"))
+
+    def _per_channel(self, per_group: list[np.ndarray]) -> np.ndarray:
+        result = np.empty(self.num_channels, np.int64)
+        if self.groups:
+            result[np.concatenate([group.channels for group in self.groups])] = np.concatenate(per_group)
+        return result
+
+
+def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
+    """Splits a graph into arrays and a JSON-able description, for a chain file.
+
+    Returns:
+        ``arrays``: ``axes`` (every distinct channel array, flattened and joined), ``groups`` (the groups' channels,
+        joined); ``description``: everything else, with the shape of each axis.
+    """
+    distinct: dict[int, int] = {}
+    axes: list[np.ndarray] = []
+    for tie in graph.ties:
+        if id(tie.channels) not in distinct:
+            distinct[id(tie.channels)] = len(axes)
+            axes.append(tie.channels)
+    arrays = {
+        "axes": _join([axis.reshape(-1) for axis in axes]),
+        "groups": _join([group.channels for group in graph.groups]),
+    }
+    description = {
+        "axes": [list(axis.shape) for axis in axes],
+        "ties": [[tie.tensor, tie.axis, tie.role, distinct[id(tie.channels)]] for tie in graph.ties],
+        "groups": [[group.name, group.size, group.fixed] for group in graph.groups],
+        "matrices": sorted(graph.matrices),
+        "heads": sorted(graph.heads),
+        "unused": list(graph.unused),
+        "input_size": list(graph.input_size),
+    }
+    return arrays, description
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray], description: Mapping) -> ChannelGraph:
+    """Inverse of ``to_arrays``; checks that sizes and ids agree and raises ``GraphError`` where they do not."""
+    try:
+        shapes = [(int(blocks), int(length)) for blocks, length in description["axes"]]
+        axes = _cut(arrays["axes"], [blocks * length for blocks, length in shapes])
+        axes = [axis.reshape(shape) for axis, shape in zip(axes, shapes, strict=True)]
+        ties = tuple(Tie(str(name), int(axis), role, axes[index]) for name, axis, role, index in description["ties"])
+        members = _cut(arrays["groups"], [int(size) for _, size, _ in description["groups"]])
+        groups = tuple(
+            ChannelGroup(str(name), channels, str(fixed))
+            for (name, _, fixed), channels in zip(description["groups"], members, strict=True)
+        )
+        graph = ChannelGraph(
+            ties,
+            groups,
+            frozenset(description["matrices"]),
+            frozenset(description["heads"]),
+            tuple(description["unused"]),
+            tuple(int(size) for size in description["input_size"]),
+        )
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise GraphError(f"the stored channel graph is damaged ({type(error).__name__}: {error})") from error
+    _check_ids(graph)
+    return graph
+
+
+def _check_ids(graph: ChannelGraph) -> None:
+    everything = np.sort(_join([group.channels for group in graph.groups]))
+    if not np.array_equal(everything, np.arange(len(everything))):
+        raise GraphError("the stored channel graph is damaged (its groups do not hold each channel exactly once)")
+    for tie in graph.ties:
+        if tie.role not in ("row", "column") or tie.axis < 0:
+            raise GraphError(f"the stored channel graph is damaged (tie of '{tie.tensor}': {tie.role}, axis {tie.axis})")
+        if tie.channels.size and not 0 <= tie.channels.min() <= tie.channels.max() < len(everything):
+            raise GraphError(f"the stored channel graph is damaged (tie of '{tie.tensor}' names unknown channels)")
+
+
+def _join(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts).astype(np.int32) if parts else np.empty(0, np.int32)
+
+
+def _cut(joined: np.ndarray, lengths: list[int]) -> list[np.ndarray]:
+    if len(joined) != sum(lengths) or min(lengths, default=0) < 0:
+        raise ValueError(f"{len(joined)} entries where {sum(lengths)} were announced")
+    return np.split(joined, np.cumsum(lengths)[:-1]) if lengths else []
