@@ -1,0 +1,191 @@
+"""Every key with its default, the allowed values and the allowed ranges; YAML files hold differences from this."""
+
+from typing import Any
+
+INFINITY = float("inf")
+
+
+def default_tree() -> dict[str, Any]:
+    """The defaults as nested dicts: torchreid's tree, then the nodes of this package."""
+    return {**_host_tree(), **_own_tree()}
+
+
+def _host_tree() -> dict[str, Any]:
+    """torchreid's keys and defaults; additions to its nodes are marked."""
+    return {
+        "use_gpu": True,  # where there is one
+        "model": {
+            "name": "resnet50",
+            "pretrained": True,  # ImageNet weights, downloaded by torchreid
+            "load_weights": "",
+            "resume": "",
+            # added
+            "neck": False,  # batch norm neck between feature and classifier, on any backbone
+            "last_stride": 0,  # 1: no downsampling before the last stage; 0: as the backbone has it
+        },
+        "data": {
+            "type": "image",
+            "root": "reid-data",
+            "sources": ["market1501"],
+            "targets": ["market1501"],
+            "workers": 4,
+            "split_id": 0,
+            "height": 256,
+            "width": 128,
+            "combineall": False,
+            "transforms": ["random_flip"],
+            "k_tfm": 1,
+            "norm_mean": [0.485, 0.456, 0.406],
+            "norm_std": [0.229, 0.224, 0.225],
+            "save_dir": "log",
+            "load_train_targets": False,
+        },
+        "market1501": {"use_500k_distractors": False},
+        "cuhk03": {"labeled_images": False, "classic_split": False, "use_metric_cuhk03": False},
+        "sampler": {
+            "train_sampler": "RandomSampler",
+            "train_sampler_t": "RandomSampler",
+            "num_instances": 4,
+            "num_cams": 1,
+            "num_datasets": 1,
+        },
+        "video": {"seq_len": 15, "sample_method": "evenly", "pooling_method": "avg"},
+        "train": {
+            "optim": "adam",
+            "lr": 0.0003,
+            "weight_decay": 5e-4,
+            "max_epoch": 60,
+            "start_epoch": 0,
+            "batch_size": 32,
+            "fixbase_epoch": 0,
+            "open_layers": ["classifier"],
+            "staged_lr": False,
+            "new_layers": ["classifier"],
+            "base_lr_mult": 0.1,
+            "lr_scheduler": "single_step",
+            "stepsize": [20],
+            "gamma": 0.1,
+            "print_freq": 20,
+            "seed": 1,
+            # added
+            "per_iteration": False,  # the schedule moves after every batch instead of every epoch
+            "warmup_share": 0.3,  # one_cycle: share of all steps in which the rate rises
+            "half_resolution_epochs": 0,  # first epochs that see average-pooled images
+        },
+        "sgd": {"momentum": 0.9, "dampening": 0.0, "nesterov": False},
+        "rmsprop": {"alpha": 0.99},
+        "adam": {"beta1": 0.9, "beta2": 0.999},
+        "loss": {
+            "name": "softmax",
+            "softmax": {"label_smooth": True},
+            "triplet": {
+                "margin": 0.3,
+                "weight_t": 1.0,
+                "weight_x": 0.0,
+                # added
+                "soft_margin": False,  # log(1 + exp(d_positive - d_negative)) instead of the margin
+                "normalize": False,  # triplet on L2-normalised features
+            },
+            # added
+            "center": {"weight": 0.0, "lr": 0.5},  # 0: no center loss
+        },
+        "test": {
+            "batch_size": 100,
+            "dist_metric": "euclidean",
+            "normalize_feature": False,
+            "ranks": [1, 5, 10, 20],
+            "evaluate": False,
+            "eval_freq": -1,
+            "start_eval": 0,
+            "rerank": False,
+            "visrank": False,
+            "visrank_topk": 10,
+        },
+    }
+
+
+def _own_tree() -> dict[str, Any]:
+    """The nodes of this package."""
+    return {
+        "engine": "",  # softmax | triplet | oskt; empty: torchreid's choice by loss.name
+        "oskt": {
+            "teacher": "",  # checkpoint; empty: train one first, with the train node
+            "width": 0.25,  # chain width ratio
+            "refine": {
+                **_schedule_node(max_epoch=60, lr=3.5e-4),
+                "lambda": 1.0,
+                "lambda_schedule": "linear",  # 0 to lambda over all iterations; constant suits long schedules
+            },
+            "students": ["width=0.25"],
+            "finetune": _schedule_node(max_epoch=60, lr=3.5e-4),
+            "controls": [],  # baselines at the chain's width, fine-tuned as long as the students
+            # Freshly inherited and untrained narrow networks want a higher rate than refined students.
+            "control_lr": {"scratch": 3e-3, "slice": 3e-3},
+        },
+        "synthped": {
+            "preset": "quick",
+            "seed": 0,
+            "num_train": 0,  # identities; 0: as the preset says
+            "num_test": 0,
+            "cameras": 0,
+        },
+    }
+
+
+def _schedule_node(max_epoch: int, lr: float) -> dict[str, Any]:
+    """Keys of one training stage, named as in the train node (which gives the optimiser for all stages)."""
+    return {
+        "max_epoch": max_epoch,
+        "lr": lr,
+        "weight_decay": 5e-4,
+        "batch_size": 32,
+        "lr_scheduler": "cosine",
+        "stepsize": [20],
+        "gamma": 0.1,
+        "per_iteration": False,
+        "warmup_share": 0.3,
+        "half_resolution_epochs": 0,
+    }
+
+
+_STAGES = ("train", "oskt.refine", "oskt.finetune")
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "data.type": ("image", "video"),
+    "loss.name": ("softmax", "triplet"),
+    "model.last_stride": (0, 1),
+    "test.dist_metric": ("euclidean", "cosine"),
+    "train.optim": ("adam", "amsgrad", "sgd", "rmsprop", "radam"),
+    "oskt.refine.lambda_schedule": ("constant", "linear"),
+    "oskt.controls": ("scratch", "slice"),
+    **{f"{stage}.lr_scheduler": ("single_step", "multi_step", "cosine", "one_cycle") for stage in _STAGES},
+}
+
+RANGES: dict[str, tuple[float, float]] = {
+    "data.height": (1, INFINITY),
+    "data.width": (1, INFINITY),
+    "data.workers": (0, INFINITY),
+    "sampler.num_instances": (1, INFINITY),
+    "train.start_epoch": (0, INFINITY),
+    "train.seed": (0, INFINITY),
+    "loss.triplet.margin": (0, INFINITY),
+    "loss.triplet.weight_t": (0, INFINITY),
+    "loss.triplet.weight_x": (0, INFINITY),
+    "loss.center.weight": (0, INFINITY),
+    "loss.center.lr": (0, INFINITY),
+    "test.batch_size": (1, INFINITY),
+    "oskt.width": (1e-6, 1),
+    "oskt.refine.lambda": (0, INFINITY),
+    "oskt.control_lr.scratch": (0, INFINITY),
+    "oskt.control_lr.slice": (0, INFINITY),
+    "synthped.seed": (0, INFINITY),
+    "synthped.num_train": (0, INFINITY),
+    "synthped.num_test": (0, INFINITY),
+    "synthped.cameras": (0, INFINITY),
+    **{f"{stage}.max_epoch": (0, INFINITY) for stage in _STAGES},
+    **{f"{stage}.lr": (0, INFINITY) for stage in _STAGES},
+    **{f"{stage}.weight_decay": (0, INFINITY) for stage in _STAGES},
+    **{f"{stage}.batch_size": (1, INFINITY) for stage in _STAGES},
+    **{f"{stage}.warmup_share": (0, 0.9) for stage in _STAGES},
+    **{f"{stage}.half_resolution_epochs": (0, INFINITY) for stage in _STAGES},
+}

@@ -1,0 +1,190 @@
+"""Reading, checking and saving the configuration tree.
+
+Order of precedence: defaults, configuration file, flags of the command line, trailing options. Every source is checked
+against the defaults: an unknown key, a value of another type or out of range is an error that names the nearest key.
+"""
+
+import ast
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+from ..errors import ConfigError
+from ..files import atomic
+from ..registry import nearest
+from .defaults import CHOICES, RANGES, default_tree
+
+RESOLVED_NAME = "config.yaml"
+_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def default_config() -> CfgNode:
+    """A fresh, mutable copy of the defaults."""
+    return CfgNode(default_tree())
+
+
+def load_config(
+    config_file: str | Path = "", options: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+) -> CfgNode:
+    """Reads a run's configuration.
+
+    Args:
+        config_file: YAML with differences from the defaults; empty for none.
+        options: trailing command line words, `KEY VALUE` pairs and `KEY=VALUE` in any mixture; later ones win.
+        flags: dotted key -> value, as command line flags give them; None and empty values are skipped.
+
+    Returns:
+        The frozen tree.
+
+    Raises:
+        ConfigError: missing or malformed file, unknown key, wrong type, value out of range.
+    """
+    config = default_config()
+    if config_file:
+        _merge(config, _read_yaml(Path(config_file)), source=f"'{config_file}'")
+    for key, value in (flags or {}).items():
+        if value is not None and value != "" and value != []:
+            _set(config, key, value, source="the command line")
+    for key, value in _pairs(options):
+        _set(config, key, value, source="the command line")
+    check_config(config)
+    config.freeze()
+    return config
+
+
+def check_config(config: CfgNode) -> None:
+    """Checks ranges and choices of a whole tree.
+
+    Raises:
+        ConfigError: first value that is not allowed, with what is.
+    """
+    for key, allowed in CHOICES.items():
+        value = get(config, key)
+        for item in value if isinstance(value, list) else [value]:
+            if item not in allowed:
+                shown = ", ".join(repr(choice) for choice in allowed)
+                raise ConfigError(f"{key} is {item!r}{nearest(str(item), allowed)}; allowed: {shown}")
+    for key, (lowest, highest) in RANGES.items():
+        value = get(config, key)
+        if not lowest <= value <= highest:
+            raise ConfigError(f"{key} is {value}; allowed: {lowest} to {highest}")
+
+
+def get(config: CfgNode, key: str) -> Any:
+    """Value of a dotted key such as 'oskt.refine.lambda' (a Python keyword, so no attribute path reaches it)."""
+    for name in key.split("."):
+        config = config[name]
+    return config
+
+
+def save_resolved(config: CfgNode, folder: str | Path) -> Path:
+    """Writes the whole tree as `config.yaml` in `folder` and returns its path; `load_config` reads it back."""
+    path = Path(folder) / RESOLVED_NAME
+    with atomic(path) as temporary:
+        temporary.write_text(config.dump(), encoding="utf-8")
+    return path
+
+
+def digest(*parts: Any) -> str:
+    """Short digest of configuration nodes and plain values; equal content in any key order gives equal digests."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"no configuration file at '{path}' (looked in '{path.parent.absolute()}')")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as reason:
+        raise ConfigError(f"'{path}' is not valid YAML: {reason}") from reason
+    if content is not None and not isinstance(content, dict):
+        raise ConfigError(f"'{path}' holds a {type(content).__name__}; expected keys and values")
+    return content or {}
+
+
+def _pairs(options: Sequence[str]) -> list[tuple[str, str]]:
+    """Splits `KEY VALUE` and `KEY=VALUE` words into pairs, in order."""
+    pairs, words = [], iter(options)
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and _KEY.fullmatch(key):
+            pairs.append((key, value))
+            continue
+        value = next(words, None)
+        if value is None:
+            raise ConfigError(f"option '{word}' has no value; write '{word} VALUE' or '{word}=VALUE'")
+        pairs.append((word, value))
+    return pairs
+
+
+def _merge(config: CfgNode, content: Mapping[str, Any], source: str, prefix: str = "") -> None:
+    """Merges nested keys of a file into `config`, which changes."""
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if name in config and isinstance(config[name], CfgNode) and isinstance(value, Mapping):
+            _merge(config[name], value, source, prefix=f"{key}.")
+        else:
+            _assign(config, str(name), value, key, source)
+
+
+def _set(config: CfgNode, key: str, value: Any, source: str) -> None:
+    """Sets a dotted key of `config`, which changes."""
+    node, *names = config, *key.split(".")
+    for name in names[:-1]:
+        if not isinstance(node.get(name), CfgNode):
+            _unknown(key, source)
+        node = node[name]
+    _assign(node, names[-1], value, key, source)
+
+
+def _assign(node: CfgNode, name: str, value: Any, key: str, source: str) -> None:
+    if name not in node:
+        _unknown(key, source)
+    if isinstance(node[name], CfgNode):
+        raise ConfigError(f"{key} in {source} is {value!r}; it is a group of keys: {', '.join(node[name])}")
+    node[name] = _coerce(value, node[name], key, source)
+
+
+def _unknown(key: str, source: str) -> None:
+    known = _leaves(default_config())
+    *_, last = key.split(".")
+    # The right name under the wrong parent is as common a slip as a mistyped name.
+    moved = [leaf for leaf in known if leaf.split(".")[-1] == last]
+    hint = f"; did you mean {' or '.join(map(repr, moved[:3]))}?" if moved else nearest(key, known)
+    raise ConfigError(f"unknown key '{key}' in {source}{hint or '; see the README for the keys'}")
+
+
+def _leaves(config: CfgNode, prefix: str = "") -> list[str]:
+    """Dotted names of all values of a tree."""
+    leaves = []
+    for name, value in config.items():
+        leaves += _leaves(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [f"{prefix}{name}"]
+    return leaves
+
+
+def _coerce(value: Any, default: Any, key: str, source: str) -> Any:
+    """`value` as the type of `default`; words of the command line and YAML's '3e-4' are read as Python literals."""
+    if isinstance(value, str) and not isinstance(default, str):
+        # What is no literal stays a string, which the type check below reports.
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(default, list) and isinstance(value, tuple):
+        value = list(value)
+    if isinstance(default, list) and isinstance(value, list) and default:
+        value = [_coerce(item, default[0], f"{key}[{index}]", source) for index, item in enumerate(value)]
+    if type(value) is not type(default):
+        raise ConfigError(
+            f"{key} in {source} is {value!r} ({type(value).__name__}); expected {type(default).__name__} such as "
+            f"{default!r}"
+        )
+    return value

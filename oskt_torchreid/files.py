@@ -1,0 +1,179 @@
+"""Whole files only: atomic writing, and reading that runs no code from the file."""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import ChainError, CheckpointError, ConfigError
+
+METADATA_KEY = "oskt"
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path` that takes its place when the block ends without an exception.
+
+    Readers see the old file or the new one, never a part: on any exception, Ctrl-C included, the temporary file is
+    removed and `path` stays as it was.
+
+    Args:
+        path: file to write; missing folders are made.
+
+    Yields:
+        Path in the same folder with the same suffix, for the block to write.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(6)}{path.suffix}")
+    try:
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Writes tensors as safetensors, with `metadata` (anything that JSON can hold) beside them."""
+    # Clones, because safetensors refuses tensors that share memory.
+    owned = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    with atomic(path) as temporary:
+        save_file(owned, str(temporary), metadata={METADATA_KEY: json.dumps(metadata, default=_plain)})
+
+
+def load_tensors(path: str | Path, error: type[Exception] = ChainError) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads a file of `save_tensors`.
+
+    Args:
+        path: file to read.
+        error: type of the error for a missing, truncated or foreign file.
+
+    Returns:
+        (tensors on the CPU, metadata).
+    """
+    path = _existing(path, error)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as reason:
+        raise error(
+            f"cannot read '{path}': not a whole safetensors file ({reason}); it may be truncated or of another format: "
+            "write or copy it again"
+        ) from reason
+    if metadata is None:
+        raise error(
+            f"'{path}' is a safetensors file of another program: it has no '{METADATA_KEY}' metadata; "
+            "give a file that this package saved"
+        )
+    return tensors, _parse_json(metadata, path, error)
+
+
+def save_checkpoint(path: str | Path, content: Any) -> None:
+    """Writes tensors and plain containers with `torch.save`, atomically."""
+    with atomic(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_checkpoint(path: str | Path, error: type[Exception] = CheckpointError) -> Any:
+    """Reads a `torch.save` file onto the CPU without running code from it.
+
+    Tensors, plain containers and NumPy scalars are read: torchreid stores its rank-1 as a NumPy scalar, which
+    `torch.load` refuses by default.
+
+    Args:
+        path: file to read.
+        error: type of the error for a missing, damaged or unsafe file.
+    """
+    path = _existing(path, error)
+    try:
+        with torch.serialization.safe_globals(_numpy_scalar_globals()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as reason:  # torch.load raises nearly any type for a damaged file
+        raise error(
+            f"cannot read '{path}': damaged, or it holds more than tensors, plain containers and NumPy scalars "
+            f"({_first_line(reason)}); save it again as a state dict"
+        ) from reason
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Writes indented JSON atomically; NumPy scalars and arrays become plain numbers and lists."""
+    text = json.dumps(content, indent=2, default=_plain) + "\n"
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | Path, error: type[Exception] = ConfigError) -> Any:
+    """Reads JSON; a missing or damaged file raises `error`."""
+    path = _existing(path, error)
+    return _parse_json(path.read_text(encoding="utf-8"), path, error)
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _existing(path: str | Path, error: type[Exception]) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise error(f"no file at '{path}' (looked in '{path.parent.absolute()}'); check the path")
+    return path
+
+
+def _parse_json(text: str, path: Path, error: type[Exception]) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as reason:
+        raise error(f"'{path}' holds damaged JSON ({reason}); write it again") from reason
+
+
+def _flush(path: Path) -> None:
+    """Asks the system to put a file's (or folder's) content on the disk, so that a rename never precedes it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _numpy_scalar_globals() -> list[Any]:
+    """What unpickling a NumPy scalar needs, under the names of NumPy 1 and 2."""
+    scalar = np.float32(0).__reduce__()[0]
+    types = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")}
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [*((scalar, name) for name in names), np.dtype, *types]
+
+
+def _plain(value: Any) -> Any:
+    """JSON form of NumPy values and paths."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _first_line(reason: Exception) -> str:
+    lines = str(reason).strip().splitlines()
+    return lines[0] if lines else type(reason).__name__

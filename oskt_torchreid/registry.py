@@ -1,0 +1,50 @@
+"""The one table of engines: a method is added with one `register_engine` line."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from .errors import ConfigError
+
+_ENGINES: dict[str, type] = {}
+
+
+def register_engine(name: str, engine: type) -> None:
+    """Adds an engine class under `name`; registering the same class again changes nothing.
+
+    Raises:
+        ConfigError: another class has the name.
+    """
+    known = _ENGINES.setdefault(name, engine)
+    if known is not engine:
+        raise ConfigError(
+            f"engine name '{name}' belongs to {known.__module__}.{known.__qualname__}, got "
+            f"{engine.__module__}.{engine.__qualname__}; register it under another name"
+        )
+
+
+def engine_names() -> list[str]:
+    """Registered names in order of registration."""
+    return list(_ENGINES)
+
+
+def engine_class(name: str) -> type:
+    """The class registered under `name`.
+
+    Raises:
+        ConfigError: unknown name; the message has the nearest one.
+    """
+    if name not in _ENGINES:
+        raise ConfigError(f"unknown engine '{name}'{nearest(name, _ENGINES)}; known engines: {', '.join(_ENGINES)}")
+    return _ENGINES[name]
+
+
+def build_engine(name: str, datamanager: Any, model: Any, **kwargs: Any) -> Any:
+    """Builds the engine registered under `name`; keyword arguments go to its constructor."""
+    return engine_class(name)(datamanager, model, **kwargs)
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Part of an error message that suggests names: "; did you mean 'a' or 'b'?", empty when nothing is near."""
+    matches = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    return f"; did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""

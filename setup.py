@@ -1,0 +1,38 @@
+"""Installs oskt_torchreid; every package that the code imports is declared here, torchreid's own needs included."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+README = Path(__file__).with_name("README.md")
+
+setup(
+    name="oskt_torchreid",
+    version="0.1.0",
+    description="One-shot knowledge transfer for person re-identification: one weight chain, students of every size",
+    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=find_packages(include=["oskt_torchreid", "oskt_torchreid.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.4",
+        "torchvision",
+        "torchreid",
+        "yacs",
+        "pyyaml",
+        "gdown",
+        "numpy",
+        "scipy",
+        "tabulate",
+        "safetensors",
+        "tqdm",
+        "opencv-python-headless",
+        "matplotlib",
+        "tensorboard",
+        "h5py",
+        "six",
+        "pillow",
+    ],
+    extras_require={"test": ["pytest", "hypothesis", "ruff"]},
+)

@@ -1,0 +1,36 @@
+"""Settings and fixtures that every test shares."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+# Small tensors run fastest on one thread, and single-threaded sums do not depend on the machine's core count.
+torch.set_num_threads(1)
+
+TRAIN_IDS, TEST_IDS, CAMERAS = 6, 6, 2
+TRAIN_VIEWS, GALLERY_VIEWS = 2, 5  # images per identity and camera
+
+
+@pytest.fixture(scope="session")
+def market_root(tmp_path_factory) -> Path:
+    """A data root with a tiny Market-1501: random pictures, and galleries long enough for torchreid's evaluation."""
+    root = tmp_path_factory.mktemp("reid-data")
+    folder = root / "market1501" / "Market-1501-v15.09.15"
+    random = np.random.default_rng(0)
+    train = range(1, TRAIN_IDS + 1)
+    test = range(101, 101 + TEST_IDS)
+    for name, ids, views in [
+        ("bounding_box_train", train, TRAIN_VIEWS),
+        ("query", test, 1),
+        ("bounding_box_test", test, GALLERY_VIEWS),
+    ]:
+        (folder / name).mkdir(parents=True)
+        for pid in ids:
+            for camera in range(1, CAMERAS + 1):
+                for view in range(views):
+                    picture = random.integers(0, 256, (32, 16, 3), dtype=np.uint8)
+                    cv2.imwrite(str(folder / name / f"{pid:04d}_c{camera}s1_{view:06d}_00.jpg"), picture)
+    return root
