@@ -1,0 +1,329 @@
+"""torchreid's engine made safe: one device, frozen modules that stay frozen, whole checkpoints, progress with ETA.
+
+torchreid's loop is kept. An engine of this package overrides `compute_losses`, or `forward_backward` where one backward
+pass is not enough.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..errors import TrainingError
+from ..files import load_checkpoint, save_checkpoint
+from ..registry import register_engine
+from .compat import device, quiet, torchreid
+from .losses import ReidLoss
+from .models import check_state_dict, parse_outputs, state_dict_of
+from .progress import ProgressLoader
+from .ranking import recorded_ranking
+
+LAST_GOOD = "model.pth.tar-last"
+
+
+class TransferEngine(torchreid.engine.Engine):
+    """Trains one model with a re-identification loss.
+
+    Args:
+        datamanager: torchreid data manager.
+        model: network; it is moved to the device. Parameters that require no gradient now stay frozen.
+        optimizer: needed for training only.
+        scheduler: None keeps the learning rate.
+        loss: None: label-smoothed cross-entropy over the data manager's identities.
+        use_gpu: run on the GPU where there is one.
+        schedule_per_iteration: step the scheduler after every batch instead of every epoch.
+        half_resolution_epochs: number of first epochs that see images average-pooled to half their height and width.
+    """
+
+    def __init__(
+        self,
+        datamanager: Any,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        scheduler: LRScheduler | None = None,
+        loss: ReidLoss | None = None,
+        use_gpu: bool = True,
+        schedule_per_iteration: bool = False,
+        half_resolution_epochs: int = 0,
+    ) -> None:
+        super().__init__(datamanager, use_gpu)
+        self.device = device(use_gpu)
+        self.max_epoch = 0
+        self.start_epoch = 0
+        self.schedule_per_iteration = schedule_per_iteration
+        self.half_resolution_epochs = half_resolution_epochs
+        self.last_summary: dict[str, float] = {}
+        self.results: dict[str, dict[str, float]] = {}
+        self._frozen_parameters: list[nn.Parameter] = []
+        self._frozen_modules: list[nn.Module] = []
+        self._run_folder: Path | None = None  # while a run trains
+        self._kept_epoch = 0  # epochs behind the state that the run keeps; 0: none yet
+        self.model = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.loss = (loss or ReidLoss(datamanager.num_train_pids, use_gpu=self.use_gpu)).to(self.device)
+        self.register_model("model", model, optimizer, scheduler)
+        self.train_loader = ProgressLoader(self.train_loader, self)
+
+    # Models
+
+    def register_model(
+        self,
+        name: str = "model",
+        model: nn.Module | None = None,
+        optim: Optimizer | None = None,
+        sched: LRScheduler | None = None,
+    ) -> None:
+        """Adds a model that is trained, switched and saved with the others; it is moved to the device."""
+        if model is not None:
+            model.to(self.device)
+            self._frozen_parameters += [p for p in model.parameters() if not p.requires_grad]
+        super().register_model(name, model, optim, sched)
+
+    def freeze(self, *modules: nn.Module) -> None:
+        """Keeps modules in evaluation mode and without gradients, whatever the loop switches."""
+        self._frozen_modules += modules
+        self._frozen_parameters += [parameter for module in modules for parameter in module.parameters()]
+        self._keep_frozen()
+
+    def _keep_frozen(self) -> None:
+        for parameter in self._frozen_parameters:
+            parameter.requires_grad_(False)
+        for module in self._frozen_modules:
+            module.eval()
+
+    def set_model_mode(self, mode: str = "train", names: Any = None) -> None:
+        """Switches models to 'train', 'eval' or 'test'; frozen modules stay in evaluation mode."""
+        super().set_model_mode(mode, names)
+        self._keep_frozen()
+
+    def two_stepped_transfer_learning(
+        self, epoch: int, fixbase_epoch: int, open_layers: Any, model: nn.Module | None = None
+    ) -> None:
+        """Opens layers for this epoch as torchreid does, but keeps frozen what was: torchreid unfreezes everything."""
+        super().two_stepped_transfer_learning(epoch, fixbase_epoch, open_layers, model)
+        self._keep_frozen()
+
+    # Training
+
+    def run(self, save_dir: str = "log", *args: Any, **kwargs: Any) -> None:
+        """Trains and evaluates; arguments as in torchreid.
+
+        While it trains, the state after the last whole epoch is kept in `<save_dir>/<name>/model.pth.tar-last`, one
+        file per registered model; the final checkpoint takes its place.
+        """
+        self._run_folder = Path(save_dir)
+        self._kept_epoch = 0
+        try:
+            with quiet():
+                super().run(save_dir, *args, **kwargs)
+            if self._kept_epoch:
+                for name in self.get_model_names():
+                    (self._run_folder / name / LAST_GOOD).unlink(missing_ok=True)
+        finally:
+            self._run_folder = None
+            self.train_loader.close()
+            if self.writer is not None:
+                self.writer.close()
+                self.writer = None  # a later run writes where it is told to
+
+    def train(self, *args: Any, **kwargs: Any) -> None:
+        """Trains one epoch and keeps the state after it, if this is part of a run."""
+        super().train(*args, **kwargs)
+        if self._run_folder is None or not self._is_finite():
+            return
+        for name in self.get_model_names():
+            save_checkpoint(self._run_folder / name / LAST_GOOD, self._state(name, self.epoch, rank1=math.nan))
+        self._kept_epoch = self.epoch + 1
+
+    def forward_backward(self, data: dict[str, Any]) -> dict[str, float]:
+        """One training step.
+
+        Returns:
+            Terms for the log.
+
+        Raises:
+            TrainingError: the loss is not finite; the weights are as they were before the step.
+        """
+        images, pids = self.prepare(data)
+        loss, summary = self.compute_losses(images, pids)
+        self.step(loss, summary)
+        return summary
+
+    def prepare(self, data: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Images [batch, 3, height, width] and labels [batch] on the device, at this epoch's resolution."""
+        images, pids = self.parse_data_for_train(data)
+        images = images.to(self.device, non_blocking=True)
+        if self.epoch < self.half_resolution_epochs:
+            images = functional.avg_pool2d(images, 2)
+        return images, pids.to(self.device, non_blocking=True)
+
+    def compute_losses(self, images: Tensor, pids: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a batch and its terms for the log; what a method overrides."""
+        outputs = parse_outputs(self.model(images), training=True, loss=getattr(self.model, "loss", ""))
+        return self.loss(outputs, pids)
+
+    def step(self, loss: Tensor, summary: dict[str, float]) -> None:
+        """Checks the loss, then one step of the optimiser and of a per-iteration schedule."""
+        self.check_finite(loss, summary)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        if self.schedule_per_iteration and self.scheduler is not None:
+            self.scheduler.step()
+        self.last_summary = summary
+
+    def check_finite(self, loss: Tensor, summary: dict[str, float]) -> None:
+        """Raises TrainingError, with the place and the terms, for a loss that is not finite."""
+        if math.isfinite(loss.item()):
+            return
+        terms = ", ".join(f"{name}={value:.4g}" for name, value in summary.items())
+        kept = f"the state after epoch {self._kept_epoch} is in '{self._run_folder}/*/{LAST_GOOD}'"
+        raise TrainingError(
+            f"loss is {loss.item()} at epoch {self.epoch + 1} of {self.max_epoch}, iteration {self.batch_idx + 1} of "
+            f"{len(self.train_loader)} ({terms}); {kept if self._kept_epoch else 'no epoch was completed yet'}; lower "
+            f"the learning rate (now {self.get_current_lr():.3g}) or check the images"
+        )
+
+    def update_lr(self, names: Any = None) -> None:
+        """Steps the schedules after an epoch, unless they move after every batch."""
+        if not self.schedule_per_iteration:
+            super().update_lr(names)
+
+    def get_current_lr(self, names: Any = None) -> float:
+        """Learning rate of the first model that has an optimiser."""
+        optimizers = [self._optims[name] for name in self.get_model_names(names) if self._optims[name] is not None]
+        return float(optimizers[0].param_groups[-1]["lr"]) if optimizers else 0.0
+
+    def _is_finite(self) -> bool:
+        models = self._models.values()
+        return all(torch.isfinite(parameter).all() for model in models for parameter in model.parameters())
+
+    # Evaluation
+
+    def test(self, *args: Any, **kwargs: Any) -> float:
+        """Evaluates on every target as torchreid does, and keeps the numbers in `results[target]`.
+
+        Returns:
+            Rank-1 of the last target, as a fraction.
+        """
+        with quiet(), recorded_ranking() as rankings:
+            rank1 = super().test(*args, **kwargs)
+        for target, (cmc, mean_ap) in zip(self.test_loader, rankings, strict=True):
+            ranks = {f"rank{rank}": float(cmc[rank - 1]) for rank in (1, 5, 10, 20)}
+            self.results[target] = {"mAP": float(mean_ap), **ranks}
+        return float(rank1)
+
+    def evaluate(self, **kwargs: Any) -> dict[str, float]:
+        """Numbers of the first target as fractions: mAP, rank1, rank5, rank10, rank20.
+
+        Args:
+            **kwargs: of `test`: dist_metric, normalize_feature, ...
+        """
+        self.test(**kwargs)
+        return dict(self.results[next(iter(self.test_loader))])
+
+    # Checkpoints
+
+    def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:
+        """Writes `<save_dir>/<name>/model.pth.tar-<epoch + 1>` for every model, whole files of plain values only."""
+        for name in self.get_model_names():
+            state = self._state(name, epoch, rank1)
+            folder = Path(save_dir) / name
+            save_checkpoint(folder / f"model.pth.tar-{epoch + 1}", state)
+            if is_best:
+                save_checkpoint(folder / "model-best.pth.tar", state)
+
+    def _state(self, name: str, epoch: int, rank1: float) -> dict[str, Any]:
+        optimizer, scheduler = self._optims[name], self._scheds[name]
+        state = {"state_dict": self._models[name].state_dict(), "epoch": epoch + 1, "rank1": float(rank1)}
+        if optimizer is not None:
+            state["optimizer"] = optimizer.state_dict()
+        if scheduler is not None:
+            state["scheduler"] = scheduler.state_dict()
+        return state
+
+    def resume(self, path: str | Path, name: str = "model") -> int:
+        """Continues from a checkpoint of this engine or of torchreid's.
+
+        Args:
+            path: checkpoint with weights and, where they were saved, optimiser and scheduler.
+            name: which registered model it belongs to.
+
+        Returns:
+            Epoch to start from.
+
+        Raises:
+            CheckpointError: unreadable, or of another model; nothing is loaded then.
+        """
+        content = load_checkpoint(path)
+        model = self._models[name]
+        state = state_dict_of(content, path)
+        check_state_dict(state, model.state_dict(), source=f"'{path}'", target=type(model).__name__)
+        model.load_state_dict(state)
+        for key, part in (("optimizer", self._optims[name]), ("scheduler", self._scheds[name])):
+            if part is not None and key in content:
+                part.load_state_dict(content[key])
+        return int(content.get("epoch", 0))
+
+
+class SoftmaxEngine(TransferEngine):
+    """torchreid's ImageSoftmaxEngine, arguments and loss, with the guarantees of TransferEngine."""
+
+    def __init__(
+        self,
+        datamanager: Any,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        scheduler: LRScheduler | None = None,
+        use_gpu: bool = True,
+        label_smooth: bool = True,
+        **options: Any,
+    ) -> None:
+        loss = ReidLoss(datamanager.num_train_pids, label_smooth=label_smooth, use_gpu=device(use_gpu).type == "cuda")
+        super().__init__(datamanager, model, optimizer, scheduler, loss, use_gpu, **options)
+
+
+class TripletEngine(TransferEngine):
+    """torchreid's ImageTripletEngine, arguments and loss, with the guarantees of TransferEngine."""
+
+    def __init__(
+        self,
+        datamanager: Any,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        margin: float | None = 0.3,
+        weight_t: float = 1.0,
+        weight_x: float = 1.0,
+        scheduler: LRScheduler | None = None,
+        use_gpu: bool = True,
+        label_smooth: bool = True,
+        soft_margin: bool = False,
+        normalize_triplet: bool = False,
+        **options: Any,
+    ) -> None:
+        loss = ReidLoss(
+            datamanager.num_train_pids,
+            weight_x=weight_x,
+            weight_t=weight_t,
+            margin=margin,
+            label_smooth=label_smooth,
+            soft_margin=soft_margin,
+            normalize_triplet=normalize_triplet,
+            use_gpu=device(use_gpu).type == "cuda",
+        )
+        super().__init__(datamanager, model, optimizer, scheduler, loss, use_gpu, **options)
+
+
+register_engine("softmax", SoftmaxEngine)
+register_engine("triplet", TripletEngine)
+
+
+def publish(name: str, thing: Any) -> None:
+    """Makes a class or function an attribute of `torchreid.engine`; publishing it again changes nothing."""
+    setattr(torchreid.engine, name, thing)

@@ -1,0 +1,132 @@
+"""Re-identification losses: torchreid's label-smoothed cross-entropy and hard triplet, for one branch or several."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import ConfigError, TrainingError
+from .compat import torchreid
+from .models import Outputs
+
+
+class ReidLoss(nn.Module):
+    """`weight_x * cross-entropy + weight_t * triplet`, each averaged over a model's branches.
+
+    Args:
+        num_classes: training identities.
+        weight_x: weight of the cross-entropy; 0 leaves it out.
+        weight_t: weight of the triplet loss; 0 leaves it out.
+        margin: distance margin of the triplet loss; None: soft margin.
+        label_smooth: smooth the labels by 0.1.
+        soft_margin: log(1 + exp(d_positive - d_negative)) instead of the margin.
+        normalize_triplet: measure triplets between L2-normalised features.
+        use_gpu: whether logits live on the GPU.
+
+    Raises:
+        ConfigError: a negative weight, or no weight above 0.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        weight_x: float = 1.0,
+        weight_t: float = 0.0,
+        margin: float | None = 0.3,
+        label_smooth: bool = True,
+        soft_margin: bool = False,
+        normalize_triplet: bool = False,
+        use_gpu: bool = False,
+    ) -> None:
+        super().__init__()
+        if min(weight_x, weight_t) < 0 or max(weight_x, weight_t) == 0:
+            raise ConfigError(
+                f"loss weights are weight_x={weight_x} and weight_t={weight_t}; allowed: none below 0, one above 0"
+            )
+        self.weight_x = weight_x
+        self.weight_t = weight_t
+        self.normalize_triplet = normalize_triplet
+        self.cross_entropy = torchreid.losses.CrossEntropyLoss(
+            num_classes=num_classes, use_gpu=use_gpu, label_smooth=label_smooth
+        )
+        soft = soft_margin or margin is None
+        self.triplet = soft_margin_triplet_loss if soft else torchreid.losses.TripletLoss(margin=margin)
+
+    def forward(self, outputs: Outputs, pids: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Computes the loss of a batch.
+
+        Args:
+            outputs: logits [batch, classes] and features [batch, channels] per branch.
+            pids: identity labels [batch].
+
+        Returns:
+            (scalar loss, its terms and the accuracy in % as plain numbers for the log).
+
+        Raises:
+            ConfigError: a weighted term has no outputs to work on.
+            TrainingError: a triplet batch with fewer than two identities.
+        """
+        total, summary = torch.zeros((), device=pids.device), {}
+        if self.weight_t > 0:
+            loss_t = self._triplet_term(outputs.features, pids)
+            total = total + self.weight_t * loss_t
+            summary["loss_t"] = loss_t.item()
+        if self.weight_x > 0:
+            _require(outputs.logits, "cross-entropy (weight_x)", "logits")
+            loss_x = torchreid.losses.DeepSupervision(self.cross_entropy, outputs.logits, pids)
+            total = total + self.weight_x * loss_x
+            summary["loss_x"] = loss_x.item()
+            summary["acc"] = torchreid.metrics.accuracy(outputs.logits[0], pids)[0].item()
+        return total, summary
+
+    def _triplet_term(self, features: tuple[Tensor, ...], pids: Tensor) -> Tensor:
+        _require(features, "triplet loss (weight_t)", "features (build it with loss='triplet')")
+        if pids.unique().numel() < 2:
+            raise TrainingError(
+                f"a triplet batch of {pids.numel()} images shows one identity only, so there are no negatives; use "
+                "sampler.train_sampler RandomIdentitySampler with more than sampler.num_instances images per batch"
+            )
+        if self.normalize_triplet:
+            features = tuple(functional.normalize(feature, dim=1) for feature in features)
+        return torchreid.losses.DeepSupervision(self.triplet, features, pids)
+
+
+def loss_from_config(config: Any, num_classes: int, use_gpu: bool) -> ReidLoss:
+    """The loss that `loss.name` and its nodes ask for; softmax leaves the triplet term out."""
+    triplet = config.loss.triplet
+    is_triplet = config.loss.name == "triplet"
+    return ReidLoss(
+        num_classes,
+        weight_x=triplet.weight_x if is_triplet else 1.0,
+        weight_t=triplet.weight_t if is_triplet else 0.0,
+        margin=triplet.margin,
+        label_smooth=config.loss.softmax.label_smooth,
+        soft_margin=triplet.soft_margin,
+        normalize_triplet=triplet.normalize,
+        use_gpu=use_gpu,
+    )
+
+
+def soft_margin_triplet_loss(features: Tensor, pids: Tensor) -> Tensor:
+    """Batch-hard triplet loss `mean(log(1 + exp(d_positive - d_negative)))` with Euclidean distances.
+
+    Args:
+        features: [batch, channels].
+        pids: identity labels [batch], at least two different ones.
+
+    Returns:
+        Scalar; d_positive is an image's largest distance to its identity, d_negative its smallest to another.
+    """
+    squared = features.pow(2).sum(dim=1)
+    distances = squared[:, None] + squared[None, :] - 2 * features @ features.t()
+    distances = distances.clamp(min=1e-12).sqrt()  # the root has no gradient at 0
+    same = pids[:, None] == pids[None, :]
+    positive = distances.masked_fill(~same, float("-inf")).amax(dim=1)
+    negative = distances.masked_fill(same, float("inf")).amin(dim=1)
+    return functional.softplus(positive - negative).mean()
+
+
+def _require(branches: tuple[Tensor, ...], term: str, what: str) -> None:
+    if not branches:
+        raise ConfigError(f"the {term} needs {what}, and the model gave none; change the model's loss or the weight")

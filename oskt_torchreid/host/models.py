@@ -1,0 +1,255 @@
+"""torchreid's model factory: names, building, recognising a model, its outputs and its weights."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, ConfigError
+from ..files import load_checkpoint
+from ..registry import nearest
+from .compat import host_table, quiet, torchreid
+
+Builder = Callable[..., nn.Module]
+
+LOSSES = ("softmax", "triplet")
+_DEFAULT_INPUT = (3, 256, 128)
+_INPUT_SIZES = {"hacnn": (3, 160, 64)}  # its attention grids fit no other size
+_NAMES_SHOWN = 5
+_WRAPPED: dict[str, str] = {}  # registered wrapper -> name of the model inside it
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What rebuilds a model: arguments of `build`."""
+
+    name: str
+    num_classes: int
+    loss: str
+
+
+class Outputs(NamedTuple):
+    """A model's outputs in one shape; one entry per branch, empty where the model gave none.
+
+    Attributes:
+        logits: tensors [batch, classes].
+        features: tensors [batch, channels].
+    """
+
+    logits: tuple[Tensor, ...]
+    features: tuple[Tensor, ...]
+
+
+def _factory() -> dict[str, Builder]:
+    return host_table(torchreid.models.build_model, "__model_factory")
+
+
+def model_names() -> list[str]:
+    """Every name that `build` knows, registered ones included."""
+    return list(_factory())
+
+
+def builder_of(name: str) -> Builder:
+    """The function behind a name.
+
+    Raises:
+        ConfigError: unknown name; the message has the nearest ones.
+    """
+    factory = _factory()
+    if name not in factory:
+        raise ConfigError(
+            f"unknown model '{name}'{nearest(name, factory)}; known models: {', '.join(sorted(factory))}"
+        )
+    return factory[name]
+
+
+def register_model(name: str, builder: Builder, wraps: str = "") -> None:
+    """Adds a model name to torchreid's factory; registering an equal builder again changes nothing.
+
+    Args:
+        name: name for `torchreid.models.build_model`.
+        builder: called with `num_classes`, `loss`, `pretrained` and `use_gpu`.
+        wraps: name of the model that the built one contains as a child, if any; `identify` needs it.
+
+    Raises:
+        ConfigError: another builder has the name.
+    """
+    known = _factory().setdefault(name, builder)
+    if known != builder:
+        owner = getattr(known, "__qualname__", type(known).__qualname__)
+        raise ConfigError(f"model name '{name}' belongs to {known.__module__}.{owner}; choose another name")
+    if wraps:
+        _WRAPPED[name] = wraps
+
+
+def build(
+    name: str, num_classes: int, loss: str = "softmax", pretrained: bool = False, use_gpu: bool = False
+) -> nn.Module:
+    """Builds a model by name, as `torchreid.models.build_model` does.
+
+    Raises:
+        ConfigError: unknown name, or a loss that torchreid's models do not know.
+    """
+    builder = builder_of(name)
+    if loss not in LOSSES:
+        raise ConfigError(f"loss of model '{name}' is '{loss}'; allowed: {', '.join(LOSSES)}")
+    with quiet():
+        return builder(num_classes=num_classes, loss=loss, pretrained=pretrained, use_gpu=use_gpu)
+
+
+@functools.lru_cache(maxsize=128)
+def skeleton(name: str, num_classes: int, loss: str = "softmax") -> nn.Module:
+    """The model on the meta device: shapes without memory. Consumes no random numbers of torch.
+
+    The result is cached and shared: copy it (`copy.deepcopy`) before changing it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return build(name, num_classes, loss)
+        except (NotImplementedError, RuntimeError):
+            # A builder that reads values of its tensors cannot run without memory.
+            return build(name, num_classes, loss).to("meta")
+
+
+def input_size(name: str) -> tuple[int, int, int]:
+    """(channels, height, width) that the model is made for."""
+    builder_of(name)
+    return _INPUT_SIZES.get(_WRAPPED.get(name, name), _DEFAULT_INPUT)
+
+
+def identify(model: nn.Module) -> ModelSpec | None:
+    """Which registered name builds this model: same modules, same tensor names and shapes; None if none does.
+
+    Where two names build the same network, the first registered is given.
+    """
+    loss = getattr(model, "loss", "softmax")
+    shapes = _shapes(model)
+    for name in _candidates(model):
+        for num_classes in _class_counts(model):
+            twin = skeleton(name, num_classes, loss if loss in LOSSES else "softmax")
+            if _shapes(twin) == shapes and str(twin) == str(model):
+                return ModelSpec(name, num_classes, twin.loss if hasattr(twin, "loss") else "softmax")
+            if _shapes(twin).keys() != shapes.keys():
+                break  # another class count does not change names
+    return None
+
+
+def _candidates(model: nn.Module) -> Iterator[str]:
+    """Names whose builder is defined in the module that defines the model's class, or a child's class for wrappers."""
+    own = type(model).__module__
+    children = {type(child).__module__ for child in model.children()}
+    for name, builder in _factory().items():
+        wraps = _WRAPPED.get(name)
+        if builder_of(wraps).__module__ in children if wraps else builder.__module__ == own:
+            yield name
+
+
+def _class_counts(model: nn.Module) -> list[int]:
+    """Possible class counts: output widths of the linear layers, last first (the classifier mostly comes last)."""
+    widths = [module.out_features for module in model.modules() if isinstance(module, nn.Linear)]
+    return list(dict.fromkeys(reversed(widths)))
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def parse_outputs(outputs: Any, training: bool, loss: str = "") -> Outputs:
+    """Brings the outputs of any torchreid model into one shape.
+
+    In evaluation models give features; in training logits (softmax) or a pair of logits and features (triplet); each
+    may be a list of branches.
+
+    Args:
+        outputs: what the model returned.
+        training: whether it was in training mode.
+        loss: 'softmax' or 'triplet', as the model was built; empty: told from the structure.
+
+    Raises:
+        ConfigError: a pair of equally wide tensors without `loss`: two branches' logits or logits and features.
+    """
+    if not training:
+        return Outputs((), _branches(outputs))
+    if loss != "softmax" and isinstance(outputs, (tuple, list)) and len(outputs) == 2:
+        logits, features = _branches(outputs[0]), _branches(outputs[1])
+        nested = not (torch.is_tensor(outputs[0]) and torch.is_tensor(outputs[1]))
+        if loss == "triplet" or nested or logits[0].shape[1] != features[0].shape[1]:
+            return Outputs(logits, features)
+        raise ConfigError(
+            f"the model returned two tensors of shape {tuple(logits[0].shape)}: logits and features, or logits of two "
+            "branches; pass loss='triplet' or loss='softmax' to parse_outputs"
+        )
+    return Outputs(_branches(outputs), ())
+
+
+def _branches(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (outputs,) if torch.is_tensor(outputs) else tuple(outputs)
+
+
+def load_weights(model: nn.Module, path: str | Path, ignore: Sequence[str] = ()) -> None:
+    """Loads a checkpoint into `model`, which changes only if every tensor fits.
+
+    Args:
+        model: network to fill.
+        path: a state dict, or a checkpoint of torchreid that holds one under 'state_dict'; names may begin with
+            'module.'.
+        ignore: tensor names that may be missing, unexpected or of another shape (a classifier of another label set);
+            those keep the model's values.
+
+    Raises:
+        CheckpointError: unreadable file, or missing, unexpected or misshaped tensors, with counts and first names.
+    """
+    state = state_dict_of(load_checkpoint(path), path)
+    own = model.state_dict()
+    check_state_dict(state, own, source=f"'{path}'", target=type(model).__name__, ignore=ignore)
+    fitting = {name: tensor for name, tensor in state.items() if name in own and tensor.shape == own[name].shape}
+    model.load_state_dict({**own, **fitting})
+
+
+def state_dict_of(content: Any, path: str | Path) -> dict[str, Tensor]:
+    """The state dict inside a checkpoint's content, without 'module.' prefixes.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not state or not all(torch.is_tensor(value) for value in state.values()):
+        raise CheckpointError(
+            f"'{path}' holds no state dict; expected a mapping of names to tensors, alone or under 'state_dict'"
+        )
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def check_state_dict(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, target: str, ignore: Sequence[str] = ()
+) -> None:
+    """Compares names and shapes.
+
+    Raises:
+        CheckpointError: counts and first names of missing, unexpected and misshaped tensors.
+    """
+    missing = [name for name in expected if name not in state and name not in ignore]
+    unexpected = [name for name in state if name not in expected and name not in ignore]
+    misshaped = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected
+        if name in state and state[name].shape != expected[name].shape and name not in ignore
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "misshaped": misshaped}
+    account = "; ".join(f"{len(names)} {kind}: {_first(names)}" for kind, names in kinds.items() if names)
+    if account:
+        raise CheckpointError(
+            f"{source} does not fit {target} ({len(expected)} tensors): {account}. Nothing was loaded; give a "
+            "checkpoint of the same backbone, class count and settings, or build the model it was saved from"
+        )
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f", ... ({len(names) - _NAMES_SHOWN} more)" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more
+

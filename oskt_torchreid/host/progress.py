@@ -1,0 +1,49 @@
+"""Progress of training: one bar for a whole run, with ETA, losses and learning rate; silent without a terminal."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+
+class ProgressLoader:
+    """A data loader that moves its engine's progress bar; everything else is the wrapped loader's.
+
+    Args:
+        loader: data loader to iterate.
+        engine: gives epoch, start_epoch, max_epoch, last_summary and get_current_lr.
+    """
+
+    def __init__(self, loader: Any, engine: Any) -> None:
+        self.loader = loader
+        self.engine = engine
+        self._bar: tqdm | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # not set yet: while being copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        engine = self.engine
+        if self._bar is None:
+            # disable=None: no bar where stderr is not a terminal.
+            total = max(1, engine.max_epoch - engine.start_epoch) * len(self.loader)
+            self._bar = tqdm(total=total, disable=None, unit="batch", dynamic_ncols=True)
+        self._bar.set_description(f"epoch {engine.epoch + 1}/{max(engine.max_epoch, engine.epoch + 1)}")
+        for data in self.loader:
+            yield data
+            terms = {name: f"{value:.3g}" for name, value in engine.last_summary.items()}
+            self._bar.set_postfix(terms | {"lr": f"{engine.get_current_lr():.2g}"}, refresh=False)
+            self._bar.update()
+        if engine.epoch + 1 >= engine.max_epoch:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the bar; the next iteration opens another."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
