@@ -1,0 +1,1 @@
+"""Data sets that this package brings along."""

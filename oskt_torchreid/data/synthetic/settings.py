@@ -1,0 +1,175 @@
+"""What can be chosen about the synthetic pedestrians, checked when it is chosen."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from ...errors import ConfigError
+from ...registry import nearest
+
+# Part of the digest: raise it with every change of the drawing, so that older folders are not taken for new ones.
+DRAWING_VERSION = 1
+
+# torchreid ranks the first 50 gallery pictures of every query; its curves become ragged below that.
+MIN_GALLERY_PER_QUERY = 51
+
+_WHOLE_RANGES = {
+    "seed": (0, 2**31 - 1),
+    "height": (32, 1024),
+    "width": (16, 512),
+    "train_identities": (2, 4999),
+    "test_identities": (2, 4999),
+    "cameras": (2, 9),
+    "images_per_camera": (2, 99),
+    "walks": (1, 9),
+    "family_size": (1, 64),
+}
+_REAL_RANGES = {
+    "form_change": (0.0, 1.0),
+    "colour_change": (0.0, 1.0),
+    "min_differences": (0.0, 3.0),
+    "camera_cast": (0.0, 2.0),
+    "white_balance": (0.0, 2.0),
+    "occlusion": (0.0, 1.0),
+    "view": (0.0, 1.0),
+    "resolution_loss": (0.0, 1.5),
+    "noise": (0.0, 2.0),
+    "jitter": (0.0, 2.0),
+    "clutter": (0.0, 4.0),
+}
+
+
+def _check(name: str, value: object, limits: tuple[float, float], whole: bool) -> None:
+    """Raises ConfigError unless value is a number of the wanted kind within limits (both included)."""
+    low, high = limits
+    kind = "a whole number" if whole else "a number"
+    allowed = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, allowed) or not low <= value <= high:
+        raise ConfigError(f"synthped: {name} is {value!r}, but must be {kind} from {low} to {high}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticSettings:
+    """Everything that decides what the pictures look like and how many there are.
+
+    Attributes:
+        seed: Seed of the data; another seed is another set of people, cameras and walks.
+        height: Height of a picture in pixels; people are drawn at this size, not resized to it.
+        width: Width of a picture in pixels.
+        train_identities: People to train on.
+        test_identities: Other people, in query and gallery.
+        cameras: Cameras; every identity walks past all of them.
+        images_per_camera: Pictures of one identity at one camera. In the test split the first is the query.
+        walks: Separate walks over which these pictures are spread; direction, light and occluder change per walk.
+        family_size: Look-alikes per family: they share garment types and, mostly, colours. 1 = no look-alikes.
+        form_change: Probability that a look-alike draws its own pattern, hair style, hat, bag, sleeves, and so on.
+        colour_change: Probability that a look-alike draws its own second colours (accent, hair, bag, shoes, skin) and
+            its own kind of pattern. High values let colours alone tell look-alikes apart.
+        min_differences: Least visible difference between two look-alikes, in units of one clear attribute.
+        camera_cast: Strength of the colour cast, exposure and contrast of a camera.
+        white_balance: Strength of the colour cast and exposure that changes from walk to walk, which no statistic of
+            the camera can take out.
+        occlusion: Probability that something stands in front of a walk.
+        view: Spread of the walking direction around the camera's own; 1 = any direction.
+        resolution_loss: Strength of the resolution loss of the cameras.
+        noise: Strength of sensor noise and JPEG compression.
+        jitter: Strength of the shift and scale error of the box around a person.
+        clutter: Twice the mean number of distant people in the background.
+
+    Raises:
+        ConfigError: A value of a wrong type, out of its range, or a test split too small for torchreid's ranking.
+    """
+
+    seed: int = 0
+    height: int = 128
+    width: int = 64
+    train_identities: int = 128
+    test_identities: int = 64
+    cameras: int = 6
+    images_per_camera: int = 2
+    walks: int = 2
+    family_size: int = 4
+    form_change: float = 0.8
+    colour_change: float = 0.4
+    min_differences: float = 2.5
+    camera_cast: float = 0.3
+    white_balance: float = 0.2
+    occlusion: float = 0.05
+    view: float = 0.4
+    resolution_loss: float = 0.3
+    noise: float = 0.4
+    jitter: float = 0.4
+    clutter: float = 0.2
+
+    def __post_init__(self):
+        for name, limits in _WHOLE_RANGES.items():
+            _check(name, getattr(self, name), limits, whole=True)
+        for name, limits in _REAL_RANGES.items():
+            _check(name, getattr(self, name), limits, whole=False)
+            # One spelling per value: 1 and 1.0 must give one digest.
+            object.__setattr__(self, name, float(getattr(self, name)))
+        gallery = (self.test_identities * self.cameras - 1) * (self.images_per_camera - 1)
+        if gallery < MIN_GALLERY_PER_QUERY:
+            raise ConfigError(
+                f"synthped: {self.test_identities} test identities x {self.cameras} cameras x "
+                f"{self.images_per_camera} images leave {gallery} gallery pictures per query, but torchreid's ranking "
+                f"needs {MIN_GALLERY_PER_QUERY} or more; raise test_identities, cameras or images_per_camera"
+            )
+
+    @property
+    def picture_count(self) -> int:
+        """Number of pictures in all three folders together."""
+        return (self.train_identities + self.test_identities) * self.cameras * self.images_per_camera
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as plain numbers by name, in the order of the attributes."""
+        return dataclasses.asdict(self)
+
+    def digest(self) -> str:
+        """Ten hexadecimal digits that change with every setting and with the version of the drawing."""
+        text = json.dumps({"drawing": DRAWING_VERSION, **self.as_dict()}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def replace(self, **changes: Any) -> "SyntheticSettings":
+        """These settings with some of them changed.
+
+        Raises:
+            ConfigError: A name that is no setting (the nearest one is named), or a value that is not allowed.
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            if name not in names:
+                raise ConfigError(
+                    f"synthped: unknown setting '{name}'{nearest(name, names)} (settings: {', '.join(names)})"
+                )
+        return dataclasses.replace(self, **changes)
+
+
+QUICK = SyntheticSettings()
+PRESETS = {
+    "quick": QUICK,
+    "medium": QUICK.replace(
+        form_change=0.6,
+        min_differences=1.5,
+        camera_cast=0.45,
+        white_balance=0.4,
+        occlusion=0.15,
+        view=0.6,
+        resolution_loss=0.5,
+        noise=0.6,
+        jitter=0.6,
+        clutter=0.5,
+    ),
+}
+
+
+def preset(name: str, **changes: Any) -> SyntheticSettings:
+    """Settings of a preset, some of them changed: `preset("quick", seed=3, height=256, width=128)`.
+
+    Raises:
+        ConfigError: An unknown preset or setting, or a value that is not allowed.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"synthped: unknown preset '{name}'{nearest(name, PRESETS)} (presets: {', '.join(PRESETS)})")
+    return PRESETS[name].replace(**changes)

@@ -1,0 +1,87 @@
+"""Pictures to look at: `python tools/visualize.py synthped --out sheet.png`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from oskt_torchreid.data.contact_sheet import contact_sheet  # noqa: E402
+from oskt_torchreid.data.stripes import stripe_baseline  # noqa: E402
+from oskt_torchreid.data.synthetic import PRESETS, preset  # noqa: E402
+from oskt_torchreid.data.synthped import SynthPed  # noqa: E402
+from oskt_torchreid.errors import DataError, OsktError  # noqa: E402
+from oskt_torchreid.files import atomic  # noqa: E402
+
+
+def show_synthped(arguments: argparse.Namespace) -> None:
+    """Writes a contact sheet of the synthetic pedestrians; with --stripes also scores the colour baseline."""
+    chosen = {name: getattr(arguments, name) for name in ("seed", "height", "width")}
+    settings = preset(arguments.preset, **{name: value for name, value in chosen.items() if value is not None})
+    sheet = contact_sheet(settings, arguments.rows, arguments.first, split=int(arguments.test))
+    out = Path(arguments.out)
+    write_picture(out, sheet)
+    print(f"wrote {out} ({sheet.shape[1]} x {sheet.shape[0]} pixels, a row per person, a column per camera and walk)")
+    if arguments.stripes:
+        score = stripe_baseline(SynthPed(arguments.root, settings, verbose=False))
+        print(f"colour stripes, statistics per camera: mAP {score.mean_precision:.1%}, rank-1 {score.rank1:.1%}")
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Writes a picture atomically.
+
+    Raises:
+        DataError: The path cannot be written or has another ending than .png or .jpg.
+    """
+    if path.suffix.lower() not in (".png", ".jpg"):
+        raise DataError(f"--out '{path}' ends in '{path.suffix}'; give a path that ends in .png or .jpg")
+    try:
+        with atomic(path) as temporary:
+            temporary.write_bytes(cv2.imencode(path.suffix, picture)[1].tobytes())
+    except OSError as reason:
+        raise DataError(f"--out '{path}' cannot be written ({reason.strerror}); give another path") from reason
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line of all subcommands; `run` is the chosen one."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    synthped = commands.add_parser("synthped", help="contact sheet of the synthetic pedestrians")
+    synthped.add_argument("--preset", default="quick", help=f"one of {', '.join(PRESETS)} (default: quick)")
+    synthped.add_argument("--seed", type=int, help="data seed (default: as in the preset)")
+    synthped.add_argument("--height", type=int, help="height of a picture in pixels")
+    synthped.add_argument("--width", type=int, help="width of a picture in pixels")
+    synthped.add_argument("--rows", type=_positive, default=8, help="number of people (default: 8)")
+    synthped.add_argument("--first", type=int, default=0, help="number of the first person (default: 0)")
+    synthped.add_argument("--test", action="store_true", help="people of the test split instead of train")
+    synthped.add_argument("--out", default="sheet.png", help="picture to write (default: sheet.png)")
+    synthped.add_argument("--stripes", action="store_true", help="also score the colour-stripe baseline")
+    synthped.add_argument("--root", default="reid-data", help="where --stripes draws the set (default: reid-data)")
+    synthped.set_defaults(run=show_synthped)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; returns the exit status."""
+    parsed = parse_arguments(arguments)
+    try:
+        parsed.run(parsed)
+    except OsktError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
