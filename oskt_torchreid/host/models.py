@@ -1,6 +1,7 @@
 """torchreid's model factory: names, building, recognising a model, its outputs and its weights."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,9 +62,8 @@ def builder_of(name: str) -> Builder:
     """
     factory = _factory()
     if name not in factory:
-        raise ConfigError(
-            f"unknown model '{name}'{nearest(name, factory)}; known models: {', '.join(sorted(factory))}"
-        )
+        hint = nearest(name, factory) or f"; known models: {', '.join(sorted(factory))}"
+        raise ConfigError(f"unknown model '{name}'{hint} (torchreid.models.show_avai_models() lists all)")
     return factory[name]
 
 
@@ -140,13 +140,27 @@ def identify(model: nn.Module) -> ModelSpec | None:
 
 
 def _candidates(model: nn.Module) -> Iterator[str]:
-    """Names whose builder is defined in the module that defines the model's class, or a child's class for wrappers."""
+    """Names worth comparing with, told by cheap facts.
+
+    A builder is defined in the module that defines its model's class. A wrapper's is not, but the wrapped model is
+    among the children, with every kernel of its own.
+    """
     own = type(model).__module__
     children = {type(child).__module__ for child in model.children()}
+    kernels = _kernels(model)
     for name, builder in _factory().items():
         wraps = _WRAPPED.get(name)
-        if builder_of(wraps).__module__ in children if wraps else builder.__module__ == own:
+        if wraps:
+            fits = builder_of(wraps).__module__ in children and _kernels(skeleton(wraps, 2)) <= kernels
+        else:
+            fits = builder.__module__ == own
+        if fits:
             yield name
+
+
+def _kernels(model: nn.Module) -> Counter[torch.Size]:
+    """How many parameters of each shape with more than two axes a model has."""
+    return Counter(parameter.shape for parameter in model.parameters() if parameter.dim() > 2)
 
 
 def _class_counts(model: nn.Module) -> list[int]:

@@ -1,0 +1,263 @@
+"""A batch norm neck (BNNeck) on any backbone, and a last stride of 1 on any backbone that has one to remove."""
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..host.models import (
+    LOSSES,
+    build,
+    builder_of,
+    input_size,
+    model_names,
+    parse_outputs,
+    register_model,
+    skeleton,
+)
+
+PREFIX = "oskt_"
+DEFAULT_INPUT = (3, 256, 128)
+# Re-identification networks keep a map of 1/16 of the input's height; classification networks end at 1/32.
+LAST_REDUCTION = 16
+
+
+class NeckModel(nn.Module):
+    """Backbone, batch norm neck, bias-free classifier; follows torchreid's forward protocol.
+
+    The triplet loss works on the feature before the neck, the classifier on the feature after it.
+
+    Args:
+        backbone: torchreid model with one classifier. It changes: the classifier becomes an identity.
+        num_classes: training identities.
+        loss: 'softmax' (training gives logits) or 'triplet' (logits and features before the neck).
+        feature: which feature evaluation gives, 'after' or 'before' the neck.
+        input_size: (channels, height, width) at which the backbone runs once, without memory, to find its classifier.
+        classifier: name of the backbone's classifier where it is known; empty: find it.
+
+    Raises:
+        ConfigError: no or several classifiers, or an unknown `loss` or `feature`.
+    """
+
+    head_modules = ("neck", "classifier")
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        loss: str = "softmax",
+        feature: str = "after",
+        input_size: tuple[int, int, int] = DEFAULT_INPUT,
+        classifier: str = "",
+    ) -> None:
+        super().__init__()
+        _check_choice("loss", loss, LOSSES)
+        _check_choice("feature", feature, ("after", "before"))
+        name = classifier or find_classifier(backbone, input_size)
+        self.loss = loss
+        self.feature = feature
+        self.feature_dim = backbone.get_submodule(name).in_features
+        backbone.set_submodule(name, nn.Identity())
+        self.backbone = backbone
+        self.neck = nn.BatchNorm1d(self.feature_dim)
+        self.neck.bias.requires_grad_(False)  # keeps the neck's features centred, as its authors do
+        self.classifier = nn.Linear(self.feature_dim, num_classes, bias=False)
+        nn.init.normal_(self.classifier.weight, std=0.001)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Feature [batch, feature_dim] in evaluation; in training logits [batch, classes], with features for triplet.
+
+        The mode of this module alone decides, whatever the modes of its children: with the classifier replaced, the
+        backbone gives its feature in either mode.
+        """
+        outputs = self.backbone(images)
+        before = outputs if torch.is_tensor(outputs) else outputs[0]
+        if not self.training and self.feature == "before":
+            return before
+        after = self.neck(before)
+        if not self.training:
+            return after
+        logits = self.classifier(after)
+        return (logits, before) if self.loss == "triplet" else logits
+
+
+def find_classifier(backbone: nn.Module, input_size: tuple[int, int, int] = DEFAULT_INPUT) -> str:
+    """Name of the linear layer whose output the backbone returns as its logits in training.
+
+    Raises:
+        ConfigError: there is none, or one per branch.
+    """
+    return _classifier_of(backbone, *_dry_run(backbone, input_size))
+
+
+def set_last_stride(
+    model: nn.Module, stride: int = 1, input_size: tuple[int, int, int] = DEFAULT_INPUT
+) -> tuple[str, ...]:
+    """Sets the stride of the convolutions that downsample last, those that see the smallest map.
+
+    A network whose last map is 1/16 of the input or larger has no such stage and stays as it is.
+
+    Args:
+        model: network to change.
+        stride: new stride.
+        input_size: (channels, height, width) at which the network runs once, without memory.
+
+    Returns:
+        Names of the changed convolutions.
+
+    Raises:
+        ConfigError: a pooling layer, or a convolution that would change the map's size at stride 1, downsamples last.
+    """
+    calls, _ = _dry_run(model, input_size)
+    names = _last_strided(model, calls, input_size)
+    for name in names:
+        model.get_submodule(name).stride = (stride, stride)
+    return names
+
+
+@dataclass(frozen=True)
+class NeckBuilder:
+    """Builds `oskt_<backbone>`: a neck on the backbone, with last stride 1 where the backbone allows it."""
+
+    backbone: str
+
+    def __call__(
+        self, num_classes: int, loss: str = "softmax", pretrained: bool = True, use_gpu: bool = True
+    ) -> NeckModel:
+        """Arguments as every builder of torchreid's factory."""
+        layout = _layout(self.backbone)
+        backbone = build(self.backbone, num_classes, loss, pretrained, use_gpu)
+        for name in layout.last_strided:
+            backbone.get_submodule(name).stride = (1, 1)
+        return NeckModel(backbone, num_classes, loss, classifier=layout.classifier)
+
+
+def register_neck_models() -> None:
+    """Registers `oskt_<name>` for every backbone that torchreid knows; doing it again changes nothing."""
+    for name in model_names():
+        if not isinstance(builder_of(name), NeckBuilder):
+            register_model(PREFIX + name, NeckBuilder(name), wraps=name)
+
+
+class _Layout(NamedTuple):
+    """Where a registered backbone's classifier and the convolutions that downsample last are (none: nothing to set)."""
+
+    classifier: str
+    last_strided: tuple[str, ...]
+
+
+@functools.lru_cache(maxsize=128)
+def _layout(name: str) -> _Layout:
+    size = input_size(name)
+    try:
+        model = skeleton(name, num_classes=2)
+        calls, outputs = _dry_run(model, size)
+    except ConfigError:
+        # Some operators fail without memory (a sampling grid of HACNN): run the network itself.
+        model = build(name, num_classes=2)
+        calls, outputs = _dry_run(model, size)
+    classifier = _classifier_of(model, calls, outputs)
+    try:
+        return _Layout(classifier, _last_strided(model, calls, size))
+    except ConfigError:
+        return _Layout(classifier, ())  # such a backbone keeps its stride
+
+
+class _Call(NamedTuple):
+    """One call of a module: its name, the module, and what went in and out."""
+
+    name: str
+    module: nn.Module
+    input: Tensor
+    output: Tensor
+
+
+def _classifier_of(model: nn.Module, calls: list[_Call], outputs: Any) -> str:
+    logits = parse_outputs(outputs, training=True, loss=getattr(model, "loss", "")).logits
+    linear = [call for call in calls if isinstance(call.module, nn.Linear)]
+    names = [call.name for call in linear if any(call.output is branch for branch in logits)]
+    if len(names) == 1 and len(logits) == 1:
+        return names[0]
+    found = f"{len(names)} ({', '.join(names)})" if names else "none"
+    raise ConfigError(
+        f"a neck goes before one linear classifier; {type(model).__name__} gives {len(logits)} logits from {found}: "
+        "use a backbone with a single one, or this backbone without a neck"
+    )
+
+
+def _last_strided(model: nn.Module, calls: list[_Call], size: tuple[int, int, int]) -> tuple[str, ...]:
+    pooling = (nn.MaxPool2d, nn.AvgPool2d)
+    strided = [
+        call
+        for call in calls
+        if isinstance(call.module, (nn.Conv2d, *pooling))
+        and _pair(call.module.stride) != (1, 1)
+        and call.output.shape[2:].numel() > 1  # global pooling reads the last map, it does not make one
+    ]
+    smallest = min((call.input.shape[2:].numel() for call in strided), default=0)
+    last = [call for call in strided if call.input.shape[2:].numel() == smallest]
+    if all(call.output.shape[2] * LAST_REDUCTION >= size[1] for call in last):
+        return ()
+    obstacles = [f"{call.name} ({type(call.module).__name__})" for call in last if not _keeps_size(call.module)]
+    if obstacles:
+        raise ConfigError(
+            f"the last stride of {type(model).__name__} cannot be set: {', '.join(obstacles)} downsamples last and "
+            "does not keep the map's size at stride 1; keep this backbone's stride (model.last_stride 0)"
+        )
+    return tuple(call.name for call in last)
+
+
+def _dry_run(model: nn.Module, size: tuple[int, int, int]) -> tuple[list[_Call], Any]:
+    """Runs a copy of the model once: calls of its leaf modules in order, and the root's training outputs.
+
+    The root alone is in training mode, so that classifiers run and no statistic moves. It runs without memory where
+    the model's operators allow it.
+    """
+    reasons = []
+    for where in ("meta", "cpu"):
+        if where == "cpu" and any(parameter.is_meta for parameter in model.parameters()):
+            continue  # there is nothing to compute with
+        try:
+            return _recorded_run(copy.deepcopy(model).to(where), torch.zeros(1, *size, device=where))
+        except (RuntimeError, NotImplementedError, AssertionError, TypeError, ValueError) as reason:
+            reasons.append(str(reason))
+    raise ConfigError(
+        f"{type(model).__name__} cannot run on an input of size {size} ({reasons[-1]}); give the size it is made for"
+    )
+
+
+def _recorded_run(model: nn.Module, images: Tensor) -> tuple[list[_Call], Any]:
+    calls: list[_Call] = []
+
+    def recorder(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: calls.append(_Call(name, module, inputs[0], output))
+
+    for name, module in model.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(recorder(name))
+    model.eval()
+    model.training = True
+    with torch.no_grad():
+        return calls, model(images)
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _keeps_size(module: nn.Module) -> bool:
+    """Whether the output map is as large as the input map at stride 1."""
+    if not isinstance(module, nn.Conv2d) or isinstance(module.padding, str):
+        return False
+    settings = zip(module.padding, module.dilation, module.kernel_size, strict=True)
+    return all(2 * padding == dilation * (kernel - 1) for padding, dilation, kernel in settings)
+
+
+def _check_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{what} of the neck model is '{value}'; allowed: {', '.join(allowed)}")

@@ -1,0 +1,105 @@
+"""The configuration tree: torchreid's keys, our nodes, precedence, and errors that name the nearest key."""
+
+import pytest
+
+from oskt_torchreid.config import default_config, digest, get, load_config, save_resolved
+from oskt_torchreid.errors import ConfigError
+
+
+def write(folder, text):
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_are_valid_and_torchreids():
+    config = load_config()
+    assert config.model.name == "resnet50" and config.train.lr == 0.0003
+    assert config.loss.triplet.weight_x == 0.0 and config.test.ranks == [1, 5, 10, 20]
+    assert get(config, "oskt.refine.lambda") == 1.0
+    assert config.is_frozen()
+
+
+def test_defaults_are_fresh_copies():
+    first = default_config()
+    first.data.sources.append("other")
+    assert default_config().data.sources == ["market1501"]
+
+
+def test_precedence_is_file_then_flags_then_options_in_order(tmp_path):
+    path = write(tmp_path, "train: {lr: 3e-4, max_epoch: 5}\ndata: {root: in-file}\noskt: {refine: {lambda: 0.5}}\n")
+    config = load_config(
+        path,
+        options=["train.lr", "1e-3", "train.lr=2e-3", "oskt.students", "['width=0.5']"],
+        flags={"data.root": "in-flag", "data.sources": ["a", "b"], "data.targets": None, "data.transforms": []},
+    )
+    assert config.train.lr == 2e-3 and config.train.max_epoch == 5
+    assert config.data.root == "in-flag" and config.data.sources == ["a", "b"]
+    assert config.data.targets == ["market1501"] and config.data.transforms == ["random_flip"]
+    assert config.oskt.students == ["width=0.5"] and get(config, "oskt.refine.lambda") == 0.5
+
+
+def test_values_take_the_type_of_the_default():
+    config = load_config(options=["train.lr=1", "data.norm_mean=(0, 0, 0)", "model.neck=True", "data.root=5"])
+    assert config.train.lr == 1.0 and isinstance(config.train.lr, float)
+    assert config.data.norm_mean == [0.0, 0.0, 0.0] and config.model.neck is True and config.data.root == "5"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("trian.lr=1", "unknown key 'trian.lr' in the command line; did you mean 'train.lr'"),
+        ("train.max_epochs=1", "unknown key 'train.max_epochs'.*did you mean 'train.max_epoch'"),
+        ("refine.lambda_schedule=linear", "did you mean 'oskt.refine.lambda_schedule'"),
+        ("oskt=1", "it is a group of keys: teacher, width"),
+        ("train.lr=fast", "train.lr in the command line is 'fast' .str.; expected float"),
+        ("train.max_epoch=1.5", "expected int"),
+        ("data.norm_mean=['a']", r"data.norm_mean\[0\].*expected float"),
+        ("oskt.width=1.5", "oskt.width is 1.5; allowed: 1e-06 to 1"),
+        ("oskt.width=0", "oskt.width is 0.0; allowed"),
+        ("train.batch_size=0", "train.batch_size is 0; allowed: 1 to inf"),
+        ("loss.name=tripet", "loss.name is 'tripet'; did you mean 'triplet'.*allowed: 'softmax', 'triplet'"),
+        ("oskt.refine.lr_scheduler=onecycle", "oskt.refine.lr_scheduler is 'onecycle'; did you mean 'one_cycle'"),
+        ("oskt.controls=['scrach']", "oskt.controls is 'scrach'; did you mean 'scratch'"),
+    ],
+)
+def test_bad_options(option, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(options=[option])
+
+
+def test_option_without_value():
+    with pytest.raises(ConfigError, match="option 'train.lr' has no value"):
+        load_config(options=["train.lr"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("oskt: {widht: 0.5}", "unknown key 'oskt.widht' in '.*run.yaml'; did you mean 'oskt.width'"),
+        ("train: 3", "train in '.*run.yaml' is 3; it is a group of keys"),
+        ("- train", "holds a list; expected keys and values"),
+        ("train: {lr: [", "not valid YAML"),
+    ],
+)
+def test_bad_files(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, text))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match="no configuration file at .*absent.yaml"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_the_resolved_copy_gives_the_same_configuration(tmp_path):
+    config = load_config(options=["train.lr=0.1", "oskt.refine.lambda=0.25"])
+    assert load_config(save_resolved(config, tmp_path / "log")) == config
+
+
+def test_digest_follows_content_not_order():
+    first, second = load_config(options=["oskt.width=0.5"]), load_config(options=["train.seed=2"])
+    assert digest(first.oskt) != digest(second.oskt)
+    assert digest(first.data, first.loss) == digest(second.data, second.loss)
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert digest(first.data, 1) != digest(first.data, 2)
