@@ -75,8 +75,13 @@ def test_digest_changes_with_every_setting_and_not_with_the_spelling_of_a_number
 
 def test_pictures_do_not_depend_on_the_order_of_drawing():
     settings = preset("medium", **SMALL)
-    keys = [(split, identity, camera, walk, 3) for split in (0, 1) for identity in (0, 5) for camera in (0, 2)
-            for walk in (0, 1)]
+    keys = [
+        (split, identity, camera, walk, 3)
+        for split in (0, 1)
+        for identity in (0, 5)
+        for camera in (0, 2)
+        for walk in (0, 1)
+    ]
     forward, backward = Renderer(settings), Renderer(settings)
     first = {key: forward.picture(*key) for key in keys}
     second = {key: backward.picture(*key) for key in reversed(keys)}

@@ -17,9 +17,7 @@ from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.host.compat import torchreid
 from oskt_torchreid.host.data import image_dataset_names
 
-SETTINGS = preset(
-    "quick", height=64, width=32, train_identities=4, test_identities=8, cameras=3, images_per_camera=4
-)
+SETTINGS = preset("quick", height=64, width=32, train_identities=4, test_identities=8, cameras=3, images_per_camera=4)
 COUNTS = {"bounding_box_train": 4 * 3 * 4, "query": 8 * 3, "bounding_box_test": 8 * 3 * 3}
 
 
@@ -180,6 +178,8 @@ def test_stripe_features_are_mean_colours():
     features = stripe_features([grey], stripes=2, centre=1.0)
     assert features.shape == (1, 6)
     np.testing.assert_allclose(features[0], [100, 0, 0, 0, 0, 0], atol=0.1)
+    balanced = stripe_features([grey], stripes=2, centre=1.0, balanced=True)
+    np.testing.assert_allclose(balanced[0], [50, 0, 0, -50, 0, 0], atol=0.1)
     with pytest.raises(ConfigError, match="got 0 stripes and centre 1.0; allowed: 1 stripe or more"):
         stripe_features([grey], stripes=0, centre=1.0)
 

@@ -27,8 +27,10 @@ def show_synthped(arguments: argparse.Namespace) -> None:
     write_picture(out, sheet)
     print(f"wrote {out} ({sheet.shape[1]} x {sheet.shape[0]} pixels, a row per person, a column per camera and walk)")
     if arguments.stripes:
-        score = stripe_baseline(SynthPed(arguments.root, settings, verbose=False))
-        print(f"colour stripes, statistics per camera: mAP {score.mean_precision:.1%}, rank-1 {score.rank1:.1%}")
+        dataset = SynthPed(arguments.root, settings, verbose=False)
+        for balanced, title in ((False, "statistics per camera"), (True, "also balanced per picture")):
+            score = stripe_baseline(dataset, balanced=balanced)
+            print(f"colour stripes, {title}: mAP {score.mean_precision:.1%}, rank-1 {score.rank1:.1%}")
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:

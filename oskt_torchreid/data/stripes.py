@@ -25,7 +25,9 @@ class StripeScore:
     rank1: float
 
 
-def stripe_features(pictures: Sequence[np.ndarray], stripes: int = 16, centre: float = 0.3) -> np.ndarray:
+def stripe_features(
+    pictures: Sequence[np.ndarray], stripes: int = 16, centre: float = 0.3, balanced: bool = False
+) -> np.ndarray:
     """Mean colours of horizontal stripes.
 
     The defaults are the strongest ones on these sets: perceptual colours (CIELAB), and only the middle columns, where
@@ -35,6 +37,8 @@ def stripe_features(pictures: Sequence[np.ndarray], stripes: int = 16, centre: f
         pictures: uint8 arrays of shape (height, width, 3), channels blue, green, red.
         stripes: Number of stripes.
         centre: Share of the width that is looked at.
+        balanced: Whether the mean colour of each picture's stripes is taken out of them: a crude white balance that
+            undoes most of a light that changes from walk to walk.
 
     Returns:
         float32 array of shape (pictures, 3 * stripes).
@@ -51,7 +55,8 @@ def stripe_features(pictures: Sequence[np.ndarray], stripes: int = 16, centre: f
         colours = cv2.cvtColor(picture.astype(np.float32) / 255.0, cv2.COLOR_BGR2LAB)
         middle, half = picture.shape[1] // 2, max(1, int(picture.shape[1] * centre / 2))
         parts = np.array_split(colours[:, middle - half : middle + half], stripes)
-        features.append(np.concatenate([part.mean(axis=(0, 1)) for part in parts]))
+        means = np.stack([part.mean(axis=(0, 1)) for part in parts])
+        features.append((means - means.mean(axis=0) if balanced else means).ravel())
     return np.stack(features)
 
 
@@ -72,19 +77,19 @@ def normalised_per_camera(features: np.ndarray, cameras: np.ndarray) -> np.ndarr
     return normalised
 
 
-def stripe_baseline(dataset: Any, stripes: int = 16, centre: float = 0.3) -> StripeScore:
+def stripe_baseline(dataset: Any, stripes: int = 16, centre: float = 0.3, balanced: bool = False) -> StripeScore:
     """Scores the baseline on the test split of an image data set, with torchreid's metrics.
 
     Args:
         dataset: torchreid image data set; `query` and `gallery` are read.
-        stripes, centre: See `stripe_features`.
+        stripes, centre, balanced: See `stripe_features`.
 
     Raises:
         DataError: A picture that cannot be read.
     """
     items = [*dataset.query, *dataset.gallery]
     persons, cameras = (np.array([item[place] for item in items]) for place in (1, 2))
-    features = stripe_features([_read(item[0]) for item in items], stripes, centre)
+    features = stripe_features([_read(item[0]) for item in items], stripes, centre, balanced)
     features = normalised_per_camera(features, cameras)
     count = len(dataset.query)
     distances = np.linalg.norm(features[:count, None] - features[None, count:], axis=2)

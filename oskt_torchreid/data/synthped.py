@@ -1,10 +1,11 @@
 """The synthetic pedestrians as image data sets of torchreid: `synthped` and `synthped_medium`.
 
-    >>> import torchreid
-    >>> from oskt_torchreid.data import synthped
-    >>> synthped.register()
-    >>> synthped.configure(preset("quick", seed=3))         # optional: other settings behind the name "synthped"
-    >>> torchreid.data.ImageDataManager(root="reid-data", sources="synthped", height=128, width=64)
+import torchreid
+from oskt_torchreid.data import synthetic, synthped
+
+synthped.register()
+synthped.configure(synthetic.preset("quick", seed=3))  # optional: other settings behind the name "synthped"
+torchreid.data.ImageDataManager(root="reid-data", sources="synthped", height=128, width=64)
 """
 
 from typing import Any, ClassVar

@@ -7,7 +7,7 @@ import numpy as np
 from .identity import Appearance
 from .palette import CLOTH, HAIR, LOWER_CLOTH, SHOE, SKIN
 
-_MIN_CONTRAST = 45.0
+_MIN_CONTRAST = 70.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,5 +44,5 @@ def _visible_on(ground: np.ndarray, accent: np.ndarray) -> np.ndarray:
     if abs(difference) >= _MIN_CONTRAST:
         return accent
     if ground.mean() > 110.0:
-        return accent * 0.45
-    return accent * 0.5 + 110.0
+        return ground * 0.3
+    return 0.4 * accent + 130.0

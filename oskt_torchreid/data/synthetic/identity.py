@@ -81,7 +81,7 @@ _COLOUR_DRAWS = {
     "shoe_colour": _row_of(SHOE),
     "skin_colour": _row_of(SKIN),
     # The kind of the pattern decides the mean colour of the garment, so it counts as a colour.
-    "woven": lambda random: bool(random.random() < 0.6),
+    "woven": lambda random: bool(random.random() < 0.85),
 }
 _FORM_DRAWS = {
     "pattern_scale": lambda random: int(random.integers(2)),

@@ -61,10 +61,12 @@ class View:
         """Pixel (x, y) of a place of the body."""
         x, y, z = place
         across = x * self.facing + (z + self.lean * (self.hip - y)) * self.aside
-        return np.array([
-            self.centre + self.size * across,
-            self.top + self.size * (y + self.bob + self.depth(place) * self.pitch),
-        ])
+        return np.array(
+            [
+                self.centre + self.size * across,
+                self.top + self.size * (y + self.bob + self.depth(place) * self.pitch),
+            ]
+        )
 
     def half_width(self, x: float, z: float) -> float:
         """Half the width in pixels of an upright cylinder with these half-axes in body heights."""

@@ -26,29 +26,29 @@ def _around(angle: np.ndarray, count: int) -> np.ndarray:
 
 
 def _hoops(angle, height, scale):
-    return np.broadcast_to(_wave(height * (3.5, 6.0)[scale]), np.broadcast(angle, height).shape)
+    return np.broadcast_to(_wave(height * (3.0, 5.5)[scale]), np.broadcast(angle, height).shape)
 
 
 def _pinstripes(angle, height, scale):
-    return np.broadcast_to(_wave(_around(angle, (8, 14)[scale])), np.broadcast(angle, height).shape)
+    return np.broadcast_to(_wave(_around(angle, (5, 9)[scale])), np.broadcast(angle, height).shape)
 
 
 def _checks(angle, height, scale):
-    return _wave(height * (2.5, 4.0)[scale]) ^ _wave(_around(angle, (6, 10)[scale]))
+    return _wave(height * (2.5, 4.5)[scale]) ^ _wave(_around(angle, (4, 7)[scale]))
 
 
 def _diagonals(angle, height, scale):
-    return _wave(height * (3.0, 4.5)[scale] + _around(angle, (5, 8)[scale]))
+    return _wave(height * (2.5, 4.5)[scale] + _around(angle, (4, 6)[scale]))
 
 
 def _zigzags(angle, height, scale):
-    sway = np.abs(np.mod(_around(angle, (6, 9)[scale]), 1.0) - 0.5)
-    return _wave(height * (3.0, 4.5)[scale] + sway * 1.6)
+    sway = np.abs(np.mod(_around(angle, (4, 7)[scale]), 1.0) - 0.5)
+    return _wave(height * (2.5, 4.5)[scale] + sway * 1.6)
 
 
 def _dots(angle, height, scale):
-    down = np.mod(height * (4.0, 6.0)[scale], 1.0) - 0.5
-    across = np.mod(_around(angle, (9, 13)[scale]), 1.0) - 0.5
+    down = np.mod(height * (3.5, 5.5)[scale], 1.0) - 0.5
+    across = np.mod(_around(angle, (6, 10)[scale]), 1.0) - 0.5
     return down**2 + across**2 < 0.155
 
 
