@@ -28,7 +28,7 @@ def new_name():
 
 
 def test_unknown_model_names_the_nearest():
-    with pytest.raises(ConfigError, match="unknown model 'osnet_x0_35'; did you mean .*'osnet_x0_25'.*show_avai_models"):
+    with pytest.raises(ConfigError, match="unknown model 'osnet_x0_35'; did you mean .*'osnet_x0_25'"):
         models.build("osnet_x0_35", 3)
     with pytest.raises(ConfigError, match="loss of model 'resnet18' is 'center'; allowed: softmax, triplet"):
         models.build("resnet18", 3, loss="center")

@@ -1,0 +1,109 @@
+"""The picture of a run: size against mAP, before and after fine-tuning."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from ..errors import ConfigError
+from ..files import atomic
+from .results import Row
+from .tables import human_count
+
+# Okabe and Ito's palette: distinct for colour-blind readers; markers differ too, for printing without colour.
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+BLACK = "#000000"
+_CONTROL_STYLES = ((VERMILION, "X"), (ORANGE, "P"), (PURPLE, "v"), (SKY, "<"))
+_MARGIN = 1.6  # room beside the smallest and largest network, as a factor
+
+
+def size_vs_map(rows: Sequence[Row], path: str | Path, title: str = "") -> None:
+    """Draws parameters (log axis) against mAP in % and writes a PNG, atomically.
+
+    Students and controls are drawn before (hollow) and after (filled) fine-tuning, the teacher as a line.
+
+    Args:
+        rows: results of a run.
+        path: PNG file to write.
+        title: title of the picture; empty: none.
+
+    Raises:
+        ConfigError: no row has an mAP.
+    """
+    shown = [row for row in rows if row.best_map is not None]
+    if not shown:
+        raise ConfigError("no result has an mAP yet; evaluate the networks before drawing them")
+    figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)  # draws without a display and leaves pyplot's state alone
+    axes = figure.add_subplot()
+    _draw_teacher(axes, shown)
+    _draw_students(axes, shown)
+    _draw_controls(axes, shown)
+    _dress(axes, shown, title)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _draw_teacher(axes: Axes, rows: Iterable[Row]) -> None:
+    for row in rows:
+        if row.kind == "teacher":
+            value = 100 * row.best_map
+            axes.axhline(value, color=BLACK, linewidth=1, linestyle="--", zorder=1)
+            axes.plot(row.params, value, "*", color=BLACK, markersize=13, label=f"teacher ({value:.1f})", zorder=4)
+
+
+def _draw_students(axes: Axes, rows: Iterable[Row]) -> None:
+    students = sorted((row for row in rows if row.kind == "student"), key=lambda row: row.params)
+    _series(axes, students, "o", GREEN, "students")
+    for row in students:
+        # Below the markers, clear of the teacher's line.
+        lowest = 100 * min(value for value in (row.map_before, row.map_after) if value is not None)
+        place = {"textcoords": "offset points", "xytext": (0, -10), "ha": "center", "va": "top", "fontsize": 8}
+        axes.annotate(row.name, (row.params, lowest), **place)
+    s_students = [row for row in rows if row.kind == "s-student"]
+    if s_students:
+        values = [100 * row.best_map for row in s_students]
+        style = {"color": BLUE, "markersize": 5, "linestyle": "none", "zorder": 5}
+        axes.plot([row.params for row in s_students], values, "D", label="S-student, refined", **style)
+
+
+def _draw_controls(axes: Axes, rows: Iterable[Row]) -> None:
+    controls = sorted((row for row in rows if row.kind == "control"), key=lambda row: row.params)
+    for index, name in enumerate(dict.fromkeys(row.name for row in controls)):
+        color, marker = _CONTROL_STYLES[index % len(_CONTROL_STYLES)]
+        _series(axes, [row for row in controls if row.name == name], marker, color, f"control: {name}")
+
+
+def _series(axes: Axes, rows: Sequence[Row], marker: str, color: str, label: str) -> None:
+    """Draws one family: filled markers after fine-tuning, hollow ones before it."""
+    style = {"marker": marker, "color": color, "markersize": 8, "linewidth": 1.2, "zorder": 3}
+    after = [(row.params, 100 * row.map_after) for row in rows if row.map_after is not None]
+    before = [(row.params, 100 * row.map_before) for row in rows if row.map_before is not None]
+    if before:
+        axes.plot(*zip(*before, strict=True), linestyle=":", markerfacecolor="white", label=f"{label}, before", **style)
+    if after:
+        axes.plot(*zip(*after, strict=True), linestyle="-", label=f"{label}, fine-tuned", **style)
+
+
+def _dress(axes: Axes, rows: Sequence[Row], title: str) -> None:
+    """Axes, ticks, legend and title."""
+    sizes = sorted({row.params for row in rows})
+    axes.set_xscale("log")
+    axes.set_xlim(sizes[0] / _MARGIN, sizes[-1] * _MARGIN)
+    # A log axis over less than two decades has hardly a round number: the networks' own sizes say more.
+    ticks = [size for size, following in zip(sizes, [*sizes[1:], float("inf")], strict=True) if following > 1.15 * size]
+    axes.set_xticks(ticks, minor=False)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: human_count(round(size))))
+    axes.xaxis.set_minor_locator(NullLocator())
+    values = [100 * value for row in rows for value in (row.map_before, row.map_after) if value is not None]
+    axes.set_ylim(min(0.0, *values), min(105.0, max(values) + 10))
+    axes.set_xlabel("parameters (log scale)")
+    axes.set_ylabel("mAP (%)")
+    axes.grid(axis="y", linewidth=0.4, alpha=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
+    if title:
+        axes.set_title(title, fontsize=11)
