@@ -5,9 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from .grouping import build_graph
+from .movement import check_movements
+from .routing import adapt_code
 from .rules import Call, keep, register_rule, spatial
 from .shadows import spread
-from .shell import check_movements, rebuild, register_attribute_rule, shell
+from .shell import rebuild, register_attribute_rule, shell
 from .tracing import Tracer, run
 from .types import ChannelGraph, ChannelGroup, Tie
 
@@ -17,6 +19,7 @@ __all__ = [
     "ChannelGroup",
     "Tie",
     "Tracer",
+    "adapt_code",
     "keep",
     "rebuild",
     "register_attribute_rule",

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import GraphError
 from .tracing import RecordedTie, Tracer
-from .types import ChannelGraph, ChannelGroup, Tie
+from .types import ChannelGraph, ChannelGroup, Reordering, SplitPoint, Tie
 
 
 def build_graph(model: nn.Module, tracer: Tracer, input_size: tuple[int, ...]) -> ChannelGraph:
@@ -39,7 +39,17 @@ def build_graph(model: nn.Module, tracer: Tracer, input_size: tuple[int, ...]) -
     )
     unused = tuple(name for name, t in state.items() if t.dim() > 0 and name not in tracer.touched)
     groups = _named_groups(labels, ties, tracer.matrices, fixed)
-    return ChannelGraph(tuple(ties), groups, frozenset(tracer.matrices), heads, unused, tuple(input_size))
+    splits = tuple(
+        SplitPoint(module, attribute, tuple(channel_of[part] for part in parts))
+        for module, attribute, parts in tracer.splits
+        if all((channel_of[part] >= 0).all() for part in parts)
+    )
+    reorderings = tuple(
+        Reordering(module, channel_of[inputs], channel_of[outputs])
+        for module, (inputs, outputs) in tracer.reorderings.items()
+    )
+    matrices = frozenset(tracer.matrices)
+    return ChannelGraph(tuple(ties), groups, matrices, heads, unused, tuple(input_size), splits, reorderings)
 
 
 OUTPUT = "output of the network"
@@ -90,7 +100,7 @@ def _interned(recorded: list[RecordedTie], channel_of: np.ndarray) -> list[Tie]:
 def _fixed_reasons(tracer: Tracer, ties: list[Tie], channel_of: np.ndarray, num_channels: int) -> np.ndarray:
     """Why each channel is fixed (empty: it is not), an object array ``[num_channels]``.
 
-    An output whose channels some layer consumes is a feature and may be narrowed; one that nothing consumes is a result.
+    An output whose channels some layer consumes is a feature and may be narrowed; one that none consumes is a result.
     """
     reasons = np.full(num_channels, "", dtype=object)
     for ids, reason in tracer.fixed:
@@ -172,10 +182,11 @@ def _check_coverage(tracer: Tracer, ties: list[Tie], shapes: dict[str, tuple[int
     for name in sorted(tracer.touched & shapes.keys()):
         shape = shapes[name]
         depthwise = name in tracer.matrices and len(shape) > 2 and shape[1] == 1
-        needs = {"row"} if depthwise or name in tracer.image_inputs or name not in tracer.matrices else {"row", "column"}
-        if int(np.prod(shape)) > 1 and name not in tracer.elementwise and not needs <= tied.get(name, set()):
+        one_sided = depthwise or name in tracer.image_inputs or name not in tracer.matrices
+        unknown = ({"row"} if one_sided else {"row", "column"}) - tied.get(name, set())
+        if unknown and int(np.prod(shape)) > 1 and name not in tracer.elementwise:
             raise GraphError(
                 f"tensor '{name}' of shape {shape} took part in the forward pass, but its "
-                f"{' and '.join(sorted(needs - tied.get(name, set())))} channels are unknown; an operator before it needs "
-                "a rule (oskt_torchreid.graph.register_rule)"
+                f"{' and '.join(sorted(unknown))} channels are unknown; an operator before it "
+                "needs a rule (oskt_torchreid.graph.register_rule)"
             )

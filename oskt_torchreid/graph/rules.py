@@ -47,7 +47,8 @@ class Call:
         """All tensors among the arguments, those in lists included."""
         found: list[Tensor] = []
         for value in (*self.args, *self.kwargs.values()):
-            found += [item for item in (value if isinstance(value, (list, tuple)) else (value,)) if torch.is_tensor(item)]
+            items = value if isinstance(value, (list, tuple)) else (value,)
+            found += [item for item in items if torch.is_tensor(item)]
         return found
 
     @property
@@ -222,8 +223,8 @@ def reduce(tracer: Tracer, call: Call) -> None:
     axes = sorted(axis % tensor.dim() for axis in axes)
     if any(compact(shadow).shape[axis] > 1 for axis in axes):
         raise GraphError(
-            f"operator '{call.operator}' in module '{tracer.module}' reduces over channels: merged channels would count "
-            "once instead of as often as they were merged; it needs a version weighted by the members of each slot"
+            f"operator '{call.operator}' in module '{tracer.module}' reduces over channels: merged channels would "
+            "count once instead of as often as they were merged; it needs a version weighted by each slot's members"
         )
     for axis in reversed(axes):
         shadow = shadow.narrow(axis, 0, 1)
@@ -265,6 +266,9 @@ def move(tracer: Tracer, call: Call) -> None:
     reordered = len(extents(shadow)) > 1
     if reordered or any(extents(part) != extents(shadow) for part in moved):
         tracer.movements.setdefault(tracer.module, call.operator)
+    if call.operator == "split" and (axis := call.arguments["dim"]) is not None:
+        parts = [part.movedim(axis, 0).reshape(part.shape[axis], -1)[:, 0] for part in map(compact, moved)]
+        tracer.record_split(call.args[1], [part for part in parts if len(part) > 1] if len(parts) > 1 else [])
     for output, part in zip(call.outputs, moved, strict=True):
         tracer.mark(output, part)
 

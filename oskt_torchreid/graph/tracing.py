@@ -47,6 +47,8 @@ class Tracer(TorchDispatchMode):
         matrices: weights of convolutions and linear layers.
         image_inputs: the matrices whose columns are the image's own channels.
         movements: module name -> operator, where channels were taken apart or reordered at places chosen by code.
+        splits: ``(module, attribute, ids of each part)`` where a module's own integer says where channels part.
+        reorderings: module -> ids of its input and its output, where a module does nothing but reorder channels.
         touched: names of all state-dict tensors that reached an operator.
         outputs: ids of the network's outputs.
     """
@@ -58,6 +60,7 @@ class Tracer(TorchDispatchMode):
             self._names.setdefault(id(tensor), name)
         self._shadows: dict[int, Tensor] = {}
         self._alive: list[Tensor] = []  # an id() is only unique while its tensor lives
+        self._model = model
         self._modules: list[str] = []
         self.num_ids = 0
         self.ties: dict[tuple[str, int, Role], RecordedTie] = {}
@@ -68,8 +71,14 @@ class Tracer(TorchDispatchMode):
         self.matrices: set[str] = set()
         self.image_inputs: set[str] = set()
         self.movements: dict[str, str] = {}
+        self.splits: list[tuple[str, str, list[np.ndarray]]] = []
+        self.reorderings: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.touched: set[str] = set()
         self.outputs: list[np.ndarray] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # spares the import of torch's compiler, which takes longer than any trace
 
     # ---- what rules use ------------------------------------------------------------------------------------------
 
@@ -110,7 +119,8 @@ class Tracer(TorchDispatchMode):
             self._shadows.pop(id(tensor), None)
             return
         if shadow.shape != tensor.shape:
-            raise GraphError(f"a rule gave channels of shape {tuple(shadow.shape)} to a tensor of {tuple(tensor.shape)}")
+            shapes = f"{tuple(shadow.shape)} to a tensor of {tuple(tensor.shape)}"
+            raise GraphError(f"a rule gave channels of shape {shapes}; it must give one channel per element")
         self._shadows[id(tensor)] = shadow
 
     def unite(self, left: Tensor, right: Tensor) -> None:
@@ -155,6 +165,14 @@ class Tracer(TorchDispatchMode):
         self.tie(weight, 0, "row", rows, blocks)
         return rows
 
+    def record_split(self, length: int, parts: list[Tensor]) -> None:
+        """Notes which integer attribute of the running module, if exactly one, gave the length of the parts."""
+        owner = self._model.get_submodule(self._modules[-1]) if self._modules else self._model
+        named = [name for name, value in vars(owner).items() if type(value) is int and value == length]
+        if parts and len(named) == 1:
+            module = self._modules[-1] if self._modules else ""
+            self.splits.append((module, named[0], [part.numpy() for part in parts]))
+
     # ---- running -------------------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -167,6 +185,21 @@ class Tracer(TorchDispatchMode):
             rule_for(call, self.module)(self, call)
         return output
 
+    def _leave(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+        """Forgets the running module; one that only reordered channels is noted as such."""
+        name = self._modules.pop()
+        plain = len(inputs) == 1 and torch.is_tensor(inputs[0]) and torch.is_tensor(output)
+        owned = (*module.parameters(), *module.buffers(), *module.children())
+        if name not in self.movements or not plain or owned:
+            return
+        before, after = self.shadow(inputs[0]), self.shadow(output)
+        if before is None or after is None or before.shape != after.shape:
+            return
+        order = [self.axis_channels(shadow, 1) for shadow in (before, after)]
+        if len(torch.unique(order[0])) == len(order[0]) and torch.equal(order[0].sort()[0], order[1].sort()[0]):
+            del self.movements[name]
+            self.reorderings[name] = (order[0].numpy(), order[1].numpy())
+
     @contextlib.contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
         """Keeps the stack of running modules, for messages."""
@@ -174,7 +207,7 @@ class Tracer(TorchDispatchMode):
         for name, module in model.named_modules():
             if name:
                 handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._modules.append(name)))
-                handles.append(module.register_forward_hook(lambda *_: self._modules.pop() and None))
+                handles.append(module.register_forward_hook(self._leave))
         try:
             yield
         finally:
@@ -184,7 +217,7 @@ class Tracer(TorchDispatchMode):
 
 @contextlib.contextmanager
 def tracing_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation, the root alone in training, so that classifiers run and norms stay still; restored."""
+    """The root in training, so that classifiers run, all else in evaluation, so that norms stay still; restored."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     model.training = True

@@ -75,6 +75,36 @@ class ChannelGroup:
 
 
 @dataclass(frozen=True, eq=False)
+class SplitPoint:
+    """An integer attribute of a module that says after how many channels its code takes them apart.
+
+    Attributes:
+        module: name of the module.
+        attribute: name of the attribute; the teacher's value is the length of every part but the last.
+        parts: channels of each part.
+    """
+
+    module: str
+    attribute: str
+    parts: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Reordering:
+    """A module that does nothing but put the channels of its input in another order.
+
+    Attributes:
+        module: name of the module.
+        inputs: channels of its input in order, shape ``[length]``.
+        outputs: the same channels in the order of its output.
+    """
+
+    module: str
+    inputs: np.ndarray
+    outputs: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class ChannelGraph:
     """Channels, ties and groups of one network.
 
@@ -86,6 +116,8 @@ class ChannelGraph:
         heads: the matrices whose rows are outputs of the network (its classifiers).
         unused: tensors that the traced forward pass never touched; they keep their shape.
         input_size: ``(channels, height, width)`` of the traced image.
+        splits: attributes that follow the widths of the channels they part.
+        reorderings: modules that only reorder channels.
     """
 
     ties: tuple[Tie, ...]
@@ -94,6 +126,8 @@ class ChannelGraph:
     heads: frozenset[str]
     unused: tuple[str, ...]
     input_size: tuple[int, ...]
+    splits: tuple[SplitPoint, ...] = ()
+    reorderings: tuple[Reordering, ...] = ()
     _ties_of: dict[str, tuple[Tie, ...]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -136,11 +170,43 @@ class ChannelGraph:
         """Width plan of a width ratio: ``floor(ratio * size)`` channels, at least one; fixed groups whole.
 
         Rounding down is what the stock families do (``mid_channels // 16`` gates), so that a ratio of 0.25 of
-        ``osnet_x1_0`` gives exactly the widths of ``osnet_x0_25``.
+        ``osnet_x1_0`` gives exactly the widths of ``osnet_x0_25``. Where rounding would leave the blocks of a grouped
+        convolution unequal, the groups of the wider blocks give way (``balanced``).
         """
         if not 0 < ratio <= 1:
-            raise WidthError(f"width ratio {ratio} is outside of (0, 1]; give the share of the teacher's channels to keep")
-        return {g.name: g.size if g.fixed else max(1, int(ratio * g.size + 1e-6)) for g in self.groups}
+            raise WidthError(f"width ratio {ratio} is outside of (0, 1]; give the share of the channels to keep")
+        return self.balanced({g.name: g.size if g.fixed else max(1, int(ratio * g.size + 1e-6)) for g in self.groups})
+
+    def balanced(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """The widths, lowered where the blocks of a grouped convolution would get different lengths.
+
+        In every block that is wider than the narrowest, the groups with the largest share of their channels give way one
+        channel at a time, until all axes agree. Example: blocks of 27 + 26 and 26 + 27 channels at widths 14 + 13 and
+        13 + 13 become 13 + 13 each.
+        """
+        width = np.array([widths[group.name] for group in self.groups])
+        size = np.array([group.size for group in self.groups])
+        floor = np.array([group.size if group.fixed else 1 for group in self.groups])
+        settled = False
+        while not settled:
+            settled = True
+            for blocks in self._blocked_groups:
+                excess = [int(width[groups].sum()) for groups in blocks]
+                excess = [total - min(excess) for total in excess]
+                for groups, surplus in zip(blocks, excess, strict=True):
+                    for _ in range(surplus):
+                        share = np.where(width[groups] > floor[groups], width[groups] / size[groups], 0)
+                        if share.max() == 0:
+                            raise WidthError("no balanced width plan exists this narrow; ask for a larger ratio")
+                        width[groups[share.argmax()]] -= 1
+                        settled = False
+        return {group.name: int(value) for group, value in zip(self.groups, width, strict=True)}
+
+    @cached_property
+    def _blocked_groups(self) -> list[list[np.ndarray]]:
+        """Indices of the groups in each block, for every axis that has several blocks."""
+        axes = {id(tie.channels): tie.channels for tie in self.ties if tie.blocks > 1}
+        return [[np.unique(self.group_of_channel[block]) for block in channels] for channels in axes.values()]
 
     def check_plan(self, widths: Mapping[str, int]) -> None:
         """Raises ``WidthError`` unless ``widths`` names every group once, in range, and no fixed group narrower."""
@@ -178,6 +244,15 @@ class ChannelGraph:
         return result
 
 
+def occupied(graph: ChannelGraph, widths: Mapping[str, int]) -> np.ndarray:
+    """Whether a student of these widths has a channel in each channel's place, shape ``[num_channels]``.
+
+    Example: a group of channels ``0..3`` at width 2 keeps the places ``0`` and ``1``.
+    """
+    width_of_group = np.array([widths[group.name] for group in graph.groups])
+    return graph.rank_in_group < width_of_group[graph.group_of_channel]
+
+
 def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
     """Splits a graph into arrays and a JSON-able description, for a chain file.
 
@@ -203,6 +278,8 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
         "heads": sorted(graph.heads),
         "unused": list(graph.unused),
         "input_size": list(graph.input_size),
+        "splits": [[s.module, s.attribute, [part.tolist() for part in s.parts]] for s in graph.splits],
+        "reorderings": [[r.module, r.inputs.tolist(), r.outputs.tolist()] for r in graph.reorderings],
     }
     return arrays, description
 
@@ -226,6 +303,14 @@ def from_arrays(arrays: Mapping[str, np.ndarray], description: Mapping) -> Chann
             frozenset(description["heads"]),
             tuple(description["unused"]),
             tuple(int(size) for size in description["input_size"]),
+            tuple(
+                SplitPoint(str(module), str(attribute), tuple(np.array(part, np.int64) for part in parts))
+                for module, attribute, parts in description["splits"]
+            ),
+            tuple(
+                Reordering(str(module), np.array(inputs, np.int64), np.array(outputs, np.int64))
+                for module, inputs, outputs in description["reorderings"]
+            ),
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise GraphError(f"the stored channel graph is damaged ({type(error).__name__}: {error})") from error
@@ -237,9 +322,11 @@ def _check_ids(graph: ChannelGraph) -> None:
     everything = np.sort(_join([group.channels for group in graph.groups]))
     if not np.array_equal(everything, np.arange(len(everything))):
         raise GraphError("the stored channel graph is damaged (its groups do not hold each channel exactly once)")
-    for tie in graph.ties:
+    elsewhere = [(s.module, part) for s in graph.splits for part in s.parts]
+    elsewhere += [(r.module, part) for r in graph.reorderings for part in (r.inputs, r.outputs)]
+    for tie in (*graph.ties, *(Tie(module, 0, "row", part) for module, part in elsewhere)):
         if tie.role not in ("row", "column") or tie.axis < 0:
-            raise GraphError(f"the stored channel graph is damaged (tie of '{tie.tensor}': {tie.role}, axis {tie.axis})")
+            raise GraphError(f"the stored channel graph is damaged ('{tie.tensor}': {tie.role}, axis {tie.axis})")
         if tie.channels.size and not 0 <= tie.channels.min() <= tie.channels.max() < len(everything):
             raise GraphError(f"the stored channel graph is damaged (tie of '{tie.tensor}' names unknown channels)")
 

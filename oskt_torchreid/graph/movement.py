@@ -1,0 +1,75 @@
+"""Networks whose own code takes channels apart or reorders them (chunk, split, shuffle): which widths that code allows.
+
+A trial shell is built and traced: the code is right for its widths exactly when every position of every axis receives
+the channel whose place it is. For networks that fail a student would need index buffers in place of that code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import nn
+
+from ..errors import GraphError, WidthError
+from .grouping import build_graph
+from .shell import shell, student_axis
+from .tracing import run
+from .types import ChannelGraph, occupied
+
+
+def check_movements(model: nn.Module, graph: ChannelGraph, movements: Mapping[str, str]) -> None:
+    """Builds a trial shell with uneven widths and traces it.
+
+    Args:
+        movements: operator per module where channels are taken apart or reordered, as the tracer recorded it.
+
+    Raises:
+        GraphError: the network's code follows no other widths; says where and what would be needed.
+    """
+    widths = _uneven_plan(graph)
+    try:
+        reason = _mismatch(shell(model, graph, widths), graph, widths)
+    except (GraphError, WidthError) as error:
+        reason = str(error)
+    if reason is not None:
+        raise _movement_error(movements, reason)
+
+
+def _mismatch(student: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> str | None:
+    """Why a narrower network does not have the planned channels in the planned places; ``None`` where it has."""
+    try:
+        found = build_graph(student, run(student, graph.input_size), graph.input_size)
+    except GraphError as error:
+        return str(error)
+    places = occupied(graph, widths)
+    pairs = []
+    for tie in graph.ties:
+        for other in found.ties_of(tie.tensor):
+            if (other.axis, other.role) == (tie.axis, tie.role):
+                pairs.append(np.stack([student_axis(tie, places).reshape(-1), other.channels.reshape(-1)]))
+    pairs = np.unique(np.concatenate(pairs, axis=1), axis=1)
+    one_to_one = all(len(side) == len(np.unique(side)) for side in pairs)
+    return None if one_to_one else "a narrower copy sends channels to other places"
+
+
+def _uneven_plan(graph: ChannelGraph) -> dict[str, int]:
+    """A plan with different ratios for different producers, so that code that needs a common one fails it."""
+    ratios = (0.4, 0.6, 0.5)
+    producers: dict[str, int] = {}
+    widths = {}
+    for group in graph.groups:
+        producer = group.name.partition("[")[0].partition(":")[0]
+        ratio = ratios[producers.setdefault(producer, len(producers)) % len(ratios)]
+        widths[group.name] = group.size if group.fixed else max(1, round(group.size * ratio))
+    return widths
+
+
+def _movement_error(movements: Mapping[str, str], reason: str) -> GraphError:
+    places = [f"'{operator}' in '{module}'" for module, operator in movements.items()]
+    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    return GraphError(
+        "the network's own code takes channels apart or reorders them at places that do not follow its widths "
+        f"({', '.join(places[:3])}{more}): {reason}. A student of another width needs index buffers there, computed "
+        "from the traced channels, which this version does not make"
+    )

@@ -1,0 +1,291 @@
+"""The weight chain: a teacher's channels merged into clusters, one row per cluster, all of the teacher's columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import files
+from ..errors import ChainError, ConfigError, GraphError, WidthError
+from ..graph import ChannelGraph
+from ..graph.types import from_arrays, to_arrays
+from ..host.models import ModelSpec
+from . import network
+from .algebra import average_rows
+from .clustering import cluster_teacher
+from .layout import Layout
+
+FORMAT = "oskt-weight-chain"
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class WeightChain:
+    """One teacher's chain; ``expand`` makes students of it. Treat as read-only: every change is a new chain.
+
+    Attributes:
+        graph: the teacher's channel graph.
+        teacher_to_chain: cluster of each teacher channel per group name, shape ``[N]``.
+        rows: chain row of each cluster, per matrix: ``[K, columns, ...]``. The columns are the teacher's: they are
+            merged when a student is expanded.
+        vectors: norm parameters, biases, statistics, bare parameters along channels, of the teacher's length ``[N]``.
+        fixed: tensors without channels, as the teacher has them.
+        statistics: the S-student's own running statistics, ``[K]`` each; empty until the chain is refined.
+        model: the teacher's structure on the meta device.
+        spec: the registered name that rebuilds ``model``; ``None`` for an unregistered network.
+    """
+
+    graph: ChannelGraph
+    teacher_to_chain: dict[str, np.ndarray]
+    rows: dict[str, Tensor]
+    vectors: dict[str, Tensor]
+    fixed: dict[str, Tensor]
+    model: nn.Module
+    spec: ModelSpec | None = None
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def from_teacher(
+        cls,
+        teacher: nn.Module,
+        width: float | Mapping[str, int] = 0.25,
+        input_size: tuple[int, int, int] | None = None,
+        graph: ChannelGraph | None = None,
+        normalize_rows: bool = False,
+    ) -> WeightChain:
+        """Clusters a teacher's channels; chain rows are the means of their clusters (paper: chain initialisation).
+
+        Args:
+            teacher: left exactly as it was.
+            width: ratio of every group's channels, or the number of clusters per group name (others stay whole).
+            input_size: for tracing; by default what the backbone is made for.
+            graph: the teacher's channel graph, if already traced.
+            normalize_rows: cluster rows of unit length (the paper's choice for ViTs).
+
+        Raises:
+            GraphError: the network cannot be traced.
+            WidthError: a width out of range.
+            ChainError: weights that are not finite.
+        """
+        graph = graph or network.trace(teacher, input_size)
+        widths = full_plan(graph, width)
+        state = network.state_of(teacher)
+        _check_graph_fits(graph, state)
+        return cls.from_labels(teacher, graph, cluster_teacher(graph, state, widths, normalize_rows))
+
+    @classmethod
+    def from_labels(
+        cls, teacher: nn.Module, graph: ChannelGraph, teacher_to_chain: Mapping[str, np.ndarray]
+    ) -> WeightChain:
+        """The chain of a given clustering.
+
+        Args:
+            teacher: left exactly as it was.
+            graph: its channel graph.
+            teacher_to_chain: cluster of each channel per group name, shape ``[N]``, every cluster in use.
+
+        Raises:
+            ChainError: labels or a graph that do not fit, or weights that are not finite.
+        """
+        state = network.state_of(teacher)
+        _check_graph_fits(graph, state)
+        _check_labels(graph, teacher_to_chain)
+        labels = {group.name: np.asarray(teacher_to_chain[group.name], np.int64) for group in graph.groups}
+        layout = Layout(graph, labels, _cluster_counts(labels))
+        tied = {tie.tensor for tie in graph.ties}
+        rows = {}
+        for name in sorted(graph.matrices):
+            rows[name] = average_rows(state[name].detach(), layout.axis(graph.row_tie(name))).cpu()
+        chain = cls(
+            graph=graph,
+            teacher_to_chain=labels,
+            rows=rows,
+            vectors={name: _copy(state[name]) for name in state if name in tied and name not in graph.matrices},
+            fixed={name: _copy(state[name]) for name in state if name not in tied},
+            model=network.skeleton_of(teacher),
+            spec=network.models.identify(teacher),
+        )
+        chain.validate()
+        return chain
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Number of clusters ``K`` per group name."""
+        return _cluster_counts(self.teacher_to_chain)
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """``(channels, height, width)`` of the image that the teacher was traced with."""
+        return self.graph.input_size
+
+    def with_tensors(
+        self, rows: Mapping[str, Tensor], vectors: Mapping[str, Tensor], statistics: Mapping[str, Tensor]
+    ) -> WeightChain:
+        """The same chain with refined tensors (copied to the CPU).
+
+        Raises:
+            ChainError: a tensor of another name or shape, or one that is not finite.
+        """
+        copies = ({name: _copy(t) for name, t in part.items()} for part in (rows, vectors, statistics))
+        refined_rows, refined_vectors, refined_statistics = copies
+        chain = replace(self, rows=refined_rows, vectors=refined_vectors, statistics=refined_statistics)
+        chain.validate()
+        return chain
+
+    def validate(self) -> None:
+        """Checks every name, shape, label and number.
+
+        Raises:
+            ChainError: says which tensor or group, what it is and what it must be.
+        """
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
+        _check_labels(self.graph, self.teacher_to_chain)
+        _check_graph_fits(self.graph, self.model.state_dict())
+        tied = {tie.tensor for tie in self.graph.ties}
+        layout = Layout(self.graph, self.teacher_to_chain, self.widths)
+        narrow = dict(shapes)
+        for tie in self.graph.ties:
+            if tie.role == "row":
+                axis = layout.axis(tie)
+                shape = list(shapes[tie.tensor])
+                shape[tie.axis] = axis.blocks * axis.length
+                narrow[tie.tensor] = tuple(shape)
+        vectors = [name for name in shapes if name in tied and name not in self.graph.matrices]
+        _check_tensors("chain row", self.rows, {name: narrow[name] for name in self.graph.matrices})
+        _check_tensors("vector", self.vectors, {name: shapes[name] for name in vectors})
+        _check_tensors("fixed tensor", self.fixed, {name: shapes[name] for name in shapes if name not in tied})
+        _check_tensors("statistic", self.statistics, {name: narrow[name] for name in self.statistics if name in narrow})
+
+    # ---- files ---------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Writes the chain as one safetensors file, whole or not at all."""
+        arrays, description = to_arrays(self.graph)
+        labels = np.empty(self.graph.num_channels, np.int32)
+        for group in self.graph.groups:
+            labels[group.channels] = self.teacher_to_chain[group.name]
+        arrays["teacher_to_chain"] = labels
+        tensors = {f"graph/{name}": torch.from_numpy(array) for name, array in arrays.items()}
+        for kind in _KINDS:
+            tensors.update({f"{kind}/{name}": tensor for name, tensor in getattr(self, kind).items()})
+        spec = asdict(self.spec) if self.spec else None
+        metadata = {"format": FORMAT, "version": VERSION, "model": spec, "graph": description}
+        files.save_tensors(path, tensors, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module | None = None) -> WeightChain:
+        """Reads a chain file and checks all of it before anything is returned.
+
+        Args:
+            path: a file that ``save`` wrote.
+            model: the teacher's network (any weights), needed only if its builder is not registered; left as it is.
+
+        Raises:
+            ChainError: missing, truncated, foreign or damaged file, or a chain of another network.
+        """
+        tensors, metadata = files.load_tensors(path, ChainError)
+        if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+            raise ChainError(
+                f"'{path}' is no weight chain of version {VERSION} (it says format {metadata.get('format')!r}, version "
+                f"{metadata.get('version')!r}); give a file written by WeightChain.save"
+            )
+        try:
+            chain = cls._assemble(path, tensors, metadata, model)
+            chain.validate()
+        except (ChainError, GraphError, WidthError) as error:
+            raise ChainError(f"'{path}' cannot be used as a weight chain: {error}") from error
+        return chain
+
+    @classmethod
+    def _assemble(cls, path: str | Path, tensors: dict[str, Tensor], metadata: dict, model: nn.Module | None):
+        parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*_KINDS, "graph")}
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition("/")
+            if kind not in parts:
+                raise ChainError(f"it holds a tensor '{key}' of unknown kind; kinds: {', '.join(parts)}")
+            parts[kind][name] = tensor
+        arrays = {name: tensor.numpy() for name, tensor in parts.pop("graph").items()}
+        graph = from_arrays(arrays, metadata.get("graph") or {})
+        labels = arrays.get("teacher_to_chain", np.empty(0, np.int32)).astype(np.int64)
+        if labels.shape != (graph.num_channels,):
+            raise ChainError(f"it labels {labels.shape} channels, its graph has {graph.num_channels}")
+        spec = _spec(metadata.get("model"))
+        if model is None and spec is None:
+            raise ChainError(
+                "its teacher is not a registered model; pass the teacher's network: WeightChain.load(path, model=...)"
+            )
+        skeleton = network.skeleton_of(model) if model is not None else network.new_skeleton(spec)
+        teacher_to_chain = {group.name: labels[group.channels] for group in graph.groups}
+        return cls(graph=graph, teacher_to_chain=teacher_to_chain, model=skeleton, spec=spec, **parts)
+
+
+_KINDS = ("rows", "vectors", "fixed", "statistics")
+
+
+def full_plan(graph: ChannelGraph, width: float | Mapping[str, int]) -> dict[str, int]:
+    """A width for every group, from a ratio or from widths for some of them (the others keep the teacher's).
+
+    Raises:
+        WidthError: out of range, or a group that does not exist.
+    """
+    plan = {**graph.sizes, **width} if isinstance(width, Mapping) else graph.ratio_plan(float(width))
+    graph.check_plan(plan)
+    return plan
+
+
+def _cluster_counts(teacher_to_chain: Mapping[str, np.ndarray]) -> dict[str, int]:
+    return {name: int(labels.max()) + 1 for name, labels in teacher_to_chain.items()}
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone()
+
+
+def _spec(model: dict | None) -> ModelSpec | None:
+    if model is None:
+        return None
+    try:
+        spec = ModelSpec(str(model["name"]), int(model["num_classes"]), str(model["loss"]))
+        network.models.builder_of(spec.name)
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise ChainError(f"its teacher's model {model!r} cannot be built here: {error}") from error
+    return spec
+
+
+def _check_labels(graph: ChannelGraph, teacher_to_chain: Mapping[str, np.ndarray]) -> None:
+    for group in graph.groups:
+        labels = teacher_to_chain.get(group.name)
+        if labels is None or np.shape(labels) != (group.size,):
+            raise ChainError(f"group '{group.name}' of {group.size} channels has no label for each of them")
+        if labels.min() < 0 or len(np.unique(labels)) != labels.max() + 1:
+            raise ChainError(f"labels of group '{group.name}' are not 0..K-1 with every cluster in use")
+
+
+def _check_graph_fits(graph: ChannelGraph, state: Mapping[str, Tensor]) -> None:
+    for tie in graph.ties:
+        expected = tie.shaped(tie.channels.shape[1])
+        found = state[tie.tensor].shape if tie.tensor in state else None
+        if found is None or len(found) <= tie.axis or found[tie.axis] != expected:
+            raise ChainError(
+                f"the channel graph belongs to another network: axis {tie.axis} of '{tie.tensor}' must be {expected} "
+                f"long, the network has {'no such tensor' if found is None else tuple(found)}"
+            )
+
+
+def _check_tensors(kind: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple]) -> None:
+    missing = sorted(shapes.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - shapes.keys())
+    if missing or unexpected:
+        raise ChainError(
+            f"{len(missing)} {kind}s are missing {missing[:3]} and {len(unexpected)} unexpected {unexpected[:3]}"
+        )
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != tuple(shapes[name]):
+            raise ChainError(f"{kind} '{name}' has shape {tuple(tensor.shape)}, it must be {tuple(shapes[name])}")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ChainError(f"{kind} '{name}' has values that are NaN or infinite")

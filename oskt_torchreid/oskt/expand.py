@@ -1,0 +1,60 @@
+"""Expansion: chain and widths to a student, without training (paper: weight chain expansion)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ..graph import Tie, adapt_code, rebuild
+from .algebra import average_rows, gather_rows, sum_columns
+from .chain import WeightChain
+from .layout import Layout, student_to_chain
+
+
+def expand_to_plan(chain: WeightChain, widths: Mapping[str, int]) -> nn.Module:
+    """A student of exactly these widths.
+
+    Args:
+        chain: not changed; the student shares no memory with it.
+        widths: width per group name, each between the chain's and the teacher's.
+
+    Returns:
+        A module of the teacher's class, on the CPU, in evaluation mode.
+
+    Raises:
+        WidthError: a width out of range.
+    """
+    layout = Layout(chain.graph, chain.teacher_to_chain, widths)
+    narrowest = Layout(chain.graph, chain.teacher_to_chain, chain.widths)
+    tensors = {name: student_matrix(chain, layout, narrowest, name) for name in chain.rows}
+    tensors.update({name: _student_vector(chain, layout, narrowest, name) for name in chain.vectors})
+    tensors.update({name: tensor.clone() for name, tensor in chain.fixed.items()})
+    student = rebuild(chain.model, tensors).eval()
+    adapt_code(student, chain.graph, widths)
+    return student
+
+
+def student_matrix(chain: WeightChain, layout: Layout, narrowest: Layout, name: str) -> Tensor:
+    """Rows gathered from the chain, columns summed over the members of each slot."""
+    weight = chain.rows[name]
+    column = chain.graph.column_tie(name)
+    if column is not None:
+        weight = sum_columns_of(weight, column, layout)
+    row = chain.graph.row_tie(name)
+    return gather_rows(weight, student_to_chain(layout.axis(row), narrowest.axis(row)))
+
+
+def sum_columns_of(chain_rows: Tensor, column: Tie, layout: Layout) -> Tensor:
+    """Columns of a chain's rows summed over slots; where nothing merges, the rows as they are."""
+    axis = layout.axis(column)
+    return chain_rows if axis.is_identity else sum_columns(chain_rows, axis)
+
+
+def _student_vector(chain: WeightChain, layout: Layout, narrowest: Layout, name: str) -> Tensor:
+    """Mean over members of the teacher's entries; a slot's refined statistics are its cluster's."""
+    tie = chain.graph.row_tie(name)
+    axis = layout.axis(tie)
+    if name in chain.statistics:
+        return gather_rows(chain.statistics[name], student_to_chain(axis, narrowest.axis(tie)))
+    return average_rows(chain.vectors[name], axis, tie.axis)

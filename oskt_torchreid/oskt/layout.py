@@ -1,0 +1,102 @@
+"""Where everything of one width plan sits: slots of every group, and index arrays along every axis of the graph.
+
+Slots are given the *places* of their group (see ``graph/shell.py``): slot ``j`` sits where the group's ``j``-th channel
+sat, and what no slot sits on closes up. A channel that stands several times on one axis (a flattened map) is followed
+occurrence by occurrence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..graph import ChannelGraph, Tie
+from ..graph.shell import student_axis
+from ..graph.types import occupied
+from .slots import Slots, make_slots
+
+
+@dataclass(frozen=True, eq=False)
+class AxisMap:
+    """One axis of the teacher against the same axis of a student.
+
+    Attributes:
+        blocks: number of convolution groups along it.
+        length: the student's length per block.
+        teacher_to_student: student position of each teacher position, shape ``[blocks * teacher's length]``; positions
+            count through the blocks.
+    """
+
+    blocks: int
+    length: int
+    teacher_to_student: Tensor
+
+    @cached_property
+    def is_identity(self) -> bool:
+        """Whether every position stays where it is."""
+        return bool(torch.equal(self.teacher_to_student, torch.arange(self.blocks * self.length)))
+
+    @cached_property
+    def members(self) -> Tensor:
+        """Teacher positions per student position, shape ``[blocks * length]``."""
+        return torch.bincount(self.teacher_to_student, minlength=self.blocks * self.length)
+
+
+class Layout:
+    """Slots and axis maps of one width plan; computed once per axis and shared by the tensors along it."""
+
+    def __init__(
+        self, graph: ChannelGraph, teacher_to_chain: Mapping[str, np.ndarray], widths: Mapping[str, int]
+    ) -> None:
+        graph.check_plan(widths)
+        self.graph = graph
+        self.widths = dict(widths)
+        self.slots: dict[str, Slots] = {}
+        place = np.empty(graph.num_channels, np.int64)
+        for group in graph.groups:
+            slots = self.slots[group.name] = make_slots(teacher_to_chain[group.name], widths[group.name])
+            place[group.channels] = group.channels[slots.teacher_to_slot]
+        self._place = place
+        self._occupied = occupied(graph, widths)
+        self._axes: dict[int, AxisMap] = {}
+
+    def axis(self, tie: Tie) -> AxisMap:
+        """The map of the axis that a tie lies along."""
+        key = id(tie.channels)
+        if key not in self._axes:
+            self._axes[key] = self._map(tie)
+        return self._axes[key]
+
+    def _map(self, tie: Tie) -> AxisMap:
+        channels = tie.channels.reshape(-1)
+        kept = self._occupied[channels]
+        occurrence = _occurrences(channels)
+        repeats = int(occurrence.max(initial=0)) + 1
+        position = np.empty(self.graph.num_channels * repeats, np.int64)
+        position[channels * repeats + occurrence] = np.arange(len(channels))
+        seat = position[self._place[channels] * repeats + occurrence]
+        student_position = np.cumsum(kept) - 1
+        length = student_axis(tie, self._occupied).shape[1]
+        return AxisMap(tie.blocks, length, torch.from_numpy(student_position[seat]))
+
+
+def student_to_chain(student: AxisMap, chain: AxisMap) -> Tensor:
+    """Chain position whose row each student position takes, shape ``[student positions]``."""
+    index = torch.empty(student.blocks * student.length, dtype=torch.int64)
+    index[student.teacher_to_student] = chain.teacher_to_student
+    return index
+
+
+def _occurrences(channels: np.ndarray) -> np.ndarray:
+    """How many times each position's channel stood on the axis before, e.g. ``[3, 5, 3]`` -> ``[0, 0, 1]``."""
+    order = np.argsort(channels, kind="stable")
+    ordered = channels[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    result = np.empty(len(channels), np.int64)
+    result[order] = np.arange(len(channels)) - np.repeat(starts, np.diff(np.r_[starts, len(channels)]))
+    return result

@@ -1,0 +1,73 @@
+"""Where the method meets the host: tracing a backbone as its training code runs it, and rebuilding it by name."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from .. import graph
+from ..errors import ChainError
+from ..graph import ChannelGraph
+from ..host import models
+
+DEFAULT_INPUT_SIZE = (3, 256, 128)
+
+
+def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> ChannelGraph:
+    """The channel graph of a re-id network: ``graph.trace`` with the classifiers, and only them, as results.
+
+    Args:
+        model: a torchreid model, or any module that maps an image batch to a feature (and class scores in training).
+            Left exactly as it was.
+        input_size: ``(channels, height, width)``; by default what the registered backbone is made for, else 3x256x128.
+
+    Raises:
+        GraphError: see ``graph.trace``.
+    """
+    if input_size is None:
+        spec = models.identify(model)
+        input_size = models.input_size(spec.name) if spec else DEFAULT_INPUT_SIZE
+    with _logits_only(model):
+        return graph.trace(model, tuple(input_size))
+
+
+@contextlib.contextmanager
+def _logits_only(model: nn.Module) -> Iterator[None]:
+    """A model built for the triplet loss returns class scores alone for the while.
+
+    Beside them it would return features in the form that its loss wants, some of them normalised over channels.
+    """
+    loss = getattr(model, "loss", None)
+    if isinstance(loss, str):
+        model.loss = "softmax"
+    try:
+        yield
+    finally:
+        if isinstance(loss, str):
+            model.loss = loss
+
+
+def skeleton_of(model: nn.Module) -> nn.Module:
+    """A copy of a network on the meta device: its structure without its weights."""
+    return graph.rebuild(model, {name: t.detach().to("meta") for name, t in state_of(model).items()})
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict's tensors themselves, parameters as parameters.
+
+    Raises:
+        ChainError: two names share one tensor (tied weights).
+    """
+    state = model.state_dict(keep_vars=True)
+    owners: dict[int, str] = {}
+    for name, tensor in state.items():
+        if (owner := owners.setdefault(id(tensor), name)) != name:
+            raise ChainError(f"'{owner}' and '{name}' are one shared tensor; a chain needs separate ones, so clone one")
+    return state
+
+
+def new_skeleton(spec: models.ModelSpec) -> nn.Module:
+    """The registered model's structure, on the meta device; shared, so copy before changing."""
+    return models.skeleton(spec.name, spec.num_classes, spec.loss)

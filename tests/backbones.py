@@ -1,0 +1,68 @@
+"""The table of backbones that the invariants run over."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from oskt_torchreid.host import models
+
+EXCEPTIONS = {
+    "shufflenet_v2_x0_5": "takes channels apart",
+    "shufflenet_v2_x1_0": "takes channels apart",
+    "shufflenet_v2_x1_5": "takes channels apart",
+    "shufflenet_v2_x2_0": "takes channels apart",
+    "hacnn": "reduces over channels",
+}
+"""Backbones whose own code follows no other width, and what the error says about it."""
+
+_INPUT_SIZES = {
+    "hacnn": (3, 160, 64),
+    "mudeep": (3, 256, 128),
+    "inceptionv4": (3, 128, 96),
+    "inceptionresnetv2": (3, 128, 96),
+    "nasnsetmobile": (3, 128, 64),
+}
+NUM_CLASSES = 7
+
+
+def stock_names() -> list[str]:
+    """Names that torchreid itself registers."""
+    wrappers = ("oskt_", "vkd_", "vit_")
+    return [name for name in models.model_names() if not name.startswith(wrappers)]
+
+
+def input_size(name: str) -> tuple[int, int, int]:
+    """The smallest image that a backbone runs on, rounded up."""
+    return _INPUT_SIZES.get(name, (3, 64, 32))
+
+
+def build(name: str, seed: int = 0) -> nn.Module:
+    """A backbone with random weights in which nothing is at a neutral value, and activations of moderate size."""
+    torch.manual_seed(seed)
+    model = models.build(name, NUM_CLASSES)
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+            nn.init.uniform_(module.bias, -0.3, 0.3)
+        if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.InstanceNorm2d)) and module.weight is not None:
+            nn.init.uniform_(module.weight, 0.6, 1.4)
+            nn.init.uniform_(module.bias, -0.3, 0.3)
+    return calibrate(model.eval(), torch.randn(2, *input_size(name)))
+
+
+def calibrate(model: nn.Module, images: torch.Tensor) -> nn.Module:
+    """Sets batch norm statistics near those of `images`, so that deep random networks neither explode nor vanish."""
+
+    def observe(module: nn.Module, inputs: tuple) -> None:
+        values = inputs[0].transpose(0, 1).flatten(1)
+        module.running_mean.copy_(values.mean(1) * torch.empty_like(module.running_mean).uniform_(0.9, 1.1))
+        spread = values.var(1, unbiased=False) if values.shape[1] > 1 else torch.ones_like(module.running_var)
+        module.running_var.copy_((spread + 1e-2) * torch.empty_like(spread).uniform_(0.7, 1.3))
+
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    handles = [module.register_forward_pre_hook(observe) for module in norms]
+    with torch.no_grad():
+        model(images)
+    for handle in handles:
+        handle.remove()
+    return model

@@ -1,0 +1,128 @@
+"""The identity property over all backbones: equal rows inside every cluster, equal outputs at every width."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from backbones import EXCEPTIONS, build, input_size, stock_names
+from torch import nn
+
+from oskt_torchreid.errors import GraphError
+from oskt_torchreid.graph import ChannelGraph
+from oskt_torchreid.graph.tracing import tracing_mode
+from oskt_torchreid.oskt.chain import WeightChain
+from oskt_torchreid.oskt.expand import expand_to_plan
+from oskt_torchreid.oskt.network import trace
+
+DOUBLE = ("resnet18", "osnet_ain_x0_25", "densenet121")
+
+
+def random_labels(graph: ChannelGraph, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random clusters, 0.4 to 0.6 of each group; groups of one producer's blocks get the same ratio."""
+    generator = np.random.default_rng(seed)
+    ratios: dict[str, float] = {}
+    counts = {}
+    for group in graph.groups:
+        ratio = ratios.setdefault(group.name.partition("[")[0].partition(":")[0], generator.uniform(0.4, 0.6))
+        counts[group.name] = group.size if group.fixed else max(1, round(ratio * group.size))
+    counts = graph.balanced(counts)
+    labels = {}
+    for group in graph.groups:
+        count = counts[group.name]
+        label = np.concatenate([np.arange(count), generator.integers(0, count, group.size - count)])
+        labels[group.name] = label if group.fixed else generator.permutation(label)
+    return labels
+
+
+def collapse(model: nn.Module, graph: ChannelGraph, labels: dict[str, np.ndarray]) -> None:
+    """Gives the rows of each cluster one common value, in place: written apart from the package's own algebra."""
+    cluster = np.empty(graph.num_channels, np.int64)
+    for index, group in enumerate(graph.groups):
+        cluster[group.channels] = labels[group.name] + index * graph.num_channels
+    state = model.state_dict(keep_vars=True)
+    for tie in graph.ties:
+        if tie.role == "column":
+            continue
+        channels = tie.channels.reshape(-1)
+        occurrence = np.array([np.count_nonzero(channels[:i] == c) for i, c in enumerate(channels)])
+        _, key = np.unique(np.stack([cluster[channels], occurrence]), axis=1, return_inverse=True)
+        key = torch.from_numpy(key.reshape(-1))
+        rows = state[tie.tensor].data.movedim(tie.axis, 0)
+        total = torch.zeros(int(key.max()) + 1, *rows.shape[1:], dtype=rows.dtype).index_add_(0, key, rows)
+        mean = total / torch.bincount(key).reshape(-1, *[1] * (rows.dim() - 1))
+        rows.copy_(mean[key])
+
+
+def logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    with tracing_mode(model), torch.no_grad():
+        output = model(images)
+    return torch.cat(output if isinstance(output, (list, tuple)) else [output], dim=1)
+
+
+def plans(graph: ChannelGraph, chain: WeightChain) -> dict[str, dict[str, int]]:
+    narrow = chain.widths
+    middle = graph.balanced({name: (width + graph.sizes[name]) // 2 for name, width in narrow.items()})
+    return {"chain": narrow, "between": middle, "full": dict(graph.sizes)}
+
+
+def identity_errors(name: str, dtype: torch.dtype) -> tuple[dict[str, float], float]:
+    """Worst output difference at each width, and what the collapse itself changed, both over the output's spread."""
+    model = build(name).to(dtype)
+    images = torch.randn(2, *input_size(name), dtype=dtype)
+    graph = trace(model, input_size(name))
+    labels = random_labels(graph)
+    before = logits(model, images)
+    collapse(model, graph, labels)
+    expected = logits(model, images)
+    spread = expected.std()
+    chain = WeightChain.from_labels(model, graph, labels)
+    errors = {}
+    for kind, widths in plans(graph, chain).items():
+        student = expand_to_plan(chain, widths)
+        errors[kind] = float((logits(student, images) - expected).abs().max() / spread)
+    return errors, float((before - expected).abs().max() / spread)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in stock_names() if name not in EXCEPTIONS])
+def test_identity(name: str) -> None:
+    errors, changed = identity_errors(name, torch.float32)
+    assert changed > 1e-2, "a collapse that changes nothing would make this test blind"
+    assert max(errors.values()) <= 1e-4, errors
+
+
+@pytest.mark.parametrize("name", DOUBLE)
+def test_identity_in_double_precision(name: str) -> None:
+    errors, _ = identity_errors(name, torch.float64)
+    assert max(errors.values()) <= 1e-10, errors
+
+
+def test_wrong_labels_break_identity() -> None:
+    """The test is sharp: one wrong group is seen."""
+    model = build("resnet18")
+    images = torch.randn(2, *input_size("resnet18"))
+    graph = trace(model, input_size("resnet18"))
+    labels = random_labels(graph)
+    collapse(model, graph, labels)
+    name = graph.groups[3].name
+    labels[name] = np.roll(labels[name], 1)
+    student = expand_to_plan(chain := WeightChain.from_labels(model, graph, labels), chain.widths)
+    expected = logits(model, images)
+    assert float((logits(student, images) - expected).abs().max() / expected.std()) > 1e-2
+
+
+@pytest.mark.parametrize(("name", "reason"), EXCEPTIONS.items())
+def test_backbones_that_need_routing_say_so(name: str, reason: str) -> None:
+    with pytest.raises(GraphError, match=reason):
+        trace(build(name), input_size(name))
+
+
+def test_full_width_reproduces_the_teacher() -> None:
+    model = build("osnet_x0_25")
+    images = torch.randn(2, *input_size("osnet_x0_25"))
+    chain = WeightChain.from_teacher(model, width=1.0, input_size=input_size("osnet_x0_25"))
+    student = expand_to_plan(chain, chain.widths)
+    assert all(torch.equal(student.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(student(images), model(images))
