@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from oskt_torchreid import models
+from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.host import models as host_models
 from oskt_torchreid.models import NeckModel, find_classifier, set_last_stride
@@ -136,3 +137,16 @@ def test_every_backbone_has_a_neck_name():
 def test_registered_neck_models_are_identified(name):
     model = host_models.skeleton(f"oskt_{name}", 9, "triplet")
     assert host_models.identify(model) == host_models.ModelSpec(f"oskt_{name}", 9, "triplet")
+
+
+def test_configured_model():
+    options = ["model.pretrained=False", "use_gpu=False", "data.height=64", "data.width=32"]
+    plain = models.build_model(load_config(options=[*options, "model.name=resnet18"]), 3)
+    assert plain.layer4[0].conv1.stride == (2, 2)
+    options += ["model.last_stride=1", "model.neck=True", "loss.name=triplet"]
+    model = models.build_model(load_config(options=[*options, "model.name=resnet18"]), 3)
+    assert isinstance(model, NeckModel) and model.loss == "triplet"
+    assert model.backbone.layer4[0].conv1.stride == (1, 1)
+    assert host_models.identify(model) == host_models.ModelSpec("oskt_resnet18", 3, "triplet")
+    named = models.build_model(load_config(options=[*options[:-3], "model.neck=True", "model.name=oskt_resnet18"]), 3)
+    assert isinstance(named.backbone, type(plain))

@@ -21,7 +21,7 @@ from .compat import device, quiet, torchreid
 from .losses import ReidLoss
 from .models import check_state_dict, parse_outputs, state_dict_of
 from .progress import ProgressLoader
-from .ranking import recorded_ranking
+from .ranking import REPORTED_RANKS, recorded_ranking
 
 LAST_GOOD = "model.pth.tar-last"
 
@@ -215,7 +215,7 @@ class TransferEngine(torchreid.engine.Engine):
         with quiet(), recorded_ranking() as rankings:
             rank1 = super().test(*args, **kwargs)
         for target, (cmc, mean_ap) in zip(self.test_loader, rankings, strict=True):
-            ranks = {f"rank{rank}": float(cmc[rank - 1]) for rank in (1, 5, 10, 20)}
+            ranks = {f"rank{rank}": float(cmc[rank - 1]) for rank in REPORTED_RANKS}
             self.results[target] = {"mAP": float(mean_ap), **ranks}
         return float(rank1)
 

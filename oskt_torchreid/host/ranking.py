@@ -11,6 +11,7 @@ from ..errors import DataError
 from .compat import torchreid
 
 MAX_RANK = 50  # length of torchreid's CMC curve
+REPORTED_RANKS = (1, 5, 10, 20)
 
 
 @contextlib.contextmanager
@@ -38,10 +39,11 @@ def recorded_ranking() -> Iterator[list[tuple[np.ndarray, float]]]:
 def _check_gallery(q_pids: np.ndarray, g_pids: np.ndarray, q_camids: np.ndarray, g_camids: np.ndarray) -> None:
     """Raises DataError where torchreid's CMC curves would have different lengths, which NumPy cannot stack."""
     same_view = Counter(zip(g_pids.tolist(), g_camids.tolist(), strict=True))
-    ignored = max(same_view[view] for view in zip(q_pids.tolist(), q_camids.tolist(), strict=True))
-    left = len(g_pids) - ignored
-    if left < MAX_RANK:
+    views = set(zip(q_pids.tolist(), q_camids.tolist(), strict=True))
+    left = [len(g_pids) - same_view[view] for view in views]
+    lengths = {min(count, MAX_RANK) for count in left}
+    if len(lengths) > 1 or min(lengths) < REPORTED_RANKS[-1]:
         raise DataError(
-            f"a query has {left} gallery images left of {len(g_pids)} once those of its own identity and camera are "
-            f"ignored; torchreid's evaluation needs {MAX_RANK}: add gallery images"
+            f"a query has {min(left)} gallery images left of {len(g_pids)} once those of its own identity and camera "
+            f"are ignored; torchreid's evaluation needs {MAX_RANK}: add gallery images"
         )
