@@ -28,7 +28,7 @@ _WHOLE_RANGES = {
 _REAL_RANGES = {
     "form_change": (0.0, 1.0),
     "colour_change": (0.0, 1.0),
-    "min_differences": (0.0, 3.0),
+    "min_differences": (0.0, 4.0),
     "camera_cast": (0.0, 2.0),
     "white_balance": (0.0, 2.0),
     "occlusion": (0.0, 1.0),
@@ -91,13 +91,13 @@ class SyntheticSettings:
     walks: int = 2
     family_size: int = 4
     form_change: float = 0.8
-    colour_change: float = 0.4
-    min_differences: float = 2.5
+    colour_change: float = 0.7
+    min_differences: float = 3.0
     camera_cast: float = 0.3
-    white_balance: float = 0.2
+    white_balance: float = 0.3
     occlusion: float = 0.05
-    view: float = 0.4
-    resolution_loss: float = 0.3
+    view: float = 0.3
+    resolution_loss: float = 0.2
     noise: float = 0.4
     jitter: float = 0.4
     clutter: float = 0.2
@@ -146,17 +146,19 @@ class SyntheticSettings:
         return dataclasses.replace(self, **changes)
 
 
+# Against the shortcut of telling people apart by colour alone, light that changes from walk to walk does most: it costs
+# the colour-stripe baseline (data/stripes.py) far more than a trained network. Look-alikes that share their second
+# colours too (a small colour_change) cost the network more than the baseline, so they are left out here.
 QUICK = SyntheticSettings()
 PRESETS = {
     "quick": QUICK,
     "medium": QUICK.replace(
-        form_change=0.6,
-        min_differences=1.5,
+        min_differences=2.0,
         camera_cast=0.45,
-        white_balance=0.4,
+        white_balance=0.5,
         occlusion=0.15,
-        view=0.6,
-        resolution_loss=0.5,
+        view=0.5,
+        resolution_loss=0.4,
         noise=0.6,
         jitter=0.6,
         clutter=0.5,
