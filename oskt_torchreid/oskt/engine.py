@@ -1,0 +1,101 @@
+"""The engine that refines a weight chain: teacher and S-student are trained together (paper: refinement)."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..host.engine import TransferEngine
+from ..host.losses import ReidLoss
+from ..host.models import parse_outputs
+from ..registry import register_engine
+from .chain import WeightChain
+from .losses import lambda_schedule, refining_loss, row_dispersion
+from .sstudent import Refinement
+
+logger = logging.getLogger(__name__)
+
+LEARNING_RATE, WEIGHT_DECAY = 3.5e-4, 5e-4  # the paper's recipe for CNNs
+
+
+class OSKTEngine(TransferEngine):
+    """Refines a chain: ``L = L_reid(teacher) + L_reid(S-student) + lambda * L_refine``.
+
+    Evaluation and checkpoints during the run concern the teacher with its chain; ``engine.chain`` is the chain as
+    refined so far, to be expanded or saved.
+
+    Args:
+        datamanager: torchreid data manager.
+        model: the teacher; it is trained on.
+        optimizer: over the teacher's parameters, as for any torchreid engine; the chain's are added to its first
+            group. ``None``: Adam with the paper's rate.
+        scheduler: ``None`` keeps the learning rate.
+        chain: a chain of this teacher; ``None``: clusters one of ``width``.
+        width: width ratio of the chain, where none is given.
+        loss: re-id loss of teacher and S-student; ``None``: label-smoothed cross-entropy.
+        lambda_weight: final weight of the refining loss.
+        lambda_shape: ``constant`` or ``linear``, see ``losses.lambda_schedule``.
+        **options: of ``TransferEngine``.
+    """
+
+    def __init__(
+        self,
+        datamanager: Any,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        scheduler: LRScheduler | None = None,
+        chain: WeightChain | None = None,
+        width: float = 0.25,
+        loss: ReidLoss | None = None,
+        lambda_weight: float = 1.0,
+        lambda_shape: str = "linear",
+        **options: Any,
+    ) -> None:
+        self._lambda = lambda_schedule(lambda_shape, lambda_weight)
+        if chain is None:
+            chain = WeightChain.from_teacher(model, width, input_size=(3, datamanager.height, datamanager.width))
+        refinement = Refinement(model, chain)
+        if optimizer is None:
+            optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        # Into the first group, because a scheduler that exists already has one rate per group.
+        optimizer.param_groups[0]["params"].extend(p for p in refinement.sstudent.parameters() if p.requires_grad)
+        super().__init__(datamanager, refinement, optimizer, scheduler, loss=loss, **options)
+        self.dispersion = row_dispersion(refinement.sstudent.row_pairs(model))
+
+    @property
+    def chain(self) -> WeightChain:
+        """The chain as refined so far (a copy on the CPU)."""
+        return self.model.to_chain()
+
+    def compute_losses(self, images: Tensor, pids: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """The three terms of a batch; the S-student's are logged with the prefix ``s_``."""
+        outputs = [parse_outputs(output, True, self.model.loss) for output in self.model(images)]
+        teacher_loss, summary = self.loss(outputs[0], pids)
+        sstudent_loss, of_sstudent = self.loss(outputs[1], pids)
+        refine = refining_loss(self.model.sstudent.row_pairs(self.model.teacher))
+        weight = self._lambda(self.progress)
+        summary |= {f"s_{name}": value for name, value in of_sstudent.items()}
+        summary |= {"refine": refine.item(), "lambda": weight}
+        return teacher_loss + sstudent_loss + weight * refine, summary
+
+    @property
+    def progress(self) -> float:
+        """Share of the run's iterations that are done, 0 at the first and 1 at the last."""
+        done = self.epoch * len(self.train_loader) + self.batch_idx
+        return min(1.0, done / max(1, self.max_epoch * len(self.train_loader) - 1))
+
+    def train(self, *args: Any, **kwargs: Any) -> None:
+        """Trains one epoch, then measures how far the teacher's rows are from their chain rows."""
+        super().train(*args, **kwargs)
+        self.dispersion = row_dispersion(self.model.sstudent.row_pairs(self.model.teacher))
+        logger.info("epoch %d: row dispersion %.4f", self.epoch + 1, self.dispersion)
+        if self.writer is not None:
+            self.writer.add_scalar("Train/row_dispersion", self.dispersion, self.epoch)
+
+
+register_engine("oskt", OSKTEngine)

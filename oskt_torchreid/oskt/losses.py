@@ -1,0 +1,92 @@
+"""The refining loss and its weight over time (paper: weight chain refinement)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from ..errors import ConfigError
+
+RowPair = tuple[Tensor, Tensor, Tensor]
+"""A teacher's weight ``[N, ...]``, its chain rows ``[K, ...]``, and the chain row of each teacher row ``[N]``."""
+
+LambdaSchedule = Callable[[float], float]
+
+
+class _RowDistance(torch.autograd.Function):
+    """``sum_i ||W_i - C_a(i)||^2``: one difference, which the backward pass turns into the gradient in place."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, weight: Tensor, chain_rows: Tensor, index: Tensor) -> Tensor:
+        difference = torch.sub(weight, chain_rows.index_select(0, index))
+        ctx.save_for_backward(index)
+        ctx.difference, ctx.chain_shape = difference, chain_rows.shape
+        flat = difference.reshape(-1)
+        return torch.dot(flat, flat)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        (index,) = ctx.saved_tensors
+        of_weight = ctx.difference.mul_(2 * gradient)
+        ctx.difference = None
+        of_chain = of_weight.new_zeros(ctx.chain_shape).index_add_(0, index, of_weight, alpha=-1)
+        return of_weight, of_chain, None
+
+
+def row_distance(weight: Tensor, chain_rows: Tensor, index: Tensor) -> Tensor:
+    """``sum_i ||W_i - C_a(i)||^2`` over the rows of one layer; both sides receive gradient.
+
+    Args:
+        weight: teacher's weight ``W``, ``[N, ...]``.
+        chain_rows: chain ``C``, ``[K, ...]`` with the same row shape.
+        index: ``a``, chain row of each teacher row, ``[N]``.
+
+    Returns:
+        Scalar. Its backward pass can be taken once.
+
+    Example with 4 rows of one number: ``W = (1, 2, 3, 4)``, ``C = (2, 2)``, ``a = (0, 1, 0, 1)`` gives ``1+0+1+4 = 6``,
+    the gradient ``(-2, 0, 2, 4)`` for ``W`` and ``(0, -4)`` for ``C``.
+    """
+    return _RowDistance.apply(weight, chain_rows, index)
+
+
+def refining_loss(pairs: Iterable[RowPair]) -> Tensor:
+    """``L_refine``: ``row_distance`` summed over layers."""
+    return torch.stack([row_distance(*pair) for pair in pairs]).sum()
+
+
+@torch.no_grad()
+def row_dispersion(pairs: Iterable[RowPair]) -> float:
+    """``sum ||W - C||^2 / sum ||W||^2`` over layers: 0 where every row equals its chain row."""
+    distance, norm = 0.0, 0.0
+    for weight, chain_rows, index in pairs:
+        distance += float((weight - chain_rows.index_select(0, index)).pow(2).sum())
+        norm += float(weight.pow(2).sum())
+    return distance / norm if norm else 0.0
+
+
+def lambda_schedule(name: str, weight: float) -> LambdaSchedule:
+    """The weight of the refining loss as a function of progress in ``[0, 1]``.
+
+    Args:
+        name: ``constant`` (the paper's choice for CNNs, made for long schedules) or ``linear``, from 0 to ``weight``
+            over all iterations (the paper's progressive refinement; the better choice for short schedules, where a
+            constant weight dominates Adam's second moment).
+        weight: final weight, at least 0.
+
+    Raises:
+        ConfigError: unknown name or negative weight.
+    """
+    if weight < 0:
+        raise ConfigError(f"lambda is {weight}; the weight of the refining loss is at least 0")
+    schedules: dict[str, LambdaSchedule] = {
+        "constant": lambda progress: weight,
+        "linear": lambda progress: weight * progress,
+    }
+    if name not in schedules:
+        raise ConfigError(f"lambda_schedule is '{name}'; allowed: {', '.join(schedules)}")
+    return schedules[name]
