@@ -5,6 +5,7 @@ written. A manifest that fits says that the folder is whole; anything else at it
 that this module would have drawn are replaced, and a file of somebody else stops it.
 """
 
+import contextlib
 import logging
 import secrets
 import shutil
@@ -130,6 +131,8 @@ def _drawing_prefix(folder: Path) -> str:
 def _remove_leftovers(folder: Path) -> None:
     """Removes what killed processes left of the same drawing; a drawing that still grows is left alone."""
     for leftover in folder.parent.glob(f"{_drawing_prefix(folder)}*"):
-        newest = max(path.stat().st_mtime for path in (leftover, *leftover.iterdir()))
-        if time.time() - newest > _LEFTOVER_SECONDS:
-            shutil.rmtree(leftover, ignore_errors=True)
+        # It may be renamed or removed by its own process at any moment.
+        with contextlib.suppress(FileNotFoundError):
+            newest = max(path.stat().st_mtime for path in (leftover, *leftover.iterdir()))
+            if time.time() - newest > _LEFTOVER_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)
