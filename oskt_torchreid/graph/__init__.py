@@ -6,10 +6,11 @@ from torch import nn
 
 from .grouping import build_graph
 from .movement import check_movements
+from .rebuilding import rebuild, register_attribute_rule
 from .routing import adapt_code
 from .rules import Call, keep, register_rule, spatial
 from .shadows import spread
-from .shell import rebuild, register_attribute_rule, shell
+from .shell import shell
 from .tracing import Tracer, run
 from .types import ChannelGraph, ChannelGroup, Tie
 

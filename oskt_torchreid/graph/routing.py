@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import WidthError
+from ..errors import GraphError, WidthError
+from .rebuilding import rebuild
 from .types import ChannelGraph, Reordering, SplitPoint, occupied
 
 
@@ -55,3 +56,34 @@ def _order(reordering: Reordering, places: np.ndarray) -> Tensor:
     inputs, outputs = (channels[places[channels]] for channels in (reordering.inputs, reordering.outputs))
     position = np.argsort(inputs)
     return torch.from_numpy(position[np.searchsorted(inputs, outputs, sorter=position)])
+
+
+def describe_code(student: nn.Module, graph: ChannelGraph) -> dict:
+    """How ``adapt_code`` changed a student, in plain values for a file: split points, and reordering modules."""
+    splits = [[s.module, s.attribute, getattr(student.get_submodule(s.module), s.attribute)] for s in graph.splits]
+    orders = [r.module for r in graph.reorderings if isinstance(student.get_submodule(r.module), ChannelOrder)]
+    return {"splits": splits, "orders": orders}
+
+
+def restore_code(model: nn.Module, code: Mapping, shapes: Mapping[str, tuple]) -> nn.Module:
+    """A copy of a network, its code adapted as ``describe_code`` says; orders are left to be filled.
+
+    Args:
+        model: left as it is; tensors of the copy are its own or empty.
+        code: what ``describe_code`` gave.
+        shapes: shape of each of the student's tensors, which gives the length of an order.
+
+    Raises:
+        GraphError: a description of another network.
+    """
+    student = rebuild(model, {})
+    try:
+        for module, attribute, length in code.get("splits", ()):
+            setattr(student.get_submodule(module), attribute, int(length))
+        for name in code.get("orders", ()):
+            parent, _, child = name.rpartition(".")
+            order = torch.empty(shapes[f"{name}.order"], dtype=torch.int64)
+            setattr(student.get_submodule(parent), child, ChannelOrder(order))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise GraphError(f"the description of the student's code is not one of this network: {error}") from error
+    return student

@@ -180,8 +180,8 @@ class ChannelGraph:
     def balanced(self, widths: Mapping[str, int]) -> dict[str, int]:
         """The widths, lowered where the blocks of a grouped convolution would get different lengths.
 
-        In every block that is wider than the narrowest, the groups with the largest share of their channels give way one
-        channel at a time, until all axes agree. Example: blocks of 27 + 26 and 26 + 27 channels at widths 14 + 13 and
+        In every block that is wider than the narrowest, the groups with the largest share of their channels give way,
+        one channel at a time, until all axes agree. Example: blocks of 27 + 26 and 26 + 27 channels at widths 14 + 13 and
         13 + 13 become 13 + 13 each.
         """
         width = np.array([widths[group.name] for group in self.groups])

@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ LOSSES = ("softmax", "triplet")
 _DEFAULT_INPUT = (3, 256, 128)
 _INPUT_SIZES = {"hacnn": (3, 160, 64)}  # its attention grids fit no other size
 _NAMES_SHOWN = 5
+_WRAPPER = "backbone."
 _WRAPPED: dict[str, str] = {}  # registered wrapper -> name of the model inside it
 
 
@@ -171,6 +172,24 @@ def _class_counts(model: nn.Module) -> list[int]:
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def inner_names(names: Iterable[str]) -> dict[str, str]:
+    """Names of the network inside a wrapper of this package -> full names; of a bare network all names, unchanged."""
+    names = list(names)
+    inner = {name.removeprefix(_WRAPPER): name for name in names if name.startswith(_WRAPPER)}
+    return inner or {name: name for name in names}
+
+
+def is_classifier(name: str) -> bool:
+    """Whether a tensor belongs to the classifier of torchreid's models."""
+    return name.startswith("classifier")
+
+
+def set_feature_dim(model: nn.Module, feature_dim: int) -> None:
+    """Corrects, in place, the attribute that holds the feature's length in torchreid's models, where there is one."""
+    if isinstance(getattr(model, "feature_dim", None), int):
+        model.feature_dim = feature_dim
 
 
 def parse_outputs(outputs: Any, training: bool, loss: str = "") -> Outputs:

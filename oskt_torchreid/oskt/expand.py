@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from torch import Tensor, nn
 
+from ..errors import CheckpointError
 from ..graph import Tie, adapt_code, rebuild
+from ..graph.routing import describe_code
+from ..host.models import set_feature_dim
 from .algebra import average_rows, gather_rows, sum_columns
 from .chain import WeightChain
 from .layout import Layout, student_to_chain
@@ -32,7 +37,43 @@ def expand_to_plan(chain: WeightChain, widths: Mapping[str, int]) -> nn.Module:
     tensors.update({name: tensor.clone() for name, tensor in chain.fixed.items()})
     student = rebuild(chain.model, tensors).eval()
     adapt_code(student, chain.graph, widths)
+    heads = [tensors[name].shape[1] for name in chain.graph.heads]
+    if len(heads) == 1:
+        set_feature_dim(student, heads[0])
+    spec = asdict(chain.spec) if chain.spec else {}
+    student.student_record = StudentRecord(**spec, code=describe_code(student, chain.graph))
     return student
+
+
+@dataclass(frozen=True)
+class StudentRecord:
+    """What a student's file says besides its tensors.
+
+    Attributes:
+        name: registered name of the teacher's model; empty where it has none.
+        num_classes: class count of the teacher.
+        loss: loss that the teacher's model was built for.
+        code: how the student's own code was adapted, see ``graph.routing.describe_code``.
+    """
+
+    name: str = ""
+    num_classes: int = 1
+    loss: str = "softmax"
+    code: dict = field(default_factory=dict)
+
+    def to_dict(self) -> dict:
+        """Plain values, for a file."""
+        return {"format": "oskt-student", **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, content: object, path: str | Path) -> StudentRecord:
+        """Inverse of ``to_dict``; raises ``CheckpointError`` for anything else."""
+        try:
+            if content["format"] == "oskt-student" and isinstance(content["code"], dict):
+                return cls(str(content["name"]), int(content["num_classes"]), str(content["loss"]), content["code"])
+        except (KeyError, TypeError, ValueError):
+            pass
+        raise CheckpointError(f"'{path}' is no student of this package (no valid 'oskt' entry); see save_student")
 
 
 def student_matrix(chain: WeightChain, layout: Layout, narrowest: Layout, name: str) -> Tensor:

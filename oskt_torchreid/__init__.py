@@ -1,0 +1,61 @@
+"""Model compression for torchreid: one trained teacher, one weight chain, deployable students of any size.
+
+Importing this package registers its engines, model names and data sets with torchreid; doing so again changes nothing.
+"""
+
+from . import graph
+from .data import synthped
+from .errors import (
+    ChainError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    GraphError,
+    OsktError,
+    TrainingError,
+    WidthError,
+    ZooError,
+)
+from .graph import ChannelGraph, register_rule
+from .host.engine import publish
+from .host.losses import soft_margin_triplet_loss
+from .models import NeckModel, register_all
+from .oskt.chain import WeightChain
+from .oskt.engine import OSKTEngine
+from .oskt.network import trace
+from .oskt.students import expand, load_student, save_student, width_plan
+from .registry import build_engine, engine_names, register_engine
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ChainError",
+    "ChannelGraph",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "GraphError",
+    "NeckModel",
+    "OSKTEngine",
+    "OsktError",
+    "TrainingError",
+    "WeightChain",
+    "WidthError",
+    "ZooError",
+    "build_engine",
+    "engine_names",
+    "expand",
+    "graph",
+    "load_student",
+    "register_engine",
+    "register_rule",
+    "save_student",
+    "soft_margin_triplet_loss",
+    "trace",
+    "width_plan",
+]
+
+register_all()
+synthped.register()
+publish("build_engine", build_engine)
+publish("ImageOSKTEngine", OSKTEngine)
