@@ -53,6 +53,11 @@ def device(use_gpu: bool = True) -> torch.device:
     return torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
 
 
+def seed_everything(seed: int) -> None:
+    """Sets the seeds of Python, NumPy and torch."""
+    torchreid.utils.set_random_seed(seed)
+
+
 def host_table(function: object, name: str) -> dict:
     """A table that torchreid keeps private in the module of one of its public functions.
 

@@ -5,6 +5,7 @@ pass is not enough.
 """
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class TransferEngine(torchreid.engine.Engine):
         self.half_resolution_epochs = half_resolution_epochs
         self.last_summary: dict[str, float] = {}
         self.results: dict[str, dict[str, float]] = {}
+        self.train_seconds = 0.0  # of all epochs so far, evaluation left out
         self._frozen_parameters: list[nn.Parameter] = []
         self._frozen_modules: list[nn.Module] = []
         self._run_folder: Path | None = None  # while a run trains
@@ -134,7 +136,9 @@ class TransferEngine(torchreid.engine.Engine):
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         """Trains one epoch and keeps the state after it, if this is part of a run."""
+        start = time.perf_counter()
         super().train(*args, **kwargs)
+        self.train_seconds += time.perf_counter() - start
         if self._run_folder is None or not self._is_finite():
             return
         for name in self.get_model_names():

@@ -192,6 +192,16 @@ def set_feature_dim(model: nn.Module, feature_dim: int) -> None:
         model.feature_dim = feature_dim
 
 
+def initialise(model: nn.Module) -> None:
+    """Gives every layer fresh weights, in place: torch's own, then the model's own initialisation where it has one."""
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    for module in model.modules():
+        if hasattr(module, "_init_params"):  # the name that torchreid's models use
+            module._init_params()
+
+
 def parse_outputs(outputs: Any, training: bool, loss: str = "") -> Outputs:
     """Brings the outputs of any torchreid model into one shape.
 

@@ -1,0 +1,5 @@
+"""Configuration in, results out: teacher, chain, students and controls, each stage kept in files and made only once."""
+
+from .run import run
+
+__all__ = ["run"]

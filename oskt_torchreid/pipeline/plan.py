@@ -1,0 +1,96 @@
+"""Everything that can be known before anything is trained: networks, widths, specifications of students."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ..baselines import BASELINES
+from ..errors import ConfigError
+from ..graph import ChannelGraph
+from ..host.models import builder_of, load_weights
+from ..models import build_model
+from ..oskt.chain import WeightChain
+from ..oskt.network import trace
+from ..oskt.students import width_plan
+from ..registry import nearest
+
+WAYS = ("width", "like")
+
+
+@dataclass(frozen=True)
+class StudentPlan:
+    """One network that the run will make.
+
+    Attributes:
+        name: as the configuration asks for it; also the name of its folder.
+        widths: width per channel group.
+    """
+
+    name: str
+    widths: dict[str, int]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run will do.
+
+    Attributes:
+        teacher: the teacher's network, with its checkpoint's weights where one is given.
+        graph: its channel graph.
+        chain_widths: the chain's widths.
+        students: the students, in order.
+        controls: names of the baselines that are run at the chain's widths.
+    """
+
+    teacher: nn.Module
+    graph: ChannelGraph
+    chain_widths: dict[str, int]
+    students: tuple[StudentPlan, ...]
+    controls: tuple[str, ...]
+
+
+def make_plan(config: Any, num_classes: int) -> RunPlan:
+    """Builds the teacher's network and every width plan.
+
+    Raises:
+        ConfigError: unknown backbone, student or control.
+        CheckpointError: a teacher checkpoint of another network.
+        GraphError: a network that cannot be traced.
+        WidthError: a student outside of [chain, teacher], or of another family.
+    """
+    for name in config.oskt.controls:
+        if name not in BASELINES:
+            raise ConfigError(f"unknown control '{name}'{nearest(name, BASELINES)}; known: {', '.join(BASELINES)}")
+    wanted = [(name, _parse(name)) for name in config.oskt.students]
+    teacher = build_model(config, num_classes)
+    if config.oskt.teacher:
+        load_weights(teacher, config.oskt.teacher)
+    graph = trace(teacher, (3, config.data.height, config.data.width))
+    chain_widths = graph.ratio_plan(config.oskt.width)
+    stand_in = _stand_in(teacher, graph, chain_widths)
+    students = tuple(StudentPlan(name, width_plan(stand_in, **how)) for name, how in wanted)
+    return RunPlan(teacher, graph, chain_widths, students, tuple(config.oskt.controls))
+
+
+def _parse(name: str) -> dict[str, Any]:
+    """``width=0.5`` or ``like=osnet_x0_5`` as arguments of ``expand``."""
+    way, equals, value = name.partition("=")
+    if not equals or way not in WAYS or not value:
+        raise ConfigError(f"oskt.students has '{name}'{nearest(way, WAYS)}; write width=0.5 or like=osnet_x0_5")
+    if way == "like":
+        builder_of(value)
+        return {"like": value}
+    if not re.fullmatch(r"\d*\.?\d+", value):
+        raise ConfigError(f"oskt.students has '{name}'; the width is a ratio of the teacher's, such as width=0.5")
+    return {"width": float(value)}
+
+
+def _stand_in(teacher: nn.Module, graph: ChannelGraph, widths: dict[str, int]) -> WeightChain:
+    """A chain with the right widths and arbitrary clusters: enough to check plans against, at no cost."""
+    labels = {group.name: np.arange(group.size) % widths[group.name] for group in graph.groups}
+    return WeightChain.from_labels(teacher, graph, labels)

@@ -1,0 +1,36 @@
+"""The report of a run: table, plot and the notes that say how to read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..report import Results, size_vs_map, write_markdown, write_results
+
+
+def write_report(folder: Path, results: Results, config: Any) -> None:
+    """Writes ``results.json``, ``results.md`` and ``size_vs_map.png``, each whole or not at all."""
+    title = f"{config.model.name} on {', '.join(config.data.targets)}"
+    write_results(folder / "results.json", results.rows, results.facts)
+    write_markdown(folder / "results.md", results.rows, title, notes(results, config))
+    size_vs_map(results.rows, folder / "size_vs_map.png", title)
+
+
+def notes(results: Results, config: Any) -> list[str]:
+    """How the rows were made, and what they cost."""
+    refine, finetune = config.oskt.refine, config.oskt.finetune
+    lines = [
+        "mAP and rank-1 in %, on identities that no network was trained on. Parameters and FLOPs (multiply-adds of one "
+        f"{config.data.height}x{config.data.width} image) are those of the deployed network, without its classifier. "
+        "Seconds are the time of the row's own training; 'before' is before any fine-tuning.",
+        f"Students come from one chain of width {config.oskt.width:g}, refined once for {refine.max_epoch} epochs together "
+        f"with the teacher in {results.facts['refine']['seconds']:.0f} s (row dispersion afterwards "
+        f"{results.facts['refine']['row_dispersion']:.3f}), and are fine-tuned for {finetune.max_epoch} epochs.",
+    ]
+    if config.oskt.controls:
+        lines.append(
+            "Controls have the chain's width. Each is trained twice, with a learning rate that suits it: for the "
+            f"students' {finetune.max_epoch} epochs, and for {finetune.max_epoch + refine.max_epoch}, as many passes over "
+            "the data as refinement and fine-tuning take together."
+        )
+    return lines

@@ -1,0 +1,231 @@
+"""The main job: teacher -> refine -> expand -> fine-tune -> evaluate, each stage made once and kept in files."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..baselines import make_baseline
+from ..config import digest, get, save_resolved
+from ..files import save_checkpoint, sha256
+from ..host.compat import seed_everything
+from ..host.models import load_weights
+from ..models import build_model
+from ..oskt.chain import WeightChain
+from ..oskt.engine import OSKTEngine
+from ..oskt.expand import expand_to_plan
+from ..oskt.students import save_student
+from ..registry import engine_class
+from ..report import Results, Row, write_results
+from .plan import RunPlan, StudentPlan, make_plan
+from .report import write_report
+from .stages import Facts, Stage
+from .training import Trainer, first_target, network_size, schedule
+
+logger = logging.getLogger(__name__)
+
+CHAIN_NAME, TEACHER_NAME = "chain.safetensors", "teacher.pth"
+EXPANDED_NAME, STUDENT_NAME = "expanded.pth", "student.pth"
+
+
+def run(config: Any) -> Results:
+    """Runs what the configuration asks for; stages that are done with the same configuration are not done again.
+
+    Args:
+        config: whole tree, as ``load_config`` gives it.
+
+    Returns:
+        One row per network. The folder ``data.save_dir`` holds them as ``results.json``, ``results.md`` and
+        ``size_vs_map.png``, beside the resolved configuration, the log, the chain and every network.
+
+    Raises:
+        OsktError: everything that can be known beforehand is checked before anything is trained.
+    """
+    folder = Path(config.data.save_dir)
+    method = config.engine or config.loss.name
+    engine_class(method)
+    trainer = Trainer(config)
+    if method == "oskt":
+        job = OSKTRun(config, trainer, make_plan(config, trainer.num_classes), folder)
+        save_resolved(config, folder)
+        return job.complete()
+    model = build_model(config, trainer.num_classes)
+    if config.model.load_weights:
+        load_weights(model, config.model.load_weights)
+    save_resolved(config, folder)
+    return train_only(config, trainer, model, folder, method)
+
+
+def train_only(config: Any, trainer: Trainer, model: nn.Module, folder: Path, method: str) -> Results:
+    """One network, trained and evaluated as torchreid's own script does; ``test.evaluate`` evaluates only."""
+    if config.test.evaluate:
+        facts = trainer.evaluate(model)
+    else:
+        facts = first_target(trainer.train(model, config.train, folder))
+    params, flops = network_size(model, frozenset(), (3, config.data.height, config.data.width))
+    epochs = 0 if config.test.evaluate else config.train.max_epoch
+    row = Row(config.model.name, "teacher", params, flops, None, None, facts["mAP"], facts["rank1"], epochs)
+    results = Results((row,), {"engine": method, "data": list(config.data.targets)})
+    write_results(folder / "results.json", results.rows, results.facts)
+    return results
+
+
+class OSKTRun:
+    """One run of the method.
+
+    Args:
+        config: whole tree.
+        trainer: trains and evaluates on the configuration's data.
+        plan: what will be made; already checked.
+        folder: where everything is kept.
+    """
+
+    def __init__(self, config: Any, trainer: Trainer, plan: RunPlan, folder: Path) -> None:
+        self.config = config
+        self.trainer = trainer
+        self.plan = plan
+        self.folder = folder
+        self.image_size = (3, config.data.height, config.data.width)
+        self.rows: list[Row] = []
+        self.facts: Facts = {
+            "engine": "oskt",
+            "backbone": config.model.name,
+            "data": list(config.data.targets),
+            "seed": config.train.seed,
+        }
+        shared = [get(config, key) for key in ("model", "data", "sampler", "loss", "test", "sgd", "rmsprop", "adam")]
+        self._shared = [{**node, "save_dir": "", "root": "", "workers": 0} for node in shared] + [config.synthped]
+
+    def complete(self) -> Results:
+        """All stages in order, then the report; a report of what there is so far is written after every stage."""
+        teacher_key = self._teacher()
+        chain, chain_key = self._refine(teacher_key)
+        for student in self.plan.students:
+            self._student(student, chain, chain_key)
+        for name in self.plan.controls:
+            self._control(name, teacher_key, equal_passes=False)
+        for name in self.plan.controls:
+            self._control(name, teacher_key, equal_passes=True)
+        results = Results(tuple(self.rows), self.facts)
+        write_report(self.folder, results, self.config)
+        return results
+
+    # ---- stages --------------------------------------------------------------------------------------------------
+
+    def _teacher(self) -> str:
+        """Trains the teacher, or takes the given one; the plan's network holds its weights afterwards."""
+        config, teacher = self.config, self.plan.teacher
+        given = sha256(config.oskt.teacher) if config.oskt.teacher else ""
+        key = digest("teacher", *self._shared, given or config.train)
+        stage = Stage(self.folder / "teacher", key, (TEACHER_NAME,))
+
+        def work(continued: bool) -> Facts:
+            if given:
+                facts = self.trainer.evaluate(teacher)
+            else:
+                facts = first_target(self.trainer.train(teacher, config.train, stage.folder, continued))
+            save_checkpoint(stage.folder / TEACHER_NAME, {"state_dict": teacher.state_dict()})
+            return facts
+
+        facts = stage.complete(work)
+        load_weights(teacher, stage.folder / TEACHER_NAME)
+        teacher.cpu()
+        epochs = 0 if given else config.train.max_epoch
+        self._row("teacher", "teacher", teacher, {}, facts, epochs, facts["seconds"])
+        return key
+
+    def _refine(self, teacher_key: str) -> tuple[WeightChain, str]:
+        """Clusters the teacher and refines the chain, together with a copy of the teacher."""
+        node = get(self.config, "oskt.refine")
+        key = digest("refine", teacher_key, self.config.oskt.width, node)
+        stage = Stage(self.folder / "refine", key, (f"../{CHAIN_NAME}",))
+        path = self.folder / CHAIN_NAME
+
+        def work(continued: bool) -> Facts:
+            teacher = copy.deepcopy(self.plan.teacher)
+            chain = WeightChain.from_teacher(teacher, self.plan.chain_widths, graph=self.plan.graph)
+            build = partial(
+                OSKTEngine, chain=chain, lambda_weight=node["lambda"], lambda_shape=node["lambda_schedule"]
+            )
+            engine = self.trainer.train(teacher, node, stage.folder, continued, build)
+            engine.chain.save(path)
+            return {"refined_teacher": first_target(engine), "row_dispersion": engine.dispersion}
+
+        facts = stage.complete(work)
+        self.facts["refine"] = facts
+        return WeightChain.load(path, model=self.plan.teacher), key
+
+    def _student(self, student: StudentPlan, chain: WeightChain, chain_key: str) -> None:
+        """Expands a student, evaluates it untrained, fine-tunes it and evaluates it again."""
+        node = get(self.config, "oskt.finetune")
+        key = digest("student", chain_key, student.widths, node)
+        stage = Stage(self.folder / "students" / student.name, key, (EXPANDED_NAME, STUDENT_NAME))
+        network = expand_to_plan(chain, student.widths)
+
+        def work(continued: bool) -> Facts:
+            save_student(network, stage.folder / EXPANDED_NAME)
+            before = self.trainer.evaluate(network)
+            after, seconds = self._finetuned(network, node, stage.folder, continued)
+            save_student(network.cpu().eval(), stage.folder / STUDENT_NAME)
+            return {"before": before, "after": after, "finetune_seconds": seconds}
+
+        facts = stage.complete(work)
+        self._row(
+            student.name, "student", network, facts["before"], facts["after"], node.max_epoch, facts["finetune_seconds"]
+        )
+
+    def _control(self, name: str, teacher_key: str, equal_passes: bool) -> None:
+        """A baseline at the chain's widths, given the students' epochs, or as many as refinement and they together."""
+        oskt = self.config.oskt
+        epochs = oskt.finetune.max_epoch + (oskt.refine.max_epoch if equal_passes else 0)
+        node = schedule(self.config, "oskt.finetune", lr=oskt.control_lr[name], max_epoch=epochs)
+        key = digest("control", name, teacher_key, self.plan.chain_widths, node)
+        title = f"{name}, {epochs} epochs" if equal_passes else name
+        folder = self.folder / "controls" / (f"{name}-equal-passes" if equal_passes else name)
+        stage = Stage(folder, key, (STUDENT_NAME,))
+        seed_everything(self.config.train.seed)
+        network = make_baseline(name, self.plan.teacher, self.plan.graph, self.plan.chain_widths)
+
+        def work(continued: bool) -> Facts:
+            before = self.trainer.evaluate(network)
+            after, seconds = self._finetuned(network, node, stage.folder, continued)
+            save_checkpoint(stage.folder / STUDENT_NAME, {"state_dict": network.cpu().state_dict()})
+            return {"before": before, "after": after, "finetune_seconds": seconds}
+
+        facts = stage.complete(work)
+        self._row(title, "control", network, facts["before"], facts["after"], epochs, facts["finetune_seconds"])
+
+    # ---- parts of stages -----------------------------------------------------------------------------------------
+
+    def _finetuned(self, network: nn.Module, node: Any, folder: Path, continued: bool) -> tuple[Facts, float]:
+        """Fine-tunes a network in place; its numbers afterwards, and the seconds that training took."""
+        if node.max_epoch == 0:
+            return self.trainer.evaluate(network), 0.0
+        engine = self.trainer.train(network, node, folder, continued)
+        return first_target(engine), engine.train_seconds
+
+    def _row(
+        self, name: str, kind: str, network: nn.Module, before: Facts, after: Facts, epochs: int, seconds: float
+    ) -> None:
+        params, flops = network_size(network, self.plan.graph.heads, self.image_size)
+        row = Row(
+            name=name,
+            kind=kind,
+            params=params,
+            flops=flops,
+            map_before=before.get("mAP"),
+            rank1_before=before.get("rank1"),
+            map_after=after.get("mAP"),
+            rank1_after=after.get("rank1"),
+            epochs=epochs,
+            seconds=seconds,
+        )
+        self.rows.append(row)
+        write_results(self.folder / "results.json", self.rows, self.facts)
+        shown = " -> ".join(f"{100 * value:.1f}" for value in (row.map_before, row.map_after) if value is not None)
+        logger.info("%s: mAP %s (%d parameters)", name, shown, params)

@@ -1,0 +1,67 @@
+"""A stage of a run: a folder whose ``stage.json`` says what its files were made from and what was measured."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..files import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+RESULT_NAME, STARTED_NAME = "stage.json", "started.json"
+
+Facts = dict[str, Any]
+
+
+class Stage:
+    """One step of a run.
+
+    Args:
+        folder: where its files are kept.
+        digest: of everything that decides its result.
+        outputs: names of the files that the finished stage has left in its folder.
+    """
+
+    def __init__(self, folder: Path, digest: str, outputs: tuple[str, ...] = ()) -> None:
+        self.folder = folder
+        self.digest = digest
+        self.outputs = outputs
+
+    def complete(self, work: Callable[[bool], Facts]) -> Facts:
+        """The stage's facts: read if its result is there and its configuration unchanged, else made by ``work``.
+
+        Args:
+            work: makes the outputs; told whether files of an interrupted attempt at the very same work may be used.
+
+        Returns:
+            What ``work`` returned, now or then, with ``seconds``.
+        """
+        known = self._read(RESULT_NAME)
+        if known is not None and all((self.folder / name).is_file() for name in self.outputs):
+            logger.info("%s: done before, with the same configuration", self.folder.name)
+            return known["facts"]
+        continued = self._read(STARTED_NAME) is not None
+        write_json(self.folder / STARTED_NAME, {"digest": self.digest})
+        start = time.perf_counter()
+        facts = work(continued)
+        facts = {"seconds": time.perf_counter() - start, **facts}
+        write_json(self.folder / RESULT_NAME, {"digest": self.digest, "facts": facts})
+        (self.folder / STARTED_NAME).unlink(missing_ok=True)
+        return facts
+
+    def _read(self, name: str) -> Facts | None:
+        """A file of this stage, if it is there and was written for the same configuration."""
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        try:
+            content = read_json(path)
+        except ConfigError as error:
+            logger.warning("%s; the stage is made again", error)
+            return None
+        return content if isinstance(content, dict) and content.get("digest") == self.digest else None

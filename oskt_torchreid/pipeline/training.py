@@ -1,0 +1,162 @@
+"""Training and evaluating one network of a run, with the engine and the schedule of its stage."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..config import get
+from ..data import synthped
+from ..data.synthetic import preset
+from ..host.compat import seed_everything
+from ..host.data import build_datamanager
+from ..host.engine import LAST_GOOD, TransferEngine
+from ..host.losses import loss_from_config
+from ..host.optimization import build_optimizer, build_scheduler
+
+logger = logging.getLogger(__name__)
+
+Facts = dict[str, Any]
+EngineBuilder = Callable[..., TransferEngine]
+
+
+class Trainer:
+    """Trains and evaluates networks on the data of one configuration.
+
+    Args:
+        config: whole tree.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self._managers: dict[int, Any] = {}
+        configure_synthped(config)
+
+    def datamanager(self, batch_size: int) -> Any:
+        """torchreid's data manager for a training batch size; made once per size."""
+        if batch_size not in self._managers:
+            self._managers[batch_size] = build_datamanager(self.config, batch_size)
+        return self._managers[batch_size]
+
+    @cached_property
+    def num_classes(self) -> int:
+        """Training identities of the data."""
+        return self.datamanager(self.config.train.batch_size).num_train_pids
+
+    def train(
+        self,
+        model: nn.Module,
+        stage: Any,
+        folder: Path,
+        continued: bool = False,
+        engine: EngineBuilder = TransferEngine,
+    ) -> TransferEngine:
+        """Trains a network, in place, and evaluates it.
+
+        Args:
+            model: network to train.
+            stage: node of the configuration with the schedule (``train``, ``oskt.refine``, ``oskt.finetune``).
+            folder: for checkpoints and TensorBoard files.
+            continued: go on from the last whole epoch of an interrupted attempt, if there is one.
+            engine: called with data manager, model and the arguments of ``TransferEngine``.
+
+        Returns:
+            The engine after its run, with ``results``.
+        """
+        config = self.config
+        seed_everything(config.train.seed)
+        datamanager = self.datamanager(stage.batch_size)
+        optimizer = build_optimizer(model, config, stage)
+        trainer = engine(
+            datamanager,
+            model,
+            optimizer,
+            build_scheduler(optimizer, stage, len(datamanager.train_loader)),
+            loss=loss_from_config(config, datamanager.num_train_pids, config.use_gpu and torch.cuda.is_available()),
+            use_gpu=config.use_gpu,
+            schedule_per_iteration=stage.per_iteration,
+            half_resolution_epochs=stage.half_resolution_epochs,
+        )
+        start_epoch = stage.get("start_epoch", 0)
+        checkpoint = folder / "model" / LAST_GOOD
+        if continued and checkpoint.is_file():
+            start_epoch = trainer.resume(checkpoint)
+            seed_everything(config.train.seed + start_epoch)
+            logger.info("%s: going on after epoch %d", folder.name, start_epoch)
+        trainer.run(
+            save_dir=str(folder),
+            max_epoch=stage.max_epoch,
+            start_epoch=start_epoch,
+            print_freq=config.train.print_freq,
+            fixbase_epoch=stage.get("fixbase_epoch", 0),
+            open_layers=list(config.train.open_layers),
+            start_eval=config.test.start_eval,
+            eval_freq=config.test.eval_freq,
+            **self._test_settings(),
+        )
+        return trainer
+
+    def evaluate(self, model: nn.Module) -> Facts:
+        """mAP and CMC of a network on the first target, as fractions."""
+        datamanager = self.datamanager(self.config.train.batch_size)
+        engine = TransferEngine(datamanager, model, use_gpu=self.config.use_gpu)
+        return engine.evaluate(**self._test_settings())
+
+    def _test_settings(self) -> Facts:
+        test = self.config.test
+        return {
+            "dist_metric": test.dist_metric,
+            "normalize_feature": test.normalize_feature,
+            "ranks": list(test.ranks),
+            "use_metric_cuhk03": self.config.cuhk03.use_metric_cuhk03,
+        }
+
+
+def configure_synthped(config: Any) -> None:
+    """Sets what the registered data sets ``synthped`` and ``synthped_medium`` draw."""
+    node = config.synthped
+    chosen = {"train_identities": node.num_train, "test_identities": node.num_test, "cameras": node.cameras}
+    chosen = {name: value for name, value in chosen.items() if value}
+    size = {"height": config.data.height, "width": config.data.width}
+    synthped.configure(preset(node.preset, seed=node.seed, **size, **chosen))
+    synthped.configure(preset("medium", seed=node.seed, **size, **chosen), "synthped_medium")
+
+
+def first_target(engine: TransferEngine) -> Facts:
+    """Numbers of an engine's last evaluation on its first target."""
+    return dict(next(iter(engine.results.values())))
+
+
+def network_size(model: nn.Module, head: frozenset[str], image_size: tuple[int, ...]) -> tuple[int, int]:
+    """Parameters and multiply-adds of a network as it is deployed: without its classifier, for one image.
+
+    Args:
+        model: left as it is.
+        head: names of the classifiers' weights (their biases go with them).
+        image_size: ``(channels, height, width)``.
+    """
+    owners = {name.rpartition(".")[0] for name in head}
+    params = sum(p.numel() for name, p in model.named_parameters() if name.rpartition(".")[0] not in owners)
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, *image_size, device=device))
+    model.train(training)
+    return params, counter.get_total_flops() // 2
+
+
+def schedule(config: Any, key: str, **changes: Any) -> Any:
+    """A copy of the schedule node at ``key``, some of its values changed."""
+    node = get(config, key).clone()
+    node.defrost()
+    for name, value in changes.items():
+        node[name] = value
+    return node
