@@ -181,8 +181,8 @@ class ChannelGraph:
         """The widths, lowered where the blocks of a grouped convolution would get different lengths.
 
         In every block that is wider than the narrowest, the groups with the largest share of their channels give way,
-        one channel at a time, until all axes agree. Example: blocks of 27 + 26 and 26 + 27 channels at widths 14 + 13 and
-        13 + 13 become 13 + 13 each.
+        one channel at a time, until all axes agree. Example: blocks of 27 + 26 and 26 + 27 channels at widths 14 + 13
+        and 13 + 13 become 13 + 13 each.
         """
         width = np.array([widths[group.name] for group in self.groups])
         size = np.array([group.size for group in self.groups])

@@ -178,6 +178,7 @@ class TransferEngine(torchreid.engine.Engine):
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        self.loss.step()
         if self.schedule_per_iteration and self.scheduler is not None:
             self.scheduler.step()
         self.last_summary = summary

@@ -1,4 +1,4 @@
-"""Re-identification losses: torchreid's label-smoothed cross-entropy and hard triplet, for one branch or several."""
+"""Re-identification losses: torchreid's label-smoothed cross-entropy and hard triplet, and the center loss."""
 
 from typing import Any
 
@@ -11,8 +11,41 @@ from .compat import torchreid
 from .models import Outputs
 
 
+class CenterLoss(nn.Module):
+    """Mean squared distance of features to the learnt center of their identity (Wen et al., ECCV 2016).
+
+    The centers have a plain SGD of their own, whatever optimiser trains the network and whatever weight the loss has:
+    call `step` after every backward pass. They are made when the first batch shows how long a feature is.
+
+    Args:
+        num_classes: training identities.
+        weight: weight of the loss in the sum that is differentiated.
+        lr: learning rate of the centers.
+    """
+
+    def __init__(self, num_classes: int, weight: float, lr: float) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.weight = weight
+        self.lr = lr
+        self.centers = nn.UninitializedParameter()
+
+    def forward(self, features: Tensor, pids: Tensor) -> Tensor:
+        """Scalar, not yet weighted, of features [batch, channels] and labels [batch]."""
+        if isinstance(self.centers, nn.UninitializedParameter):
+            self.centers = nn.Parameter(torch.randn(self.num_classes, features.shape[1], device=features.device))
+        return (features - self.centers[pids]).pow(2).sum(dim=1).mean()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Moves the centers along their gradient, freed of the loss's weight, and clears it."""
+        if self.centers.grad is not None:
+            self.centers -= self.lr / self.weight * self.centers.grad
+            self.centers.grad = None
+
+
 class ReidLoss(nn.Module):
-    """`weight_x * cross-entropy + weight_t * triplet`, each averaged over a model's branches.
+    """`weight_x * cross-entropy + weight_t * triplet + center_weight * center`, averaged over a model's branches.
 
     Args:
         num_classes: training identities.
@@ -23,6 +56,8 @@ class ReidLoss(nn.Module):
         soft_margin: log(1 + exp(d_positive - d_negative)) instead of the margin.
         normalize_triplet: measure triplets between L2-normalised features.
         use_gpu: whether logits live on the GPU.
+        center_weight: weight of the center loss; 0 leaves it out.
+        center_lr: learning rate of its centers.
 
     Raises:
         ConfigError: a negative weight, or no weight above 0.
@@ -38,11 +73,14 @@ class ReidLoss(nn.Module):
         soft_margin: bool = False,
         normalize_triplet: bool = False,
         use_gpu: bool = False,
+        center_weight: float = 0.0,
+        center_lr: float = 0.5,
     ) -> None:
         super().__init__()
-        if min(weight_x, weight_t) < 0 or max(weight_x, weight_t) == 0:
+        if min(weight_x, weight_t, center_weight) < 0 or max(weight_x, weight_t) == 0:
             raise ConfigError(
-                f"loss weights are weight_x={weight_x} and weight_t={weight_t}; allowed: none below 0, one above 0"
+                f"loss weights are weight_x={weight_x}, weight_t={weight_t}, center_weight={center_weight}; allowed: "
+                "none below 0, and weight_x or weight_t above 0"
             )
         self.weight_x = weight_x
         self.weight_t = weight_t
@@ -52,6 +90,7 @@ class ReidLoss(nn.Module):
         )
         soft = soft_margin or margin is None
         self.triplet = soft_margin_triplet_loss if soft else torchreid.losses.TripletLoss(margin=margin)
+        self.center = CenterLoss(num_classes, center_weight, center_lr) if center_weight > 0 else None
 
     def forward(self, outputs: Outputs, pids: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Computes the loss of a batch.
@@ -78,7 +117,22 @@ class ReidLoss(nn.Module):
             total = total + self.weight_x * loss_x
             summary["loss_x"] = loss_x.item()
             summary["acc"] = torchreid.metrics.accuracy(outputs.logits[0], pids)[0].item()
+        if self.center is not None:
+            loss_c = self._center_term(outputs.features, pids)
+            total = total + self.center.weight * loss_c
+            summary["loss_c"] = loss_c.item()
         return total, summary
+
+    def step(self) -> None:
+        """After a backward pass: moves what the loss itself learns (centers)."""
+        if self.center is not None:
+            self.center.step()
+
+    def _center_term(self, features: tuple[Tensor, ...], pids: Tensor) -> Tensor:
+        _require(features, "center loss (loss.center.weight)", "features (build it with loss='triplet')")
+        if len(features) > 1:
+            raise ConfigError(f"the center loss is for models of one branch, got {len(features)}; set its weight to 0")
+        return self.center(features[0], pids)
 
     def _triplet_term(self, features: tuple[Tensor, ...], pids: Tensor) -> Tensor:
         _require(features, "triplet loss (weight_t)", "features (build it with loss='triplet')")
@@ -105,6 +159,8 @@ def loss_from_config(config: Any, num_classes: int, use_gpu: bool) -> ReidLoss:
         soft_margin=triplet.soft_margin,
         normalize_triplet=triplet.normalize,
         use_gpu=use_gpu,
+        center_weight=config.loss.center.weight,
+        center_lr=config.loss.center.lr,
     )
 
 

@@ -36,8 +36,8 @@ def check_range(chain: WeightChain, plan: Mapping[str, int]) -> None:
         ratio = max(least / chain.graph.sizes[group] for group, _, least in narrower)
         raise WidthError(
             f"width {got} of group '{name}' is outside of [{least}, {chain.graph.sizes[name]}], from the chain's to "
-            f"the teacher's ({len(narrower)} groups are too narrow); ask for a ratio of at least {ratio:.3g}, or refine "
-            "a narrower chain"
+            f"the teacher's ({len(narrower)} groups are too narrow); ask for a ratio of at least {ratio:.3g}, or "
+            "refine a narrower chain"
         )
 
 
@@ -97,9 +97,10 @@ def _head_tensors(chain: WeightChain) -> set[str]:
 
 
 def _solve(graph: ChannelGraph, shapes: Shapes, what: str) -> dict[str, int]:
-    """Widths from axis lengths: a group alone on an axis is read off; the last unknown of a shared one gets the rest."""
+    """Widths from axis lengths: a group alone on an axis is read off, the last unknown of a shared one is the rest."""
     widths: dict[int, int] = {index: group.size for index, group in enumerate(graph.groups) if group.fixed}
-    equations = [equation for tie in graph.ties if tie.tensor in shapes for equation in _equations(graph, tie, shapes)]
+    tied = [tie for tie in graph.ties if tie.tensor in shapes]
+    equations = [equation for tie in tied for equation in _equations(graph, tie, shapes)]
     progress = True
     while progress and len(widths) < len(graph.groups):
         progress = False

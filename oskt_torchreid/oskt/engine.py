@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -65,6 +66,7 @@ class OSKTEngine(TransferEngine):
         # Into the first group, because a scheduler that exists already has one rate per group.
         optimizer.param_groups[0]["params"].extend(p for p in refinement.sstudent.parameters() if p.requires_grad)
         super().__init__(datamanager, refinement, optimizer, scheduler, loss=loss, **options)
+        self.sstudent_loss = copy.deepcopy(self.loss)  # what a loss learns, such as centers, is each network's own
         self.dispersion = row_dispersion(refinement.sstudent.row_pairs(model))
 
     @property
@@ -76,12 +78,17 @@ class OSKTEngine(TransferEngine):
         """The three terms of a batch; the S-student's are logged with the prefix ``s_``."""
         outputs = [parse_outputs(output, True, self.model.loss) for output in self.model(images)]
         teacher_loss, summary = self.loss(outputs[0], pids)
-        sstudent_loss, of_sstudent = self.loss(outputs[1], pids)
+        sstudent_loss, of_sstudent = self.sstudent_loss(outputs[1], pids)
         refine = refining_loss(self.model.sstudent.row_pairs(self.model.teacher))
         weight = self._lambda(self.progress)
         summary |= {f"s_{name}": value for name, value in of_sstudent.items()}
         summary |= {"refine": refine.item(), "lambda": weight}
         return teacher_loss + sstudent_loss + weight * refine, summary
+
+    def step(self, loss: Tensor, summary: dict[str, float]) -> None:
+        """One step of the optimiser, and of what the S-student's loss itself learns."""
+        super().step(loss, summary)
+        self.sstudent_loss.step()
 
     @property
     def progress(self) -> float:

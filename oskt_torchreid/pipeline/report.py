@@ -23,14 +23,14 @@ def notes(results: Results, config: Any) -> list[str]:
         "mAP and rank-1 in %, on identities that no network was trained on. Parameters and FLOPs (multiply-adds of one "
         f"{config.data.height}x{config.data.width} image) are those of the deployed network, without its classifier. "
         "Seconds are the time of the row's own training; 'before' is before any fine-tuning.",
-        f"Students come from one chain of width {config.oskt.width:g}, refined once for {refine.max_epoch} epochs together "
-        f"with the teacher in {results.facts['refine']['seconds']:.0f} s (row dispersion afterwards "
+        f"Students come from one chain of width {config.oskt.width:g}, refined once for {refine.max_epoch} epochs "
+        f"together with the teacher in {results.facts['refine']['seconds']:.0f} s (row dispersion afterwards "
         f"{results.facts['refine']['row_dispersion']:.3f}), and are fine-tuned for {finetune.max_epoch} epochs.",
     ]
     if config.oskt.controls:
         lines.append(
             "Controls have the chain's width. Each is trained twice, with a learning rate that suits it: for the "
-            f"students' {finetune.max_epoch} epochs, and for {finetune.max_epoch + refine.max_epoch}, as many passes over "
-            "the data as refinement and fine-tuning take together."
+            f"students' {finetune.max_epoch} epochs, and for {finetune.max_epoch + refine.max_epoch}, as many passes "
+            "over the data as refinement and fine-tuning take together."
         )
     return lines
