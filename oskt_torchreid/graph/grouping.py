@@ -32,7 +32,7 @@ def build_graph(model: nn.Module, tracer: Tracer, input_size: tuple[int, ...]) -
     gates = [(channel_of[gate], channel_of[fine]) for gate, fine in tracer.gates]
     labels = _signature_classes(ties, gates, fixed, num_channels)
     state = model.state_dict(keep_vars=True)
-    _check_coverage(tracer, ties, {name: tuple(tensor.shape) for name, tensor in state.items()})
+    _check_coverage(tracer, ties, {name: tuple(t.shape) for name, t in state.items() if t.is_floating_point()})
     rows = {tie.tensor: tie for tie in ties if tie.role == "row"}
     heads = frozenset(
         name for name in tracer.matrices if name in rows and all(fixed[rows[name].channels].ravel() == OUTPUT)

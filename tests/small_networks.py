@@ -1,0 +1,75 @@
+"""Small networks whose channels can be counted by hand, and their graphs as plain values."""
+
+from __future__ import annotations
+
+from torch import nn
+
+IMAGE = (3, 8, 8)
+
+
+class Head(nn.Module):
+    """Spatial mean and a classifier of two classes, which every small network ends in."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.classifier = nn.Linear(width, 2)
+
+    def forward(self, images):
+        return self.classifier(images.mean((2, 3)))
+
+
+class Network(nn.Module):
+    """Parts by name and a forward function of them: ``Network(lambda self, images: ..., first=nn.Conv2d(...))``."""
+
+    def __init__(self, forward, **parts):
+        super().__init__()
+        self.call = forward
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, images):
+        return self.call(self, images)
+
+
+def conv(columns, rows, **options):
+    return nn.Conv2d(columns, rows, 1, **{"bias": False, **options})
+
+
+class HalfAndHalf(nn.Module):
+    """Instance norm on the first ``half`` channels, batch norm on the rest."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.half = width // 2
+        self.instance, self.batch = nn.InstanceNorm2d(self.half, affine=True), nn.BatchNorm2d(width - self.half)
+
+    def forward(self, images):
+        left, right = torch.split(images, self.half, 1)
+        return torch.cat([self.instance(left.contiguous()), self.batch(right.contiguous())], 1)
+
+
+class Shuffle(nn.Module):
+    """The channel shuffle of two groups: 0 1 2 3 becomes 0 2 1 3."""
+
+    def forward(self, images):
+        batch, channels, height, width = images.shape
+        return images.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(images.shape)
+
+
+def of_everything():
+    """A network with convolution groups, a split point, a reordering and fixed channels."""
+    return nn.Sequential(conv(3, 8), HalfAndHalf(8), conv(8, 8, groups=2), Shuffle(), nn.Conv2d(8, 4, 1), Head(4))
+
+
+def groups_of(traced):
+    """Channels and reason per group name."""
+    return {group.name: (group.channels.tolist(), group.fixed) for group in traced.groups}
+
+
+def ties_of(traced):
+    """``(axis, role, channels)`` of every tie per tensor name; one block is given without its list."""
+    result = {}
+    for tie in traced.ties:
+        channels = tie.channels.tolist()
+        result.setdefault(tie.tensor, []).append((tie.axis, tie.role, channels if tie.blocks > 1 else channels[0]))
+    return result
