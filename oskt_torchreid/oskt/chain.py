@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import files
 from ..errors import ChainError, ConfigError, GraphError, WidthError
 from ..graph import ChannelGraph
-from ..graph.types import from_arrays, to_arrays
+from ..graph.storage import from_arrays, to_arrays
 from ..host.models import ModelSpec
 from . import network
 from .algebra import average_rows

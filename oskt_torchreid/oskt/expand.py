@@ -36,13 +36,12 @@ def expand_to_plan(chain: WeightChain, widths: Mapping[str, int]) -> nn.Module:
     tensors.update({name: _student_vector(chain, layout, narrowest, name) for name in chain.vectors})
     tensors.update({name: tensor.clone() for name, tensor in chain.fixed.items()})
     student = rebuild(chain.model, tensors).eval()
-    adapt_code(student, chain.graph, widths)
-    heads = [tensors[name].shape[1] for name in chain.graph.heads]
-    if len(heads) == 1:
-        set_feature_dim(student, heads[0])
+    adapt_code(student, chain.graph, layout.members)
+    lengths = {tensors[name].shape[1] for name in chain.graph.heads}
+    feature_dim = lengths.pop() if len(chain.graph.heads) == 1 else 0
     spec = asdict(chain.spec) if chain.spec else {}
-    student.student_record = StudentRecord(**spec, code=describe_code(student, chain.graph))
-    return student
+    record = StudentRecord(**spec, feature_dim=feature_dim, code=describe_code(student, chain.graph))
+    return record.attach(student)
 
 
 @dataclass(frozen=True)
@@ -53,13 +52,22 @@ class StudentRecord:
         name: registered name of the teacher's model; empty where it has none.
         num_classes: class count of the teacher.
         loss: loss that the teacher's model was built for.
+        feature_dim: length of the feature; 0 where the network has several classifiers.
         code: how the student's own code was adapted, see ``graph.routing.describe_code``.
     """
 
     name: str = ""
     num_classes: int = 1
     loss: str = "softmax"
+    feature_dim: int = 0
     code: dict = field(default_factory=dict)
+
+    def attach(self, student: nn.Module) -> nn.Module:
+        """Gives a student, in place, its record and the attribute that holds its feature's length."""
+        if self.feature_dim:
+            set_feature_dim(student, self.feature_dim)
+        student.student_record = self
+        return student
 
     def to_dict(self) -> dict:
         """Plain values, for a file."""
@@ -70,7 +78,8 @@ class StudentRecord:
         """Inverse of ``to_dict``; raises ``CheckpointError`` for anything else."""
         try:
             if content["format"] == "oskt-student" and isinstance(content["code"], dict):
-                return cls(str(content["name"]), int(content["num_classes"]), str(content["loss"]), content["code"])
+                numbers = int(content["num_classes"]), str(content["loss"]), int(content["feature_dim"])
+                return cls(str(content["name"]), *numbers, content["code"])
         except (KeyError, TypeError, ValueError):
             pass
         raise CheckpointError(f"'{path}' is no student of this package (no valid 'oskt' entry); see save_student")

@@ -65,6 +65,11 @@ class Layout:
         self._occupied = occupied(graph, widths)
         self._axes: dict[int, AxisMap] = {}
 
+    @cached_property
+    def members(self) -> np.ndarray:
+        """Teacher channels that stand at each channel's place, shape ``[num_channels]``; 0 where the axes close up."""
+        return np.bincount(self._place, minlength=self.graph.num_channels)
+
     def axis(self, tie: Tie) -> AxisMap:
         """The map of the axis that a tie lies along."""
         key = id(tie.channels)

@@ -55,7 +55,7 @@ class SStudent(nn.Module):
             column = chain.graph.column_tie(name)
             tensors[name] = rows if column is None else sum_columns(rows, self._layout.axis(column))
         shell = rebuild(chain.model, tensors)
-        adapt_code(shell, chain.graph, chain.widths)
+        adapt_code(shell, chain.graph, self._layout.members)
         for module in shell.modules():
             for name in [name for name, parameter in module._parameters.items() if parameter is not None]:
                 del module._parameters[name]

@@ -110,9 +110,7 @@ def load_student(path: str | Path, model: nn.Module | None = None) -> nn.Module:
             f"'{path}' does not make a student of {record.name or type(model).__name__}: {len(missing)} tensors are "
             f"missing {missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}"
         )
-    student = rebuild(student, state).eval()
-    student.student_record = record
-    return student
+    return record.attach(rebuild(student, state).eval())
 
 
 def _skeleton(record: StudentRecord, path: str | Path) -> nn.Module:

@@ -1,0 +1,75 @@
+"""Importing the package registers everything with torchreid, as often as one likes."""
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import oskt_torchreid as oskt
+from oskt_torchreid.host.compat import torchreid
+from oskt_torchreid.host.data import image_dataset_names
+from oskt_torchreid.host.models import model_names
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_registered_names():
+    assert torchreid.engine.ImageOSKTEngine is oskt.OSKTEngine
+    assert torchreid.engine.build_engine is oskt.build_engine
+    assert {"softmax", "triplet", "oskt"} <= set(oskt.engine_names())
+    assert {"synthped", "synthped_medium"} <= set(image_dataset_names())
+    assert {"oskt_osnet_x1_0", "oskt_resnet50", "osnet_x1_0"} <= set(model_names())
+
+
+def test_importing_again_changes_nothing():
+    before = model_names(), image_dataset_names(), oskt.engine_names()
+    importlib.reload(oskt)
+    assert (model_names(), image_dataset_names(), oskt.engine_names()) == before
+
+
+def test_every_public_name_exists():
+    assert [name for name in oskt.__all__ if not hasattr(oskt, name)] == []
+
+
+def test_torchreid_builds_the_wrapped_model():
+    model = torchreid.models.build_model("oskt_osnet_x0_25", num_classes=5, loss="triplet", pretrained=False)
+    assert isinstance(model, oskt.NeckModel)
+
+
+def test_unknown_engine_is_named_with_the_nearest():
+    with pytest.raises(oskt.ConfigError, match=r"unknown engine 'okst'; did you mean 'oskt'"):
+        torchreid.engine.build_engine("okst", None, None)
+
+
+@pytest.mark.slow
+def test_readme_script_runs(tmp_path):
+    """The script of a torchreid user in the README, made small by its own numbers alone."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    script = re.search(r"```python\n(import torchreid\n.*?)```", readme, re.DOTALL).group(1)
+    small = {
+        "max_epoch=20": "max_epoch=1",
+        'root="reid-data"': f'root="{tmp_path}"',
+        'save_dir="log/my_oskt"': f'save_dir="{tmp_path}/log"',
+        "height=256": "height=32",
+        "width=128": "width=16",
+        "market1501": "synthped",
+        '"student.onnx"': f'"{tmp_path}/student.onnx"',
+        '"chain.safetensors"': f'"{tmp_path}/chain.safetensors"',
+        '"student.pth"': f'"{tmp_path}/student.pth"',
+    }
+    for long, short in small.items():
+        script = script.replace(long, short)
+    settings = "train_identities=8, test_identities=8, height=32, width=16, cameras=4, images_per_camera=3"
+    prepare = (
+        "from oskt_torchreid.data import synthetic, synthped\n"
+        f"synthped.configure(synthetic.preset('quick', {settings}))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", prepare + script], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / "student.pth").is_file()
+    assert (tmp_path / "chain.safetensors").is_file()
