@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import files
-from ..errors import ChainError, ConfigError, GraphError, WidthError
+from ..errors import ChainError, ConfigError, OsktError
 from ..graph import ChannelGraph
 from ..graph.storage import from_arrays, to_arrays
 from ..host.models import ModelSpec
@@ -189,16 +189,20 @@ class WeightChain:
             ChainError: missing, truncated, foreign or damaged file, or a chain of another network.
         """
         tensors, metadata = files.load_tensors(path, ChainError)
-        if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+        said = [metadata.get(key) for key in ("format", "version")] if isinstance(metadata, dict) else [None, None]
+        if said != [FORMAT, VERSION]:
             raise ChainError(
-                f"'{path}' is no weight chain of version {VERSION} (it says format {metadata.get('format')!r}, version "
-                f"{metadata.get('version')!r}); give a file written by WeightChain.save"
+                f"'{path}' is no weight chain of version {VERSION} (it says format {said[0]!r}, version {said[1]!r}); "
+                "give a file written by WeightChain.save"
             )
         try:
             chain = cls._assemble(path, tensors, metadata, model)
             chain.validate()
-        except (ChainError, GraphError, WidthError) as error:
+        except OsktError as error:
             raise ChainError(f"'{path}' cannot be used as a weight chain: {error}") from error
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"  # metadata of other types than were written
+            raise ChainError(f"'{path}' cannot be used as a weight chain: it is damaged ({reason})") from error
         return chain
 
     @classmethod
@@ -275,6 +279,9 @@ def _check_graph_fits(graph: ChannelGraph, state: Mapping[str, Tensor]) -> None:
                 f"the channel graph belongs to another network: axis {tie.axis} of '{tie.tensor}' must be {expected} "
                 f"long, the network has {'no such tensor' if found is None else tuple(found)}"
             )
+    for name in sorted(graph.matrices | graph.heads):
+        if name not in graph.matrices or graph.row_tie(name) is None:
+            raise ChainError(f"the channel graph is damaged: '{name}' is no matrix with rows in it")
 
 
 def _check_tensors(kind: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple]) -> None:
