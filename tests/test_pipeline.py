@@ -230,7 +230,7 @@ def test_ctrl_c_leaves_whole_files_and_the_next_run_goes_on(data_root, tmp_path)
     process = subprocess.Popen(main(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     kept = folder / "teacher" / "model" / "model.pth.tar-last"
     deadline = time.monotonic() + 120
-    while not kept.is_file() and time.monotonic() < deadline:
+    while not kept.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
