@@ -7,15 +7,6 @@ from torch import nn
 
 from oskt_torchreid.host import models
 
-EXCEPTIONS = {
-    "shufflenet_v2_x0_5": "takes channels apart",
-    "shufflenet_v2_x1_0": "takes channels apart",
-    "shufflenet_v2_x1_5": "takes channels apart",
-    "shufflenet_v2_x2_0": "takes channels apart",
-    "hacnn": "reduces over channels",
-}
-"""Backbones whose own code follows no other width, and what the error says about it."""
-
 _INPUT_SIZES = {
     "hacnn": (3, 160, 64),
     "mudeep": (3, 256, 128),

@@ -13,8 +13,8 @@ from torch import nn
 from oskt_torchreid import graph
 from oskt_torchreid.errors import WidthError
 from oskt_torchreid.graph.grouping import OUTPUT, build_graph
+from oskt_torchreid.graph.storage import to_arrays
 from oskt_torchreid.graph.tracing import run
-from oskt_torchreid.graph.types import to_arrays
 from oskt_torchreid.host import models
 from oskt_torchreid.oskt import network
 
@@ -190,12 +190,9 @@ def test_split_by_an_attribute_is_recorded():
 
 def test_a_module_that_only_reorders_channels_is_recorded():
     traced = graph.trace(nn.Sequential(conv(3, 4), Shuffle(), conv(4, 3), Head(3)), IMAGE)
-    (reordering,) = traced.reorderings
-    assert (reordering.module, reordering.inputs.tolist(), reordering.outputs.tolist()) == (
-        "1",
-        [0, 1, 2, 3],
-        [0, 2, 1, 3],
-    )
+    (route,) = traced.routes
+    assert (route.module, route.calls, route.reads) == ("1", (), ((0,),))
+    assert [part.tolist() for part in (*route.sources, *route.orders)] == [[0, 1, 2, 3], [0, 2, 1, 3]]
     assert ties_of(traced)["2.weight"][1] == (1, "column", [0, 2, 1, 3])
 
 

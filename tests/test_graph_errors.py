@@ -17,8 +17,8 @@ from oskt_torchreid import graph
 from oskt_torchreid.errors import GraphError
 from oskt_torchreid.graph import rules
 from oskt_torchreid.graph.grouping import build_graph
+from oskt_torchreid.graph.storage import from_arrays, to_arrays
 from oskt_torchreid.graph.tracing import run
-from oskt_torchreid.graph.types import from_arrays, to_arrays
 
 # ---- what the tracer refuses, and what it leaves behind -------------------------------------------------------------
 
@@ -158,7 +158,9 @@ def damaged(change):
         (lambda arrays, text: text["ties"][0].__setitem__(2, "diagonal"), "diagonal"),
         (lambda arrays, text: text["ties"][0].__setitem__(1, -1), "axis -1"),
         (lambda arrays, text: text["ties"][0].__setitem__(3, 99), "IndexError"),
-        (lambda arrays, text: text["splits"][0][2][0].append(999), "names unknown channels"),
+        (lambda arrays, text: arrays["splits"].__setitem__(0, 999), "names unknown channels"),
+        (lambda arrays, text: arrays["routes"].__setitem__(-1, 999), "the route of '3' leads nowhere"),
+        (lambda arrays, text: text["routes"][0][2].append([0]), "the route of '3' leads nowhere"),
         (lambda arrays, text: text["groups"][0].__setitem__(1, -1), "announced"),
     ],
 )

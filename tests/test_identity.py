@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from backbones import EXCEPTIONS, build, input_size, stock_names
+from backbones import build, input_size, stock_names
 from torch import nn
 
-from oskt_torchreid.errors import GraphError
 from oskt_torchreid.graph import ChannelGraph
 from oskt_torchreid.graph.tracing import tracing_mode
 from oskt_torchreid.oskt.chain import WeightChain
@@ -85,7 +84,7 @@ def identity_errors(name: str, dtype: torch.dtype) -> tuple[dict[str, float], fl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in stock_names() if name not in EXCEPTIONS])
+@pytest.mark.parametrize("name", stock_names())
 def test_identity(name: str) -> None:
     errors, changed = identity_errors(name, torch.float32)
     assert changed > 1e-2, "a collapse that changes nothing would make this test blind"
@@ -110,12 +109,6 @@ def test_wrong_labels_break_identity() -> None:
     student = expand_to_plan(chain := WeightChain.from_labels(model, graph, labels), chain.widths)
     expected = logits(model, images)
     assert float((logits(student, images) - expected).abs().max() / expected.std()) > 1e-2
-
-
-@pytest.mark.parametrize(("name", "reason"), EXCEPTIONS.items())
-def test_backbones_that_need_routing_say_so(name: str, reason: str) -> None:
-    with pytest.raises(GraphError, match=reason):
-        trace(build(name), input_size(name))
 
 
 def test_full_width_reproduces_the_teacher() -> None:

@@ -35,7 +35,7 @@ def select_uniformly(teacher: nn.Module, graph: ChannelGraph, widths: Mapping[st
     for tie in graph.ties:
         tensors[tie.tensor] = _select(tensors[tie.tensor], tie, kept[tie.channels])
     student = rebuild(teacher, tensors)
-    adapt_code(student, graph, widths)
+    adapt_code(student, graph, kept.astype(np.int64))
     return student
 
 

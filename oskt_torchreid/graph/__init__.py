@@ -6,6 +6,7 @@ from torch import nn
 
 from .grouping import build_graph
 from .movement import check_movements
+from .probing import find_routes
 from .rebuilding import rebuild, register_attribute_rule
 from .routing import adapt_code
 from .rules import Call, keep, register_rule, spatial
@@ -48,7 +49,8 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] = (3, 256, 128)) ->
             code that takes channels apart at fixed places; says where and what to do.
     """
     tracer = run(model, input_size)
-    graph = build_graph(model, tracer, input_size)
-    if tracer.movements:
+    routes = find_routes(model, tracer.passages)
+    graph = build_graph(model, tracer, input_size, routes)
+    if tracer.movements or graph.splits or graph.reductions:
         check_movements(model, graph, tracer.movements)
     return graph

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -12,11 +13,13 @@ from torch import nn
 
 from ..errors import GraphError
 from .tracing import RecordedTie, Tracer
-from .types import ChannelGraph, ChannelGroup, Reordering, SplitPoint, Tie
+from .types import ChannelGraph, ChannelGroup, Reduction, Route, SplitPoint, Tie
 
 
-def build_graph(model: nn.Module, tracer: Tracer, input_size: tuple[int, ...]) -> ChannelGraph:
-    """Turns a trace into a graph.
+def build_graph(
+    model: nn.Module, tracer: Tracer, input_size: tuple[int, ...], routes: Sequence[Route] = ()
+) -> ChannelGraph:
+    """Turns a trace into a graph; ``routes`` are in the tracer's provisional ids.
 
     A channel is a connected component of united ids. Two channels belong to one group when they have the same
     signature: the same ties, as often, in the same convolution groups, under the same gates, fixed for the same reason.
@@ -30,7 +33,8 @@ def build_graph(model: nn.Module, tracer: Tracer, input_size: tuple[int, ...]) -
     ties = _interned(recorded, channel_of)
     fixed = _fixed_reasons(tracer, ties, channel_of, num_channels)
     gates = [(channel_of[gate], channel_of[fine]) for gate, fine in tracer.gates]
-    labels = _signature_classes(ties, gates, fixed, num_channels)
+    reductions = _reductions(tracer, channel_of)
+    labels = _signature_classes(ties, reductions, gates, fixed, num_channels)
     state = model.state_dict(keep_vars=True)
     _check_coverage(tracer, ties, {name: tuple(t.shape) for name, t in state.items() if t.is_floating_point()})
     rows = {tie.tensor: tie for tie in ties if tie.role == "row"}
@@ -39,17 +43,10 @@ def build_graph(model: nn.Module, tracer: Tracer, input_size: tuple[int, ...]) -
     )
     unused = tuple(name for name, t in state.items() if t.dim() > 0 and name not in tracer.touched)
     groups = _named_groups(labels, ties, tracer.matrices, fixed)
-    splits = tuple(
-        SplitPoint(module, attribute, tuple(channel_of[part] for part in parts))
-        for module, attribute, parts in tracer.splits
-        if all((channel_of[part] >= 0).all() for part in parts)
-    )
-    reorderings = tuple(
-        Reordering(module, channel_of[inputs], channel_of[outputs])
-        for module, (inputs, outputs) in tracer.reorderings.items()
-    )
+    routes = _routes(routes, channel_of)
+    splits = _splits(tracer, channel_of, {route.module for route in routes})
     matrices = frozenset(tracer.matrices)
-    return ChannelGraph(tuple(ties), groups, matrices, heads, unused, tuple(input_size), splits, reorderings)
+    return ChannelGraph(tuple(ties), groups, matrices, heads, unused, tuple(input_size), splits, routes, reductions)
 
 
 OUTPUT = "output of the network"
@@ -97,6 +94,34 @@ def _interned(recorded: list[RecordedTie], channel_of: np.ndarray) -> list[Tie]:
     return ties
 
 
+def _splits(tracer: Tracer, channel_of: np.ndarray, routed: set[str]) -> tuple[SplitPoint, ...]:
+    """Split points of known channels, but for those of modules whose own code will not run in a student."""
+    return tuple(
+        SplitPoint(module, attribute, tuple(channel_of[part] for part in parts))
+        for module, attribute, parts in tracer.splits
+        if module not in routed and all((channel_of[part] >= 0).all() for part in parts)
+    )
+
+
+def _routes(routes: Sequence[Route], channel_of: np.ndarray) -> tuple[Route, ...]:
+    """Routes of known channels."""
+    return tuple(
+        replace(route, sources=tuple(channel_of[source] for source in route.sources))
+        for route in routes
+        if all((channel_of[source] >= 0).all() for source in route.sources)
+    )
+
+
+def _reductions(tracer: Tracer, channel_of: np.ndarray) -> tuple[Reduction, ...]:
+    reductions = []
+    for module, (operator, ids) in tracer.reductions.items():
+        channels = channel_of[ids.numpy()]
+        if (channels < 0).any():
+            raise GraphError(f"'{operator}' in module '{module}' reduces over channels that no layer produces")
+        reductions.append(Reduction(module, operator, channels))
+    return tuple(reductions)
+
+
 def _fixed_reasons(tracer: Tracer, ties: list[Tie], channel_of: np.ndarray, num_channels: int) -> np.ndarray:
     """Why each channel is fixed (empty: it is not), an object array ``[num_channels]``.
 
@@ -118,15 +143,20 @@ def _fixed_reasons(tracer: Tracer, ties: list[Tie], channel_of: np.ndarray, num_
 
 
 def _signature_classes(
-    ties: list[Tie], gates: list[tuple[np.ndarray, np.ndarray]], fixed: np.ndarray, num_channels: int
+    ties: list[Tie],
+    reductions: Sequence[Reduction],
+    gates: list[tuple[np.ndarray, np.ndarray]],
+    fixed: np.ndarray,
+    num_channels: int,
 ) -> np.ndarray:
-    """Class per channel, ``[num_channels]``: one class is refined by every tie, gate and reason until all agree.
+    """Class per channel, ``[num_channels]``: one class is refined by ties, reductions, gates, reasons until all agree.
 
     Example with 4 channels: a tie of channels ``[0, 1]`` and one of ``[[1, 2], [3, 3]]`` (two convolution groups) give
     the signatures {0: first}, {1: first, block 0}, {2: block 0}, {3: block 1 twice}, hence four classes.
     """
     labels = np.zeros(num_channels, np.int64)
-    for channels in {id(tie.channels): tie.channels for tie in ties}.values():
+    axes = {id(tie.channels): tie.channels for tie in ties}
+    for channels in (*axes.values(), *(reduction.channels[None] for reduction in reductions)):
         blocks = np.repeat(np.arange(channels.shape[0]), channels.shape[1])
         keys, counts = np.unique(channels.reshape(-1) * channels.shape[0] + blocks, return_counts=True)
         touched, block = np.divmod(keys, channels.shape[0])

@@ -1,7 +1,7 @@
-"""Networks whose own code takes channels apart or reorders them (chunk, split, shuffle): which widths that code allows.
+"""Networks whose own code takes channels apart or reorders them (chunk, split, shuffle): whether a student's follows.
 
-A trial shell is built and traced: the code is right for its widths exactly when every position of every axis receives
-the channel whose place it is. For networks that fail a student would need index buffers in place of that code.
+A trial shell is built, its code adapted (``routing.py``), and traced: the code is right for its widths exactly when
+every position of every axis receives the channel whose place it is.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def check_movements(model: nn.Module, graph: ChannelGraph, movements: Mapping[st
     Raises:
         GraphError: the network's code follows no other widths; says where and what would be needed.
     """
-    widths = _uneven_plan(graph)
     try:
+        widths = _uneven_plan(graph)
         reason = _mismatch(shell(model, graph, widths), graph, widths)
     except (GraphError, WidthError) as error:
         reason = str(error)
@@ -43,7 +43,10 @@ def _mismatch(student: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]
     except GraphError as error:
         return str(error)
     places = occupied(graph, widths)
-    pairs = []
+    pairs = [
+        np.stack([reduction.channels[places[reduction.channels]], other.channels])
+        for reduction, other in zip(graph.reductions, found.reductions, strict=True)
+    ]
     for tie in graph.ties:
         for other in found.ties_of(tie.tensor):
             if (other.axis, other.role) == (tie.axis, tie.role):
@@ -62,7 +65,7 @@ def _uneven_plan(graph: ChannelGraph) -> dict[str, int]:
         producer = group.name.partition("[")[0].partition(":")[0]
         ratio = ratios[producers.setdefault(producer, len(producers)) % len(ratios)]
         widths[group.name] = group.size if group.fixed else max(1, round(group.size * ratio))
-    return widths
+    return graph.balanced(widths)
 
 
 def _movement_error(movements: Mapping[str, str], reason: str) -> GraphError:
@@ -70,6 +73,7 @@ def _movement_error(movements: Mapping[str, str], reason: str) -> GraphError:
     more = f" and {len(places) - 3} more" if len(places) > 3 else ""
     return GraphError(
         "the network's own code takes channels apart or reorders them at places that do not follow its widths "
-        f"({', '.join(places[:3])}{more}): {reason}. A student of another width needs index buffers there, computed "
-        "from the traced channels, which this version does not make"
+        f"({', '.join(places[:3])}{more}): {reason}. Index buffers can stand in for code that does nothing but move "
+        "channels between the modules that it calls, each with one tensor in and one out; put the moves into a module "
+        "of their own"
     )

@@ -1,8 +1,13 @@
-"""Code of a network that moves channels by numbers of its own, made to follow a student's widths."""
+"""Code of a network that moves or counts channels by numbers of its own, made to follow a student's widths.
+
+Three things are adapted: integer attributes that say where channels part (``SplitPoint``), modules whose own code does
+nothing but move channels between the modules that it calls (``Route``), and modules that reduce their input over its
+channels (``Reduction``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,35 +15,81 @@ from torch import Tensor, nn
 
 from ..errors import GraphError, WidthError
 from .rebuilding import rebuild
-from .types import ChannelGraph, Reordering, SplitPoint, occupied
+from .types import ChannelGraph, Reduction, Route, SplitPoint
+
+WEIGHT = "channel_weight"
 
 
-class ChannelOrder(nn.Module):
-    """Puts channels in a given order: ``output[:, i] = input[:, order[i]]``. Stands in for a reordering module."""
+class Routed(nn.Module):
+    """Moves channels by index buffers. Stands in for a module, with its children, tensors and attributes.
 
-    def __init__(self, order: Tensor) -> None:
+    Source 0 is the input, source ``i`` the output of call ``i - 1``. Each call, and at last the output, reads some
+    sources, joined along the channels, in the order of an index buffer (``None``: as they are)::
+
+        calls, reads = ("branch",), ((0,), (0, 1))           # one call that reads the input; the output reads both
+        route_0, route_1 = [2, 3], [0, 4, 1, 5]              # on 4 channels: the second half; two kinds in turn
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        calls: Sequence[str],
+        reads: Sequence[Sequence[int]],
+        orders: Sequence[Tensor | None],
+    ) -> None:
         super().__init__()
-        self.register_buffer("order", order)
+        vars(self).update(vars(module))
+        self.route_calls = tuple(str(call) for call in calls)
+        self.route_reads = tuple(tuple(int(source) for source in sources) for sources in reads)
+        for number, order in enumerate(orders):
+            self.register_buffer(f"route_{number}", order)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps ``[batch, channels, ...]`` to the same shape."""
-        return images.index_select(1, self.order)
+        """Maps ``[batch, channels, ...]`` as the replaced module did."""
+        sources = [images]
+        for number, call in enumerate(self.route_calls):
+            sources.append(self.get_submodule(call)(self._gather(sources, number)))
+        return self._gather(sources, len(self.route_calls))
+
+    def _gather(self, sources: list[Tensor], number: int) -> Tensor:
+        read = [sources[source] for source in self.route_reads[number]]
+        joined = torch.cat(read, 1) if len(read) > 1 else read[0]
+        order = getattr(self, f"route_{number}")
+        return joined if order is None else joined.index_select(1, order)
 
 
-def adapt_code(student: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> None:
-    """Makes a student's own code follow its widths, in place: split points, and modules that reorder channels.
+def weigh_input(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """Forward pre-hook: each channel of the input times its weight, so that a plain reduction counts members."""
+    (images,) = inputs
+    return (images * getattr(module, WEIGHT).reshape(-1, *[1] * (images.dim() - 2)),)
+
+
+def adapt_code(student: nn.Module, graph: ChannelGraph, members: np.ndarray) -> None:
+    """Makes a student's own code follow its widths, in place: split points, routes, reductions.
+
+    Args:
+        student: a network of the teacher's structure and narrower tensors.
+        graph: the teacher's channel graph.
+        members: how many of the teacher's channels stand at each channel's place, shape ``[num_channels]``; 0 where
+            the student has no channel and the axes close up.
 
     Raises:
         WidthError: parts whose lengths one attribute cannot describe (a later part longer than the first).
     """
-    if dict(widths) == graph.sizes:
+    if (members == 1).all():
         return
-    places = occupied(graph, widths)
     for split in graph.splits:
-        setattr(student.get_submodule(split.module), split.attribute, _split_length(split, places))
-    for reordering in graph.reorderings:
-        parent, _, name = reordering.module.rpartition(".")
-        setattr(student.get_submodule(parent), name, ChannelOrder(_order(reordering, places)))
+        setattr(student.get_submodule(split.module), split.attribute, _split_length(split, members > 0))
+    for route in graph.routes:
+        module = student.get_submodule(route.module)
+        _replace(student, route.module, Routed(module, route.calls, route.reads, _orders(route, members > 0)))
+    for reduction in graph.reductions:
+        _weigh(student.get_submodule(reduction.module), _weights(reduction, members))
+
+
+def code_buffers(graph: ChannelGraph) -> set[str]:
+    """Names of the buffers of numbers (not of indices) that ``adapt_code`` sets."""
+    return {f"{reduction.module}.{WEIGHT}" for reduction in graph.reductions}
 
 
 def _split_length(split: SplitPoint, places: np.ndarray) -> int:
@@ -51,27 +102,80 @@ def _split_length(split: SplitPoint, places: np.ndarray) -> int:
     return lengths[0]
 
 
-def _order(reordering: Reordering, places: np.ndarray) -> Tensor:
-    """Example: input channels 0 1 2 3, output 0 2 1 3, places 0 1 2 kept: the student's order is 0 2 1."""
-    inputs, outputs = (channels[places[channels]] for channels in (reordering.inputs, reordering.outputs))
-    position = np.argsort(inputs)
-    return torch.from_numpy(position[np.searchsorted(inputs, outputs, sorter=position)])
+def _orders(route: Route, places: np.ndarray) -> list[Tensor | None]:
+    """Index of each call, and of the output, among the student's channels; ``None`` where it changes nothing.
+
+    Example: channels 0 1 2 3 are read in the order 0 2 1 3 and the places 0 1 2 are kept: the student's order is 0 2 1.
+    """
+    orders: list[Tensor | None] = []
+    for reads, order in zip(route.reads, route.orders, strict=True):
+        kept = np.concatenate([places[route.sources[source]] for source in reads])
+        position = np.cumsum(kept) - 1
+        narrow = position[order[kept[order]]]
+        unchanged = np.array_equal(narrow, np.arange(kept.sum()))
+        orders.append(None if unchanged else torch.from_numpy(narrow))
+    return orders
+
+
+def _replace(student: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(student.get_submodule(parent), child, module)
+
+
+def _weights(reduction: Reduction, members: np.ndarray) -> Tensor:
+    """Weight per channel of a student. Example: channels that stand for 2 and 1 members have a mean with 4/3, 2/3."""
+    counts = members[reduction.channels]
+    counts = counts[counts > 0]
+    scale = len(counts) / counts.sum() if reduction.operator == "mean" else 1.0
+    return torch.from_numpy(counts * scale)
+
+
+def _weigh(module: nn.Module, weights: Tensor) -> None:
+    """A module that has weights already (the teacher was a student) has them multiplied."""
+    own = getattr(module, WEIGHT, None)
+    if own is None:
+        own = weights.new_ones(len(weights), dtype=_dtype_of(module))
+    _set_weights(module, own * weights.to(own))
+
+
+def _set_weights(module: nn.Module, weights: Tensor) -> None:
+    module.register_buffer(WEIGHT, weights)
+    if not _is_weighted(module):
+        module.register_forward_pre_hook(weigh_input)
+
+
+def _is_weighted(module: nn.Module) -> bool:
+    return weigh_input in module._forward_pre_hooks.values()
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
 
 
 def describe_code(student: nn.Module, graph: ChannelGraph) -> dict:
-    """How ``adapt_code`` changed a student, in plain values for a file: split points, and reordering modules."""
-    splits = [[s.module, s.attribute, getattr(student.get_submodule(s.module), s.attribute)] for s in graph.splits]
-    orders = [r.module for r in graph.reorderings if isinstance(student.get_submodule(r.module), ChannelOrder)]
-    return {"splits": splits, "orders": orders}
+    """How a student's code differs from its class's, in plain values for a file; indices and weights are buffers."""
+    modules = dict(student.named_modules())
+    return {
+        "splits": [[s.module, s.attribute, getattr(modules[s.module], s.attribute)] for s in graph.splits],
+        "routes": [
+            [name, list(module.route_calls), [list(reads) for reads in module.route_reads]]
+            for name, module in modules.items()
+            if isinstance(module, Routed)
+        ],
+        "weighted": [name for name, module in modules.items() if _is_weighted(module)],
+    }
 
 
 def restore_code(model: nn.Module, code: Mapping, shapes: Mapping[str, tuple]) -> nn.Module:
-    """A copy of a network, its code adapted as ``describe_code`` says; orders are left to be filled.
+    """A copy of a network, its code adapted as ``describe_code`` says; index and weight buffers are left to be filled.
 
     Args:
         model: left as it is; tensors of the copy are its own or empty.
         code: what ``describe_code`` gave.
-        shapes: shape of each of the student's tensors, which gives the length of an order.
+        shapes: shape of each of the student's tensors, which gives the lengths of the buffers.
 
     Raises:
         GraphError: a description of another network.
@@ -80,10 +184,12 @@ def restore_code(model: nn.Module, code: Mapping, shapes: Mapping[str, tuple]) -
     try:
         for module, attribute, length in code.get("splits", ()):
             setattr(student.get_submodule(module), attribute, int(length))
-        for name in code.get("orders", ()):
-            parent, _, child = name.rpartition(".")
-            order = torch.empty(shapes[f"{name}.order"], dtype=torch.int64)
-            setattr(student.get_submodule(parent), child, ChannelOrder(order))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        for name, calls, reads in code.get("routes", ()):
+            names = [f"{name}.route_{number}" for number in range(len(calls) + 1)]
+            orders = [torch.empty(shapes[n], dtype=torch.int64) if n in shapes else None for n in names]
+            _replace(student, name, Routed(student.get_submodule(name), calls, reads, orders))
+        for name in code.get("weighted", ()):
+            _set_weights(student.get_submodule(name), torch.empty(shapes[f"{name}.{WEIGHT}"]))
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise GraphError(f"the description of the student's code is not one of this network: {error}") from error
     return student

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import GraphError
-from .shadows import compact, extents, spread
+from .shadows import compact, extents, settled, spread
 
 if TYPE_CHECKING:
     from .tracing import Tracer
@@ -100,7 +100,7 @@ def convolution(tracer: Tracer, call: Call) -> None:
         rows = columns
     else:
         rows = tracer.rows(weight, groups)
-        _consume(tracer, weight, columns, groups)
+        _consume(tracer, call, columns, groups)
     _finish_layer(tracer, call, bias, rows, axis=1)
 
 
@@ -110,15 +110,21 @@ def linear(tracer: Tracer, call: Call) -> None:
     shadow = tracer.shadow(inputs)
     tracer.matrices.add(tracer.name_of(weight) or "")
     rows = tracer.rows(weight)
-    _consume(tracer, weight, None if shadow is None else tracer.axis_channels(shadow, inputs.dim() - 1), 1)
+    _consume(tracer, call, None if shadow is None else tracer.axis_channels(shadow, inputs.dim() - 1), 1)
     _finish_layer(tracer, call, bias, rows, axis=-1)
 
 
-def _consume(tracer: Tracer, weight: Tensor, columns: Tensor | None, blocks: int) -> None:
-    if columns is None:
-        tracer.image_inputs.add(tracer.name_of(weight) or "")
-    else:
+def _consume(tracer: Tracer, call: Call, columns: Tensor | None, blocks: int) -> None:
+    weight = call.arguments["weight"]
+    if columns is not None:
         tracer.tie(weight, 1, "column", columns, blocks)
+        return
+    if (writer := tracer.adrift(call.arguments["input"])) is not None:
+        raise GraphError(
+            f"module '{writer}' copies channels into a part of another tensor, which cannot be followed, and "
+            f"'{tracer.module}' takes them as its input; write it with torch.cat or torch.stack"
+        )
+    tracer.image_inputs.add(tracer.name_of(weight) or "")
 
 
 def _finish_layer(tracer: Tracer, call: Call, bias: Tensor | None, rows: Tensor, axis: int) -> None:
@@ -213,7 +219,11 @@ def _meet_constant(tracer: Tracer, call: Call, sides: list[Tensor | None]) -> No
 
 
 def reduce(tracer: Tracer, call: Call) -> None:
-    """Means and sums over positions keep channels; over channels they would count merged ones once, so they raise."""
+    """Means and sums over positions keep channels. Over channels they would count merged ones once.
+
+    That can be made good where a module does nothing else with its input: the input is weighted in a student. What
+    comes out has no channels.
+    """
     tensor = call.args[0]
     shadow, output = tracer.shadow(tensor), call.outputs[0]
     if shadow is None:
@@ -222,13 +232,22 @@ def reduce(tracer: Tracer, call: Call) -> None:
     axes = [axes] if isinstance(axes, int) else list(axes or range(tensor.dim()))
     axes = sorted(axis % tensor.dim() for axis in axes)
     if any(compact(shadow).shape[axis] > 1 for axis in axes):
-        raise GraphError(
-            f"operator '{call.operator}' in module '{tracer.module}' reduces over channels: merged channels would "
-            "count once instead of as often as they were merged; it needs a version weighted by each slot's members"
-        )
+        if call.operator not in ("mean", "sum") or not tracer.record_reduction(call.operator, tensor):
+            raise unweighted(call.operator, tracer.module)
+        tracer.mark(output, None)
+        return
     for axis in reversed(axes):
         shadow = shadow.narrow(axis, 0, 1)
     tracer.mark(output, shadow.reshape(output.shape))
+
+
+def unweighted(operator: str, module: str) -> GraphError:
+    """The error of a reduction over channels that cannot be weighted."""
+    return GraphError(
+        f"operator '{operator}' in module '{module}' reduces over channels: merged channels would count once instead "
+        "of as often as they were merged. A mean or sum is weighted where it is the one use that a module makes of its "
+        "input; put it into such a module"
+    )
 
 
 def along(tracer: Tracer, call: Call) -> None:
@@ -250,7 +269,7 @@ def reshape(tracer: Tracer, call: Call) -> None:
     shadow = tracer.shadow(call.args[0])
     if shadow is None:
         return
-    moved = shadow.reshape(call.output.shape)
+    moved = settled(shadow.reshape(call.output.shape))
     if extents(shadow) != extents(moved):
         tracer.movements.setdefault(tracer.module, call.operator)
     tracer.mark(call.output, moved)
@@ -262,15 +281,26 @@ def move(tracer: Tracer, call: Call) -> None:
     if shadow is None:
         return
     moved = call.function(shadow, *call.args[1:], **call.kwargs)
-    moved = list(moved) if isinstance(moved, (list, tuple)) else [moved]
-    reordered = len(extents(shadow)) > 1
-    if reordered or any(extents(part) != extents(shadow) for part in moved):
+    moved = [settled(part) for part in (moved if isinstance(moved, (list, tuple)) else [moved])]
+    moves = len(extents(shadow)) > 1 or any(not _same_channels(part, shadow) for part in moved)
+    if moves and not _is_split(tracer, call, moved):
         tracer.movements.setdefault(tracer.module, call.operator)
-    if call.operator == "split" and (axis := call.arguments["dim"]) is not None:
-        parts = [part.movedim(axis, 0).reshape(part.shape[axis], -1)[:, 0] for part in map(compact, moved)]
-        tracer.record_split(call.args[1], [part for part in parts if len(part) > 1] if len(parts) > 1 else [])
     for output, part in zip(call.outputs, moved, strict=True):
         tracer.mark(output, part)
+
+
+def _same_channels(shadow: Tensor, other: Tensor) -> bool:
+    """Whether two shadows that vary along one axis hold the same channels in the same order."""
+    return torch.equal(compact(shadow).reshape(-1), compact(other).reshape(-1))
+
+
+def _is_split(tracer: Tracer, call: Call, moved: list[Tensor]) -> bool:
+    """Whether channels part after a number that the module has as an attribute, so that a student can be given its."""
+    if call.operator != "split" or len(moved) < 2:
+        return False
+    axis = call.arguments["dim"]
+    parts = [part.movedim(axis, 0).reshape(part.shape[axis], -1)[:, 0] for part in map(compact, moved)]
+    return tracer.record_split(call.args[1], [part for part in parts if len(part) > 1])
 
 
 def concatenate(tracer: Tracer, call: Call) -> None:
@@ -291,13 +321,32 @@ def concatenate(tracer: Tracer, call: Call) -> None:
     tracer.mark(call.output, torch.cat(joined, axis).expand(call.output.shape))
 
 
-def unsupported_copy(tracer: Tracer, call: Call) -> None:
-    """Writing channels into a slice of another tensor: not followed."""
+def copy(tracer: Tracer, call: Call) -> None:
+    """Writing channels into a part of another tensor: they are followed no further, and stay as they are.
+
+    Good enough for parameters of a sampling grid; a layer that takes them as its input raises.
+    """
     if tracer.shadow(call.args[1]) is not None:
-        raise GraphError(
-            f"module '{tracer.module}' copies channels into a part of another tensor, which cannot be followed; "
-            "write it with torch.cat or torch.stack"
-        )
+        tracer.set_adrift(call.args[0], tracer.module)
+    _leave(tracer, call.args[1], f"copied into a part of another tensor in '{tracer.module}'")
+
+
+def place(tracer: Tracer, call: Call) -> None:
+    """Parameters of a sampling grid say where, not what: the grid has no channels."""
+    _leave(tracer, call.args[0], f"say where '{tracer.module}' looks")
+    tracer.mark(call.output, None)
+
+
+def sample(tracer: Tracer, call: Call) -> None:
+    """Sampling at a grid's places: channels stay, height and width change."""
+    _leave(tracer, call.args[1], f"say where '{tracer.module}' looks")
+    spatial(tracer, call)
+
+
+def _leave(tracer: Tracer, tensor: Tensor, reason: str) -> None:
+    shadow = tracer.shadow(tensor)
+    if shadow is not None:
+        tracer.fix(shadow, reason)
 
 
 _FAMILIES: dict[Rule, str] = {
@@ -318,7 +367,9 @@ _FAMILIES: dict[Rule, str] = {
     move: "permute transpose t movedim swapaxes expand expand_as squeeze unsqueeze slice select split split_with_sizes "
     "chunk unbind narrow index_select repeat flip roll",
     concatenate: "cat concat concatenate",
-    unsupported_copy: "copy",
+    copy: "copy",
+    place: "affine_grid_generator",
+    sample: "grid_sampler grid_sampler_2d",
 }
 for _rule, _operators in _FAMILIES.items():
     for _operator in _operators.split():

@@ -13,6 +13,16 @@ def compact(shadow: Tensor) -> Tensor:
     return shadow
 
 
+def settled(shadow: Tensor) -> Tensor:
+    """The same shadow, expanded (stride 0) along every axis along which it does not vary."""
+    small = compact(shadow)
+    for axis in range(small.dim()):
+        first = small.narrow(axis, 0, 1)
+        if small.size(axis) > 1 and bool((small == first).all()):
+            small = first
+    return small.expand(shadow.shape)
+
+
 def extents(shadow: Tensor) -> list[int]:
     """Lengths of the axes along which a shadow varies."""
     return [size for size in compact(shadow).shape if size > 1]

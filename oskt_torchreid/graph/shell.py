@@ -53,5 +53,5 @@ def shell(model: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> n
     state = model.state_dict(keep_vars=True)
     shapes = student_shapes(graph, widths, {name: tuple(tensor.shape) for name, tensor in state.items()})
     narrow = rebuild(model, {name: state[name].new_zeros(shape) for name, shape in shapes.items()})
-    adapt_code(narrow, graph, widths)
+    adapt_code(narrow, graph, occupied(graph, widths).astype(np.int64))
     return narrow

@@ -10,7 +10,7 @@ unite the channels that meet. What each operator does is written in ``rules.py``
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import GraphError
-from .rules import Call, rule_for
+from .frames import Frame, Passage
+from .rules import Call, rule_for, unweighted
 from .shadows import compact
 from .types import Role
 
@@ -48,7 +49,7 @@ class Tracer(TorchDispatchMode):
         image_inputs: the matrices whose columns are the image's own channels.
         movements: module name -> operator, where channels were taken apart or reordered at places chosen by code.
         splits: ``(module, attribute, ids of each part)`` where a module's own integer says where channels part.
-        reorderings: module -> ids of its input and its output, where a module does nothing but reorder channels.
+        reductions: module -> operator and ids of its input, where its own code reduces that, and does no more with it.
         touched: names of all state-dict tensors that reached an operator.
         outputs: ids of the network's outputs.
     """
@@ -61,7 +62,9 @@ class Tracer(TorchDispatchMode):
         self._shadows: dict[int, Tensor] = {}
         self._alive: list[Tensor] = []  # an id() is only unique while its tensor lives
         self._model = model
-        self._modules: list[str] = []
+        self._frames: list[Frame] = []
+        self._passages: dict[str, Passage | None] = {}
+        self._adrift: dict[int, str] = {}
         self.num_ids = 0
         self.ties: dict[tuple[str, int, Role], RecordedTie] = {}
         self.elementwise: dict[str, Tensor] = {}
@@ -72,7 +75,7 @@ class Tracer(TorchDispatchMode):
         self.image_inputs: set[str] = set()
         self.movements: dict[str, str] = {}
         self.splits: list[tuple[str, str, list[np.ndarray]]] = []
-        self.reorderings: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.reductions: dict[str, tuple[str, Tensor]] = {}
         self.touched: set[str] = set()
         self.outputs: list[np.ndarray] = []
 
@@ -85,7 +88,12 @@ class Tracer(TorchDispatchMode):
     @property
     def module(self) -> str:
         """Name of the module whose forward is running, for messages."""
-        return self._modules[-1] if self._modules else "the network itself"
+        return self._frames[-1].name if self._frames else "the network itself"
+
+    @property
+    def passages(self) -> list[Passage]:
+        """Calls of modules whose own code moved channels, where these can be said of all that goes in and out."""
+        return [passage for passage in self._passages.values() if passage is not None]
 
     def fresh(self, count: int) -> Tensor:
         """``count`` new channel ids, shape ``[count]``."""
@@ -122,6 +130,15 @@ class Tracer(TorchDispatchMode):
             shapes = f"{tuple(shadow.shape)} to a tensor of {tuple(tensor.shape)}"
             raise GraphError(f"a rule gave channels of shape {shapes}; it must give one channel per element")
         self._shadows[id(tensor)] = shadow
+
+    def set_adrift(self, tensor: Tensor, module: str) -> None:
+        """Says that channels went into this memory, by code of ``module``, that are followed no further."""
+        self._alive.append(tensor)  # memory that is in use is not given to others
+        self._adrift[tensor.untyped_storage().data_ptr()] = module
+
+    def adrift(self, tensor: Tensor) -> str | None:
+        """The module that wrote channels into this memory, or what it was computed from, and lost sight of them."""
+        return self._adrift.get(tensor.untyped_storage().data_ptr()) if self._adrift else None
 
     def unite(self, left: Tensor, right: Tensor) -> None:
         """The channels that meet, position by position after broadcasting, become one."""
@@ -165,13 +182,23 @@ class Tracer(TorchDispatchMode):
         self.tie(weight, 0, "row", rows, blocks)
         return rows
 
-    def record_split(self, length: int, parts: list[Tensor]) -> None:
-        """Notes which integer attribute of the running module, if exactly one, gave the length of the parts."""
-        owner = self._model.get_submodule(self._modules[-1]) if self._modules else self._model
-        named = [name for name, value in vars(owner).items() if type(value) is int and value == length]
+    def record_split(self, length: int, parts: list[Tensor]) -> bool:
+        """Notes which integer attribute of the running module gave the length of the parts; False unless just one."""
+        name = self._frames[-1].name if self._frames else ""
+        owner = self._model.get_submodule(name)
+        named = [key for key, value in vars(owner).items() if type(value) is int and value == length]
         if parts and len(named) == 1:
-            module = self._modules[-1] if self._modules else ""
-            self.splits.append((module, named[0], [part.numpy() for part in parts]))
+            self.splits.append((name, named[0], [part.numpy() for part in parts]))
+            return True
+        return False
+
+    def record_reduction(self, operator: str, tensor: Tensor) -> bool:
+        """Notes that the running module's own code reduces its input over channels; False for any other tensor."""
+        frame = self._frames[-1] if self._frames else None
+        if frame is None or frame.given is not tensor or frame.sources[0] is None:
+            return False
+        frame.reduction = (operator, frame.sources[0])
+        return True
 
     # ---- running -------------------------------------------------------------------------------------------------
 
@@ -181,32 +208,66 @@ class Tracer(TorchDispatchMode):
         call = Call(function, args, kwargs, output)
         names = [self._names.get(id(tensor)) for tensor in call.tensors]
         self.touched.update(name for name in names if name)
+        for frame in self._frames:
+            frame.reads += any(tensor is frame.given for tensor in call.tensors)
         if any(name or id(tensor) in self._shadows for name, tensor in zip(names, call.tensors, strict=True)):
             rule_for(call, self.module)(self, call)
+        lost = next(filter(None, map(self.adrift, call.tensors)), None)
+        for result in call.outputs if lost else ():
+            if id(result) not in self._shadows:
+                self.set_adrift(result, lost)
         return output
 
+    def _enter(self, name: str) -> Callable:
+        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            given = args[0] if len(args) == 1 and not kwargs and torch.is_tensor(args[0]) else None
+            self._frames.append(Frame(name, given, [self._plain_channels(given)]))
+
+        return hook
+
     def _leave(self, module: nn.Module, inputs: tuple, output: Any) -> None:
-        """Forgets the running module; one that only reordered channels is noted as such."""
-        name = self._modules.pop()
-        plain = len(inputs) == 1 and torch.is_tensor(inputs[0]) and torch.is_tensor(output)
-        owned = (*module.parameters(), *module.buffers(), *module.children())
-        if name not in self.movements or not plain or owned:
+        frame = self._frames.pop()
+        channels = self._plain_channels(output)
+        if self._frames:
+            self._frames[-1].calls.append(frame.name)
+            self._frames[-1].sources.append(channels)
+        if frame.reduction is not None:
+            self._keep_reduction(frame)
+        if frame.name in self.movements:
+            self._keep_passage(frame, None if channels is None else Passage.of(frame))
+
+    def _plain_channels(self, tensor: Any) -> Tensor | None:
+        """Ids of a tensor whose channels lie along axis 1, ``[channels]``; ``None`` for any other."""
+        shadow = self._shadows.get(id(tensor))
+        if shadow is None or shadow.dim() < 2:
+            return None
+        pattern = compact(shadow)
+        return pattern.reshape(-1).expand(shadow.shape[1]) if pattern.numel() == pattern.shape[1] else None
+
+    def _keep_reduction(self, frame: Frame) -> None:
+        if frame.reads != 1:
+            raise unweighted(frame.reduction[0], frame.name)
+        operator, ids = self.reductions.setdefault(frame.name, frame.reduction)
+        if operator != frame.reduction[0] or len(ids) != len(frame.reduction[1]):
+            raise unweighted(frame.reduction[0], frame.name)
+        self.unite(ids, frame.reduction[1])
+
+    def _keep_passage(self, frame: Frame, passage: Passage | None) -> None:
+        """A module that is called again must do the same again; the channels of both calls are one."""
+        known = self._passages.setdefault(frame.name, passage)
+        if known is None or passage is None or not known.resembles(passage):
+            self._passages[frame.name] = None
             return
-        before, after = self.shadow(inputs[0]), self.shadow(output)
-        if before is None or after is None or before.shape != after.shape:
-            return
-        order = [self.axis_channels(shadow, 1) for shadow in (before, after)]
-        if len(torch.unique(order[0])) == len(order[0]) and torch.equal(order[0].sort()[0], order[1].sort()[0]):
-            del self.movements[name]
-            self.reorderings[name] = (order[0].numpy(), order[1].numpy())
+        for first, second in zip(known.sources, passage.sources, strict=True):
+            self.unite(first, second)
 
     @contextlib.contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Keeps the stack of running modules, for messages."""
+        """Keeps the stack of running modules."""
         handles = []
         for name, module in model.named_modules():
             if name:
-                handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._modules.append(name)))
+                handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
                 handles.append(module.register_forward_hook(self._leave))
         try:
             yield

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from tabulate import tabulate
 
-from ..errors import GraphError, WidthError
+from ..errors import WidthError
 
 Role = Literal["row", "column"]
 
@@ -90,18 +90,41 @@ class SplitPoint:
 
 
 @dataclass(frozen=True, eq=False)
-class Reordering:
-    """A module that does nothing but put the channels of its input in another order.
+class Route:
+    """A module whose own code does nothing but move channels between the modules that it calls (perhaps none).
+
+    Source 0 is its input and source ``i`` the output of its call ``i - 1``. What each call is given, and at last the
+    output of the module, is made of channels of some sources. Example: a shuffle of 4 channels calls nothing, has the
+    source ``[0, 1, 2, 3]``, reads ``((0,),)`` and has the order ``[0, 2, 1, 3]``.
 
     Attributes:
         module: name of the module.
-        inputs: channels of its input in order, shape ``[length]``.
-        outputs: the same channels in the order of its output.
+        calls: names of the called modules, in order, relative to its own.
+        sources: channels of each source.
+        reads: per call, and for the output, which sources are read; they are joined in this order.
+        orders: per call, and for the output, positions in the joined sources.
     """
 
     module: str
-    inputs: np.ndarray
-    outputs: np.ndarray
+    calls: tuple[str, ...]
+    sources: tuple[np.ndarray, ...]
+    reads: tuple[tuple[int, ...], ...]
+    orders: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """A module whose own code reduces its input over channels, and does nothing else with it.
+
+    Attributes:
+        module: name of the module.
+        operator: ``mean`` or ``sum``.
+        channels: channels of its input in order, shape ``[length]``.
+    """
+
+    module: str
+    operator: str
+    channels: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +140,8 @@ class ChannelGraph:
         unused: tensors that the traced forward pass never touched; they keep their shape.
         input_size: ``(channels, height, width)`` of the traced image.
         splits: attributes that follow the widths of the channels they part.
-        reorderings: modules that only reorder channels.
+        routes: modules whose own code only moves channels.
+        reductions: modules whose own code reduces their input over channels.
     """
 
     ties: tuple[Tie, ...]
@@ -127,7 +151,8 @@ class ChannelGraph:
     unused: tuple[str, ...]
     input_size: tuple[int, ...]
     splits: tuple[SplitPoint, ...] = ()
-    reorderings: tuple[Reordering, ...] = ()
+    routes: tuple[Route, ...] = ()
+    reductions: tuple[Reduction, ...] = ()
     _ties_of: dict[str, tuple[Tie, ...]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -251,91 +276,3 @@ def occupied(graph: ChannelGraph, widths: Mapping[str, int]) -> np.ndarray:
     """
     width_of_group = np.array([widths[group.name] for group in graph.groups])
     return graph.rank_in_group < width_of_group[graph.group_of_channel]
-
-
-def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
-    """Splits a graph into arrays and a JSON-able description, for a chain file.
-
-    Returns:
-        ``arrays``: ``axes`` (every distinct channel array, flattened and joined), ``groups`` (the groups' channels,
-        joined); ``description``: everything else, with the shape of each axis.
-    """
-    distinct: dict[int, int] = {}
-    axes: list[np.ndarray] = []
-    for tie in graph.ties:
-        if id(tie.channels) not in distinct:
-            distinct[id(tie.channels)] = len(axes)
-            axes.append(tie.channels)
-    arrays = {
-        "axes": _join([axis.reshape(-1) for axis in axes]),
-        "groups": _join([group.channels for group in graph.groups]),
-    }
-    description = {
-        "axes": [list(axis.shape) for axis in axes],
-        "ties": [[tie.tensor, tie.axis, tie.role, distinct[id(tie.channels)]] for tie in graph.ties],
-        "groups": [[group.name, group.size, group.fixed] for group in graph.groups],
-        "matrices": sorted(graph.matrices),
-        "heads": sorted(graph.heads),
-        "unused": list(graph.unused),
-        "input_size": list(graph.input_size),
-        "splits": [[s.module, s.attribute, [part.tolist() for part in s.parts]] for s in graph.splits],
-        "reorderings": [[r.module, r.inputs.tolist(), r.outputs.tolist()] for r in graph.reorderings],
-    }
-    return arrays, description
-
-
-def from_arrays(arrays: Mapping[str, np.ndarray], description: Mapping) -> ChannelGraph:
-    """Inverse of ``to_arrays``; checks that sizes and ids agree and raises ``GraphError`` where they do not."""
-    try:
-        shapes = [(int(blocks), int(length)) for blocks, length in description["axes"]]
-        axes = _cut(arrays["axes"], [blocks * length for blocks, length in shapes])
-        axes = [axis.reshape(shape) for axis, shape in zip(axes, shapes, strict=True)]
-        ties = tuple(Tie(str(name), int(axis), role, axes[index]) for name, axis, role, index in description["ties"])
-        members = _cut(arrays["groups"], [int(size) for _, size, _ in description["groups"]])
-        groups = tuple(
-            ChannelGroup(str(name), channels, str(fixed))
-            for (name, _, fixed), channels in zip(description["groups"], members, strict=True)
-        )
-        graph = ChannelGraph(
-            ties,
-            groups,
-            frozenset(description["matrices"]),
-            frozenset(description["heads"]),
-            tuple(description["unused"]),
-            tuple(int(size) for size in description["input_size"]),
-            tuple(
-                SplitPoint(str(module), str(attribute), tuple(np.array(part, np.int64) for part in parts))
-                for module, attribute, parts in description["splits"]
-            ),
-            tuple(
-                Reordering(str(module), np.array(inputs, np.int64), np.array(outputs, np.int64))
-                for module, inputs, outputs in description["reorderings"]
-            ),
-        )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise GraphError(f"the stored channel graph is damaged ({type(error).__name__}: {error})") from error
-    _check_ids(graph)
-    return graph
-
-
-def _check_ids(graph: ChannelGraph) -> None:
-    everything = np.sort(_join([group.channels for group in graph.groups]))
-    if not np.array_equal(everything, np.arange(len(everything))):
-        raise GraphError("the stored channel graph is damaged (its groups do not hold each channel exactly once)")
-    elsewhere = [(s.module, part) for s in graph.splits for part in s.parts]
-    elsewhere += [(r.module, part) for r in graph.reorderings for part in (r.inputs, r.outputs)]
-    for tie in (*graph.ties, *(Tie(module, 0, "row", part) for module, part in elsewhere)):
-        if tie.role not in ("row", "column") or tie.axis < 0:
-            raise GraphError(f"the stored channel graph is damaged ('{tie.tensor}': {tie.role}, axis {tie.axis})")
-        if tie.channels.size and not 0 <= tie.channels.min() <= tie.channels.max() < len(everything):
-            raise GraphError(f"the stored channel graph is damaged (tie of '{tie.tensor}' names unknown channels)")
-
-
-def _join(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts).astype(np.int32) if parts else np.empty(0, np.int32)
-
-
-def _cut(joined: np.ndarray, lengths: list[int]) -> list[np.ndarray]:
-    if len(joined) != sum(lengths) or min(lengths, default=0) < 0:
-        raise ValueError(f"{len(joined)} entries where {sum(lengths)} were announced")
-    return np.split(joined, np.cumsum(lengths)[:-1]) if lengths else []

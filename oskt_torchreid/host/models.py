@@ -1,5 +1,6 @@
 """torchreid's model factory: names, building, recognising a model, its outputs and its weights."""
 
+import contextlib
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -109,12 +110,19 @@ def skeleton(name: str, num_classes: int, loss: str = "softmax") -> nn.Module:
     The result is cached and shared: copy it (`copy.deepcopy`) before changing it.
     """
     with torch.random.fork_rng(devices=[]):
-        try:
-            with torch.device("meta"):
-                return build(name, num_classes, loss)
-        except (NotImplementedError, RuntimeError):
-            # A builder that reads values of its tensors cannot run without memory.
-            return build(name, num_classes, loss).to("meta")
+        with contextlib.suppress(NotImplementedError, RuntimeError), torch.device("meta"):
+            model = build(name, num_classes, loss)
+            if not _keeps_plain_tensors(model):
+                return model
+        # A builder cannot run without memory that reads values of its tensors, or keeps some outside of the state dict.
+        return build(name, num_classes, loss).to("meta")
+
+
+def _keeps_plain_tensors(model: nn.Module) -> bool:
+    """Whether a module has a tensor, or a list of them, as a plain attribute."""
+    values = [value for module in model.modules() for value in vars(module).values()]
+    items = [item for value in values for item in (value if isinstance(value, (list, tuple)) else (value,))]
+    return any(torch.is_tensor(item) for item in items)
 
 
 def input_size(name: str) -> tuple[int, int, int]:
@@ -295,4 +303,3 @@ def check_state_dict(
 def _first(names: Sequence[str]) -> str:
     more = f", ... ({len(names) - _NAMES_SHOWN} more)" if len(names) > _NAMES_SHOWN else ""
     return ", ".join(names[:_NAMES_SHOWN]) + more
-

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..graph import adapt_code, rebuild
+from ..graph.routing import code_buffers
 from . import network
 from .algebra import average_rows, sum_columns
 from .chain import WeightChain
@@ -44,6 +45,7 @@ class SStudent(nn.Module):
         for name in vectors:
             self.own_vectors[_key(name)].requires_grad_(chain.model.get_parameter(name).requires_grad)
         self.shell = self._make_shell(chain)
+        self._code_buffers = code_buffers(chain.graph)
         self._register_indices(chain)
 
     def _make_shell(self, chain: WeightChain) -> nn.Module:
@@ -109,7 +111,7 @@ class SStudent(nn.Module):
         vectors = {}
         for name in self._chain.vectors:
             vectors[name] = self.own_vectors[_key(name)] if _key(name) in self.own_vectors else state[name]
-        statistics = {name: own[name] for name in vectors if name in own}
+        statistics = {name: own[name] for name in vectors if name in own and name not in self._code_buffers}
         rows = {name: self.rows[_key(name)] for name in self._chain.rows}
         return self._chain.with_tensors(rows, vectors, statistics)
 

@@ -1,0 +1,140 @@
+"""What a module's own code does with channels between the modules that it calls, found by running it on noise.
+
+Random numbers stand in for the module's input and for what each called module gives back. Wherever one of these
+channels turns up again, bit by bit, in what the code passes on, the code has moved it there. Code that does anything
+else with it (adds, scales, turns the map) leaves nothing that could be found, and gets no route.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .frames import Passage
+from .tracing import tracing_mode
+from .types import Route
+
+_LOGGER = logging.getLogger(__name__)
+_BATCH = 2  # more than one, so that code that mixes the images of a batch is seen
+
+Origin = tuple[tuple[int, ...], np.ndarray]
+
+
+def find_routes(model: nn.Module, passages: Iterable[Passage]) -> list[Route]:
+    """Routes of the modules whose own code does nothing but move channels, in the ids of the passages.
+
+    Args:
+        model: left as it was.
+        passages: calls in which channels were moved.
+    """
+    found = (_route(model.get_submodule(passage.module), passage) for passage in passages)
+    return [route for route in found if route is not None]
+
+
+def _route(module: nn.Module, passage: Passage) -> Route | None:
+    try:
+        evaluation, training = (_origins(module, passage, training) for training in (False, True))
+    except Exception as error:  # foreign code, on inputs that it was never meant for
+        _LOGGER.debug("'%s' cannot be run on noise: %s", passage.module, error)
+        return None
+    if evaluation is None or training is None:
+        return None
+    alike = all(a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in zip(evaluation, training, strict=True))
+    if not alike:
+        return None
+    reads, orders = zip(*evaluation, strict=True)
+    return Route(passage.module, passage.calls, tuple(ids.numpy() for ids in passage.sources), reads, orders)
+
+
+def _origins(module: nn.Module, passage: Passage, training: bool) -> list[Origin] | None:
+    """For each call and for the output: which sources it reads, and the place of each of its channels in them."""
+    observed = _Observation(passage)
+    observed.run(module, training)
+    if tuple(observed.calls) != passage.calls:
+        return None
+    places: dict[bytes, tuple[int, int]] = {}
+    for number, source in enumerate(observed.sources):
+        places.update((channel, (number, position)) for position, channel in enumerate(_channels(source)))
+    origins = [_origin(arrived, observed.sources, places) for arrived in observed.arrived]
+    return None if any(origin is None for origin in origins) else origins
+
+
+def _origin(arrived: Tensor | None, sources: list[Tensor], places: dict[bytes, tuple[int, int]]) -> Origin | None:
+    if arrived is None or arrived.dim() < 2:
+        return None
+    found = [places.get(channel) for channel in _channels(arrived)]
+    if None in found:
+        return None
+    reads = tuple(sorted({number for number, _ in found}))
+    if any(sources[number].shape[2:] != arrived.shape[2:] for number in reads):
+        return None
+    lengths = [sources[number].shape[1] for number in reads]
+    start = dict(zip(reads, np.cumsum([0, *lengths]), strict=False))
+    return reads, np.array([start[number] + position for number, position in found], np.int64)
+
+
+def _channels(tensor: Tensor) -> list[bytes]:
+    """The content of each channel."""
+    rows = tensor.transpose(0, 1).flatten(1).to("cpu", torch.float64).contiguous().numpy()
+    return [row.tobytes() for row in rows]
+
+
+@dataclass(eq=False)
+class _Observation:
+    """One run on noise.
+
+    Attributes:
+        passage: the call that is repeated.
+        sources: noise given as input, then in place of each call's output.
+        calls: names of the called modules, in order.
+        arrived: what each called module was given, then the output; ``None`` for anything but one tensor.
+    """
+
+    passage: Passage
+    sources: list[Tensor] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    arrived: list[Tensor | None] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+        self._depth = 0
+
+    def run(self, module: nn.Module, training: bool) -> None:
+        """Calls a module whose code, but not its children, believes itself in training or not; leaves it as it was."""
+        handles = []
+        for name, child in module.named_modules():
+            if child is not module:
+                handles.append(child.register_forward_pre_hook(self._before(name), with_kwargs=True))
+                handles.append(child.register_forward_hook(self._after))
+        try:
+            with tracing_mode(module), torch.inference_mode():
+                module.training = training
+                output = module(self._noise((_BATCH, *self.passage.shape[1:])))
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.arrived.append(output if torch.is_tensor(output) else None)
+
+    def _noise(self, shape: tuple[int, ...]) -> Tensor:
+        noise = torch.randn(shape, generator=self._generator).to(self.passage.device, self.passage.dtype)
+        self.sources.append(noise.clone())  # code may write into what it is given
+        return noise
+
+    def _before(self, name: str):
+        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            if self._depth == 0:
+                self.calls.append(name)
+                plain = len(args) == 1 and not kwargs and torch.is_tensor(args[0])
+                self.arrived.append(args[0].clone() if plain else None)
+            self._depth += 1
+
+        return hook
+
+    def _after(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
+        self._depth -= 1
+        return self._noise(output.shape) if self._depth == 0 else None

@@ -1,0 +1,155 @@
+"""A channel graph as arrays and a JSON-able description, for a chain file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from ..errors import GraphError
+from .types import ChannelGraph, ChannelGroup, Reduction, Route, SplitPoint, Tie
+
+
+def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
+    """Splits a graph into arrays and a JSON-able description.
+
+    Returns:
+        ``arrays``: ``axes`` (every distinct channel array, flattened and joined), ``groups`` (the groups' channels),
+        ``splits``, ``routes`` and ``reductions`` (theirs, in order); ``description``: everything else, with the length
+        of each part.
+    """
+    distinct: dict[int, int] = {}
+    axes: list[np.ndarray] = []
+    for tie in graph.ties:
+        if id(tie.channels) not in distinct:
+            distinct[id(tie.channels)] = len(axes)
+            axes.append(tie.channels)
+    arrays = {
+        "axes": _join(axis.reshape(-1) for axis in axes),
+        "groups": _join(group.channels for group in graph.groups),
+        "splits": _join(part for split in graph.splits for part in split.parts),
+        "routes": _join(part for route in graph.routes for part in (*route.sources, *route.orders)),
+        "reductions": _join(reduction.channels for reduction in graph.reductions),
+    }
+    description = {
+        "axes": [list(axis.shape) for axis in axes],
+        "ties": [[tie.tensor, tie.axis, tie.role, distinct[id(tie.channels)]] for tie in graph.ties],
+        "groups": [[group.name, group.size, group.fixed] for group in graph.groups],
+        "matrices": sorted(graph.matrices),
+        "heads": sorted(graph.heads),
+        "unused": list(graph.unused),
+        "input_size": list(graph.input_size),
+        "splits": [[s.module, s.attribute, _lengths(s.parts)] for s in graph.splits],
+        "routes": [
+            [r.module, list(r.calls), [list(reads) for reads in r.reads], _lengths(r.sources), _lengths(r.orders)]
+            for r in graph.routes
+        ],
+        "reductions": [[r.module, r.operator, len(r.channels)] for r in graph.reductions],
+    }
+    return arrays, description
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray], description: Mapping) -> ChannelGraph:
+    """Inverse of ``to_arrays``; checks that sizes and ids agree and raises ``GraphError`` where they do not."""
+    try:
+        shapes = [(int(blocks), int(length)) for blocks, length in description["axes"]]
+        axes = _cut(arrays["axes"], [blocks * length for blocks, length in shapes])
+        axes = [axis.reshape(shape) for axis, shape in zip(axes, shapes, strict=True)]
+        ties = tuple(Tie(str(name), int(axis), role, axes[index]) for name, axis, role, index in description["ties"])
+        members = _cut(arrays["groups"], [int(size) for _, size, _ in description["groups"]])
+        groups = tuple(
+            ChannelGroup(str(name), channels, str(fixed))
+            for (name, _, fixed), channels in zip(description["groups"], members, strict=True)
+        )
+        graph = ChannelGraph(
+            ties,
+            groups,
+            frozenset(description["matrices"]),
+            frozenset(description["heads"]),
+            tuple(description["unused"]),
+            tuple(int(size) for size in description["input_size"]),
+            _splits(arrays["splits"], description["splits"]),
+            _routes(arrays["routes"], description["routes"]),
+            _reductions(arrays["reductions"], description["reductions"]),
+        )
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise GraphError(f"the stored channel graph is damaged ({type(error).__name__}: {error})") from error
+    _check_ids(graph)
+    for route in graph.routes:
+        _check_route(route)
+    return graph
+
+
+def _splits(joined: np.ndarray, entries: list) -> tuple[SplitPoint, ...]:
+    parts = iter(_cut(joined, [int(length) for _, _, lengths in entries for length in lengths]))
+    return tuple(
+        SplitPoint(str(module), str(attribute), tuple(next(parts) for _ in lengths))
+        for module, attribute, lengths in entries
+    )
+
+
+def _routes(joined: np.ndarray, entries: list) -> tuple[Route, ...]:
+    lengths = [int(length) for *_, sources, orders in entries for length in (*sources, *orders)]
+    parts = iter(_cut(joined, lengths))
+    return tuple(
+        Route(
+            str(module),
+            tuple(str(call) for call in calls),
+            tuple(next(parts) for _ in sources),
+            tuple(tuple(int(source) for source in part) for part in reads),
+            tuple(next(parts) for _ in orders),
+        )
+        for module, calls, reads, sources, orders in entries
+    )
+
+
+def _reductions(joined: np.ndarray, entries: list) -> tuple[Reduction, ...]:
+    parts = _cut(joined, [int(length) for _, _, length in entries])
+    return tuple(
+        Reduction(str(module), str(operator), channels)
+        for (module, operator, _), channels in zip(entries, parts, strict=True)
+    )
+
+
+def _check_ids(graph: ChannelGraph) -> None:
+    everything = np.sort(_join(group.channels for group in graph.groups))
+    if not np.array_equal(everything, np.arange(len(everything))):
+        raise GraphError("the stored channel graph is damaged (its groups do not hold each channel exactly once)")
+    for tie in graph.ties:
+        if tie.role not in ("row", "column") or tie.axis < 0:
+            raise GraphError(f"the stored channel graph is damaged ('{tie.tensor}': {tie.role}, axis {tie.axis})")
+    named = [(tie.tensor, tie.channels) for tie in graph.ties]
+    named += [(split.module, part) for split in graph.splits for part in split.parts]
+    named += [(route.module, part) for route in graph.routes for part in route.sources]
+    named += [(reduction.module, reduction.channels) for reduction in graph.reductions]
+    for name, channels in named:
+        if channels.size and not 0 <= channels.min() <= channels.max() < len(everything):
+            raise GraphError(f"the stored channel graph is damaged ('{name}' names unknown channels)")
+
+
+def _check_route(route: Route) -> None:
+    """Each step reads sources that exist by then, at places that they have."""
+    steps = len(route.calls) + 1
+    sound = len(route.sources) == len(route.reads) == len(route.orders) == steps
+    for number in range(steps if sound else 0):
+        reads, order = route.reads[number], route.orders[number]
+        known = len(reads) > 0 and all(0 <= source <= number for source in reads)
+        length = sum(len(route.sources[source]) for source in reads) if known else 0
+        sound = sound and known and len(order) > 0 and 0 <= order.min() <= order.max() < length
+    if not sound:
+        raise GraphError(f"the stored channel graph is damaged (the route of '{route.module}' leads nowhere)")
+
+
+def _lengths(parts: Iterable[np.ndarray]) -> list[int]:
+    return [len(part) for part in parts]
+
+
+def _join(parts: Iterable[np.ndarray]) -> np.ndarray:
+    parts = list(parts)
+    return np.concatenate(parts).astype(np.int32) if parts else np.empty(0, np.int32)
+
+
+def _cut(joined: np.ndarray, lengths: list[int]) -> list[np.ndarray]:
+    if len(joined) != sum(lengths) or min(lengths, default=0) < 0:
+        raise ValueError(f"{len(joined)} entries where {sum(lengths)} were announced")
+    return np.split(joined, np.cumsum(lengths)[:-1]) if lengths else []
