@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from .. import files
-from ..errors import CheckpointError, ConfigError, WidthError
+from ..errors import CheckpointError, ConfigError, GraphError, WidthError
 from ..graph import rebuild
 from ..graph.routing import restore_code
 from ..host import models
@@ -102,7 +102,10 @@ def load_student(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     state = models.state_dict_of(content, path)
     if model is None:
         model = _skeleton(record, path)
-    student = restore_code(model, record.code, {name: tensor.shape for name, tensor in state.items()})
+    try:
+        student = restore_code(model, record.code, {name: tensor.shape for name, tensor in state.items()})
+    except GraphError as error:
+        raise CheckpointError(f"'{path}' does not make a student of {type(model).__name__}: {error}") from error
     expected = student.state_dict()
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or unexpected:
