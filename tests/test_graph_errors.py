@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from oskt_torchreid import graph
 from oskt_torchreid.errors import GraphError
-from oskt_torchreid.graph import rules
+from oskt_torchreid.graph import calls
 from oskt_torchreid.graph.grouping import build_graph
 from oskt_torchreid.graph.storage import from_arrays, to_arrays
 from oskt_torchreid.graph.tracing import run
@@ -26,7 +26,7 @@ from oskt_torchreid.graph.tracing import run
 @pytest.fixture
 def rule_table(monkeypatch):
     """Rules registered by a test are gone after it."""
-    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+    monkeypatch.setattr(calls, "_RULES", dict(calls._RULES))
 
 
 def in_module(forward):

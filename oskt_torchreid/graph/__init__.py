@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
+from .calls import Call, register_rule
 from .grouping import build_graph
 from .movement import check_movements
 from .probing import find_routes
 from .rebuilding import rebuild, register_attribute_rule
 from .routing import adapt_code
-from .rules import Call, keep, register_rule, spatial
+from .rules import keep, spatial
 from .shadows import spread
 from .shell import shell
 from .tracing import Tracer, run
@@ -49,7 +50,7 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] = (3, 256, 128)) ->
             code that takes channels apart at fixed places; says where and what to do.
     """
     tracer = run(model, input_size)
-    routes = find_routes(model, tracer.passages)
+    routes = find_routes(model, tracer.frames.passages)
     graph = build_graph(model, tracer, input_size, routes)
     if tracer.movements or graph.splits or graph.reductions:
         check_movements(model, graph, tracer.movements)

@@ -114,7 +114,7 @@ def _routes(routes: Sequence[Route], channel_of: np.ndarray) -> tuple[Route, ...
 
 def _reductions(tracer: Tracer, channel_of: np.ndarray) -> tuple[Reduction, ...]:
     reductions = []
-    for module, (operator, ids) in tracer.reductions.items():
+    for module, (operator, ids) in tracer.frames.reductions.items():
         channels = channel_of[ids.numpy()]
         if (channels < 0).any():
             raise GraphError(f"'{operator}' in module '{module}' reduces over channels that no layer produces")

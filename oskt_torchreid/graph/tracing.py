@@ -10,7 +10,7 @@ unite the channels that meet. What each operator does is written in ``rules.py``
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import GraphError
-from .frames import Frame, Passage
-from .rules import Call, rule_for, unweighted
+from .calls import Call, rule_for
+from .frames import Frames
 from .shadows import compact
 from .types import Role
 
@@ -49,7 +49,7 @@ class Tracer(TorchDispatchMode):
         image_inputs: the matrices whose columns are the image's own channels.
         movements: module name -> operator, where channels were taken apart or reordered at places chosen by code.
         splits: ``(module, attribute, ids of each part)`` where a module's own integer says where channels part.
-        reductions: module -> operator and ids of its input, where its own code reduces that, and does no more with it.
+        frames: the running modules, and what is kept of their calls.
         touched: names of all state-dict tensors that reached an operator.
         outputs: ids of the network's outputs.
     """
@@ -62,8 +62,6 @@ class Tracer(TorchDispatchMode):
         self._shadows: dict[int, Tensor] = {}
         self._alive: list[Tensor] = []  # an id() is only unique while its tensor lives
         self._model = model
-        self._frames: list[Frame] = []
-        self._passages: dict[str, Passage | None] = {}
         self._adrift: dict[int, str] = {}
         self.num_ids = 0
         self.ties: dict[tuple[str, int, Role], RecordedTie] = {}
@@ -75,7 +73,7 @@ class Tracer(TorchDispatchMode):
         self.image_inputs: set[str] = set()
         self.movements: dict[str, str] = {}
         self.splits: list[tuple[str, str, list[np.ndarray]]] = []
-        self.reductions: dict[str, tuple[str, Tensor]] = {}
+        self.frames = Frames(self)
         self.touched: set[str] = set()
         self.outputs: list[np.ndarray] = []
 
@@ -88,12 +86,7 @@ class Tracer(TorchDispatchMode):
     @property
     def module(self) -> str:
         """Name of the module whose forward is running, for messages."""
-        return self._frames[-1].name if self._frames else "the network itself"
-
-    @property
-    def passages(self) -> list[Passage]:
-        """Calls of modules whose own code moved channels, where these can be said of all that goes in and out."""
-        return [passage for passage in self._passages.values() if passage is not None]
+        return self.frames.name or "the network itself"
 
     def fresh(self, count: int) -> Tensor:
         """``count`` new channel ids, shape ``[count]``."""
@@ -158,6 +151,14 @@ class Tracer(TorchDispatchMode):
             self.unite(along, along[:, :1])
         return along[:, 0].expand(shadow.shape[axis])
 
+    def plain_channels(self, value: Any) -> Tensor | None:
+        """Ids of a tensor whose channels lie along axis 1, shape ``[channels]``; ``None`` for anything else."""
+        shadow = self._shadows.get(id(value))
+        if shadow is None or shadow.dim() < 2:
+            return None
+        pattern = compact(shadow)
+        return pattern.reshape(-1).expand(shadow.shape[1]) if pattern.numel() == pattern.shape[1] else None
+
     def tie(self, tensor: Tensor, axis: int, role: Role, ids: Tensor, blocks: int = 1) -> None:
         """Records a tie; met again (a module called twice), the channels of both calls are united instead."""
         name = self.name_of(tensor)
@@ -184,21 +185,13 @@ class Tracer(TorchDispatchMode):
 
     def record_split(self, length: int, parts: list[Tensor]) -> bool:
         """Notes which integer attribute of the running module gave the length of the parts; False unless just one."""
-        name = self._frames[-1].name if self._frames else ""
+        name = self.frames.name
         owner = self._model.get_submodule(name)
         named = [key for key, value in vars(owner).items() if type(value) is int and value == length]
         if parts and len(named) == 1:
             self.splits.append((name, named[0], [part.numpy() for part in parts]))
             return True
         return False
-
-    def record_reduction(self, operator: str, tensor: Tensor) -> bool:
-        """Notes that the running module's own code reduces its input over channels; False for any other tensor."""
-        frame = self._frames[-1] if self._frames else None
-        if frame is None or frame.given is not tensor or frame.sources[0] is None:
-            return False
-        frame.reduction = (operator, frame.sources[0])
-        return True
 
     # ---- running -------------------------------------------------------------------------------------------------
 
@@ -208,8 +201,7 @@ class Tracer(TorchDispatchMode):
         call = Call(function, args, kwargs, output)
         names = [self._names.get(id(tensor)) for tensor in call.tensors]
         self.touched.update(name for name in names if name)
-        for frame in self._frames:
-            frame.reads += any(tensor is frame.given for tensor in call.tensors)
+        self.frames.count_reads(call.tensors)
         if any(name or id(tensor) in self._shadows for name, tensor in zip(names, call.tensors, strict=True)):
             rule_for(call, self.module)(self, call)
         lost = next(filter(None, map(self.adrift, call.tensors)), None)
@@ -217,63 +209,6 @@ class Tracer(TorchDispatchMode):
             if id(result) not in self._shadows:
                 self.set_adrift(result, lost)
         return output
-
-    def _enter(self, name: str) -> Callable:
-        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            given = args[0] if len(args) == 1 and not kwargs and torch.is_tensor(args[0]) else None
-            self._frames.append(Frame(name, given, [self._plain_channels(given)]))
-
-        return hook
-
-    def _leave(self, module: nn.Module, inputs: tuple, output: Any) -> None:
-        frame = self._frames.pop()
-        channels = self._plain_channels(output)
-        if self._frames:
-            self._frames[-1].calls.append(frame.name)
-            self._frames[-1].sources.append(channels)
-        if frame.reduction is not None:
-            self._keep_reduction(frame)
-        if frame.name in self.movements:
-            self._keep_passage(frame, None if channels is None else Passage.of(frame))
-
-    def _plain_channels(self, tensor: Any) -> Tensor | None:
-        """Ids of a tensor whose channels lie along axis 1, ``[channels]``; ``None`` for any other."""
-        shadow = self._shadows.get(id(tensor))
-        if shadow is None or shadow.dim() < 2:
-            return None
-        pattern = compact(shadow)
-        return pattern.reshape(-1).expand(shadow.shape[1]) if pattern.numel() == pattern.shape[1] else None
-
-    def _keep_reduction(self, frame: Frame) -> None:
-        if frame.reads != 1:
-            raise unweighted(frame.reduction[0], frame.name)
-        operator, ids = self.reductions.setdefault(frame.name, frame.reduction)
-        if operator != frame.reduction[0] or len(ids) != len(frame.reduction[1]):
-            raise unweighted(frame.reduction[0], frame.name)
-        self.unite(ids, frame.reduction[1])
-
-    def _keep_passage(self, frame: Frame, passage: Passage | None) -> None:
-        """A module that is called again must do the same again; the channels of both calls are one."""
-        known = self._passages.setdefault(frame.name, passage)
-        if known is None or passage is None or not known.resembles(passage):
-            self._passages[frame.name] = None
-            return
-        for first, second in zip(known.sources, passage.sources, strict=True):
-            self.unite(first, second)
-
-    @contextlib.contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """Keeps the stack of running modules."""
-        handles = []
-        for name, module in model.named_modules():
-            if name:
-                handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
-                handles.append(module.register_forward_hook(self._leave))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 @contextlib.contextmanager
@@ -303,7 +238,7 @@ def run(model: nn.Module, input_size: tuple[int, ...]) -> Tracer:
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, *input_size, generator=generator).to(like.device, like.dtype)
-    with tracing_mode(model), tracer.watching(model), torch.inference_mode(), tracer:
+    with tracing_mode(model), tracer.frames.watching(model), torch.inference_mode(), tracer:
         try:
             outputs = model(image)
         except GraphError:
