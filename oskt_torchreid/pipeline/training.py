@@ -83,6 +83,7 @@ class Trainer:
             use_gpu=config.use_gpu,
             schedule_per_iteration=stage.per_iteration,
             half_resolution_epochs=stage.half_resolution_epochs,
+            channels_last=config.train.channels_last,
         )
         start_epoch = stage.get("start_epoch", 0)
         checkpoint = folder / "model" / LAST_GOOD
@@ -106,7 +107,8 @@ class Trainer:
     def evaluate(self, model: nn.Module) -> Facts:
         """mAP and CMC of a network on the first target, as fractions."""
         datamanager = self.datamanager(self.config.train.batch_size)
-        engine = TransferEngine(datamanager, model, use_gpu=self.config.use_gpu)
+        channels_last = self.config.train.channels_last
+        engine = TransferEngine(datamanager, model, use_gpu=self.config.use_gpu, channels_last=channels_last)
         return engine.evaluate(**self._test_settings())
 
     def _test_settings(self) -> Facts:
