@@ -123,6 +123,14 @@ class WeightChain:
         """``(channels, height, width)`` of the image that the teacher was traced with."""
         return self.graph.input_size
 
+    def check_teacher(self, teacher: nn.Module) -> None:
+        """Raises ``ChainError`` unless a network has the names and shapes of the chain's teacher."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
+        try:
+            _check_tensors("teacher tensor", network.state_of(teacher), shapes)
+        except ChainError as error:
+            raise ChainError(f"the chain was not made of this {type(teacher).__name__}: {error}") from error
+
     def with_tensors(
         self, rows: Mapping[str, Tensor], vectors: Mapping[str, Tensor], statistics: Mapping[str, Tensor]
     ) -> WeightChain:

@@ -120,10 +120,14 @@ class Refinement(nn.Module):
     """Teacher and S-student side by side, as one module that is trained.
 
     In training ``forward`` gives ``(teacher's output, S-student's output)``; in evaluation the teacher's feature.
+
+    Raises:
+        ChainError: the chain was made of another network.
     """
 
     def __init__(self, teacher: nn.Module, chain: WeightChain) -> None:
         super().__init__()
+        chain.check_teacher(teacher)
         self.teacher = teacher
         self.sstudent = SStudent(chain)
 
