@@ -43,9 +43,11 @@ def _mismatch(student: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]
     except GraphError as error:
         return str(error)
     places = occupied(graph, widths)
+    reduced = {reduction.module: reduction.channels for reduction in found.reductions}
     pairs = [
-        np.stack([reduction.channels[places[reduction.channels]], other.channels])
-        for reduction, other in zip(graph.reductions, found.reductions, strict=True)
+        np.stack([reduction.channels[places[reduction.channels]], reduced[reduction.module]])
+        for reduction in graph.reductions
+        if reduction.module in reduced  # a reduction over one channel is none
     ]
     for tie in graph.ties:
         for other in found.ties_of(tie.tensor):
@@ -57,14 +59,17 @@ def _mismatch(student: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]
 
 
 def _uneven_plan(graph: ChannelGraph) -> dict[str, int]:
-    """A plan with different ratios for different producers, so that code that needs a common one fails it."""
+    """A plan with different ratios for different producers, so that code that needs a common one fails it.
+
+    No group is narrowed to one channel: a convolution of one channel is depthwise and dense at once.
+    """
     ratios = (0.4, 0.6, 0.5)
     producers: dict[str, int] = {}
     widths = {}
     for group in graph.groups:
         producer = group.name.partition("[")[0].partition(":")[0]
         ratio = ratios[producers.setdefault(producer, len(producers)) % len(ratios)]
-        widths[group.name] = group.size if group.fixed else max(1, round(group.size * ratio))
+        widths[group.name] = group.size if group.fixed else max(min(2, group.size), round(group.size * ratio))
     return graph.balanced(widths)
 
 

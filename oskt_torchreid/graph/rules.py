@@ -235,7 +235,18 @@ def _is_split(tracer: Tracer, call: Call, moved: list[Tensor]) -> bool:
 def concatenate(tracer: Tracer, call: Call) -> None:
     """Concatenation: shadows are joined; a part without channels (a constant) brings fixed ones of its own."""
     parts = list(call.args[0])
-    shadows = [tracer.shadow(part) for part in parts]
+    _join(tracer, call, parts, [tracer.shadow(part) for part in parts])
+
+
+def stack(tracer: Tracer, call: Call) -> None:
+    """Stacking: concatenation along a new axis."""
+    axis = call.arguments["dim"] % call.output.dim()
+    shadows = [tracer.shadow(part) for part in call.args[0]]
+    shadows = [None if shadow is None else shadow.unsqueeze(axis) for shadow in shadows]
+    _join(tracer, call, [part.unsqueeze(axis) for part in call.args[0]], shadows)
+
+
+def _join(tracer: Tracer, call: Call, parts: list[Tensor], shadows: list[Tensor | None]) -> None:
     axis = call.arguments.get("dim", 0) % call.output.dim()
     for index, part in enumerate(parts):
         if shadows[index] is None:
@@ -296,6 +307,7 @@ _FAMILIES: dict[Rule, str] = {
     move: "permute transpose t movedim swapaxes expand expand_as squeeze unsqueeze slice select split split_with_sizes "
     "chunk unbind narrow index_select repeat flip roll",
     concatenate: "cat concat concatenate",
+    stack: "stack",
     copy: "copy",
     place: "affine_grid_generator",
     sample: "grid_sampler grid_sampler_2d",
