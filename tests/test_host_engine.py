@@ -330,7 +330,7 @@ def test_normalized_triplet_ignores_the_scale():
 
 
 def test_loss_errors():
-    with pytest.raises(ConfigError, match="weight_x=0 and weight_t=0; allowed: none below 0, one above 0"):
+    with pytest.raises(ConfigError, match="weight_x=0, weight_t=0, center_weight=0.0; allowed: none below 0"):
         ReidLoss(3, weight_x=0, weight_t=0)
     logits, features, pids = torch.randn(4, 3), torch.randn(4, 5), torch.zeros(4, dtype=torch.long)
     with pytest.raises(ConfigError, match="triplet loss .weight_t. needs features"):
@@ -377,3 +377,27 @@ def test_progress_loader_is_the_loader(datamanager, config):
     assert isinstance(engine.train_loader, ProgressLoader)
     assert len(engine.train_loader) == 3 and engine.train_loader.batch_size == 8
     assert len(list(engine.train_loader)) == 3
+
+
+def test_center_loss_moves_centers_by_their_own_sgd():
+    """Two identities, one feature each: d/dc of the mean squared distance, at the centers' rate, whatever the weight."""
+    loss = ReidLoss(2, center_weight=5e-4, center_lr=0.5)
+    features = torch.tensor([[1.0, 0.0], [0.0, 2.0]], requires_grad=True)
+    pids = torch.tensor([0, 1])
+    total, summary = loss(Outputs((torch.zeros(2, 2, requires_grad=True),), (features,)), pids)
+    before = loss.center.centers.detach().clone()
+    total.backward()
+    loss.step()
+    expected = before - 0.5 * (before - features.detach())  # 2 (c - f) / batch of 2
+    assert torch.allclose(loss.center.centers, expected, atol=1e-6)
+    assert summary["loss_c"] == pytest.approx(float((features - before).pow(2).sum(1).mean()))
+    assert loss.center.centers.grad is None
+
+
+def test_center_loss_needs_features_of_one_branch():
+    pids = torch.tensor([0, 1])
+    logits = torch.zeros(2, 2)
+    with pytest.raises(ConfigError, match=r"center loss \(loss.center.weight\) needs features"):
+        ReidLoss(2, center_weight=1.0)(Outputs((logits,), ()), pids)
+    with pytest.raises(ConfigError, match="one branch, got 2"):
+        ReidLoss(2, center_weight=1.0)(Outputs((logits,), (logits, logits)), pids)
