@@ -1,0 +1,249 @@
+"""What refining and expanding cost: one refinement step against one teacher-only step, and one expansion.
+
+Both are measured on torchreid's ResNet-50 with random clusters: costs depend on widths, not on which channels share a
+cluster, and random ones spare the clustering.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..graph import ChannelGraph
+from ..host import models
+from ..host.losses import ReidLoss
+from ..oskt.chain import WeightChain
+from ..oskt.losses import refining_loss
+from ..oskt.network import trace
+from ..oskt.sstudent import Refinement
+from ..oskt.students import expand
+
+BACKBONE, TEACHER_PLANES, NUM_CLASSES = "resnet50", 64, 751
+SERIES = {
+    "S1": (8, 8, (1, 2, 4, 8)),
+    "S2": (8, 16, (1, 2, 3, 4)),
+    "S3": (16, 16, (1, 2, 4, 8)),
+    "S4": (16, 32, (1, 2, 3, 4)),
+    "S5": (32, 32, (1, 2, 4, 8)),
+    "S6": (32, 64, (1, 2, 3, 4)),
+}
+"""The paper's students of ResNet-50: planes of the chain, base planes, and their multiple in each of four stages."""
+
+MEMORY_STEPS = 3  # the optimiser's state exists from the second step on
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class RefineCost:
+    """Costs of one training step, of the teacher alone and of refining a chain.
+
+    Attributes:
+        planes: base planes of the chain; the teacher has 64.
+        batch: images in a batch.
+        teacher_ms: median milliseconds of a teacher-only step.
+        refine_ms: median milliseconds of a refinement step.
+        teacher_bytes: peak memory of teacher-only training over that of the imported package; 0: not measured.
+        refine_bytes: the same of refinement.
+        weight_bytes: one copy of the teacher's weights.
+    """
+
+    planes: int
+    batch: int
+    teacher_ms: float
+    refine_ms: float
+    teacher_bytes: int
+    refine_bytes: int
+    weight_bytes: int
+
+    @property
+    def time_ratio(self) -> float:
+        """Refinement step over teacher-only step."""
+        return self.refine_ms / self.teacher_ms
+
+    @property
+    def memory_bound(self) -> int:
+        """``teacher * (1 + width ratio) + one copy of the weights``, and 5 % on top."""
+        return int(1.05 * (self.teacher_bytes * (1 + self.planes / TEACHER_PLANES) + self.weight_bytes))
+
+
+@dataclass(frozen=True)
+class ExpandCost:
+    """Costs of making one student.
+
+    Attributes:
+        name: name in the paper's series.
+        chain_planes: base planes of the chain.
+        params: parameters of the student.
+        expand_ms: median milliseconds of ``expand``.
+        copy_ms: median milliseconds of one plain copy of the bytes that it reads and writes.
+        touched_bytes: these bytes.
+    """
+
+    name: str
+    chain_planes: int
+    params: int
+    expand_ms: float
+    copy_ms: float
+    touched_bytes: int
+
+
+# ---- refining ----------------------------------------------------------------------------------------------------
+
+
+def measure_refine(planes: int, batch: int, size: tuple[int, int], rounds: int, memory: bool = True) -> RefineCost:
+    """Times both kinds of step in one process, in turn, so that a busy machine slows both alike.
+
+    Args:
+        planes: base planes of the chain.
+        batch: images in a batch.
+        size: ``(height, width)`` of the images.
+        rounds: steps of each kind that are timed, after a warm-up.
+        memory: also measure peak memory, each kind in a fresh process.
+    """
+    steps = [_make_step(kind, batch, size) for kind in (0, planes)]
+    seconds: list[list[float]] = [[], []]
+    for round_ in range(WARM_UP + rounds):
+        for step, times in zip(steps, seconds, strict=True):
+            start = time.perf_counter()
+            step()
+            if round_ >= WARM_UP:
+                times.append(time.perf_counter() - start)
+    teacher_ms, refine_ms = (1e3 * statistics.median(times) for times in seconds)
+    peaks = [_fresh_peak(kind, batch, size) for kind in (0, planes)] if memory else [0, 0]
+    weights = sum(p.numel() * p.element_size() for p in models.skeleton(BACKBONE, NUM_CLASSES).parameters())
+    return RefineCost(planes, batch, teacher_ms, refine_ms, *peaks, weights)
+
+
+def _make_step(planes: int, batch: int, size: tuple[int, int]) -> Callable[[], None]:
+    """Forward, backward and Adam's step of the teacher alone (0 planes) or of teacher and S-student."""
+    teacher = models.build(BACKBONE, NUM_CLASSES)
+    network = Refinement(teacher, random_chain(teacher, planes)) if planes else teacher
+    network.train()
+    criterion = ReidLoss(NUM_CLASSES)
+    optimizer = torch.optim.Adam(network.parameters(), lr=3.5e-4, weight_decay=5e-4)
+    images = torch.randn(batch, 3, *size)
+    pids = torch.arange(batch) % NUM_CLASSES
+
+    def step() -> None:
+        outputs = network(images)
+        loss = torch.zeros(())
+        for logits in outputs if planes else (outputs,):
+            loss = loss + criterion(models.parse_outputs(logits, True, "softmax"), pids)[0]
+        if planes:
+            loss = loss + refining_loss(network.sstudent.row_pairs(teacher))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _fresh_peak(planes: int, batch: int, size: tuple[int, int]) -> int:
+    """Peak memory of a few steps in a process of their own.
+
+    What the operating system saw is what decides whether a job fits; a profiler of torch would miss the buffers of its
+    kernels, and a shared process would carry the peaks of what ran before.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_peak, planes, batch, size, torch.get_num_threads()).result()
+
+
+def _peak(planes: int, batch: int, size: tuple[int, int], threads: int) -> int:
+    torch.set_num_threads(threads)
+    before = _memory("VmRSS")
+    step = _make_step(planes, batch, size)
+    for _ in range(MEMORY_STEPS):
+        step()
+    return _memory("VmHWM") - before
+
+
+def _memory(field: str) -> int:
+    """Bytes that Linux counts for this process; 0 elsewhere.
+
+    Not ``getrusage``, whose maximum a new process inherits from the one that started it.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="ascii").splitlines() if status.is_file() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), 0)
+
+
+# ---- expanding ---------------------------------------------------------------------------------------------------
+
+
+def measure_expand(rounds: int, names: tuple[str, ...] = tuple(SERIES)) -> list[ExpandCost]:
+    """Times the expansion of the paper's students from chains that were saved and loaded.
+
+    Args:
+        rounds: expansions of each student that are timed, after a warm-up.
+        names: which students of ``SERIES``.
+    """
+    teacher = models.build(BACKBONE, NUM_CLASSES)
+    chains: dict[int, WeightChain] = {}
+    costs = []
+    for name in names:
+        chain_planes, base, multiples = SERIES[name]
+        if chain_planes not in chains:
+            chains[chain_planes] = _saved_and_loaded(random_chain(teacher, chain_planes))
+        chain = chains[chain_planes]
+        plan = series_plan(chain.graph, base, multiples)
+        student = expand(chain, plan)
+        touched = _tensors(chain, student)
+        expand_ms = _median_ms(lambda chain=chain, plan=plan: expand(chain, plan), rounds)
+        copy_ms = _median_ms(lambda touched=touched: [tensor.clone() for tensor in touched], rounds)
+        params = sum(parameter.numel() for parameter in student.parameters())
+        touched_bytes = sum(tensor.numel() * tensor.element_size() for tensor in touched)
+        costs.append(ExpandCost(name, chain_planes, params, expand_ms, copy_ms, touched_bytes))
+    return costs
+
+
+def series_plan(graph: ChannelGraph, base: int, multiples: tuple[int, ...]) -> dict[str, int]:
+    """Widths of a ResNet-50 with ``base`` planes in its stem and ``base * multiple`` in each stage, four times as many
+    where a stage's blocks are summed."""
+    plan = {}
+    for group in graph.groups:
+        stage = int(group.name[5]) - 1 if group.name.startswith("layer") else 0
+        planes = TEACHER_PLANES << stage
+        plan[group.name] = group.size if group.fixed else base * multiples[stage] * (group.size // planes)
+    return plan
+
+
+def random_chain(teacher: nn.Module, planes: int) -> WeightChain:
+    """A chain of the benchmark's teacher with ``planes`` base planes and random clusters."""
+    graph = trace(teacher, (3, 64, 32))
+    generator = np.random.default_rng(0)
+    widths = graph.ratio_plan(planes / TEACHER_PLANES)
+    labels = {name: generator.permutation(np.arange(size) % widths[name]) for name, size in graph.sizes.items()}
+    return WeightChain.from_labels(teacher, graph, labels)
+
+
+def _saved_and_loaded(chain: WeightChain) -> WeightChain:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "chain.safetensors"
+        chain.save(path)
+        return WeightChain.load(path)
+
+
+def _tensors(chain: WeightChain, student: nn.Module) -> list[Tensor]:
+    """What an expansion reads and what it writes."""
+    read = [tensor for part in (chain.rows, chain.vectors, chain.fixed) for tensor in part.values()]
+    return read + list(student.state_dict().values())
+
+
+def _median_ms(action: Callable[[], object], rounds: int) -> float:
+    seconds = []
+    for round_ in range(WARM_UP + rounds):
+        start = time.perf_counter()
+        action()
+        if round_ >= WARM_UP:
+            seconds.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(seconds)

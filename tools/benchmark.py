@@ -1,0 +1,90 @@
+"""What refining and expanding cost: `python tools/benchmark.py refine`, `python tools/benchmark.py expand`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from oskt_torchreid.errors import OsktError  # noqa: E402
+from oskt_torchreid.report import benchmark  # noqa: E402
+
+MEGABYTE = 2**20
+
+
+def show_refine(arguments: argparse.Namespace) -> None:
+    """Prints the cost of a refinement step beside that of a teacher-only step."""
+    rows = []
+    for batch in arguments.batch:
+        for planes in arguments.planes:
+            cost = benchmark.measure_refine(planes, batch, arguments.size, arguments.rounds, not arguments.no_memory)
+            times = (f"{cost.teacher_ms:.0f}", f"{cost.refine_ms:.0f}", f"{cost.time_ratio:.2f}")
+            peaks = (cost.teacher_bytes, cost.refine_bytes, cost.memory_bound if cost.refine_bytes else 0)
+            rows.append((batch, planes, *times, *(f"{peak / MEGABYTE:.0f}" if peak else "-" for peak in peaks)))
+    headers = ("batch", "chain planes", "teacher ms", "refine ms", "ratio", "teacher MB", "refine MB", "bound MB")
+    print(f"one training step of ResNet-50, {torch.get_num_threads()} threads, median of {arguments.rounds}")
+    print(tabulate(rows, headers=headers, disable_numparse=True, stralign="right"))
+
+
+def show_expand(arguments: argparse.Namespace) -> None:
+    """Prints the cost of expanding each of the paper's students of ResNet-50."""
+    rows = [
+        (
+            f"Res-50-{cost.name}",
+            cost.chain_planes,
+            f"{cost.params / 1e6:.2f}",
+            f"{cost.expand_ms:.1f}",
+            f"{cost.copy_ms:.1f}",
+            f"{cost.touched_bytes / MEGABYTE:.0f}",
+        )
+        for cost in benchmark.measure_expand(arguments.rounds)
+    ]
+    headers = ("student", "chain planes", "params M", "expand ms", "plain copy ms", "touched MB")
+    print(f"expansion from a loaded chain, {torch.get_num_threads()} threads, median of {arguments.rounds}")
+    print(tabulate(rows, headers=headers, disable_numparse=True, stralign="right"))
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line of both subcommands; `run` is the chosen one."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=_positive, help="threads of torch (default: its own choice)")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    refine = commands.add_parser("refine", help="one refinement step against one teacher-only step")
+    refine.add_argument("--planes", type=int, nargs="+", choices=(8, 16, 32, 64), default=[8, 16, 32], help="chains")
+    refine.add_argument("--batch", type=_positive, nargs="+", default=[8], help="batch sizes (default: 8)")
+    refine.add_argument("--size", type=_positive, nargs=2, default=[256, 128], metavar=("H", "W"), help="image size")
+    refine.add_argument("--rounds", type=_positive, default=7, help="timed steps of each kind (default: 7)")
+    refine.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
+    refine.set_defaults(run=show_refine)
+    expand = commands.add_parser("expand", help="ResNet-50 S1-S6 from loaded chains")
+    expand.add_argument("--rounds", type=_positive, default=15, help="timed expansions of each (default: 15)")
+    expand.set_defaults(run=show_expand)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; returns the exit status."""
+    parsed = parse_arguments(arguments)
+    if parsed.threads:
+        torch.set_num_threads(parsed.threads)
+    try:
+        parsed.run(parsed)
+    except OsktError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

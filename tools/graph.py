@@ -1,0 +1,46 @@
+"""The channel graph of a backbone as a table: `python tools/graph.py osnet_x1_0`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import oskt_torchreid as oskt  # noqa: E402
+from oskt_torchreid.host import models  # noqa: E402
+
+NUM_CLASSES = 751  # as in Market-1501; only the last group depends on it
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", metavar="NAME", help="name of a registered model, such as osnet_x1_0")
+    parser.add_argument(
+        "--size", nargs=2, type=_positive, metavar=("H", "W"), help="image to trace (default: the backbone's own)"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Traces the backbone and prints its groups; returns the exit status."""
+    parsed = parse_arguments(arguments)
+    try:
+        model = models.build(parsed.name, NUM_CLASSES)
+        print(oskt.trace(model, (3, *parsed.size) if parsed.size else None).summary())
+    except oskt.OsktError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
