@@ -80,11 +80,13 @@ def adapt_code(student: nn.Module, graph: ChannelGraph, members: np.ndarray) -> 
         return
     for split in graph.splits:
         setattr(student.get_submodule(split.module), split.attribute, _split_length(split, members > 0))
+    like = next((p for p in student.parameters() if p.is_floating_point()), torch.empty(()))
     for route in graph.routes:
-        module = student.get_submodule(route.module)
-        _replace(student, route.module, Routed(module, route.calls, route.reads, _orders(route, members > 0)))
+        orders = [None if order is None else order.to(like.device) for order in _orders(route, members > 0)]
+        module = Routed(student.get_submodule(route.module), route.calls, route.reads, orders)
+        _replace(student, route.module, module)
     for reduction in graph.reductions:
-        _weigh(student.get_submodule(reduction.module), _weights(reduction, members))
+        _weigh(student.get_submodule(reduction.module), _weights(reduction, members).to(like))
 
 
 def code_buffers(graph: ChannelGraph) -> set[str]:
@@ -133,9 +135,7 @@ def _weights(reduction: Reduction, members: np.ndarray) -> Tensor:
 def _weigh(module: nn.Module, weights: Tensor) -> None:
     """A module that has weights already (the teacher was a student) has them multiplied."""
     own = getattr(module, WEIGHT, None)
-    if own is None:
-        own = weights.new_ones(len(weights), dtype=_dtype_of(module))
-    _set_weights(module, own * weights.to(own))
+    _set_weights(module, weights if own is None else own * weights)
 
 
 def _set_weights(module: nn.Module, weights: Tensor) -> None:
@@ -146,10 +146,6 @@ def _set_weights(module: nn.Module, weights: Tensor) -> None:
 
 def _is_weighted(module: nn.Module) -> bool:
     return weigh_input in module._forward_pre_hooks.values()
-
-
-def _dtype_of(module: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -209,7 +209,8 @@ def move(tracer: Tracer, call: Call) -> None:
     shadow = tracer.shadow(call.args[0])
     if shadow is None:
         return
-    moved = call.function(shadow, *call.args[1:], **call.kwargs)
+    args = [arg.to(shadow.device) if torch.is_tensor(arg) else arg for arg in call.args[1:]]  # an index may be on a GPU
+    moved = call.function(shadow, *args, **call.kwargs)
     moved = [settled(part) for part in (moved if isinstance(moved, (list, tuple)) else [moved])]
     moves = len(extents(shadow)) > 1 or any(not _same_channels(part, shadow) for part in moved)
     if moves and not _is_split(tracer, call, moved):
