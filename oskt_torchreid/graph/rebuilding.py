@@ -52,9 +52,7 @@ def _copy_structure(model: nn.Module, memo: dict[int, object]) -> nn.Module:
     for module in model.modules():
         attributes = memo[id(module)].__dict__
         for name, value in module.__dict__.items():
-            if isinstance(value, _IMMUTABLE):
-                attributes[name] = value
-            elif isinstance(value, dict):
+            if isinstance(value, dict):
                 attributes[name] = type(value)((key, _copied(item, memo)) for key, item in value.items())
             else:
                 attributes[name] = _copied(value, memo)
@@ -65,8 +63,10 @@ _IMMUTABLE = (type(None), bool, int, float, str, type, FunctionType)
 
 
 def _copied(value: object, memo: dict[int, object]) -> object:
-    if isinstance(value, _IMMUTABLE):
+    if isinstance(value, _IMMUTABLE) or (type(value) is tuple and all(isinstance(item, _IMMUTABLE) for item in value)):
         return value
+    if type(value) is set and all(isinstance(item, _IMMUTABLE) for item in value):
+        return set(value)
     known = memo.get(id(value))
     return copy.deepcopy(value, memo) if known is None else known
 

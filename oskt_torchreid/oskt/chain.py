@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,11 @@ class WeightChain:
         """Number of clusters ``K`` per group name."""
         return _cluster_counts(self.teacher_to_chain)
 
+    @cached_property
+    def layout(self) -> Layout:
+        """Where everything of the chain's own widths sits; computed once."""
+        return Layout(self.graph, self.teacher_to_chain, self.widths)
+
     @property
     def input_size(self) -> tuple[int, ...]:
         """``(channels, height, width)`` of the image that the teacher was traced with."""
@@ -155,11 +161,10 @@ class WeightChain:
         _check_labels(self.graph, self.teacher_to_chain)
         _check_graph_fits(self.graph, self.model.state_dict())
         tied = {tie.tensor for tie in self.graph.ties}
-        layout = Layout(self.graph, self.teacher_to_chain, self.widths)
         narrow = dict(shapes)
         for tie in self.graph.ties:
             if tie.role == "row":
-                axis = layout.axis(tie)
+                axis = self.layout.axis(tie)
                 shape = list(shapes[tie.tensor])
                 shape[tie.axis] = axis.blocks * axis.length
                 narrow[tie.tensor] = tuple(shape)

@@ -31,9 +31,8 @@ def expand_to_plan(chain: WeightChain, widths: Mapping[str, int]) -> nn.Module:
         WidthError: a width out of range.
     """
     layout = Layout(chain.graph, chain.teacher_to_chain, widths)
-    narrowest = Layout(chain.graph, chain.teacher_to_chain, chain.widths)
-    tensors = {name: student_matrix(chain, layout, narrowest, name) for name in chain.rows}
-    tensors.update({name: _student_vector(chain, layout, narrowest, name) for name in chain.vectors})
+    tensors = {name: student_matrix(chain, layout, name) for name in chain.rows}
+    tensors.update({name: _student_vector(chain, layout, name) for name in chain.vectors})
     tensors.update({name: tensor.clone() for name, tensor in chain.fixed.items()})
     student = rebuild(chain.model, tensors).eval()
     adapt_code(student, chain.graph, layout.members)
@@ -85,14 +84,14 @@ class StudentRecord:
         raise CheckpointError(f"'{path}' is no student of this package (no valid 'oskt' entry); see save_student")
 
 
-def student_matrix(chain: WeightChain, layout: Layout, narrowest: Layout, name: str) -> Tensor:
+def student_matrix(chain: WeightChain, layout: Layout, name: str) -> Tensor:
     """Rows gathered from the chain, columns summed over the members of each slot."""
     weight = chain.rows[name]
     column = chain.graph.column_tie(name)
     if column is not None:
         weight = sum_columns_of(weight, column, layout)
     row = chain.graph.row_tie(name)
-    return gather_rows(weight, student_to_chain(layout.axis(row), narrowest.axis(row)))
+    return gather_rows(weight, student_to_chain(layout.axis(row), chain.layout.axis(row)))
 
 
 def sum_columns_of(chain_rows: Tensor, column: Tie, layout: Layout) -> Tensor:
@@ -101,10 +100,10 @@ def sum_columns_of(chain_rows: Tensor, column: Tie, layout: Layout) -> Tensor:
     return chain_rows if axis.is_identity else sum_columns(chain_rows, axis)
 
 
-def _student_vector(chain: WeightChain, layout: Layout, narrowest: Layout, name: str) -> Tensor:
+def _student_vector(chain: WeightChain, layout: Layout, name: str) -> Tensor:
     """Mean over members of the teacher's entries; a slot's refined statistics are its cluster's."""
     tie = chain.graph.row_tie(name)
     axis = layout.axis(tie)
     if name in chain.statistics:
-        return gather_rows(chain.statistics[name], student_to_chain(axis, narrowest.axis(tie)))
+        return gather_rows(chain.statistics[name], student_to_chain(axis, chain.layout.axis(tie)))
     return average_rows(chain.vectors[name], axis, tie.axis)

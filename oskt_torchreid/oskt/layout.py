@@ -99,6 +99,8 @@ def student_to_chain(student: AxisMap, chain: AxisMap) -> Tensor:
 
 def _occurrences(channels: np.ndarray) -> np.ndarray:
     """How many times each position's channel stood on the axis before, e.g. ``[3, 5, 3]`` -> ``[0, 0, 1]``."""
+    if np.bincount(channels).max(initial=0) <= 1:
+        return np.zeros(len(channels), np.int64)
     order = np.argsort(channels, kind="stable")
     ordered = channels[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])

@@ -19,7 +19,6 @@ from ..graph.routing import code_buffers
 from . import network
 from .algebra import average_rows, sum_columns
 from .chain import WeightChain
-from .layout import Layout
 from .losses import RowPair
 
 
@@ -35,7 +34,7 @@ class SStudent(nn.Module):
     def __init__(self, chain: WeightChain) -> None:
         super().__init__()
         self._chain = chain
-        self._layout = Layout(chain.graph, chain.teacher_to_chain, chain.widths)
+        self._layout = chain.layout
         self.rows = nn.ParameterDict({_key(name): nn.Parameter(rows.clone()) for name, rows in chain.rows.items()})
         self._parameter_names = [name for name, _ in chain.model.named_parameters()]
         head = tuple(f"{name}." for name in getattr(chain.model, "head_modules", ()))
