@@ -380,7 +380,7 @@ def test_progress_loader_is_the_loader(datamanager, config):
 
 
 def test_center_loss_moves_centers_by_their_own_sgd():
-    """Two identities, one feature each: d/dc of the mean squared distance, at the centers' rate, whatever the weight."""
+    """Two identities, one feature each: the gradient of the mean squared distance, at the centers' own rate."""
     loss = ReidLoss(2, center_weight=5e-4, center_lr=0.5)
     features = torch.tensor([[1.0, 0.0], [0.0, 2.0]], requires_grad=True)
     pids = torch.tensor([0, 1])

@@ -77,7 +77,7 @@ def test_rows_and_files(finished):
     assert narrow.params < wide.params < results.rows[0].params
     assert narrow.flops < wide.flops < results.rows[0].flops
     assert narrow.params == results.rows[3].params == results.rows[4].params
-    assert all(0 <= row.map_before <= 1 and 0 <= row.map_after <= 1 for row in results.rows[1:])
+    assert all(0 <= row.map_before <= 1 and 0 <= row.map_after <= 1 for row in results.rows[1:5])
     for name in ("config.yaml", "results.json", "results.md", "size_vs_map.png", "chain.safetensors"):
         assert (folder / name).stat().st_size > 0, name
     assert list((folder / "teacher").glob("events.out.tfevents*")), "TensorBoard"

@@ -192,13 +192,14 @@ class OSKTRun:
         network = make_baseline(name, self.plan.teacher, self.plan.graph, self.plan.chain_widths)
 
         def work(continued: bool) -> Facts:
-            before = self.trainer.evaluate(network)
+            before = {} if equal_passes else self.trainer.evaluate(network)
             after, seconds = self._finetuned(network, node, stage.folder, continued)
             save_checkpoint(stage.folder / STUDENT_NAME, {"state_dict": network.cpu().state_dict()})
             return {"before": before, "after": after, "finetune_seconds": seconds}
 
         facts = stage.complete(work)
-        self._row(title, "control", network, facts["before"], facts["after"], epochs, facts["finetune_seconds"])
+        before = {} if equal_passes else facts["before"]  # the same network, before
+        self._row(title, "control", network, before, facts["after"], epochs, facts["finetune_seconds"])
 
     # ---- parts of stages -----------------------------------------------------------------------------------------
 

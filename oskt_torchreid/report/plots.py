@@ -17,6 +17,7 @@ from .tables import human_count
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 BLACK = "#000000"
 _CONTROL_STYLES = ((VERMILION, "X"), (ORANGE, "P"), (PURPLE, "v"), (SKY, "<"))
+_TICK_ROOM = 0.11  # least distance of two ticks, as a share of the axis
 _MARGIN = 1.6  # room beside the smallest and largest network, as a factor
 
 
@@ -59,10 +60,10 @@ def _draw_students(axes: Axes, rows: Iterable[Row]) -> None:
     students = sorted((row for row in rows if row.kind == "student"), key=lambda row: row.params)
     _series(axes, students, "o", GREEN, "students")
     for row in students:
-        # Below the markers, clear of the teacher's line.
-        lowest = 100 * min(value for value in (row.map_before, row.map_after) if value is not None)
-        place = {"textcoords": "offset points", "xytext": (0, -10), "ha": "center", "va": "top", "fontsize": 8}
-        axes.annotate(row.name, (row.params, lowest), **place)
+        # On a dotted line at the foot of the picture, upright: networks of nearly one size stay readable.
+        axes.axvline(row.params, color=GREEN, linewidth=0.5, linestyle=":", alpha=0.6, zorder=0)
+        place = {"textcoords": ("offset points", "axes fraction"), "rotation": 90, "fontsize": 8, "color": GREEN}
+        axes.annotate(row.name, (row.params, 0), xytext=(-3, 0.02), ha="right", va="bottom", **place)
     s_students = [row for row in rows if row.kind == "s-student"]
     if s_students:
         values = [100 * row.best_map for row in s_students]
@@ -93,8 +94,12 @@ def _dress(axes: Axes, rows: Sequence[Row], title: str) -> None:
     sizes = sorted({row.params for row in rows})
     axes.set_xscale("log")
     axes.set_xlim(sizes[0] / _MARGIN, sizes[-1] * _MARGIN)
-    # A log axis over less than two decades has hardly a round number: the networks' own sizes say more.
-    ticks = [size for size, following in zip(sizes, [*sizes[1:], float("inf")], strict=True) if following > 1.15 * size]
+    # A log axis over less than two decades has hardly a round number: the networks' own sizes say more, where their
+    # labels have room.
+    ticks = sizes[:1]
+    for size in sizes[1:]:
+        if size > (sizes[-1] / sizes[0] * _MARGIN**2) ** _TICK_ROOM * ticks[-1]:
+            ticks.append(size)
     axes.set_xticks(ticks, minor=False)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: human_count(round(size))))
     axes.xaxis.set_minor_locator(NullLocator())
