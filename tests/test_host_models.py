@@ -208,13 +208,27 @@ def run_with_fake_torchreid(body):
 
 
 def test_the_source_layout_works():
-    result = run_with_fake_torchreid(
-        """
-        from oskt_torchreid.host import models
-        print(models.model_names(), models.build("tiny", 2).out_features)
-        """
+    """The parts of the installed torchreid, rearranged as the source repository has them: no `torchreid.reid`."""
+    script = """
+        import sys, types
+        import torchreid as installed
+        names = ("data", "engine", "losses", "metrics", "models", "optim", "utils")
+        parts = {name: getattr(installed, name) for name in names}
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchreid"]:
+            del sys.modules[name]
+        fake = types.ModuleType("torchreid")
+        fake.__dict__.update(parts, __path__=[], __file__="/fake/torchreid/__init__.py")
+        sys.modules.update({"torchreid": fake, **{f"torchreid.{name}": part for name, part in parts.items()}})
+        import oskt_torchreid as oskt
+        assert not any(name.startswith("torchreid.reid") for name in sys.modules)
+        model = fake.models.build_model("oskt_osnet_x0_25", num_classes=3, pretrained=False)
+        print(fake.engine.ImageOSKTEngine is oskt.OSKTEngine, type(model).__name__)
+    """
+    root = Path(__file__).resolve().parents[1]
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, cwd=root, check=False
     )
-    assert result.stdout.strip() == "['tiny'] 2", result.stderr
+    assert result.stdout.split() == ["True", "NeckModel"], result.stderr
 
 
 def test_an_incomplete_torchreid_is_named():

@@ -182,8 +182,12 @@ class OSKTRun:
     def _control(self, name: str, teacher_key: str, equal_passes: bool) -> None:
         """A baseline at the chain's widths, given the students' epochs, or as many as refinement and they together."""
         oskt = self.config.oskt
-        epochs = oskt.finetune.max_epoch + (oskt.refine.max_epoch if equal_passes else 0)
-        node = schedule(self.config, "oskt.finetune", lr=oskt.control_lr[name], max_epoch=epochs)
+        changes = {"lr": oskt.control_lr[name]}
+        if equal_passes:  # the students' way, low resolution where refinement had it
+            for key in ("max_epoch", "half_resolution_epochs"):
+                changes[key] = oskt.refine[key] + oskt.finetune[key]
+        node = schedule(self.config, "oskt.finetune", **changes)
+        epochs = node.max_epoch
         key = digest("control", name, teacher_key, self.plan.chain_widths, node)
         title = f"{name}, {epochs} epochs" if equal_passes else name
         folder = self.folder / "controls" / (f"{name}-equal-passes" if equal_passes else name)

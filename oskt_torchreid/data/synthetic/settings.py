@@ -93,13 +93,13 @@ class SyntheticSettings:
     form_change: float = 0.8
     colour_change: float = 0.7
     min_differences: float = 3.0
-    camera_cast: float = 0.15
-    white_balance: float = 0.3
+    camera_cast: float = 0.1
+    white_balance: float = 0.2
     occlusion: float = 0.05
-    view: float = 0.3
+    view: float = 0.25
     resolution_loss: float = 0.1
     noise: float = 0.25
-    jitter: float = 0.3
+    jitter: float = 0.2
     clutter: float = 0.2
 
     def __post_init__(self):
