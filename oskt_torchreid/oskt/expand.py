@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
@@ -86,12 +87,13 @@ class StudentRecord:
 
 def student_matrix(chain: WeightChain, layout: Layout, name: str) -> Tensor:
     """Rows gathered from the chain, columns summed over the members of each slot."""
-    weight = chain.rows[name]
-    column = chain.graph.column_tie(name)
-    if column is not None:
-        weight = sum_columns_of(weight, column, layout)
-    row = chain.graph.row_tie(name)
-    return gather_rows(weight, student_to_chain(layout.axis(row), chain.layout.axis(row)))
+    rows = chain.rows[name]
+    column, row = chain.graph.column_tie(name), chain.graph.row_tie(name)
+    merged = rows if column is None else sum_columns_of(rows, column, layout)
+    index = student_to_chain(layout.axis(row), chain.layout.axis(row))
+    if merged is not rows and torch.equal(index, torch.arange(len(rows))):
+        return merged  # at the chain's width: every row once, in order, and in memory of its own
+    return gather_rows(merged, index)
 
 
 def sum_columns_of(chain_rows: Tensor, column: Tie, layout: Layout) -> Tensor:
