@@ -90,15 +90,15 @@ class SyntheticSettings:
     images_per_camera: int = 2
     walks: int = 2
     family_size: int = 4
-    form_change: float = 0.8
+    form_change: float = 0.9
     colour_change: float = 0.7
-    min_differences: float = 3.0
+    min_differences: float = 3.5
     camera_cast: float = 0.1
-    white_balance: float = 0.2
+    white_balance: float = 0.25
     occlusion: float = 0.05
     view: float = 0.25
-    resolution_loss: float = 0.1
-    noise: float = 0.25
+    resolution_loss: float = 0.05
+    noise: float = 0.15
     jitter: float = 0.2
     clutter: float = 0.2
 
