@@ -7,8 +7,19 @@ import numpy as np
 import pytest
 import torch
 
+from oskt_torchreid.data.synthped import VARIANTS
+
 # Small tensors run fastest on one thread, and single-threaded sums do not depend on the machine's core count.
 torch.set_num_threads(1)
+
+@pytest.fixture(autouse=True)
+def registered_settings():
+    """What the registered synthetic data sets draw is the same after a test as before it."""
+    before = {variant: variant.configured for variant in VARIANTS.values()}
+    yield
+    for variant, settings in before.items():
+        variant.configured = settings
+
 
 TRAIN_IDS, TEST_IDS, CAMERAS = 6, 6, 2
 TRAIN_VIEWS, GALLERY_VIEWS = 2, 5  # images per identity and camera

@@ -203,3 +203,10 @@ def test_any_damage_is_a_graph_error_or_harmless(stored, data):
         assert "damaged" in str(error)
     else:
         assert isinstance(result, graph.ChannelGraph)
+
+
+def test_a_rule_that_marks_no_output_is_told(rule_table):
+    model = in_module(lambda images: torch.cumsum(images, 2))
+    graph.register_rule("cumsum", lambda tracer, call: None)
+    with pytest.raises(GraphError, match=r"the rule of operator 'cumsum' in module '1.0' marks no output"):
+        graph.trace(model, IMAGE)

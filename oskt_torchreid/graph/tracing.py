@@ -195,12 +195,14 @@ class Tracer(TorchDispatchMode):
 
     # ---- running -------------------------------------------------------------------------------------------------
 
-    def _check_followed(self, call: Call, tracked: bool) -> None:
-        """A rule that marks no output would cut the network in two without a word."""
+    def _follow(self, call: Call) -> None:
+        """Applies the rule of a call that meets channels; one that says nothing of any output would lose them."""
+        tracked = any(id(tensor) in self._shadows for tensor in call.tensors)
+        before = len(self._alive)
+        rule_for(call, self.module)(self, call)
+        said = {id(tensor) for tensor in self._alive[before:]}
         results = [output for output in call.outputs if output.is_floating_point()]
-        if tracked and results and not any(id(output) in self._shadows for output in results):
-            if any(self.adrift(tensor) for tensor in (*call.tensors, *results)):
-                return  # known to be lost, which a layer that meets them reports
+        if tracked and results and said.isdisjoint(map(id, results)) and not any(map(self.adrift, call.tensors)):
             raise GraphError(
                 f"the rule of operator '{call.operator}' in module '{self.module}' marks no output: its channels would "
                 "be lost; let it call tracer.mark(call.output, ...)"
@@ -214,9 +216,7 @@ class Tracer(TorchDispatchMode):
         self.touched.update(name for name in names if name)
         self.frames.count_reads(call.tensors)
         if any(name or id(tensor) in self._shadows for name, tensor in zip(names, call.tensors, strict=True)):
-            tracked = any(id(tensor) in self._shadows for tensor in call.tensors)
-            rule_for(call, self.module)(self, call)
-            self._check_followed(call, tracked)
+            self._follow(call)
         lost = next(filter(None, map(self.adrift, call.tensors)), None)
         for result in call.outputs if lost else ():
             if id(result) not in self._shadows:
