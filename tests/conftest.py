@@ -12,12 +12,14 @@ from oskt_torchreid.data.synthped import VARIANTS
 # Small tensors run fastest on one thread, and single-threaded sums do not depend on the machine's core count.
 torch.set_num_threads(1)
 
+REGISTERED = {variant: variant.configured for variant in VARIANTS.values()}
+
+
 @pytest.fixture(autouse=True)
 def registered_settings():
-    """What the registered synthetic data sets draw is the same after a test as before it."""
-    before = {variant: variant.configured for variant in VARIANTS.values()}
+    """After every test the registered synthetic data sets draw what they draw at first, whatever a run configured."""
     yield
-    for variant, settings in before.items():
+    for variant, settings in REGISTERED.items():
         variant.configured = settings
 
 
