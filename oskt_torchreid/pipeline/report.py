@@ -29,7 +29,7 @@ def notes(results: Results, config: Any) -> list[str]:
     ]
     if config.oskt.controls:
         lines.append(
-            "Controls have the chain's width. Each is trained twice, with a learning rate that suits it: for the "
+            "Controls have the chain's width. Each is trained twice, with a learning rate of its own: for the "
             f"students' {finetune.max_epoch} epochs, and for {finetune.max_epoch + refine.max_epoch}, as many passes "
             "over the data as refinement and fine-tuning take together."
         )
