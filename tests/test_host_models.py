@@ -130,7 +130,7 @@ def test_weights_load_from_each_kind_of_checkpoint(tmp_path):
         assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
-def refusal(model, path, message, **kwargs):
+def assert_refused(model, path, message, **kwargs):
     """Loading fails with the message and leaves the model alone."""
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=message):
@@ -141,7 +141,8 @@ def refusal(model, path, message, **kwargs):
 def test_weights_of_another_backbone_are_refused(tmp_path):
     save_checkpoint(tmp_path / "resnet.pth", models.build("resnet18", 3).state_dict())
     model = models.build(SMALL, 3)
-    refusal(model, tmp_path / "resnet.pth", r"does not fit OSNet .*\d+ missing: conv1.conv.weight.*\d+ unexpected: ")
+    message = r"does not fit OSNet .*\d+ missing: conv1.conv.weight.*\d+ unexpected: "
+    assert_refused(model, tmp_path / "resnet.pth", message)
 
 
 def test_missing_unexpected_and_misshaped_tensors_are_counted_and_named(tmp_path):
@@ -152,7 +153,7 @@ def test_missing_unexpected_and_misshaped_tensors_are_counted_and_named(tmp_path
     message = (
         r"1 missing: fc.0.bias; 1 unexpected: extra; 1 misshaped: classifier.weight \(4, 512\) instead of \(3, 512\)"
     )
-    refusal(models.build(SMALL, 3), tmp_path / "model.pth", message)
+    assert_refused(models.build(SMALL, 3), tmp_path / "model.pth", message)
 
 
 def test_a_classifier_of_another_label_set_can_be_left_out(tmp_path):
@@ -160,7 +161,7 @@ def test_a_classifier_of_another_label_set_can_be_left_out(tmp_path):
     save_checkpoint(tmp_path / "model.pth", source.state_dict())
     model = models.build(SMALL, 3)
     kept = model.classifier.weight.clone()
-    refusal(model, tmp_path / "model.pth", "2 misshaped")
+    assert_refused(model, tmp_path / "model.pth", "2 misshaped")
     models.load_weights(model, tmp_path / "model.pth", ignore=("classifier.weight", "classifier.bias"))
     assert torch.equal(model.classifier.weight, kept)
     assert torch.equal(model.fc[0].weight, source.fc[0].weight)
@@ -168,8 +169,8 @@ def test_a_classifier_of_another_label_set_can_be_left_out(tmp_path):
 
 def test_files_without_a_state_dict(tmp_path):
     save_checkpoint(tmp_path / "list.pth", [1, 2])
-    refusal(nn.Linear(2, 2), tmp_path / "list.pth", "holds no state dict")
-    refusal(nn.Linear(2, 2), tmp_path / "absent.pth", "no file at .*absent.pth")
+    assert_refused(nn.Linear(2, 2), tmp_path / "list.pth", "holds no state dict")
+    assert_refused(nn.Linear(2, 2), tmp_path / "absent.pth", "no file at .*absent.pth")
 
 
 def test_host_prints_go_to_the_log(capsys, caplog):

@@ -124,6 +124,9 @@ def test_a_given_teacher_is_not_trained(finished, data_root, tmp_path):
 def test_engine_softmax_trains_one_network(data_root, tmp_path):
     results = run(configured(data_root, tmp_path, "engine=softmax"))
     assert [row.kind for row in results.rows] == ["teacher"]
+    network = models.build("osnet_x0_25", 6)
+    classifier = sum(parameter.numel() for parameter in network.classifier.parameters())
+    assert results.rows[0].params == sum(parameter.numel() for parameter in network.parameters()) - classifier
     assert (tmp_path / "results.json").is_file()
 
 
@@ -150,6 +153,7 @@ def _forbidden(*_, **__):
         (["oskt.students=['wdith=0.5']"], ConfigError, r"'wdith=0.5'; did you mean 'width'"),
         (["oskt.students=['width=half']"], ConfigError, r"the width is a ratio"),
         (["oskt.controls=['slize']"], ConfigError, r"did you mean 'slice'"),
+        (["engine=triplet"], ConfigError, r"engine is 'triplet', but loss.name is 'softmax'"),
         (["engine=okst"], ConfigError, r"unknown engine 'okst'; did you mean 'oskt'"),
         (["data.sources=['market1501']"], DataError, r"data set 'market1501' is not at"),
         (["oskt.teacher=/nowhere/teacher.pth"], CheckpointError, r"no file at '/nowhere/teacher.pth'"),

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..baselines import make_baseline
 from ..config import digest, get, save_resolved
+from ..errors import ConfigError, GraphError
 from ..files import save_checkpoint, sha256
 from ..host.compat import seed_everything
 from ..host.models import load_weights
@@ -19,6 +20,7 @@ from ..models import build_model
 from ..oskt.chain import WeightChain
 from ..oskt.engine import OSKTEngine
 from ..oskt.expand import expand_to_plan
+from ..oskt.network import trace
 from ..oskt.students import save_student
 from ..registry import engine_class
 from ..report import Results, Row, write_results
@@ -49,6 +51,11 @@ def run(config: Any) -> Results:
     folder = Path(config.data.save_dir)
     method = config.engine or config.loss.name
     engine_class(method)
+    if method != "oskt" and method != config.loss.name:
+        raise ConfigError(
+            f"engine is '{method}', but loss.name is '{config.loss.name}', which decides what is trained; set both to "
+            "one of softmax and triplet"
+        )
     trainer = Trainer(config)
     if method == "oskt":
         job = OSKTRun(config, trainer, make_plan(config, trainer.num_classes), folder)
@@ -63,11 +70,17 @@ def run(config: Any) -> Results:
 
 def train_only(config: Any, trainer: Trainer, model: nn.Module, folder: Path, method: str) -> Results:
     """One network, trained and evaluated as torchreid's own script does; ``test.evaluate`` evaluates only."""
+    size = (3, config.data.height, config.data.width)
+    try:
+        heads = trace(model, size).heads
+    except GraphError as error:
+        logger.warning("parameters are counted with the classifier, which was not found: %s", error)
+        heads = frozenset()
     if config.test.evaluate:
         facts = trainer.evaluate(model)
     else:
         facts = first_target(trainer.train(model, config.train, folder))
-    params, flops = network_size(model, frozenset(), (3, config.data.height, config.data.width))
+    params, flops = network_size(model, heads, size)
     epochs = 0 if config.test.evaluate else config.train.max_epoch
     row = Row(config.model.name, "teacher", params, flops, None, None, facts["mAP"], facts["rank1"], epochs)
     results = Results((row,), {"engine": method, "data": list(config.data.targets)})
