@@ -6,6 +6,7 @@ from torch import nn
 
 from .calls import Call, register_rule
 from .grouping import build_graph
+from . import norm_rules as _norm_rules  # registers its rules
 from .movement import check_movements
 from .probing import find_routes
 from .rebuilding import rebuild, register_attribute_rule

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import GraphError
 from .tracing import RecordedTie, Tracer
-from .types import ChannelGraph, ChannelGroup, Reduction, Route, SplitPoint, Tie
+from .types import ChannelGraph, ChannelGroup, ChannelNorm, Reduction, Route, SplitPoint, Tie
 
 
 def build_graph(
@@ -34,7 +34,10 @@ def build_graph(
     fixed = _fixed_reasons(tracer, ties, channel_of, num_channels)
     gates = [(channel_of[gate], channel_of[fine]) for gate, fine in tracer.gates]
     reductions = _reductions(tracer, channel_of)
-    labels = _signature_classes(ties, reductions, gates, fixed, num_channels)
+    norms = _norms(tracer, channel_of)
+    axes = {id(tie.channels): tie.channels for tie in ties}
+    axes = [*axes.values(), *(reduction.channels[None] for reduction in reductions), *(norm.channels for norm in norms)]
+    labels = _signature_classes(axes, gates, fixed, num_channels)
     state = model.state_dict(keep_vars=True)
     _check_coverage(tracer, ties, {name: tuple(t.shape) for name, t in state.items() if t.is_floating_point()})
     rows = {tie.tensor: tie for tie in ties if tie.role == "row"}
@@ -46,7 +49,8 @@ def build_graph(
     routes = _routes(routes, channel_of)
     splits = _splits(tracer, channel_of, {route.module for route in routes})
     matrices = frozenset(tracer.matrices)
-    return ChannelGraph(tuple(ties), groups, matrices, heads, unused, tuple(input_size), splits, routes, reductions)
+    size = tuple(input_size)
+    return ChannelGraph(tuple(ties), groups, matrices, heads, unused, size, splits, routes, reductions, norms)
 
 
 OUTPUT = "output of the network"
@@ -122,6 +126,12 @@ def _reductions(tracer: Tracer, channel_of: np.ndarray) -> tuple[Reduction, ...]
     return tuple(reductions)
 
 
+def _norms(tracer: Tracer, channel_of: np.ndarray) -> tuple[ChannelNorm, ...]:
+    """Norms over channels that some layer produces."""
+    found = (ChannelNorm(module, channel_of[ids]) for module, ids in tracer.norms.items())
+    return tuple(norm for norm in found if (norm.channels >= 0).all())
+
+
 def _fixed_reasons(tracer: Tracer, ties: list[Tie], channel_of: np.ndarray, num_channels: int) -> np.ndarray:
     """Why each channel is fixed (empty: it is not), an object array ``[num_channels]``.
 
@@ -143,20 +153,17 @@ def _fixed_reasons(tracer: Tracer, ties: list[Tie], channel_of: np.ndarray, num_
 
 
 def _signature_classes(
-    ties: list[Tie],
-    reductions: Sequence[Reduction],
-    gates: list[tuple[np.ndarray, np.ndarray]],
-    fixed: np.ndarray,
-    num_channels: int,
+    axes: Sequence[np.ndarray], gates: list[tuple[np.ndarray, np.ndarray]], fixed: np.ndarray, num_channels: int
 ) -> np.ndarray:
-    """Class per channel, ``[num_channels]``: one class is refined by ties, reductions, gates, reasons until all agree.
+    """Class per channel, ``[num_channels]``: one class is refined by axes, gates and reasons until all agree.
+
+    Axes are the channels ``[blocks, length]`` of ties, reductions and norms.
 
     Example with 4 channels: a tie of channels ``[0, 1]`` and one of ``[[1, 2], [3, 3]]`` (two convolution groups) give
     the signatures {0: first}, {1: first, block 0}, {2: block 0}, {3: block 1 twice}, hence four classes.
     """
     labels = np.zeros(num_channels, np.int64)
-    axes = {id(tie.channels): tie.channels for tie in ties}
-    for channels in (*axes.values(), *(reduction.channels[None] for reduction in reductions)):
+    for channels in axes:
         blocks = np.repeat(np.arange(channels.shape[0]), channels.shape[1])
         keys, counts = np.unique(channels.reshape(-1) * channels.shape[0] + blocks, return_counts=True)
         touched, block = np.divmod(keys, channels.shape[0])

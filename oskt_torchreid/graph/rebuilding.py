@@ -91,9 +91,21 @@ def _norm_attributes(module: nn.Module) -> None:
         module.num_features = len(vector)
 
 
+def _layer_norm_attributes(module: nn.Module) -> None:
+    if module.weight is not None:
+        module.normalized_shape = tuple(module.weight.shape)
+
+
+def _group_norm_attributes(module: nn.Module) -> None:
+    if module.weight is not None:
+        module.num_channels = len(module.weight)
+
+
 for _type in (nn.Conv1d, nn.Conv2d):
     register_attribute_rule(_type, _convolution_attributes)
 register_attribute_rule(nn.Linear, _linear_attributes)
 for _type in (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm):
     register_attribute_rule(_type, _norm_attributes)
+register_attribute_rule(nn.LayerNorm, _layer_norm_attributes)
+register_attribute_rule(nn.GroupNorm, _group_norm_attributes)
 register_attribute_rule(nn.PReLU, lambda module: setattr(module, "num_parameters", len(module.weight)))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from ..errors import GraphError
-from .types import ChannelGraph, ChannelGroup, Reduction, Route, SplitPoint, Tie
+from .types import ChannelGraph, ChannelGroup, ChannelNorm, Reduction, Route, SplitPoint, Tie
 
 
 def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
@@ -15,7 +15,7 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
 
     Returns:
         ``arrays``: ``axes`` (every distinct channel array, flattened and joined), ``groups`` (the groups' channels),
-        ``splits``, ``routes`` and ``reductions`` (theirs, in order); ``description``: everything else, with the length
+        ``splits``, ``routes``, ``reductions`` and ``norms`` (theirs, in order); ``description``: everything else, with the length
         of each part.
     """
     distinct: dict[int, int] = {}
@@ -30,6 +30,7 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
         "splits": _join(part for split in graph.splits for part in split.parts),
         "routes": _join(part for route in graph.routes for part in (*route.sources, *route.orders)),
         "reductions": _join(reduction.channels for reduction in graph.reductions),
+        "norms": _join(norm.channels.reshape(-1) for norm in graph.norms),
     }
     description = {
         "axes": [list(axis.shape) for axis in axes],
@@ -45,6 +46,7 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
             for r in graph.routes
         ],
         "reductions": [[r.module, r.operator, len(r.channels)] for r in graph.reductions],
+        "norms": [[norm.module, *norm.channels.shape] for norm in graph.norms],
     }
     return arrays, description
 
@@ -71,6 +73,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray], description: Mapping) -> Chann
             _splits(arrays["splits"], description["splits"]),
             _routes(arrays["routes"], description["routes"]),
             _reductions(arrays["reductions"], description["reductions"]),
+            _norms(arrays["norms"], description["norms"]),
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise GraphError(f"the stored channel graph is damaged ({type(error).__name__}: {error})") from error
@@ -111,6 +114,14 @@ def _reductions(joined: np.ndarray, entries: list) -> tuple[Reduction, ...]:
     )
 
 
+def _norms(joined: np.ndarray, entries: list) -> tuple[ChannelNorm, ...]:
+    parts = _cut(joined, [int(blocks) * int(length) for _, blocks, length in entries])
+    return tuple(
+        ChannelNorm(str(module), channels.reshape(int(blocks), int(length)))
+        for (module, blocks, length), channels in zip(entries, parts, strict=True)
+    )
+
+
 def _check_ids(graph: ChannelGraph) -> None:
     everything = np.sort(_join(group.channels for group in graph.groups))
     if not np.array_equal(everything, np.arange(len(everything))):
@@ -121,7 +132,7 @@ def _check_ids(graph: ChannelGraph) -> None:
     named = [(tie.tensor, tie.channels) for tie in graph.ties]
     named += [(split.module, part) for split in graph.splits for part in split.parts]
     named += [(route.module, part) for route in graph.routes for part in route.sources]
-    named += [(reduction.module, reduction.channels) for reduction in graph.reductions]
+    named += [(part.module, part.channels) for part in (*graph.reductions, *graph.norms)]
     for name, channels in named:
         if channels.size and not 0 <= channels.min() <= channels.max() < len(everything):
             raise GraphError(f"the stored channel graph is damaged ('{name}' names unknown channels)")

@@ -49,6 +49,7 @@ class Tracer(TorchDispatchMode):
         image_inputs: the matrices whose columns are the image's own channels.
         movements: module name -> operator, where channels were taken apart or reordered at places chosen by code.
         splits: ``(module, attribute, ids of each part)`` where a module's own integer says where channels part.
+        norms: module name -> ids ``[blocks, length]`` that it normalises over.
         frames: the running modules, and what is kept of their calls.
         touched: names of all state-dict tensors that reached an operator.
         outputs: ids of the network's outputs.
@@ -73,6 +74,7 @@ class Tracer(TorchDispatchMode):
         self.image_inputs: set[str] = set()
         self.movements: dict[str, str] = {}
         self.splits: list[tuple[str, str, list[np.ndarray]]] = []
+        self.norms: dict[str, np.ndarray] = {}
         self.frames = Frames(self)
         self.touched: set[str] = set()
         self.outputs: list[np.ndarray] = []
@@ -182,6 +184,10 @@ class Tracer(TorchDispatchMode):
         rows = self.fresh(weight.shape[0])
         self.tie(weight, 0, "row", rows, blocks)
         return rows
+
+    def record_norm(self, ids: Tensor, blocks: int) -> None:
+        """Notes that the running module normalises over these channels, block by block."""
+        self.norms.setdefault(self.module, ids.reshape(blocks, -1).numpy())
 
     def record_split(self, length: int, parts: list[Tensor]) -> bool:
         """Notes which integer attribute of the running module gave the length of the parts; False unless just one."""

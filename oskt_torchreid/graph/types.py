@@ -128,6 +128,21 @@ class Reduction:
 
 
 @dataclass(frozen=True, eq=False)
+class ChannelNorm:
+    """A module that normalises over channels (layer norm, group norm), which counts merged channels once.
+
+    A student computes what its teacher computes only where all its slots along a block stand for equally many channels.
+
+    Attributes:
+        module: name of the module.
+        channels: channel per position, shape ``[blocks, length]``; each block is normalised by itself.
+    """
+
+    module: str
+    channels: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class ChannelGraph:
     """Channels, ties and groups of one network.
 
@@ -142,6 +157,7 @@ class ChannelGraph:
         splits: attributes that follow the widths of the channels they part.
         routes: modules whose own code only moves channels.
         reductions: modules whose own code reduces their input over channels.
+        norms: modules that normalise over channels.
     """
 
     ties: tuple[Tie, ...]
@@ -153,6 +169,7 @@ class ChannelGraph:
     splits: tuple[SplitPoint, ...] = ()
     routes: tuple[Route, ...] = ()
     reductions: tuple[Reduction, ...] = ()
+    norms: tuple[ChannelNorm, ...] = ()
     _ties_of: dict[str, tuple[Tie, ...]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -230,7 +247,7 @@ class ChannelGraph:
     @cached_property
     def _blocked_groups(self) -> list[list[np.ndarray]]:
         """Indices of the groups in each block, for every axis that has several blocks."""
-        axes = {id(tie.channels): tie.channels for tie in self.ties if tie.blocks > 1}
+        axes = {id(axis.channels): axis.channels for axis in (*self.ties, *self.norms) if len(axis.channels) > 1}
         return [[np.unique(self.group_of_channel[block]) for block in channels] for channels in axes.values()]
 
     def check_plan(self, widths: Mapping[str, int]) -> None:
