@@ -227,6 +227,13 @@ def test_command_line_shows_typed_errors_in_one_line(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+def test_flags_may_follow_the_options(tmp_path):
+    words = main("data.sources=['nowhere']", "--root", str(tmp_path / "absent"))
+    result = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("ConfigError: unknown data set 'nowhere'")
+
+
 @pytest.mark.slow
 def test_ctrl_c_leaves_whole_files_and_the_next_run_goes_on(data_root, tmp_path):
     folder = tmp_path / "run"

@@ -1,7 +1,7 @@
 """Runs a configuration: trains a teacher, refines a weight chain, expands and fine-tunes students, reports.
 
 python tools/main.py --config-file configs/oskt_osnet.yaml
-python tools/main.py --config-file configs/oskt_osnet.yaml --root ~/reid-data -s market1501 -t market1501 KEY VALUE ...
+python tools/main.py --config-file configs/oskt_osnet.yaml -s market1501 -t market1501 --root ~/reid-data KEY VALUE ...
 """
 
 import argparse
@@ -25,8 +25,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-t", "--targets", nargs="+", default=[], help="target data sets")
     parser.add_argument("--transforms", nargs="+", default=[], help="training transforms")
     parser.add_argument("--root", default="", help="folder that holds the data sets")
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="KEY VALUE or KEY=VALUE, as in the YAML")
-    return parser.parse_args(arguments)
+    parser.add_argument("options", nargs="*", help="KEY VALUE or KEY=VALUE, as in the YAML")
+    return parser.parse_intermixed_args(arguments)  # flags may also follow the options
 
 
 def start_log(folder: Path) -> None:
