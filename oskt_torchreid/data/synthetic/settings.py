@@ -84,7 +84,7 @@ class SyntheticSettings:
     seed: int = 0
     height: int = 128
     width: int = 64
-    train_identities: int = 128
+    train_identities: int = 192
     test_identities: int = 64
     cameras: int = 6
     images_per_camera: int = 2
