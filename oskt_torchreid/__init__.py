@@ -23,6 +23,7 @@ from .models import NeckModel, register_all
 from .oskt.chain import WeightChain
 from .oskt.engine import OSKTEngine
 from .oskt.network import trace
+from .oskt.recalibration import recalibrate
 from .oskt.students import expand, load_student, save_student, width_plan
 from .registry import build_engine, engine_names, register_engine
 
@@ -47,6 +48,7 @@ __all__ = [
     "expand",
     "graph",
     "load_student",
+    "recalibrate",
     "register_engine",
     "register_rule",
     "save_student",
