@@ -41,7 +41,7 @@ def select_uniformly(teacher: nn.Module, graph: ChannelGraph, widths: Mapping[st
 
 def _select(tensor: Tensor, tie: Tie, kept: np.ndarray) -> Tensor:
     """The kept positions of one axis; ``kept`` is ``[blocks, length]``, with equally many in every block."""
-    if tie.role == "row":
+    if tie.axis == 0 or tie.blocks == 1:
         return tensor.index_select(tie.axis, torch.from_numpy(np.flatnonzero(kept)))
     blocks = tensor.unflatten(0, (tie.blocks, -1))
     positions = [torch.from_numpy(np.flatnonzero(block)) for block in kept]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from . import movement_rules, norm_rules  # noqa: F401  they register their rules
 from .calls import Call, register_rule
 from .grouping import build_graph
-from . import norm_rules as _norm_rules  # registers its rules
 from .movement import check_movements
 from .probing import find_routes
 from .rebuilding import rebuild, register_attribute_rule

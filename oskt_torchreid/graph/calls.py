@@ -13,7 +13,7 @@ unshrunk while every output test passed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,13 @@ def register_rule(operator: str, rule: Rule) -> None:
     In-place variants (a trailing underscore) use the same rule.
     """
     _RULES[operator.removeprefix("aten::")] = rule
+
+
+def register_families(families: Mapping[Rule, str]) -> None:
+    """Registers rules of many operators each, given as names with spaces between."""
+    for rule, operators in families.items():
+        for operator in operators.split():
+            register_rule(operator, rule)
 
 
 def rule_for(call: Call, module: str) -> Rule:

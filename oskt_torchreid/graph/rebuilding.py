@@ -81,6 +81,13 @@ def _convolution_attributes(module: nn.Module) -> None:
     module.out_channels, module.in_channels = rows, columns * module.groups
 
 
+def _transposed_attributes(module: nn.Module) -> None:
+    columns, rows = module.weight.shape[:2]
+    if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
+        module.groups = columns
+    module.in_channels, module.out_channels = columns, rows * module.groups
+
+
 def _linear_attributes(module: nn.Module) -> None:
     module.out_features, module.in_features = module.weight.shape
 
@@ -98,14 +105,19 @@ def _layer_norm_attributes(module: nn.Module) -> None:
 
 def _group_norm_attributes(module: nn.Module) -> None:
     if module.weight is not None:
+        each_by_itself = module.num_groups == module.num_channels
         module.num_channels = len(module.weight)
+        module.num_groups = module.num_channels if each_by_itself else module.num_groups
 
 
 for _type in (nn.Conv1d, nn.Conv2d):
     register_attribute_rule(_type, _convolution_attributes)
+for _type in (nn.ConvTranspose1d, nn.ConvTranspose2d):
+    register_attribute_rule(_type, _transposed_attributes)
 register_attribute_rule(nn.Linear, _linear_attributes)
 for _type in (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm):
     register_attribute_rule(_type, _norm_attributes)
-register_attribute_rule(nn.LayerNorm, _layer_norm_attributes)
+for _type in (nn.LayerNorm, nn.RMSNorm):
+    register_attribute_rule(_type, _layer_norm_attributes)
 register_attribute_rule(nn.GroupNorm, _group_norm_attributes)
 register_attribute_rule(nn.PReLU, lambda module: setattr(module, "num_parameters", len(module.weight)))

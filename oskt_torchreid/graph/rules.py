@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import GraphError
-from .calls import Call, Rule, register_rule
-from .shadows import compact, extents, settled, spread
+from .calls import Call, Rule, register_families
+from .shadows import compact, spread
 
 if TYPE_CHECKING:
     from .tracing import Tracer
@@ -33,6 +33,21 @@ def convolution(tracer: Tracer, call: Call) -> None:
     _finish_layer(tracer, call, bias, rows, axis=1)
 
 
+def transposed_convolution(tracer: Tracer, call: Call) -> None:
+    """As ``convolution``, but the weight is ``[columns, rows per block, ...]``: its blocks lie along the columns."""
+    image, weight, bias, groups = (call.arguments[name] for name in ("input", "weight", "bias", "groups"))
+    inputs = tracer.shadow(image)
+    columns = None if inputs is None else tracer.axis_channels(inputs, image.dim() - weight.dim() + 1)
+    tracer.matrices.add(tracer.name_of(weight) or "")
+    if columns is not None and groups == len(columns) and weight.shape[1] == 1:
+        tracer.tie(weight, 0, "row", columns)
+        rows = columns
+    else:
+        rows = tracer.rows(weight, groups, axis=1)
+        _consume(tracer, call, columns, groups, axis=0)
+    _finish_layer(tracer, call, bias, rows, axis=1)
+
+
 def linear(tracer: Tracer, call: Call) -> None:
     """Rows are fresh channels, columns are the channels of the input's last axis."""
     inputs, weight, bias = (call.arguments[name] for name in ("input", "weight", "bias"))
@@ -43,10 +58,10 @@ def linear(tracer: Tracer, call: Call) -> None:
     _finish_layer(tracer, call, bias, rows, axis=-1)
 
 
-def _consume(tracer: Tracer, call: Call, columns: Tensor | None, blocks: int) -> None:
+def _consume(tracer: Tracer, call: Call, columns: Tensor | None, blocks: int, axis: int = 1) -> None:
     weight = call.arguments["weight"]
     if columns is not None:
-        tracer.tie(weight, 1, "column", columns, blocks)
+        tracer.tie(weight, axis, "column", columns, blocks)
         return
     if (writer := tracer.adrift(call.arguments["input"])) is not None:
         raise GraphError(
@@ -64,15 +79,11 @@ def _finish_layer(tracer: Tracer, call: Call, bias: Tensor | None, rows: Tensor,
 
 def channel_norm(tracer: Tracer, call: Call) -> None:
     """Batch and instance norm: every vector of the module lies along the channels of axis 1."""
-    _norm(tracer, call, 1, ("weight", "bias", "running_mean", "running_var"))
-
-
-def _norm(tracer: Tracer, call: Call, axis: int, vectors: tuple[str, ...]) -> None:
     shadow = tracer.shadow(call.arguments["input"])
     if shadow is None:
         return
-    channels = tracer.axis_channels(shadow, axis)
-    for vector in (call.arguments[name] for name in vectors):
+    channels = tracer.axis_channels(shadow, 1)
+    for vector in map(call.arguments.get, ("weight", "bias", "running_mean", "running_var")):
         if vector is not None:
             tracer.tie(vector, 0, "row", channels)
     tracer.mark(call.outputs[0], shadow)
@@ -190,108 +201,9 @@ def along(tracer: Tracer, call: Call) -> None:
     tracer.mark(call.output, shadow)
 
 
-# ---- movement --------------------------------------------------------------------------------------------------------
-
-
-def reshape(tracer: Tracer, call: Call) -> None:
-    """Views and reshapes: the shadow is reshaped alike."""
-    shadow = tracer.shadow(call.args[0])
-    if shadow is None:
-        return
-    moved = settled(shadow.reshape(call.output.shape))
-    if extents(shadow) != extents(moved):
-        tracer.movements.setdefault(tracer.module, call.operator)
-    tracer.mark(call.output, moved)
-
-
-def move(tracer: Tracer, call: Call) -> None:
-    """Transposes, slices, splits, repeats: the very same operator is applied to the shadow."""
-    shadow = tracer.shadow(call.args[0])
-    if shadow is None:
-        return
-    args = [arg.to(shadow.device) if torch.is_tensor(arg) else arg for arg in call.args[1:]]  # an index may be on a GPU
-    moved = call.function(shadow, *args, **call.kwargs)
-    moved = [settled(part) for part in (moved if isinstance(moved, (list, tuple)) else [moved])]
-    moves = len(extents(shadow)) > 1 or any(not _same_channels(part, shadow) for part in moved)
-    if moves and not _is_split(tracer, call, moved):
-        tracer.movements.setdefault(tracer.module, call.operator)
-    for output, part in zip(call.outputs, moved, strict=True):
-        tracer.mark(output, part)
-
-
-def _same_channels(shadow: Tensor, other: Tensor) -> bool:
-    """Whether two shadows that vary along one axis hold the same channels in the same order."""
-    return torch.equal(compact(shadow).reshape(-1), compact(other).reshape(-1))
-
-
-def _is_split(tracer: Tracer, call: Call, moved: list[Tensor]) -> bool:
-    """Whether channels part after a number that the module has as an attribute, so that a student can be given its."""
-    if call.operator != "split" or len(moved) < 2:
-        return False
-    axis = call.arguments["dim"]
-    parts = [part.movedim(axis, 0).reshape(part.shape[axis], -1)[:, 0] for part in map(compact, moved)]
-    return tracer.record_split(call.args[1], [part for part in parts if len(part) > 1])
-
-
-def concatenate(tracer: Tracer, call: Call) -> None:
-    """Concatenation: shadows are joined; a part without channels (a constant) brings fixed ones of its own."""
-    parts = list(call.args[0])
-    _join(tracer, call, parts, [tracer.shadow(part) for part in parts])
-
-
-def stack(tracer: Tracer, call: Call) -> None:
-    """Stacking: concatenation along a new axis."""
-    axis = call.arguments["dim"] % call.output.dim()
-    shadows = [tracer.shadow(part) for part in call.args[0]]
-    shadows = [None if shadow is None else shadow.unsqueeze(axis) for shadow in shadows]
-    _join(tracer, call, [part.unsqueeze(axis) for part in call.args[0]], shadows)
-
-
-def _join(tracer: Tracer, call: Call, parts: list[Tensor], shadows: list[Tensor | None]) -> None:
-    axis = call.arguments.get("dim", 0) % call.output.dim()
-    for index, part in enumerate(parts):
-        if shadows[index] is None:
-            shadows[index] = spread(tracer.fresh(part.shape[axis]), part, axis)
-            tracer.fix(shadows[index], f"a constant is concatenated in '{tracer.module}'")
-    compacted = [compact(shadow) for shadow in shadows]
-    widest = [max(part.shape[d] for part in compacted) for d in range(call.output.dim())]
-    joined = [
-        part.expand(*(shadow.shape[d] if d == axis else widest[d] for d in range(part.dim())))
-        for part, shadow in zip(compacted, shadows, strict=True)
-    ]
-    tracer.mark(call.output, torch.cat(joined, axis).expand(call.output.shape))
-
-
-def copy(tracer: Tracer, call: Call) -> None:
-    """Writing channels into a part of another tensor: they are followed no further, and stay as they are.
-
-    Good enough for parameters of a sampling grid; a layer that takes them as its input raises.
-    """
-    if tracer.shadow(call.args[1]) is not None:
-        tracer.set_adrift(call.args[0], tracer.module)
-    _leave(tracer, call.args[1], f"copied into a part of another tensor in '{tracer.module}'")
-
-
-def place(tracer: Tracer, call: Call) -> None:
-    """Parameters of a sampling grid say where, not what: the grid has no channels."""
-    _leave(tracer, call.args[0], f"say where '{tracer.module}' looks")
-    tracer.mark(call.output, None)
-
-
-def sample(tracer: Tracer, call: Call) -> None:
-    """Sampling at a grid's places: channels stay, height and width change."""
-    _leave(tracer, call.args[1], f"say where '{tracer.module}' looks")
-    spatial(tracer, call)
-
-
-def _leave(tracer: Tracer, tensor: Tensor, reason: str) -> None:
-    shadow = tracer.shadow(tensor)
-    if shadow is not None:
-        tracer.fix(shadow, reason)
-
-
 _FAMILIES: dict[Rule, str] = {
     convolution: "conv2d conv1d",
+    transposed_convolution: "conv_transpose2d conv_transpose1d",
     linear: "linear",
     channel_norm: "batch_norm instance_norm",
     keep: "relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus "
@@ -304,15 +216,5 @@ _FAMILIES: dict[Rule, str] = {
     multiply: "mul div",
     reduce: "mean sum amax amin linalg_vector_norm norm var std",
     along: "softmax log_softmax",
-    reshape: "view _unsafe_view reshape flatten unflatten view_as reshape_as",
-    move: "permute transpose t movedim swapaxes expand expand_as squeeze unsqueeze slice select split split_with_sizes "
-    "chunk unbind narrow index_select repeat flip roll",
-    concatenate: "cat concat concatenate",
-    stack: "stack",
-    copy: "copy",
-    place: "affine_grid_generator",
-    sample: "grid_sampler grid_sampler_2d",
 }
-for _rule, _operators in _FAMILIES.items():
-    for _operator in _operators.split():
-        register_rule(_operator, _rule)
+register_families(_FAMILIES)

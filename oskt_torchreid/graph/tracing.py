@@ -176,13 +176,13 @@ class Tracer(TorchDispatchMode):
         else:
             self.unite(torch.from_numpy(known.ids.reshape(-1)), ids)
 
-    def rows(self, weight: Tensor, blocks: int = 1) -> Tensor:
+    def rows(self, weight: Tensor, blocks: int = 1, axis: int = 0) -> Tensor:
         """Channels that a weight's rows produce, shape ``[rows]``: fresh ones at the first call of its module."""
-        known = self.ties.get((self.name_of(weight) or "", 0, "row"))
+        known = self.ties.get((self.name_of(weight) or "", axis, "row"))
         if known is not None:
             return torch.from_numpy(known.ids.reshape(-1))
-        rows = self.fresh(weight.shape[0])
-        self.tie(weight, 0, "row", rows, blocks)
+        rows = self.fresh(weight.shape[axis] * (1 if axis == 0 else blocks))
+        self.tie(weight, axis, "row", rows, blocks)
         return rows
 
     def record_norm(self, ids: Tensor, blocks: int) -> None:

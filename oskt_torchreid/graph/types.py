@@ -36,7 +36,7 @@ class Tie:
         axis: the axis that the channels lie along.
         role: ``row`` where the tensor's operator produces (or scales) the channels, ``column`` where it consumes them.
         channels: channel per position, shape ``[blocks, length]``. There is one block, except along a grouped
-            convolution, which has one per convolution group: consecutive rows of axis 0, the same columns of axis 1.
+            convolution, which has one per convolution group: consecutive positions of axis 0, the same ones of axis 1.
     """
 
     tensor: str
@@ -51,7 +51,7 @@ class Tie:
 
     def shaped(self, length_per_block: int) -> int:
         """Length of the tensor's axis when every block holds ``length_per_block`` positions."""
-        return length_per_block if self.role == "column" else length_per_block * self.blocks
+        return length_per_block * self.blocks if self.axis == 0 else length_per_block
 
 
 @dataclass(frozen=True, eq=False)

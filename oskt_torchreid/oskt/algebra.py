@@ -14,7 +14,26 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..graph import Tie
 from .layout import AxisMap
+
+
+def rows_first(weight: Tensor, row: Tie) -> Tensor:
+    """A matrix with its rows along axis 0 and its columns along axis 1, as a chain holds it; or back, as it was stored.
+
+    A transposed convolution stores ``[columns, rows per block, ...]``, its blocks along the columns. Turning is its own
+    inverse. Example: with 2 blocks of 3 columns and 2 rows each, ``[6, 2, k, k]`` becomes ``[4, 3, k, k]``.
+
+    Args:
+        weight: as stored, or rows first.
+        row: the tie of its rows; along axis 0 there is nothing to turn.
+
+    Returns:
+        ``weight`` itself, or a view of it; differentiable.
+    """
+    if row.axis == 0:
+        return weight
+    return weight.unflatten(0, (row.blocks, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def sum_columns(weight: Tensor, axis: AxisMap) -> Tensor:

@@ -119,7 +119,7 @@ def _solve(graph: ChannelGraph, shapes: Shapes, what: str) -> dict[str, int]:
 def _equations(graph: ChannelGraph, tie: Tie, shapes: Shapes) -> list[tuple[dict[int, int], int]]:
     """``(how often each group's channels stand in a block, length of the block)`` for each block of an axis."""
     length = shapes[tie.tensor][tie.axis]
-    length = length // tie.blocks if tie.role == "row" else length
+    length = length // tie.blocks if tie.axis == 0 else length
     result = []
     for block in tie.channels:
         groups, totals = np.unique(graph.group_of_channel[block], return_counts=True)

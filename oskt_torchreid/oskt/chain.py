@@ -17,7 +17,7 @@ from ..graph import ChannelGraph
 from ..graph.storage import from_arrays, to_arrays
 from ..host.models import ModelSpec
 from . import network
-from .algebra import average_rows
+from .algebra import average_rows, rows_first
 from .clustering import cluster_teacher
 from .layout import Layout
 
@@ -32,8 +32,8 @@ class WeightChain:
     Attributes:
         graph: the teacher's channel graph.
         teacher_to_chain: cluster of each teacher channel per group name, shape ``[N]``.
-        rows: chain row of each cluster, per matrix: ``[K, columns, ...]``. The columns are the teacher's: they are
-            merged when a student is expanded.
+        rows: chain row of each cluster, per matrix: ``[K, columns, ...]``, rows first however the matrix is stored. The
+            columns are the teacher's: they are merged when a student is expanded.
         vectors: norm parameters, biases, statistics, bare parameters along channels, of the teacher's length ``[N]``.
         fixed: tensors without channels, as the teacher has them.
         statistics: the S-student's own running statistics, ``[K]`` each; empty until the chain is refined.
@@ -101,7 +101,8 @@ class WeightChain:
         tied = {tie.tensor for tie in graph.ties}
         rows = {}
         for name in sorted(graph.matrices):
-            rows[name] = average_rows(state[name].detach(), layout.axis(graph.row_tie(name))).cpu()
+            tie = graph.row_tie(name)
+            rows[name] = average_rows(rows_first(state[name].detach(), tie), layout.axis(tie)).cpu()
         chain = cls(
             graph=graph,
             teacher_to_chain=labels,
@@ -157,16 +158,17 @@ class WeightChain:
         Raises:
             ChainError: says which tensor or group, what it is and what it must be.
         """
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
+        state = self.model.state_dict()
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         _check_labels(self.graph, self.teacher_to_chain)
-        _check_graph_fits(self.graph, self.model.state_dict())
+        _check_graph_fits(self.graph, state)
         tied = {tie.tensor for tie in self.graph.ties}
         narrow = dict(shapes)
         for tie in self.graph.ties:
             if tie.role == "row":
-                axis = self.layout.axis(tie)
-                shape = list(shapes[tie.tensor])
-                shape[tie.axis] = axis.blocks * axis.length
+                axis, is_matrix = self.layout.axis(tie), tie.tensor in self.graph.matrices
+                shape = list(rows_first(state[tie.tensor], tie).shape if is_matrix else shapes[tie.tensor])
+                shape[0 if is_matrix else tie.axis] = axis.blocks * axis.length
                 narrow[tie.tensor] = tuple(shape)
         vectors = [name for name in shapes if name in tied and name not in self.graph.matrices]
         _check_tensors("chain row", self.rows, {name: narrow[name] for name in self.graph.matrices})

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..errors import ChainError
 from ..graph import ChannelGraph, ChannelGroup, Tie
+from .algebra import rows_first
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,8 @@ def group_rows(
         flat = tie.channels.reshape(-1)
         positions = np.flatnonzero(np.isin(flat, group.channels))
         positions = positions[np.argsort(flat[positions], kind="stable")]  # channel by channel, occurrences in order
-        tensor = state[tie.tensor].detach().movedim(tie.axis, 0)
+        tensor = state[tie.tensor].detach()
+        tensor = rows_first(tensor, tie) if tie.tensor in graph.matrices else tensor.movedim(tie.axis, 0)
         rows = tensor.reshape(tensor.shape[0], -1)[torch.from_numpy(positions).to(tensor.device)].double().cpu()
         rows = rows.reshape(group.size, -1)
         parts.append(torch.nn.functional.normalize(rows, dim=1) if normalize_rows else rows)

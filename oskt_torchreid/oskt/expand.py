@@ -13,7 +13,7 @@ from ..errors import CheckpointError
 from ..graph import Tie, adapt_code, rebuild
 from ..graph.routing import describe_code
 from ..host.models import set_feature_dim
-from .algebra import average_rows, gather_rows, sum_columns
+from .algebra import average_rows, gather_rows, rows_first, sum_columns
 from .chain import WeightChain
 from .layout import Layout, student_to_chain
 
@@ -91,9 +91,9 @@ def student_matrix(chain: WeightChain, layout: Layout, name: str) -> Tensor:
     column, row = chain.graph.column_tie(name), chain.graph.row_tie(name)
     merged = rows if column is None else sum_columns_of(rows, column, layout)
     index = student_to_chain(layout.axis(row), chain.layout.axis(row))
-    if merged is not rows and torch.equal(index, torch.arange(len(rows))):
-        return merged  # at the chain's width: every row once, in order, and in memory of its own
-    return gather_rows(merged, index)
+    if merged is rows or not torch.equal(index, torch.arange(len(rows))):
+        merged = gather_rows(merged, index)  # at the chain's width every row stands once, in order, in its own memory
+    return rows_first(merged, row).contiguous()
 
 
 def sum_columns_of(chain_rows: Tensor, column: Tie, layout: Layout) -> Tensor:

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from ..graph import adapt_code, rebuild
 from ..graph.routing import code_buffers
 from . import network
-from .algebra import average_rows, sum_columns
+from .algebra import average_rows, rows_first, sum_columns
 from .chain import WeightChain
 from .losses import RowPair
 
@@ -53,8 +53,7 @@ class SStudent(nn.Module):
         tensors.update({name: tensor.clone() for name, tensor in chain.statistics.items()})
         tensors.update({name: tensor.clone() for name, tensor in chain.fixed.items()})
         for name, rows in chain.rows.items():
-            column = chain.graph.column_tie(name)
-            tensors[name] = rows if column is None else sum_columns(rows, self._layout.axis(column))
+            tensors[name] = self._matrix(name, rows)
         shell = rebuild(chain.model, tensors)
         adapt_code(shell, chain.graph, self._layout.members)
         for module in shell.modules():
@@ -62,6 +61,13 @@ class SStudent(nn.Module):
                 del module._parameters[name]
                 module.register_buffer(name, torch.empty(0), persistent=False)
         return shell
+
+    def _matrix(self, name: str, rows: Tensor) -> Tensor:
+        """A matrix of the narrow network: the columns of a chain's rows, summed."""
+        graph = self._chain.graph
+        column = graph.column_tie(name)
+        summed = rows if column is None else sum_columns(rows, self._layout.axis(column))
+        return rows_first(summed, graph.row_tie(name))
 
     def _axis(self, chain: WeightChain, name: str) -> tuple:
         tie = chain.graph.row_tie(name)
@@ -84,9 +90,7 @@ class SStudent(nn.Module):
         for name in self._parameter_names:
             key = _key(name)
             if key in self.rows:
-                column = graph.column_tie(name)
-                rows = self.rows[key]
-                weights[name] = rows if column is None else sum_columns(rows, self._layout.axis(column))
+                weights[name] = self._matrix(name, self.rows[key])
             elif graph.row_tie(name) is not None:
                 vector = self.own_vectors[key] if key in self.own_vectors else teachers[name]
                 weights[name] = average_rows(vector, *self._axis(self._chain, name))
@@ -102,7 +106,8 @@ class SStudent(nn.Module):
         """Teacher's weight, chain rows and their index, for every matrix that is refined: all but the head's."""
         teachers = dict(teacher.named_parameters())
         for name, index in self._index_names.items():
-            yield teachers[name], self.rows[_key(name)], getattr(self, index)
+            rows = rows_first(teachers[name], self._chain.graph.row_tie(name))
+            yield rows, self.rows[_key(name)], getattr(self, index)
 
     def to_chain(self, teacher: nn.Module) -> WeightChain:
         """The chain as refined so far: its rows, the teacher's current vectors, the S-student's statistics (copies)."""
