@@ -12,6 +12,7 @@ from .probing import find_routes
 from .rebuilding import rebuild, register_attribute_rule
 from .routing import adapt_code
 from .rules import keep, spatial
+from .scaling import FeaturePath, feature_path
 from .shadows import spread
 from .shell import shell
 from .tracing import Tracer, run
@@ -21,9 +22,11 @@ __all__ = [
     "Call",
     "ChannelGraph",
     "ChannelGroup",
+    "FeaturePath",
     "Tie",
     "Tracer",
     "adapt_code",
+    "feature_path",
     "keep",
     "rebuild",
     "register_attribute_rule",

@@ -27,7 +27,7 @@ def build_graph(
     Raises:
         GraphError: a tensor that took part in the forward pass has an axis of unknown channels.
     """
-    channel_of = _united(tracer)
+    channel_of = united(tracer)
     recorded = [*tracer.ties.values(), *_elementwise_ties(tracer, channel_of)]
     channel_of, num_channels = _renumbered(channel_of, recorded)
     ties = _interned(recorded, channel_of)
@@ -56,7 +56,7 @@ def build_graph(
 OUTPUT = "output of the network"
 
 
-def _united(tracer: Tracer) -> np.ndarray:
+def united(tracer: Tracer) -> np.ndarray:
     """Smallest united id per provisional id: ids grow with execution, so channels come out in the network's order."""
     count = tracer.num_ids
     pairs = np.concatenate([np.stack(pair) for pair in tracer.unions], 1) if tracer.unions else np.empty((2, 0), int)

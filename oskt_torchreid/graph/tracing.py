@@ -63,6 +63,7 @@ class Tracer(TorchDispatchMode):
         self._shadows: dict[int, Tensor] = {}
         self._alive: list[Tensor] = []  # an id() is only unique while its tensor lives
         self._model = model
+        results: the network's output tensors.
         self._adrift: dict[int, str] = {}
         self.num_ids = 0
         self.ties: dict[tuple[str, int, Role], RecordedTie] = {}
@@ -89,6 +90,7 @@ class Tracer(TorchDispatchMode):
     def module(self) -> str:
         """Name of the module whose forward is running, for messages."""
         return self.frames.name or "the network itself"
+        self.results: list[Tensor] = []
 
     def fresh(self, count: int) -> Tensor:
         """``count`` new channel ids, shape ``[count]``."""
@@ -231,11 +233,11 @@ class Tracer(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def tracing_mode(model: nn.Module) -> Iterator[None]:
+def tracing_mode(model: nn.Module, training: bool = True) -> Iterator[None]:
     """The root in training, so that classifiers run, all else in evaluation, so that norms stay still; restored."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    model.training = True
+    model.training = training
     try:
         yield
     finally:
@@ -243,7 +245,9 @@ def tracing_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def run(model: nn.Module, input_size: tuple[int, ...]) -> Tracer:
+def run(
+    model: nn.Module, input_size: tuple[int, ...], tracer: Tracer | None = None, training: bool = True
+) -> Tracer:
     """Traces one forward pass over an image of noise. The model is left as it was.
 
     Args:
@@ -253,21 +257,24 @@ def run(model: nn.Module, input_size: tuple[int, ...]) -> Tracer:
     Raises:
         GraphError: an operator without a rule, channels that cannot be followed, or a forward pass that fails.
     """
-    tracer = Tracer(model)
+    tracer = tracer or Tracer(model)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, *input_size, generator=generator).to(like.device, like.dtype)
-    with tracing_mode(model), tracer.frames.watching(model), torch.inference_mode(), tracer:
+    with tracing_mode(model, training), tracer.frames.watching(model), torch.inference_mode(), tracer:
         try:
             outputs = model(image)
         except GraphError:
             raise
         except Exception as error:
             raise GraphError(
+        tracer: a new tracer of this model; ``None`` for a plain one.
+        training: whether the root is in training, so that classifiers run.
                 f"the network fails on one image of {tuple(input_size)} in module '{tracer.module}' "
                 f"({type(error).__name__}: {error}); give the input_size that it is made for"
             ) from error
-    for output in _tensors(outputs):
+    tracer.results = list(_tensors(outputs))
+    for output in tracer.results:
         shadow = tracer.shadow(output)
         if shadow is not None:
             tracer.outputs.append(torch.unique(compact(shadow)).numpy())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import files
 from ..errors import ChainError, ConfigError, OsktError
-from ..graph import ChannelGraph
+from ..graph import ChannelGraph, FeaturePath
 from ..graph.storage import from_arrays, to_arrays
 from ..host.models import ModelSpec
 from . import network
@@ -146,6 +146,11 @@ class WeightChain:
         Raises:
             ChainError: a tensor of another name or shape, or one that is not finite.
         """
+    @cached_property
+    def features(self) -> FeaturePath:
+        """What the teacher's feature is made of, and where factors on it can go; traced once."""
+        return network.trace_features(self.model, self.graph, {**self.vectors, **self.fixed})
+
         copies = ({name: _copy(t) for name, t in part.items()} for part in (rows, vectors, statistics))
         refined_rows, refined_vectors, refined_statistics = copies
         chain = replace(self, rows=refined_rows, vectors=refined_vectors, statistics=refined_statistics)

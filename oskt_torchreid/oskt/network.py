@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from .. import graph
 from ..errors import ChainError
-from ..graph import ChannelGraph
+from ..graph import ChannelGraph, FeaturePath
 from ..host import models
 
 DEFAULT_INPUT_SIZE = (3, 256, 128)
@@ -31,6 +32,21 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> C
         input_size = models.input_size(spec.name) if spec else DEFAULT_INPUT_SIZE
     with _logits_only(model):
         return graph.trace(model, tuple(input_size))
+
+
+def trace_features(skeleton: nn.Module, channels: ChannelGraph, tensors: Mapping[str, Tensor]) -> FeaturePath:
+    """What the feature of a network on the meta device is made of, see ``graph.feature_path``.
+
+    Args:
+        skeleton: its structure; not changed.
+        channels: its channel graph.
+        tensors: those of its tensors whose values its code may look at; the others are taken as zeros.
+    """
+    state = skeleton.state_dict()
+    zeros = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in state.items() if name not in tensors}
+    model = graph.rebuild(skeleton, {**zeros, **tensors})
+    with _logits_only(model):
+        return graph.feature_path(model, channels)
 
 
 @contextlib.contextmanager
