@@ -34,5 +34,5 @@ setup(
         "six",
         "pillow",
     ],
-    extras_require={"test": ["pytest", "hypothesis", "ruff"]},
+    extras_require={"test": ["pytest", "hypothesis", "ruff", "timm"]},
 )

@@ -20,6 +20,7 @@ from .graph import ChannelGraph, register_rule
 from .host.engine import publish
 from .host.losses import soft_margin_triplet_loss
 from .models import NeckModel, register_all
+from .models.registration import register_backbone
 from .oskt.chain import WeightChain
 from .oskt.engine import OSKTEngine
 from .oskt.network import trace
@@ -49,6 +50,7 @@ __all__ = [
     "graph",
     "load_student",
     "recalibrate",
+    "register_backbone",
     "register_engine",
     "register_rule",
     "save_student",

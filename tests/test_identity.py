@@ -47,10 +47,11 @@ def collapse(model: nn.Module, graph: ChannelGraph, labels: dict[str, np.ndarray
         occurrence = np.array([np.count_nonzero(channels[:i] == c) for i, c in enumerate(channels)])
         _, key = np.unique(np.stack([cluster[channels], occurrence]), axis=1, return_inverse=True)
         key = torch.from_numpy(key.reshape(-1))
-        rows = state[tie.tensor].data.movedim(tie.axis, 0)
+        view = state[tie.tensor].data.unflatten(0, (tie.blocks, -1)).movedim(tie.axis + 1, 1)
+        rows = view.flatten(0, 1)
         total = torch.zeros(int(key.max()) + 1, *rows.shape[1:], dtype=rows.dtype).index_add_(0, key, rows)
         mean = total / torch.bincount(key).reshape(-1, *[1] * (rows.dim() - 1))
-        rows.copy_(mean[key])
+        view.copy_(mean[key].reshape(view.shape))
 
 
 def logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:

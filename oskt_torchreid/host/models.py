@@ -24,6 +24,7 @@ _INPUT_SIZES = {"hacnn": (3, 160, 64)}  # its attention grids fit no other size
 _NAMES_SHOWN = 5
 _WRAPPER = "backbone."
 _WRAPPED: dict[str, str] = {}  # registered wrapper -> name of the model inside it
+_DEFINED_IN: dict[str, str] = {}  # registered name -> Python module of its model's class, where not its builder's
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,21 @@ def builder_of(name: str) -> Builder:
     return factory[name]
 
 
-def register_model(name: str, builder: Builder, wraps: str = "") -> None:
+def register_model(
+    name: str,
+    builder: Builder,
+    wraps: str = "",
+    input_size: tuple[int, int, int] = _DEFAULT_INPUT,
+    defined_in: str = "",
+) -> None:
     """Adds a model name to torchreid's factory; registering an equal builder again changes nothing.
 
     Args:
         name: name for `torchreid.models.build_model`.
         builder: called with `num_classes`, `loss`, `pretrained` and `use_gpu`.
         wraps: name of the model that the built one contains as a child, if any; `identify` needs it.
+        input_size: (channels, height, width) that the model is made for; a wrapper has that of what it wraps.
+        defined_in: Python module of the model's class, where it is not the builder's; `identify` needs it.
 
     Raises:
         ConfigError: another builder has the name.
@@ -84,8 +93,12 @@ def register_model(name: str, builder: Builder, wraps: str = "") -> None:
     if known != builder:
         owner = getattr(known, "__qualname__", type(known).__qualname__)
         raise ConfigError(f"model name '{name}' belongs to {known.__module__}.{owner}; choose another name")
+    if defined_in:
+        _DEFINED_IN[name] = defined_in
     if wraps:
         _WRAPPED[name] = wraps
+    else:
+        _INPUT_SIZES[name] = input_size
 
 
 def build(
@@ -109,13 +122,18 @@ def skeleton(name: str, num_classes: int, loss: str = "softmax") -> nn.Module:
 
     The result is cached and shared: copy it (`copy.deepcopy`) before changing it.
     """
+    return without_memory(lambda: build(name, num_classes, loss))
+
+
+def without_memory(make: Callable[[], nn.Module]) -> nn.Module:
+    """What `make` builds, on the meta device. Consumes no random numbers of torch."""
     with torch.random.fork_rng(devices=[]):
         with contextlib.suppress(NotImplementedError, RuntimeError), torch.device("meta"):
-            model = build(name, num_classes, loss)
+            model = make()
             if not _keeps_plain_tensors(model):
                 return model
         # A builder cannot run without memory that reads values of its tensors, or keeps some outside of the state dict.
-        return build(name, num_classes, loss).to("meta")
+        return make().to("meta")
 
 
 def _keeps_plain_tensors(model: nn.Module) -> bool:
@@ -151,20 +169,24 @@ def identify(model: nn.Module) -> ModelSpec | None:
 def _candidates(model: nn.Module) -> Iterator[str]:
     """Names worth comparing with, told by cheap facts.
 
-    A builder is defined in the module that defines its model's class. A wrapper's is not, but the wrapped model is
-    among the children, with every kernel of its own.
+    A builder is mostly defined in the module that defines its model's class. A wrapper's is not, but the wrapped model
+    is among the children, with every kernel of its own.
     """
     own = type(model).__module__
     children = {type(child).__module__ for child in model.children()}
     kernels = _kernels(model)
-    for name, builder in _factory().items():
+    for name in _factory():
         wraps = _WRAPPED.get(name)
         if wraps:
-            fits = builder_of(wraps).__module__ in children and _kernels(skeleton(wraps, 2)) <= kernels
+            fits = _defined_in(wraps) in children and _kernels(skeleton(wraps, 2)) <= kernels
         else:
-            fits = builder.__module__ == own
+            fits = _defined_in(name) == own
         if fits:
             yield name
+
+
+def _defined_in(name: str) -> str:
+    return _DEFINED_IN.get(name, builder_of(name).__module__)
 
 
 def _kernels(model: nn.Module) -> Counter[torch.Size]:

@@ -238,7 +238,7 @@ class WeightChain:
         labels = arrays.get("teacher_to_chain", np.empty(0, np.int32)).astype(np.int64)
         if labels.shape != (graph.num_channels,):
             raise ChainError(f"it labels {labels.shape} channels, its graph has {graph.num_channels}")
-        spec = _spec(metadata.get("model"))
+        spec = _spec(metadata.get("model"), needed=model is None)
         if model is None and spec is None:
             raise ChainError(
                 "its teacher is not a registered model; pass the teacher's network: WeightChain.load(path, model=...)"
@@ -270,13 +270,15 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone()
 
 
-def _spec(model: dict | None) -> ModelSpec | None:
+def _spec(model: dict | None, needed: bool) -> ModelSpec | None:
     if model is None:
         return None
     try:
         spec = ModelSpec(str(model["name"]), int(model["num_classes"]), str(model["loss"]))
         network.models.builder_of(spec.name)
     except (KeyError, TypeError, ValueError, ConfigError) as error:
+        if not needed and isinstance(error, ConfigError):
+            return None  # registered where the chain was made, not here; the network itself is given
         raise ChainError(f"its teacher's model {model!r} cannot be built here: {error}") from error
     return spec
 

@@ -1,0 +1,127 @@
+"""A user's network as a name in torchreid's factory, beside the stock backbones."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..errors import ConfigError
+from ..host.models import register_model, without_memory
+from .neck import PREFIX, register_neck_models
+
+_LOGGER = logging.getLogger(__name__)
+_ARGUMENTS = {"num_classes": 2, "loss": "softmax", "pretrained": False, "use_gpu": False}
+
+
+@dataclass(frozen=True)
+class PlainBuilder:
+    """A builder that knows of class counts alone, with the arguments of every builder of torchreid's factory.
+
+    Attributes:
+        name: its name in the factory.
+        builder: called with ``num_classes``.
+    """
+
+    name: str
+    builder: Callable[..., nn.Module]
+
+    def __call__(
+        self, num_classes: int, loss: str = "softmax", pretrained: bool = False, use_gpu: bool = False
+    ) -> nn.Module:
+        """The network as the builder makes it, whatever the loss."""
+        if pretrained:
+            _LOGGER.warning(
+                "the builder of '%s' takes no argument 'pretrained': weights are as it makes them", self.name
+            )
+        return self.builder(num_classes=num_classes)
+
+
+def register_backbone(
+    name: str, builder: Callable[..., nn.Module], input_size: tuple[int, int, int] = (3, 256, 128)
+) -> None:
+    """Makes a user's network a name for `torchreid.models.build_model`, and `oskt_<name>` the same with a neck.
+
+    Chain and student files of a registered network can be loaded wherever it is registered under the same name; other
+    networks need ``model=`` for that. Registering the same again changes nothing.
+
+    Args:
+        name: a new name.
+        builder: called with ``num_classes``, ``loss``, ``pretrained`` and ``use_gpu`` as torchreid's own are, or with
+            ``num_classes`` alone. It is tried once, with two classes. In torchreid's protocol a network gives features
+            in evaluation; one that gives class scores in either mode is best used as `oskt_<name>`.
+        input_size: (channels, height, width) that the network is made for.
+
+    Raises:
+        ConfigError: a name that is taken or no name, a builder that does not give a network, or an impossible size.
+    """
+    _check_name(name)
+    _check_size(name, input_size)
+    adapted, model = _tried(name, builder)
+    register_model(name, adapted, input_size=tuple(input_size), defined_in=type(model).__module__)
+    register_neck_models()
+
+
+def _check_name(name: str) -> None:
+    if not isinstance(name, str) or not name or name != name.strip():
+        raise ConfigError(f"the name of a backbone is {name!r}; give a word such as 'my_net'")
+    if name.startswith(PREFIX):
+        raise ConfigError(
+            f"'{name}' cannot be the name of a backbone: names with '{PREFIX}' are networks with a neck, and "
+            f"'{PREFIX}<name>' is registered along with '<name>'"
+        )
+
+
+def _check_size(name: str, size: tuple[int, int, int]) -> None:
+    fits = isinstance(size, (tuple, list)) and len(size) == 3
+    if not fits or not all(type(length) is int and length > 0 for length in size):
+        raise ConfigError(f"input_size of '{name}' is {size!r}; give (channels, height, width), each 1 or more")
+
+
+def _tried(name: str, builder: Callable[..., nn.Module]) -> tuple[Callable[..., nn.Module], nn.Module]:
+    """A builder with torchreid's arguments, and the network of two classes that it gave."""
+    if not callable(builder):
+        raise ConfigError(
+            f"the builder of '{name}' is {builder!r}; give a function of num_classes that makes a network"
+        )
+    plain = PlainBuilder(name, builder)
+    candidates = [make for make, given in ((builder, _ARGUMENTS), (plain, ("num_classes",))) if _takes(builder, given)]
+    reasons = []
+    for make in candidates:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of arguments that turn out not to be the builder's
+                return make, without_memory(functools.partial(_network, name, make))
+        except ConfigError:
+            raise
+        except Exception as error:  # a user's code
+            reasons.append(f"{type(error).__name__}: {error}")
+    if not reasons:
+        raise ConfigError(
+            f"the builder of '{name}' takes {inspect.signature(builder)}; it is called with num_classes, loss, "
+            "pretrained and use_gpu, or with num_classes alone"
+        )
+    raise ConfigError(f"the builder of '{name}' fails with num_classes=2: {reasons[-1]}")
+
+
+def _network(name: str, make: Callable[..., Any]) -> nn.Module:
+    model = make(**_ARGUMENTS)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"the builder of '{name}' gave {type(model).__name__!r}, which is no torch.nn.Module")
+    return model
+
+
+def _takes(builder: Callable[..., Any], names: Any) -> bool:
+    """Whether a function can be called with keyword arguments of these names."""
+    try:
+        inspect.signature(builder).bind(**dict.fromkeys(names))
+    except TypeError:
+        return False
+    except ValueError:  # compiled code does not say
+        return True
+    return True
