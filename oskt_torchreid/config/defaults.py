@@ -112,10 +112,14 @@ def _own_tree() -> dict[str, Any]:
         "oskt": {
             "teacher": "",  # checkpoint; empty: train one first, with the train node
             "width": 0.25,  # chain width ratio
+            "clustering": "ward",  # balanced: equally large clusters under layer and group norms
+            "normalize_rows": "auto",  # cluster rows of unit length: yes, no, auto (where there is attention)
+            "attention": "folded",  # queries and keys of students made exact; paper: left as they come
             "refine": {
                 **_schedule_node(max_epoch=60, lr=3.5e-4),
                 "lambda": 1.0,
                 "lambda_schedule": "linear",  # 0 to lambda over all iterations; constant suits long schedules
+                "vector_copies": False,  # norm parameters and biases of the S-student's own, refined as rows are
             },
             "students": ["width=0.25"],
             "finetune": _schedule_node(max_epoch=60, lr=3.5e-4),
@@ -158,6 +162,9 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "test.dist_metric": ("euclidean", "cosine"),
     "train.optim": ("adam", "amsgrad", "sgd", "rmsprop", "radam"),
     "oskt.refine.lambda_schedule": ("constant", "linear"),
+    "oskt.clustering": ("ward", "balanced"),
+    "oskt.normalize_rows": ("auto", "yes", "no"),
+    "oskt.attention": ("folded", "paper"),
     "oskt.controls": ("scratch", "slice"),
     **{f"{stage}.lr_scheduler": ("single_step", "multi_step", "cosine", "one_cycle") for stage in _STAGES},
 }

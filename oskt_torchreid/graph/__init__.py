@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from . import movement_rules, norm_rules  # noqa: F401  they register their rules
+from . import attention, movement_rules, norm_rules  # noqa: F401  they register their rules
 from .calls import Call, register_rule
 from .grouping import build_graph
 from .movement import check_movements

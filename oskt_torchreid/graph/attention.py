@@ -53,8 +53,8 @@ def _check(tracer: Tracer, call: Call, *tensors: Tensor) -> None:
         reason = "adds numbers that the network learns to the products of queries and keys"
     if reason:
         raise GraphError(
-            f"attention in module '{tracer.module}' {reason}; it can be followed where linear layers give queries, keys "
-            "and values of equally many heads of one size"
+            f"attention in module '{tracer.module}' {reason}; it can be followed where linear layers give queries, "
+            "keys and values of equally many heads of one size"
         )
 
 

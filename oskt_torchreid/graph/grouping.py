@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import GraphError
 from .tracing import RecordedTie, Tracer
-from .types import ChannelGraph, ChannelGroup, ChannelNorm, Reduction, Route, SplitPoint, Tie
+from .types import Attention, ChannelGraph, ChannelGroup, ChannelNorm, Reduction, Route, SplitPoint, Tie
 
 
 def build_graph(
@@ -32,11 +32,14 @@ def build_graph(
     channel_of, num_channels = _renumbered(channel_of, recorded)
     ties = _interned(recorded, channel_of)
     fixed = _fixed_reasons(tracer, ties, channel_of, num_channels)
+    _fix_modules(model, ties, fixed)
     gates = [(channel_of[gate], channel_of[fine]) for gate, fine in tracer.gates]
     reductions = _reductions(tracer, channel_of)
     norms = _norms(tracer, channel_of)
+    attentions = _attentions(tracer, recorded, channel_of)
     axes = {id(tie.channels): tie.channels for tie in ties}
-    axes = [*axes.values(), *(reduction.channels[None] for reduction in reductions), *(norm.channels for norm in norms)]
+    axes = [*axes.values(), *(reduction.channels[None] for reduction in reductions)]
+    axes += [blocked.channels for blocked in (*norms, *attentions)]
     labels = _signature_classes(axes, gates, fixed, num_channels)
     state = model.state_dict(keep_vars=True)
     _check_coverage(tracer, ties, {name: tuple(t.shape) for name, t in state.items() if t.is_floating_point()})
@@ -50,7 +53,8 @@ def build_graph(
     splits = _splits(tracer, channel_of, {route.module for route in routes})
     matrices = frozenset(tracer.matrices)
     size = tuple(input_size)
-    return ChannelGraph(tuple(ties), groups, matrices, heads, unused, size, splits, routes, reductions, norms)
+    parts = (splits, routes, reductions, norms, attentions)
+    return ChannelGraph(tuple(ties), groups, matrices, heads, unused, size, *parts)
 
 
 OUTPUT = "output of the network"
@@ -130,6 +134,43 @@ def _norms(tracer: Tracer, channel_of: np.ndarray) -> tuple[ChannelNorm, ...]:
     """Norms over channels that some layer produces."""
     found = (ChannelNorm(module, channel_of[ids]) for module, ids in tracer.norms.items())
     return tuple(norm for norm in found if (norm.channels >= 0).all())
+
+
+def _attentions(tracer: Tracer, recorded: list[RecordedTie], channel_of: np.ndarray) -> tuple[Attention, ...]:
+    """Attentions, with the rows that issued the ids of their queries and keys.
+
+    Provisional ids still tell queries, keys and values apart, which have been united since. Rows are given where linear
+    layers issue them and no other tensor (a norm of the queries) stands between these and the product.
+    """
+    attentions = []
+    for module, product in tracer.attentions.items():
+        ids = np.concatenate([product.queries.reshape(-1), product.keys.reshape(-1)])
+        positions = {}
+        for tie in recorded:
+            if tie.role == "row":
+                found = np.flatnonzero(np.isin(tie.ids.reshape(-1), ids))
+                positions.update({tie.tensor: found} if len(found) else {})
+        linear = {name.rpartition(".")[0] for name in positions if name in tracer.matrices}
+        if any(name.rpartition(".")[0] not in linear for name in positions):
+            positions = {}
+        channels = channel_of[product.queries]
+        if (channels < 0).any():
+            raise GraphError(f"attention in module '{module}' has queries and keys that no layer produces")
+        attentions.append(Attention(module, channels, positions, product.scale_follows))
+    return tuple(attentions)
+
+
+def _fix_modules(model: nn.Module, ties: Sequence[Tie], fixed: np.ndarray) -> None:
+    """Holds fixed, in place, what the ``fixed_modules`` of a network's modules produce (names of their children).
+
+    It is how a network keeps channels whole that could be narrowed, such as the embedding in front of a first layer.
+    """
+    for name, module in model.named_modules():
+        for child in getattr(module, "fixed_modules", ()):
+            inside = f"{name}.{child}." if name else f"{child}."
+            for tie in ties:
+                if tie.role == "row" and tie.tensor.startswith(inside):
+                    fixed[tie.channels] = f"'{child}' is one of the network's fixed_modules"
 
 
 def _fixed_reasons(tracer: Tracer, ties: list[Tie], channel_of: np.ndarray, num_channels: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from ..errors import GraphError
-from .types import ChannelGraph, ChannelGroup, ChannelNorm, Reduction, Route, SplitPoint, Tie
+from .types import Attention, ChannelGraph, ChannelGroup, ChannelNorm, Reduction, Route, SplitPoint, Tie
 
 
 def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
@@ -15,8 +15,8 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
 
     Returns:
         ``arrays``: ``axes`` (every distinct channel array, flattened and joined), ``groups`` (the groups' channels),
-        ``splits``, ``routes``, ``reductions`` and ``norms`` (theirs, in order); ``description``: everything else, with the length
-        of each part.
+        ``splits``, ``routes``, ``reductions``, ``norms``, ``attentions`` (theirs, in order) and ``attended`` (positions
+        of queries and keys); ``description``: everything else, with the length of each part.
     """
     distinct: dict[int, int] = {}
     axes: list[np.ndarray] = []
@@ -31,6 +31,8 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
         "routes": _join(part for route in graph.routes for part in (*route.sources, *route.orders)),
         "reductions": _join(reduction.channels for reduction in graph.reductions),
         "norms": _join(norm.channels.reshape(-1) for norm in graph.norms),
+        "attentions": _join(attention.channels.reshape(-1) for attention in graph.attentions),
+        "attended": _join(part for attention in graph.attentions for part in attention.positions.values()),
     }
     description = {
         "axes": [list(axis.shape) for axis in axes],
@@ -47,6 +49,10 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
         ],
         "reductions": [[r.module, r.operator, len(r.channels)] for r in graph.reductions],
         "norms": [[norm.module, *norm.channels.shape] for norm in graph.norms],
+        "attentions": [
+            [a.module, *a.channels.shape, a.scale_follows, {name: len(part) for name, part in a.positions.items()}]
+            for a in graph.attentions
+        ],
     }
     return arrays, description
 
@@ -74,12 +80,15 @@ def from_arrays(arrays: Mapping[str, np.ndarray], description: Mapping) -> Chann
             _routes(arrays["routes"], description["routes"]),
             _reductions(arrays["reductions"], description["reductions"]),
             _norms(arrays["norms"], description["norms"]),
+            _attentions(arrays["attentions"], arrays["attended"], description["attentions"]),
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise GraphError(f"the stored channel graph is damaged ({type(error).__name__}: {error})") from error
     _check_ids(graph)
     for route in graph.routes:
         _check_route(route)
+    for attention in graph.attentions:
+        _check_attention(graph, attention)
     return graph
 
 
@@ -122,6 +131,20 @@ def _norms(joined: np.ndarray, entries: list) -> tuple[ChannelNorm, ...]:
     )
 
 
+def _attentions(joined: np.ndarray, attended: np.ndarray, entries: list) -> tuple[Attention, ...]:
+    heads = _cut(joined, [int(blocks) * int(length) for _, blocks, length, *_ in entries])
+    parts = iter(_cut(attended, [int(length) for *_, lengths in entries for length in lengths.values()]))
+    return tuple(
+        Attention(
+            str(module),
+            channels.reshape(int(blocks), int(length)),
+            {str(name): next(parts) for name in lengths},
+            bool(follows),
+        )
+        for (module, blocks, length, follows, lengths), channels in zip(entries, heads, strict=True)
+    )
+
+
 def _check_ids(graph: ChannelGraph) -> None:
     everything = np.sort(_join(group.channels for group in graph.groups))
     if not np.array_equal(everything, np.arange(len(everything))):
@@ -132,7 +155,7 @@ def _check_ids(graph: ChannelGraph) -> None:
     named = [(tie.tensor, tie.channels) for tie in graph.ties]
     named += [(split.module, part) for split in graph.splits for part in split.parts]
     named += [(route.module, part) for route in graph.routes for part in route.sources]
-    named += [(part.module, part.channels) for part in (*graph.reductions, *graph.norms)]
+    named += [(part.module, part.channels) for part in (*graph.reductions, *graph.norms, *graph.attentions)]
     for name, channels in named:
         if channels.size and not 0 <= channels.min() <= channels.max() < len(everything):
             raise GraphError(f"the stored channel graph is damaged ('{name}' names unknown channels)")
@@ -149,6 +172,14 @@ def _check_route(route: Route) -> None:
         sound = sound and known and len(order) > 0 and 0 <= order.min() <= order.max() < length
     if not sound:
         raise GraphError(f"the stored channel graph is damaged (the route of '{route.module}' leads nowhere)")
+
+
+def _check_attention(graph: ChannelGraph, attention: Attention) -> None:
+    """Its positions lie on axes of rows."""
+    for name, positions in attention.positions.items():
+        tie = graph.row_tie(name)
+        if tie is None or len(positions) == 0 or not 0 <= positions.min() <= positions.max() < tie.channels.size:
+            raise GraphError(f"the stored channel graph is damaged ('{name}' has no such queries and keys)")
 
 
 def _lengths(parts: Iterable[np.ndarray]) -> list[int]:

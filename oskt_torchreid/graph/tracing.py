@@ -36,6 +36,15 @@ class RecordedTie:
     ids: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class RecordedAttention:
+    """Provisional ids ``[heads, head size]`` of queries and keys, and whether the scale is the head's own."""
+
+    queries: np.ndarray
+    keys: np.ndarray
+    scale_follows: bool
+
+
 class Tracer(TorchDispatchMode):
     """Collects ties, unions, gates and fixed channels while a network runs.
 
@@ -50,9 +59,11 @@ class Tracer(TorchDispatchMode):
         movements: module name -> operator, where channels were taken apart or reordered at places chosen by code.
         splits: ``(module, attribute, ids of each part)`` where a module's own integer says where channels part.
         norms: module name -> ids ``[blocks, length]`` that it normalises over.
+        attentions: module name -> the queries and keys that it multiplies.
         frames: the running modules, and what is kept of their calls.
         touched: names of all state-dict tensors that reached an operator.
         outputs: ids of the network's outputs.
+        results: the network's output tensors.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -63,7 +74,6 @@ class Tracer(TorchDispatchMode):
         self._shadows: dict[int, Tensor] = {}
         self._alive: list[Tensor] = []  # an id() is only unique while its tensor lives
         self._model = model
-        results: the network's output tensors.
         self._adrift: dict[int, str] = {}
         self.num_ids = 0
         self.ties: dict[tuple[str, int, Role], RecordedTie] = {}
@@ -76,9 +86,11 @@ class Tracer(TorchDispatchMode):
         self.movements: dict[str, str] = {}
         self.splits: list[tuple[str, str, list[np.ndarray]]] = []
         self.norms: dict[str, np.ndarray] = {}
+        self.attentions: dict[str, RecordedAttention] = {}
         self.frames = Frames(self)
         self.touched: set[str] = set()
         self.outputs: list[np.ndarray] = []
+        self.results: list[Tensor] = []
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -90,7 +102,6 @@ class Tracer(TorchDispatchMode):
     def module(self) -> str:
         """Name of the module whose forward is running, for messages."""
         return self.frames.name or "the network itself"
-        self.results: list[Tensor] = []
 
     def fresh(self, count: int) -> Tensor:
         """``count`` new channel ids, shape ``[count]``."""
@@ -191,6 +202,10 @@ class Tracer(TorchDispatchMode):
         """Notes that the running module normalises over these channels, block by block."""
         self.norms.setdefault(self.module, ids.reshape(blocks, -1).numpy())
 
+    def record_attention(self, queries: Tensor, keys: Tensor, scale_follows: bool) -> None:
+        """Notes that the running module multiplies queries with keys, ids ``[heads, head size]`` each."""
+        self.attentions.setdefault(self.module, RecordedAttention(queries.numpy(), keys.numpy(), scale_follows))
+
     def record_split(self, length: int, parts: list[Tensor]) -> bool:
         """Notes which integer attribute of the running module gave the length of the parts; False unless just one."""
         name = self.frames.name
@@ -253,6 +268,8 @@ def run(
     Args:
         model: any module that maps an image batch ``[1, channels, height, width]`` to a tensor, or nested ones.
         input_size: ``(channels, height, width)``.
+        tracer: a new tracer of this model; ``None`` for a plain one.
+        training: whether the root is in training, so that classifiers run.
 
     Raises:
         GraphError: an operator without a rule, channels that cannot be followed, or a forward pass that fails.
@@ -268,8 +285,6 @@ def run(
             raise
         except Exception as error:
             raise GraphError(
-        tracer: a new tracer of this model; ``None`` for a plain one.
-        training: whether the root is in training, so that classifiers run.
                 f"the network fails on one image of {tuple(input_size)} in module '{tracer.module}' "
                 f"({type(error).__name__}: {error}); give the input_size that it is made for"
             ) from error

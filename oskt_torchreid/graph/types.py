@@ -143,6 +143,27 @@ class ChannelNorm:
 
 
 @dataclass(frozen=True, eq=False)
+class Attention:
+    """A module that multiplies queries with keys, head by head: ``softmax(scale * q . k) v``.
+
+    The product sums over a head's channels, so merged ones count once instead of as often as they were merged.
+    Queries, keys and values of a head are one set of channels; all heads get equal widths.
+
+    Attributes:
+        module: name of the module.
+        channels: channels of each head, shape ``[heads, head size]``.
+        positions: tensor -> positions along its axis 0 that produce queries and keys; empty where something stands
+            between these and the linear layers that issue them, so that nothing can be folded into their rows.
+        scale_follows: whether the scale is the head's own ``size ** -0.5``, and not a number of the code's.
+    """
+
+    module: str
+    channels: np.ndarray
+    positions: dict[str, np.ndarray]
+    scale_follows: bool
+
+
+@dataclass(frozen=True, eq=False)
 class ChannelGraph:
     """Channels, ties and groups of one network.
 
@@ -158,6 +179,7 @@ class ChannelGraph:
         routes: modules whose own code only moves channels.
         reductions: modules whose own code reduces their input over channels.
         norms: modules that normalise over channels.
+        attentions: modules that multiply queries with keys.
     """
 
     ties: tuple[Tie, ...]
@@ -170,6 +192,7 @@ class ChannelGraph:
     routes: tuple[Route, ...] = ()
     reductions: tuple[Reduction, ...] = ()
     norms: tuple[ChannelNorm, ...] = ()
+    attentions: tuple[Attention, ...] = ()
     _ties_of: dict[str, tuple[Tie, ...]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -239,16 +262,27 @@ class ChannelGraph:
                     for _ in range(surplus):
                         share = np.where(width[groups] > floor[groups], width[groups] / size[groups], 0)
                         if share.max() == 0:
-                            raise WidthError("no balanced width plan exists this narrow; ask for a larger ratio")
+                            raise self._unequal(groups, min(int(width[other].sum()) for other in blocks))
                         width[groups[share.argmax()]] -= 1
                         settled = False
         return {group.name: int(value) for group, value in zip(self.groups, width, strict=True)}
 
     @cached_property
     def _blocked_groups(self) -> list[list[np.ndarray]]:
-        """Indices of the groups in each block, for every axis that has several blocks."""
-        axes = {id(axis.channels): axis.channels for axis in (*self.ties, *self.norms) if len(axis.channels) > 1}
+        """Indices of the groups in each block, for every axis that has several blocks (heads are blocks as well)."""
+        blocked = (*self.ties, *self.norms, *self.attentions)
+        axes = {id(axis.channels): axis.channels for axis in blocked if len(axis.channels) > 1}
         return [[np.unique(self.group_of_channel[block]) for block in channels] for channels in axes.values()]
+
+    def _unequal(self, groups: np.ndarray, narrowest: int) -> WidthError:
+        """The error of a block that cannot be as narrow as another one beside it."""
+        fixed = [group for group in (self.groups[index] for index in groups) if group.fixed]
+        least = sum(group.size for group in fixed) + len(groups) - len(fixed)
+        size = sum(self.groups[index].size for index in groups)
+        return WidthError(
+            f"heads and convolution groups side by side are equally wide, but one of them is asked to have {narrowest} "
+            f"channels where '{self.groups[groups[0]].name}' allows {least} to {size}; give it a width in that range"
+        )
 
     def check_plan(self, widths: Mapping[str, int]) -> None:
         """Raises ``WidthError`` unless ``widths`` names every group once, in range, and no fixed group narrower."""

@@ -1,17 +1,32 @@
 """Networks of this package, and their names in torchreid's factory."""
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ..host.models import build
+from ..host.models import load_weights as load_checkpoint_weights
 from .neck import NeckModel, find_classifier, register_neck_models, set_last_stride
+from .vit import VisionTransformer, register_vits
+from .vit_weights import LoadAccount, load_vit_weights
 
-__all__ = ["NeckModel", "build_model", "find_classifier", "register_all", "set_last_stride"]
+__all__ = [
+    "LoadAccount",
+    "NeckModel",
+    "VisionTransformer",
+    "build_model",
+    "find_classifier",
+    "load_vit_weights",
+    "load_weights",
+    "register_all",
+    "set_last_stride",
+]
 
 
 def register_all() -> None:
     """Registers every network of this package with torchreid; doing it again changes nothing."""
+    register_vits()
     register_neck_models()
 
 
@@ -26,6 +41,18 @@ def build_model(config: Any, num_classes: int) -> nn.Module:
     model = build(node.name, num_classes, config.loss.name, node.pretrained, config.use_gpu)
     if node.last_stride:
         set_last_stride(model, node.last_stride, size)
-    if node.neck and not isinstance(model, NeckModel):
+    if node.neck and not getattr(model, "has_neck", False):
         model = NeckModel(model, num_classes, config.loss.name, input_size=size)
     return model
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Fills a network from a file: a checkpoint of the same network, or published weights for vision transformers.
+
+    Raises:
+        CheckpointError: a file that does not fit; the network is as it was.
+    """
+    if isinstance(model, VisionTransformer):
+        load_vit_weights(model, path)
+    else:
+        load_checkpoint_weights(model, path)

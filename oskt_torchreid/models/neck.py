@@ -4,7 +4,7 @@ import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ class NeckModel(nn.Module):
         ConfigError: no or several classifiers, or an unknown `loss` or `feature`.
     """
 
+    has_neck = True
     head_modules = ("neck", "classifier")
 
     def __init__(
@@ -125,6 +126,7 @@ class NeckBuilder:
     """Builds `oskt_<backbone>`: a neck on the backbone, with last stride 1 where the backbone allows it."""
 
     backbone: str
+    has_neck: ClassVar[bool] = True
 
     def __call__(
         self, num_classes: int, loss: str = "softmax", pretrained: bool = True, use_gpu: bool = True
@@ -138,9 +140,9 @@ class NeckBuilder:
 
 
 def register_neck_models() -> None:
-    """Registers `oskt_<name>` for every backbone that torchreid knows; doing it again changes nothing."""
+    """Registers `oskt_<name>` for every known backbone without a neck; doing it again changes nothing."""
     for name in model_names():
-        if not isinstance(builder_of(name), NeckBuilder):
+        if not getattr(builder_of(name), "has_neck", False):
             register_model(PREFIX + name, NeckBuilder(name), wraps=name)
 
 

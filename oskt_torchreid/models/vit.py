@@ -191,13 +191,11 @@ class VisionTransformer(nn.Module):
         patches = self.patch_embed(images)
         patches = patches.flatten(2).transpose(1, 2) + self._positions(tuple(patches.shape[2:]))
         names = zip(self._token_names(), self._position_names(), strict=True)
-        own = [
-            (getattr(self, token) + getattr(self, position)).expand(len(images), -1, -1) for token, position in names
-        ]
-        stream = self.dw(torch.cat([*own, patches], dim=1))
+        own = torch.cat([getattr(self, token) + getattr(self, position) for token, position in names], dim=1)
+        stream = self.dw(torch.cat([own.expand(len(images), -1, -1), patches], dim=1))
         for block in self.blocks:
             stream = block(stream)
-        return list(self.norm(stream[:, : len(own)]).unbind(1))
+        return list(self.norm(stream[:, : own.shape[1]]).unbind(1))
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         return self.pos_embed if grid == self.grid else resized_positions(self.pos_embed, self.grid, grid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -19,7 +20,10 @@ from ..host.models import ModelSpec
 from . import network
 from .algebra import average_rows, rows_first
 from .clustering import cluster_teacher
+from .folding import check_attention
 from .layout import Layout
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "oskt-weight-chain"
 VERSION = 1
@@ -37,6 +41,7 @@ class WeightChain:
         vectors: norm parameters, biases, statistics, bare parameters along channels, of the teacher's length ``[N]``.
         fixed: tensors without channels, as the teacher has them.
         statistics: the S-student's own running statistics, ``[K]`` each; empty until the chain is refined.
+        attention: how students' queries and keys are made, see ``folding.py``; the S-student's are made alike.
         model: the teacher's structure on the meta device.
         spec: the registered name that rebuilds ``model``; ``None`` for an unregistered network.
     """
@@ -49,6 +54,7 @@ class WeightChain:
     model: nn.Module
     spec: ModelSpec | None = None
     statistics: dict[str, Tensor] = field(default_factory=dict)
+    attention: str = "folded"
 
     @classmethod
     def from_teacher(
@@ -57,7 +63,9 @@ class WeightChain:
         width: float | Mapping[str, int] = 0.25,
         input_size: tuple[int, int, int] | None = None,
         graph: ChannelGraph | None = None,
-        normalize_rows: bool = False,
+        normalize_rows: bool | None = None,
+        clustering: str = "ward",
+        attention: str = "folded",
     ) -> WeightChain:
         """Clusters a teacher's channels; chain rows are the means of their clusters (paper: chain initialisation).
 
@@ -66,22 +74,32 @@ class WeightChain:
             width: ratio of every group's channels, or the number of clusters per group name (others stay whole).
             input_size: for tracing; by default what the backbone is made for.
             graph: the teacher's channel graph, if already traced.
-            normalize_rows: cluster rows of unit length (the paper's choice for ViTs).
+            normalize_rows: cluster rows of unit length; by default where the network has attention, as in the paper.
+            clustering: ``ward``, or ``balanced``: equally large clusters under norms over channels, which makes
+                students exact at widths that divide the teacher's and are multiples of the chain's.
+            attention: ``folded`` (exact queries and keys) or ``paper``, for the S-student and all students.
 
         Raises:
+            ConfigError: another clustering or attention.
             GraphError: the network cannot be traced.
             WidthError: a width out of range.
             ChainError: weights that are not finite.
         """
+        check_attention(attention)
         graph = graph or network.trace(teacher, input_size)
         widths = full_plan(graph, width)
         state = network.state_of(teacher)
         _check_graph_fits(graph, state)
-        return cls.from_labels(teacher, graph, cluster_teacher(graph, state, widths, normalize_rows))
+        normalize = bool(graph.attentions) if normalize_rows is None else normalize_rows
+        return cls.from_labels(teacher, graph, cluster_teacher(graph, state, widths, normalize, clustering), attention)
 
     @classmethod
     def from_labels(
-        cls, teacher: nn.Module, graph: ChannelGraph, teacher_to_chain: Mapping[str, np.ndarray]
+        cls,
+        teacher: nn.Module,
+        graph: ChannelGraph,
+        teacher_to_chain: Mapping[str, np.ndarray],
+        attention: str = "folded",
     ) -> WeightChain:
         """The chain of a given clustering.
 
@@ -89,8 +107,10 @@ class WeightChain:
             teacher: left exactly as it was.
             graph: its channel graph.
             teacher_to_chain: cluster of each channel per group name, shape ``[N]``, every cluster in use.
+            attention: see ``from_teacher``.
 
         Raises:
+            ConfigError: another attention.
             ChainError: labels or a graph that do not fit, or weights that are not finite.
         """
         state = network.state_of(teacher)
@@ -111,6 +131,7 @@ class WeightChain:
             fixed={name: _copy(state[name]) for name in state if name not in tied},
             model=network.skeleton_of(teacher),
             spec=network.models.identify(teacher),
+            attention=check_attention(attention),
         )
         chain.validate()
         return chain
@@ -124,6 +145,11 @@ class WeightChain:
     def layout(self) -> Layout:
         """Where everything of the chain's own widths sits; computed once."""
         return Layout(self.graph, self.teacher_to_chain, self.widths)
+
+    @cached_property
+    def features(self) -> FeaturePath:
+        """What the teacher's feature is made of, and where factors on it can go; traced once."""
+        return network.trace_features(self.model, self.graph, {**self.vectors, **self.fixed})
 
     @property
     def input_size(self) -> tuple[int, ...]:
@@ -146,11 +172,6 @@ class WeightChain:
         Raises:
             ChainError: a tensor of another name or shape, or one that is not finite.
         """
-    @cached_property
-    def features(self) -> FeaturePath:
-        """What the teacher's feature is made of, and where factors on it can go; traced once."""
-        return network.trace_features(self.model, self.graph, {**self.vectors, **self.fixed})
-
         copies = ({name: _copy(t) for name, t in part.items()} for part in (rows, vectors, statistics))
         refined_rows, refined_vectors, refined_statistics = copies
         chain = replace(self, rows=refined_rows, vectors=refined_vectors, statistics=refined_statistics)
@@ -195,6 +216,7 @@ class WeightChain:
             tensors.update({f"{kind}/{name}": tensor for name, tensor in getattr(self, kind).items()})
         spec = asdict(self.spec) if self.spec else None
         metadata = {"format": FORMAT, "version": VERSION, "model": spec, "graph": description}
+        metadata["attention"] = self.attention
         files.save_tensors(path, tensors, metadata)
 
     @classmethod
@@ -245,7 +267,10 @@ class WeightChain:
             )
         skeleton = network.skeleton_of(model) if model is not None else network.new_skeleton(spec)
         teacher_to_chain = {group.name: labels[group.channels] for group in graph.groups}
-        return cls(graph=graph, teacher_to_chain=teacher_to_chain, model=skeleton, spec=spec, **parts)
+        attention = check_attention(metadata.get("attention", "folded"))
+        return cls(
+            graph=graph, teacher_to_chain=teacher_to_chain, model=skeleton, spec=spec, attention=attention, **parts
+        )
 
 
 _KINDS = ("rows", "vectors", "fixed", "statistics")
@@ -254,11 +279,27 @@ _KINDS = ("rows", "vectors", "fixed", "statistics")
 def full_plan(graph: ChannelGraph, width: float | Mapping[str, int]) -> dict[str, int]:
     """A width for every group, from a ratio or from widths for some of them (the others keep the teacher's).
 
+    Where heads, or the blocks of a grouped convolution, would get unequal widths, the wider ones are lowered and a
+    warning names them.
+
     Raises:
         WidthError: out of range, or a group that does not exist.
     """
-    plan = {**graph.sizes, **width} if isinstance(width, Mapping) else graph.ratio_plan(float(width))
-    graph.check_plan(plan)
+    if not isinstance(width, Mapping):
+        plan = graph.ratio_plan(float(width))
+        graph.check_plan(plan)
+        return plan
+    asked = {**graph.sizes, **width}
+    graph.check_plan(asked)
+    plan = graph.balanced(asked)
+    lowered = [f"'{name}' {asked[name]} -> {plan[name]}" for name in asked if plan[name] != asked[name]]
+    if lowered:
+        more = f" and {len(lowered) - 5} more" if len(lowered) > 5 else ""
+        logger.warning(
+            "widths lowered to the next legal ones, for heads and convolution groups are equally wide: %s%s",
+            ", ".join(lowered[:5]),
+            more,
+        )
     return plan
 
 

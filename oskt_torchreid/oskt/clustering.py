@@ -2,7 +2,13 @@
 
 Each group's channels are clustered once, jointly over every layer that produces the group: the flattened rows of those
 layers stand side by side, ``[N, columns_1 + columns_2 + ...]``, and Ward's agglomerative method cuts them into ``K``
-clusters. Where a convolution is grouped, every convolution group is a channel group of its own.
+clusters. Where a convolution is grouped, every convolution group is a channel group of its own; so is every head of an
+attention, whose rows are those of its queries, keys and values side by side.
+
+Balanced clustering makes all clusters of a group equally large, wherever a layer norm or group norm reads the group.
+These count merged channels once, so that a student is exact only where every slot stands for equally many channels:
+with balanced clusters, at every width that divides ``N`` and is a multiple of ``K``. Other groups gain nothing by it,
+and keep Ward's clusters.
 """
 
 from __future__ import annotations
@@ -13,20 +19,28 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from scipy.cluster.hierarchy import linkage
+from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
-from ..errors import ChainError
+from ..errors import ChainError, ConfigError
 from ..graph import ChannelGraph, ChannelGroup, Tie
 from .algebra import rows_first
 
 logger = logging.getLogger(__name__)
 
+CLUSTERINGS = ("ward", "balanced")
+_ROUNDS = 20  # of balancing; it settles in a few
+
 
 def cluster_teacher(
-    graph: ChannelGraph, state: Mapping[str, Tensor], widths: Mapping[str, int], normalize_rows: bool = False
+    graph: ChannelGraph,
+    state: Mapping[str, Tensor],
+    widths: Mapping[str, int],
+    normalize_rows: bool = False,
+    clustering: str = "ward",
 ) -> dict[str, np.ndarray]:
     """Clusters every group of a teacher.
 
@@ -35,11 +49,19 @@ def cluster_teacher(
         state: the teacher's state dict; not changed.
         widths: number of clusters ``K`` per group name.
         normalize_rows: give each layer's rows unit length first (the paper's choice for ViTs).
+        clustering: ``ward``, or ``balanced`` for equally large clusters under norms over channels.
 
     Returns:
         ``teacher_to_chain`` per group name, shape ``[N]``: clusters are numbered by their first channel.
+
+    Raises:
+        ConfigError: another clustering.
+        ChainError: weights that are not finite.
     """
+    if clustering not in CLUSTERINGS:
+        raise ConfigError(f"clustering is '{clustering}'; allowed: {', '.join(CLUSTERINGS)}")
     producers = _producers(graph)
+    balanced = _under_norms(graph) if clustering == "balanced" else frozenset()
     result = {}
     for index, group in enumerate(graph.groups):
         width = widths[group.name]
@@ -47,8 +69,14 @@ def cluster_teacher(
             result[group.name] = np.arange(group.size) % width
         else:
             rows = group_rows(graph, group, producers[index], state, normalize_rows)
-            result[group.name] = ward_labels(rows, width)
+            labels = ward_labels(rows, width)
+            result[group.name] = balanced_labels(rows, labels) if index in balanced else labels
     return result
+
+
+def _under_norms(graph: ChannelGraph) -> frozenset[int]:
+    """Indices of the groups that a norm over channels reads."""
+    return frozenset(int(i) for norm in graph.norms for i in np.unique(graph.group_of_channel[norm.channels]))
 
 
 def _producers(graph: ChannelGraph) -> list[list[Tie]]:
@@ -75,8 +103,8 @@ def group_rows(
         tensor = state[tie.tensor].detach()
         tensor = rows_first(tensor, tie) if tie.tensor in graph.matrices else tensor.movedim(tie.axis, 0)
         rows = tensor.reshape(tensor.shape[0], -1)[torch.from_numpy(positions).to(tensor.device)].double().cpu()
-        rows = rows.reshape(group.size, -1)
-        parts.append(torch.nn.functional.normalize(rows, dim=1) if normalize_rows else rows)
+        rows = torch.nn.functional.normalize(rows, dim=1) if normalize_rows else rows
+        parts.append(rows.reshape(group.size, -1))
     return torch.cat(parts, dim=1)
 
 
@@ -104,7 +132,48 @@ def _cut(merges: np.ndarray, num_rows: int, count: int) -> np.ndarray:
         (np.ones(2 * len(done), np.int8), (done.T.reshape(-1), np.tile(parents, 2))), shape=(2 * num_rows, 2 * num_rows)
     )
     _, component = connected_components(links, directed=False)
-    _, first, label = np.unique(component[:num_rows], return_index=True, return_inverse=True)
+    return _numbered_by_first_row(component[:num_rows])
+
+
+def balanced_labels(rows: Tensor, labels: np.ndarray) -> np.ndarray:
+    """Clusters of equal size near given ones: k-means with as many seats per cluster as it may have members.
+
+    Each round assigns the rows to seats so that the sum of squared distances to the clusters' means is least (the
+    Hungarian method), then moves the means; neither step can raise the sum. It ends when nothing changes. Where ``N``
+    is no multiple of ``K``, the clusters that were largest have one member more.
+
+    Args:
+        rows: ``[N, columns]``, float64.
+        labels: clusters to start from, ``[N]``, such as Ward's.
+
+    Returns:
+        Labels ``[N]``, clusters numbered by their first row. Deterministic.
+
+    Example: rows 0, 1, 2, 9 in clusters ``[0, 0, 0, 1]`` become ``[0, 0, 1, 1]``.
+    """
+    sizes = np.bincount(labels)
+    base, extra = divmod(len(labels), len(sizes))
+    seats = np.full(len(sizes), base)
+    seats[np.argsort(-sizes, kind="stable")[:extra]] += 1
+    cluster_of_seat = np.repeat(np.arange(len(sizes)), seats)
+    products = (rows @ rows.T).numpy()
+    for _ in range(_ROUNDS):
+        _, seat = linear_sum_assignment(_distances_to_means(products, labels)[:, cluster_of_seat])
+        previous, labels = labels, cluster_of_seat[seat]
+        if np.array_equal(labels, previous):
+            break
+    return _numbered_by_first_row(labels)
+
+
+def _distances_to_means(products: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Squared distance of each row to each cluster's mean, up to a constant per row, from the rows' scalar products."""
+    share = (labels[:, None] == np.arange(labels.max() + 1)) / np.bincount(labels)
+    to_means = products @ share
+    return (share * to_means).sum(0) - 2 * to_means
+
+
+def _numbered_by_first_row(labels: np.ndarray) -> np.ndarray:
+    _, first, label = np.unique(labels, return_index=True, return_inverse=True)
     by_first_row = np.empty(len(first), np.int64)
     by_first_row[np.argsort(first)] = np.arange(len(first))
     return by_first_row[label]

@@ -41,6 +41,7 @@ class OSKTEngine(TransferEngine):
         loss: re-id loss of teacher and S-student; ``None``: label-smoothed cross-entropy.
         lambda_weight: final weight of the refining loss.
         lambda_shape: ``constant`` or ``linear``, see ``losses.lambda_schedule``.
+        vector_copies: the S-student has norm parameters and biases of its own, which are refined as rows are.
         **options: of ``TransferEngine``.
     """
 
@@ -55,12 +56,13 @@ class OSKTEngine(TransferEngine):
         loss: ReidLoss | None = None,
         lambda_weight: float = 1.0,
         lambda_shape: str = "linear",
+        vector_copies: bool = False,
         **options: Any,
     ) -> None:
         self._lambda = lambda_schedule(lambda_shape, lambda_weight)
         if chain is None:
             chain = WeightChain.from_teacher(model, width, input_size=(3, datamanager.height, datamanager.width))
-        refinement = Refinement(model, chain)
+        refinement = Refinement(model, chain, vector_copies)
         if optimizer is None:
             optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         # Into the first group, because a scheduler that exists already has one rate per group.

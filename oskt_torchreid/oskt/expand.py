@@ -15,15 +15,17 @@ from ..graph.routing import describe_code
 from ..host.models import set_feature_dim
 from .algebra import average_rows, gather_rows, rows_first, sum_columns
 from .chain import WeightChain
+from .folding import attention_factors, fold
 from .layout import Layout, student_to_chain
 
 
-def expand_to_plan(chain: WeightChain, widths: Mapping[str, int]) -> nn.Module:
+def expand_to_plan(chain: WeightChain, widths: Mapping[str, int], attention: str | None = None) -> nn.Module:
     """A student of exactly these widths.
 
     Args:
         chain: not changed; the student shares no memory with it.
         widths: width per group name, each between the chain's and the teacher's.
+        attention: ``folded`` or ``paper`` (see ``folding.py``); by default as the chain's S-student has it.
 
     Returns:
         A module of the teacher's class, on the CPU, in evaluation mode.
@@ -35,6 +37,8 @@ def expand_to_plan(chain: WeightChain, widths: Mapping[str, int]) -> nn.Module:
     tensors = {name: student_matrix(chain, layout, name) for name in chain.rows}
     tensors.update({name: _student_vector(chain, layout, name) for name in chain.vectors})
     tensors.update({name: tensor.clone() for name, tensor in chain.fixed.items()})
+    for name, factor in attention_factors(chain.graph, layout, attention or chain.attention).items():
+        tensors[name] = fold(tensors[name], factor)
     student = rebuild(chain.model, tensors).eval()
     adapt_code(student, chain.graph, layout.members)
     lengths = {tensors[name].shape[1] for name in chain.graph.heads}

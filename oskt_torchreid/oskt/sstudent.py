@@ -1,8 +1,9 @@
 """The S-student: the student of the chain's width, whose weights are a function of chain and teacher.
 
 It never exists as free weights. Its rows are the chain's, its columns are summed, its norm parameters and biases are
-averaged from the *current* teacher's, and gradient flows back into all of them. Its batch statistics and its head are
-its own. Run on narrow tensors, it costs little more than its share of the FLOPs.
+averaged from the *current* teacher's, and gradient flows back into all of them. What may not be narrowed it shares with
+the teacher. Its batch statistics and its head are its own. Run on narrow tensors, it costs little more than its share
+of the FLOPs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -19,6 +21,7 @@ from ..graph.routing import code_buffers
 from . import network
 from .algebra import average_rows, rows_first, sum_columns
 from .chain import WeightChain
+from .folding import attention_factors, fold
 from .losses import RowPair
 
 
@@ -27,25 +30,35 @@ class SStudent(nn.Module):
 
     Attributes:
         rows: the chain's rows as parameters, by tensor name with ``/`` for ``.``.
-        own_vectors: full-length vectors that the S-student has for itself (those of its head).
+        own_vectors: full-length vectors that the S-student has for itself (those of its head; see ``vector_copies``).
         shell: a network of the chain's width that holds the S-student's buffers; its weights are given at every call.
+
+    Args:
+        chain: copied from.
+        vector_copies: norm parameters and biases are the S-student's own, of full length, and the refining loss draws
+            them and the teacher's together (the paper's choice for ViTs).
     """
 
-    def __init__(self, chain: WeightChain) -> None:
+    def __init__(self, chain: WeightChain, vector_copies: bool = False) -> None:
         super().__init__()
         self._chain = chain
         self._layout = chain.layout
-        self.rows = nn.ParameterDict({_key(name): nn.Parameter(rows.clone()) for name, rows in chain.rows.items()})
+        shared = _fixed_tensors(chain)
+        rows = {name: rows for name, rows in chain.rows.items() if name not in shared}
+        self.rows = nn.ParameterDict({_key(name): nn.Parameter(tensor.clone()) for name, tensor in rows.items()})
         self._parameter_names = [name for name, _ in chain.model.named_parameters()]
         head = tuple(f"{name}." for name in getattr(chain.model, "head_modules", ()))
         self._head_matrices = {name for name in chain.rows if name in chain.graph.heads or name.startswith(head)}
-        vectors = [name for name in chain.vectors if name in self._parameter_names and name.startswith(head)]
+        learned = [name for name in chain.vectors if name in self._parameter_names]
+        vectors = [name for name in learned if name.startswith(head) or (vector_copies and name not in shared)]
+        self._copied_vectors = [name for name in vectors if not name.startswith(head)]
         self.own_vectors = nn.ParameterDict({_key(name): nn.Parameter(chain.vectors[name].clone()) for name in vectors})
         for name in vectors:
             self.own_vectors[_key(name)].requires_grad_(chain.model.get_parameter(name).requires_grad)
         self.shell = self._make_shell(chain)
         self._code_buffers = code_buffers(chain.graph)
         self._register_indices(chain)
+        self._register_factors(chain)
 
     def _make_shell(self, chain: WeightChain) -> nn.Module:
         """Buffers start as the merged statistics of the chain; parameters are emptied, for they are never read."""
@@ -77,10 +90,22 @@ class SStudent(nn.Module):
         """Chain row of each teacher row per matrix that is refined; kept as buffers so that they follow the device."""
         self._index_names: dict[str, str] = {}
         for number, name in enumerate(sorted(chain.rows)):
-            if name not in self._head_matrices:
+            if name not in self._head_matrices and _key(name) in self.rows:
                 axis = self._layout.axis(chain.graph.row_tie(name))
                 self._index_names[name] = f"teacher_to_chain_{number}"
                 self.register_buffer(self._index_names[name], axis.teacher_to_student, persistent=False)
+        for number, name in enumerate(self._copied_vectors):
+            self._index_names[name] = f"every_entry_{number}"
+            self.register_buffer(self._index_names[name], torch.arange(len(chain.vectors[name])), persistent=False)
+
+    def _register_factors(self, chain: WeightChain) -> None:
+        """Factors of queries and keys, the very ones that students get."""
+        self._factor_names: dict[str, str] = {}
+        factors = attention_factors(chain.graph, self._layout, chain.attention)
+        for number, (name, factor) in enumerate(factors.items()):
+            like = chain.rows[name] if name in chain.rows else chain.vectors[name]
+            self._factor_names[name] = f"factor_{number}"
+            self.register_buffer(self._factor_names[name], factor.to(like), persistent=False)
 
     def weights(self, teacher: nn.Module) -> dict[str, Tensor]:
         """The S-student's parameters by name, differentiable in the chain's rows and the teacher's vectors."""
@@ -91,11 +116,15 @@ class SStudent(nn.Module):
             key = _key(name)
             if key in self.rows:
                 weights[name] = self._matrix(name, self.rows[key])
+            elif name in graph.matrices:
+                weights[name] = self._matrix(name, rows_first(teachers[name], graph.row_tie(name)))
             elif graph.row_tie(name) is not None:
                 vector = self.own_vectors[key] if key in self.own_vectors else teachers[name]
                 weights[name] = average_rows(vector, *self._axis(self._chain, name))
             else:
                 weights[name] = teachers[name]
+        for name, factor in self._factor_names.items():
+            weights[name] = fold(weights[name], getattr(self, factor))
         return weights
 
     def forward(self, images: Tensor, teacher: nn.Module) -> Any:
@@ -103,11 +132,14 @@ class SStudent(nn.Module):
         return functional_call(self.shell, self.weights(teacher), (images,))
 
     def row_pairs(self, teacher: nn.Module) -> Iterator[RowPair]:
-        """Teacher's weight, chain rows and their index, for every matrix that is refined: all but the head's."""
+        """Teacher's weight, chain rows and their index, for all that is refined: matrices (but the head's), copies."""
         teachers = dict(teacher.named_parameters())
         for name, index in self._index_names.items():
-            rows = rows_first(teachers[name], self._chain.graph.row_tie(name))
-            yield rows, self.rows[_key(name)], getattr(self, index)
+            if name in self._copied_vectors:
+                yield teachers[name], self.own_vectors[_key(name)], getattr(self, index)
+            else:
+                rows = rows_first(teachers[name], self._chain.graph.row_tie(name))
+                yield rows, self.rows[_key(name)], getattr(self, index)
 
     def to_chain(self, teacher: nn.Module) -> WeightChain:
         """The chain as refined so far: its rows, the teacher's current vectors, the S-student's statistics (copies)."""
@@ -116,7 +148,8 @@ class SStudent(nn.Module):
         for name in self._chain.vectors:
             vectors[name] = self.own_vectors[_key(name)] if _key(name) in self.own_vectors else state[name]
         statistics = {name: own[name] for name in vectors if name in own and name not in self._code_buffers}
-        rows = {name: self.rows[_key(name)] for name in self._chain.rows}
+        rows = {name: rows_first(state[name], self._chain.graph.row_tie(name)) for name in self._chain.rows}
+        rows.update({name: self.rows[_key(name)] for name in rows if _key(name) in self.rows})
         return self._chain.with_tensors(rows, vectors, statistics)
 
 
@@ -129,11 +162,11 @@ class Refinement(nn.Module):
         ChainError: the chain was made of another network.
     """
 
-    def __init__(self, teacher: nn.Module, chain: WeightChain) -> None:
+    def __init__(self, teacher: nn.Module, chain: WeightChain, vector_copies: bool = False) -> None:
         super().__init__()
         chain.check_teacher(teacher)
         self.teacher = teacher
-        self.sstudent = SStudent(chain)
+        self.sstudent = SStudent(chain, vector_copies)
 
     @property
     def loss(self) -> str:
@@ -149,6 +182,16 @@ class Refinement(nn.Module):
     def to_chain(self) -> WeightChain:
         """The refined chain (copies)."""
         return self.sstudent.to_chain(self.teacher)
+
+
+def _fixed_tensors(chain: WeightChain) -> set[str]:
+    """Tensors whose rows may not be narrowed, and are no results: nothing of theirs is merged, so they are shared."""
+    graph = chain.graph
+    fixed = np.array([bool(group.fixed) for group in graph.groups])
+    rows = [tie for tie in graph.ties if tie.role == "row" and tie.tensor not in graph.heads]
+    results = {id(tie.channels) for tie in graph.ties if tie.tensor in graph.heads and tie.role == "row"}
+    rows = [tie for tie in rows if id(tie.channels) not in results]
+    return {tie.tensor for tie in rows if fixed[graph.group_of_channel[tie.channels]].all()}
 
 
 def _key(name: str) -> str:

@@ -20,7 +20,11 @@ Like = str | nn.Module | Mapping[str, Tensor]
 
 
 def expand(
-    chain: WeightChain, width: float | Mapping[str, int] | None = None, *, like: Like | None = None
+    chain: WeightChain,
+    width: float | Mapping[str, int] | None = None,
+    *,
+    like: Like | None = None,
+    attention: str | None = None,
 ) -> nn.Module:
     """Makes a student of a chain, without training (paper: weight chain expansion).
 
@@ -28,6 +32,8 @@ def expand(
         chain: not changed.
         width: ratio of the teacher's channels, or a width per group name (others keep the teacher's).
         like: a registered model name, a network, or a state dict, whose shapes the student shall have.
+        attention: ``folded`` (merged queries and keys are made exact) or ``paper`` (they are left as they come); by
+            default as the chain was made.
 
     Returns:
         A module of the teacher's class in evaluation mode, sharing no memory with the chain. With ``like``, its state
@@ -35,9 +41,9 @@ def expand(
 
     Raises:
         WidthError: a width outside of [chain, teacher], another depth or family, or not exactly one way of asking.
-        ConfigError: an unknown model name.
+        ConfigError: an unknown model name or attention.
     """
-    return expand_to_plan(chain, width_plan(chain, width, like=like))
+    return expand_to_plan(chain, width_plan(chain, width, like=like), attention)
 
 
 def width_plan(

@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..graph import ChannelGraph
 from ..host.models import builder_of, load_weights
 from ..models import build_model
+from ..models import load_weights as load_any_weights
 from ..oskt.chain import WeightChain
 from ..oskt.network import trace
 from ..oskt.students import width_plan
@@ -68,6 +69,8 @@ def make_plan(config: Any, num_classes: int) -> RunPlan:
             raise ConfigError(f"unknown control '{name}'{nearest(name, BASELINES)}; known: {', '.join(BASELINES)}")
     wanted = [(name, _parse(name)) for name in config.oskt.students]
     teacher = build_model(config, num_classes)
+    if config.model.load_weights:
+        load_any_weights(teacher, config.model.load_weights)
     if config.oskt.teacher:
         load_weights(teacher, config.oskt.teacher)
     graph = trace(teacher, (3, config.data.height, config.data.width))

@@ -17,6 +17,7 @@ from ..files import save_checkpoint, sha256
 from ..host.compat import seed_everything
 from ..host.models import load_weights
 from ..models import build_model
+from ..models import load_weights as load_any_weights
 from ..oskt.chain import WeightChain
 from ..oskt.engine import OSKTEngine
 from ..oskt.expand import expand_to_plan
@@ -63,7 +64,7 @@ def run(config: Any) -> Results:
         return job.complete()
     model = build_model(config, trainer.num_classes)
     if config.model.load_weights:
-        load_weights(model, config.model.load_weights)
+        load_any_weights(model, config.model.load_weights)
     save_resolved(config, folder)
     return train_only(config, trainer, model, folder, method)
 
@@ -154,16 +155,28 @@ class OSKTRun:
 
     def _refine(self, teacher_key: str) -> tuple[WeightChain, str]:
         """Clusters the teacher and refines the chain, together with a copy of the teacher."""
-        node = get(self.config, "oskt.refine")
-        key = digest("refine", teacher_key, self.config.oskt.width, node)
+        node, oskt = get(self.config, "oskt.refine"), self.config.oskt
+        choices = (oskt.clustering, oskt.normalize_rows, oskt.attention)
+        key = digest("refine", teacher_key, oskt.width, *choices, node)
         stage = Stage(self.folder / "refine", key, (f"../{CHAIN_NAME}",))
         path = self.folder / CHAIN_NAME
 
         def work(continued: bool) -> Facts:
             teacher = copy.deepcopy(self.plan.teacher)
-            chain = WeightChain.from_teacher(teacher, self.plan.chain_widths, graph=self.plan.graph)
+            chain = WeightChain.from_teacher(
+                teacher,
+                self.plan.chain_widths,
+                graph=self.plan.graph,
+                normalize_rows={"auto": None, "yes": True, "no": False}[oskt.normalize_rows],
+                clustering=oskt.clustering,
+                attention=oskt.attention,
+            )
             build = partial(
-                OSKTEngine, chain=chain, lambda_weight=node["lambda"], lambda_shape=node["lambda_schedule"]
+                OSKTEngine,
+                chain=chain,
+                lambda_weight=node["lambda"],
+                lambda_shape=node["lambda_schedule"],
+                vector_copies=node["vector_copies"],
             )
             engine = self.trainer.train(teacher, node, stage.folder, continued, build)
             engine.chain.save(path)

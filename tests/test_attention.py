@@ -1,0 +1,266 @@
+"""Attention: what the graph says of it, what folding makes exact, what cannot be followed."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from small_networks import Network, groups_of
+from test_identity import collapse, logits, plans, random_labels
+from torch import nn
+from torch.nn import functional
+
+from oskt_torchreid import graph
+from oskt_torchreid.errors import ConfigError, GraphError, WidthError
+from oskt_torchreid.graph.storage import from_arrays, to_arrays
+from oskt_torchreid.models.vit import Attention
+from oskt_torchreid.oskt.chain import WeightChain
+from oskt_torchreid.oskt.expand import expand_to_plan
+from oskt_torchreid.oskt.folding import attention_factors
+from oskt_torchreid.oskt.layout import Layout
+from oskt_torchreid.oskt.sstudent import SStudent
+from oskt_torchreid.oskt.students import expand
+
+IMAGE = (3, 8, 8)
+attend = functional.scaled_dot_product_attention
+
+
+def network(forward, width=4, **parts):
+    """Patches of 4 x 4, an attention given by parts and a forward function of tokens, a classifier of the mean."""
+
+    def run(self, images):
+        tokens = self.stem(images).flatten(2).transpose(1, 2)
+        return self.classifier(forward(self, tokens).mean(1))
+
+    torch.manual_seed(0)
+    return Network(run, stem=nn.Conv2d(3, width, 4, 4), **parts, classifier=nn.Linear(width, 2))
+
+
+def with_attention(width=4, heads=2):
+    """One attention, in double precision, whose products are large enough to matter."""
+    model = network(lambda self, tokens: self.attention(tokens), width, attention=Attention(width, heads)).double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.7)
+    return model.eval()
+
+
+def separate(heads=2, **options):
+    """Queries, keys and values by layers of their own."""
+
+    def forward(self, tokens):
+        split = [part(tokens).unflatten(2, (heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v)]
+        return self.out(attend(*split, **options).transpose(1, 2).flatten(2))
+
+    parts = {name: nn.Linear(4, 4) for name in ("q", "k", "v", "out")}
+    return network(forward, **parts).double().eval()
+
+
+# ---- graph -------------------------------------------------------------------------------------------------------
+
+
+def test_the_documented_example():
+    traced = graph.trace(with_attention(), IMAGE)
+    (attention,) = traced.attentions
+    first, second = (groups_of(traced)[f"attention.qkv:{head}"][0] for head in (0, 1))
+    assert attention.module == "attention" and attention.scale_follows
+    assert attention.channels.tolist() == [first, second] and len(first) == len(second) == 2
+    assert {name: part.tolist() for name, part in attention.positions.items()} == {
+        "attention.qkv.weight": list(range(8)),
+        "attention.qkv.bias": list(range(8)),
+    }
+    rows = traced.row_tie("attention.qkv.weight").channels[0]
+    assert rows.tolist() == 3 * (first + second), "queries, keys and values of a head are one set of channels"
+    assert traced.column_tie("attention.proj.weight").channels[0].tolist() == first + second
+
+
+def test_layers_of_their_own_and_a_scale_of_the_codes():
+    (attention,) = graph.trace(separate(scale=0.5), IMAGE).attentions
+    assert not attention.scale_follows
+    assert {name: len(part) for name, part in attention.positions.items()} == {
+        f"{part}.{kind}": 4 for part in "qk" for kind in ("weight", "bias")
+    }
+
+
+def test_heads_get_equal_widths(caplog):
+    model = with_attention(width=8)
+    chain = WeightChain.from_teacher(model, 0.25, graph=graph.trace(model, IMAGE))
+    with caplog.at_level(logging.WARNING):
+        student = expand(chain, {"attention.qkv:0": 3})
+    assert student.attention.qkv.weight.shape == (18, 8)
+    assert "widths lowered to the next legal ones" in caplog.text and "'attention.qkv:1' 4 -> 3" in caplog.text
+    traced = chain.graph
+    assert traced.balanced({**traced.sizes, "attention.qkv:1": 2})["attention.qkv:0"] == 2
+
+
+def test_impossible_widths_name_group_and_sizes():
+    model = with_attention()
+    model.fixed_modules = ("attention",)
+    traced = graph.trace(model, IMAGE)
+    with pytest.raises(WidthError, match=r"width 1 of group 'attention.qkv:0' is outside of \[2, 2\]"):
+        WeightChain.from_teacher(model, {"attention.qkv:0": 1}, graph=traced)
+    with pytest.raises(WidthError, match=r"'attention.qkv:1' would get 2 channels and .* 1; legal is the same width for each of the 2, from 2 to 2"):
+        traced.balanced({**traced.sizes, "attention.qkv:0": 1})
+
+
+def test_storage_keeps_attentions():
+    traced = graph.trace(with_attention(), IMAGE)
+    stored = from_arrays(*to_arrays(traced))
+    (before,), (after,) = traced.attentions, stored.attentions
+    assert before.module == after.module and before.scale_follows == after.scale_follows
+    assert np.array_equal(before.channels, after.channels)
+    assert before.positions.keys() == after.positions.keys()
+    assert all(np.array_equal(part, after.positions[name]) for name, part in before.positions.items())
+
+
+def test_damaged_attentions_are_seen():
+    arrays, description = to_arrays(graph.trace(with_attention(), IMAGE))
+    arrays["attended"] = arrays["attended"] + 100
+    with pytest.raises(GraphError, match="has no such queries and keys"):
+        from_arrays(arrays, description)
+
+
+def unfused(self, tokens):
+    q, k, v = self.qkv(tokens).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4).unbind()
+    return ((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def with_mask(self, tokens):
+    q, k, v = self.qkv(tokens).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4).unbind()
+    return attend(q, k, v, attn_mask=self.mask).transpose(1, 2).flatten(2)
+
+
+def of_two_sizes(self, tokens):
+    q, k, v = self.qkv(tokens).split([2, 2, 8], dim=2)
+    return attend(q[:, None], k[:, None], v[:, None])[:, 0, :, :4]
+
+
+def of_constants(self, tokens):
+    q, k, v = self.qkv(tokens).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4).unbind()
+    return attend(q, torch.ones(k.shape), v).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (unfused, "'matmul' in module .* multiplies two activations.*scaled_dot_product_attention"),
+        (with_mask, "adds numbers that the network learns"),
+        (of_two_sizes, "has heads of different numbers or sizes"),
+        (of_constants, "takes queries, keys or values that no layer produces"),
+    ],
+)
+def test_what_cannot_be_followed(forward, message):
+    model = network(forward, qkv=nn.Linear(4, 12))
+    model.register_parameter("mask", nn.Parameter(torch.randn(4, 4)))
+    with pytest.raises(GraphError, match=message):
+        graph.trace(model, IMAGE)
+
+
+def test_fixed_modules_keep_their_width():
+    model = with_attention()
+    model.fixed_modules = ("stem",)
+    traced = graph.trace(model, IMAGE)
+    assert groups_of(traced)["stem"][1] == "'stem' is one of the network's fixed_modules"
+    assert traced.ratio_plan(0.5)["stem"] == 4
+    inside = nn.Sequential(model)
+    assert graph.trace(inside, IMAGE).sizes["0.stem"] == 4
+    assert graph.trace(inside, IMAGE).ratio_plan(0.5)["0.stem"] == 4
+
+
+# ---- exactness ---------------------------------------------------------------------------------------------------
+
+
+def errors(model, attention):
+    """Worst output difference at each width over the output's spread, after equal rows were made of random clusters."""
+    images = 3 * torch.randn(16, *IMAGE, dtype=torch.float64)
+    traced = graph.trace(model, IMAGE)
+    labels = random_labels(traced)
+    collapse(model, traced, labels)
+    expected = logits(model, images)
+    chain = WeightChain.from_labels(model, traced, labels, attention)
+    students = {kind: expand_to_plan(chain, widths) for kind, widths in plans(traced, chain).items()}
+    return {k: float((logits(s, images) - expected).abs().max() / expected.std()) for k, s in students.items()}
+
+
+def test_folding_is_exact_and_leaving_it_out_is_not():
+    assert max(errors(with_attention(12, 2), "folded").values()) <= 1e-10
+    paper = errors(with_attention(12, 2), "paper")
+    assert paper["chain"] > 0.3 and paper["full"] <= 1e-10
+
+
+def test_folding_with_a_scale_of_the_codes():
+    """The size of a head plays no part in the scale, so multiplicities alone are folded."""
+    assert max(errors(separate(scale=0.5), "folded").values()) <= 1e-10
+    assert max(errors(separate(), "folded").values()) <= 1e-10
+
+
+def test_factors_of_the_documented_example():
+    model = with_attention(4, 1)
+    traced = graph.trace(model, IMAGE)
+    labels = {g.name: np.arange(g.size) for g in traced.groups} | {"attention.qkv": np.array([0, 1, 0, 0])}
+    layout = Layout(traced, labels, {**traced.sizes, "attention.qkv": 2})
+    factors = attention_factors(traced, layout)
+    expected = torch.tensor([3**0.5 * 0.5**0.25, 0.5**0.25] * 2 + [1.0, 1.0], dtype=torch.float64)
+    assert factors.keys() == {"attention.qkv.weight", "attention.qkv.bias"}
+    torch.testing.assert_close(factors["attention.qkv.weight"], expected)
+    assert attention_factors(traced, layout, "paper") == {}
+
+
+def test_what_stands_between_rows_and_product_is_not_folded_and_said(caplog):
+    def forward(self, tokens):
+        q, k, v = self.qkv(tokens).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4).unbind()
+        return attend(self.norm(q), self.norm(k), v).transpose(1, 2).flatten(2)
+
+    model = network(forward, 8, qkv=nn.Linear(8, 24), norm=nn.LayerNorm(4))
+    chain = WeightChain.from_teacher(model, 0.5, graph=graph.trace(model, IMAGE))
+    assert chain.graph.attentions[0].positions == {}
+    with caplog.at_level(logging.WARNING):
+        expand_to_plan(chain, chain.widths)
+    assert "narrowed without making their products exact" in caplog.text
+
+
+def test_an_unknown_choice():
+    model = with_attention()
+    chain = WeightChain.from_teacher(model, 0.5, graph=graph.trace(model, IMAGE))
+    with pytest.raises(ConfigError, match="attention is 'exact'; allowed: folded .* and paper"):
+        expand(chain, 0.5, attention="exact")
+    with pytest.raises(ConfigError, match="attention is 'exact'"):
+        WeightChain.from_teacher(model, 0.5, graph=chain.graph, attention="exact")
+
+
+# ---- S-student ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["folded", "paper"])
+def test_the_sstudent_folds_as_its_chain_does(attention):
+    model = with_attention(8)
+    chain = WeightChain.from_teacher(model, 0.5, graph=graph.trace(model, IMAGE), attention=attention)
+    sstudent = SStudent(chain).eval()
+    images = torch.randn(2, *IMAGE, dtype=torch.float64)
+    output = sstudent(images, model)
+    torch.testing.assert_close(output, expand_to_plan(chain, chain.widths)(images))
+    other = expand_to_plan(chain, chain.widths, "paper" if attention == "folded" else "folded")
+    assert not torch.allclose(output, other(images))
+
+
+def test_the_chains_row_gets_the_gradient_times_its_factor():
+    model = with_attention(8)
+    chain = WeightChain.from_teacher(model, 0.5, graph=graph.trace(model, IMAGE))
+    sstudent = SStudent(chain)
+    weights = sstudent.weights(model)
+    name = "attention.qkv.weight"
+    factor = attention_factors(chain.graph, chain.layout)[name]
+    weights[name].sum().backward()
+    assert (factor != 1).any()
+    torch.testing.assert_close(sstudent.rows[name.replace(".", "/")].grad, factor[:, None].expand(-1, 8))
+
+
+def test_a_chain_file_keeps_the_choice(tmp_path):
+    model = with_attention(8)
+    chain = WeightChain.from_teacher(model, 0.5, graph=graph.trace(model, IMAGE), attention="paper")
+    chain.save(tmp_path / "chain.safetensors")
+    loaded = WeightChain.load(tmp_path / "chain.safetensors", model)
+    assert loaded.attention == "paper"
+    state = expand_to_plan(chain, chain.widths).state_dict()
+    assert all(torch.equal(t, state[n]) for n, t in expand_to_plan(loaded, loaded.widths).state_dict().items())
