@@ -11,6 +11,7 @@ import torch
 import torchreid
 import torchvision
 from backbones import calibrate
+from small_networks import IMAGE, Head, Network, conv
 from test_identity import collapse, logits, random_labels
 from torch import nn
 
@@ -289,3 +290,122 @@ def test_what_cannot_be_registered(arguments, message) -> None:
     with pytest.raises(oskt.ConfigError, match=message):
         oskt.register_backbone(*arguments)
     assert set(models.model_names()) == known
+
+
+# ---- what cannot be traced, and widths that no network has ----------------------------------------------------------
+
+
+def with_middle(forward: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+    return nn.Sequential(conv(3, 4), nn.Sequential(Network(lambda self, images: forward(images))), Head(4))
+
+
+@pytest.mark.parametrize(
+    ("builder", "message"),
+    [
+        (
+            lambda: with_middle(lambda x: x.missing),
+            r"in module '1.0' \(AttributeError: .*\); this is an error of .* own code",
+        ),
+        (
+            lambda: with_middle(lambda x: x / 0 if x.dim() < 4 else 1 / 0),
+            r"\(ZeroDivisionError: .* own code: it fails .* without",
+        ),
+        (
+            lambda: with_middle(lambda x: x.reshape(7, -1)),
+            r"in module '1.0' \(RuntimeError: shape .*\); give the input_size that",
+        ),
+        (
+            lambda: nn.Sequential(conv(3, 4), nn.Flatten(), nn.Linear(9, 2)),
+            r"in module '2' \(RuntimeError: .*; give the input_size",
+        ),
+        (
+            lambda: timm.create_model("mixer_s32_224"),
+            r"in module 'stem' \(AssertionError: Input height .*; give the input_size",
+        ),
+        (
+            lambda: with_middle(lambda x: torch.from_numpy(x.numpy())),
+            r"module '1.0' takes channels out of torch \(numpy or tolist",
+        ),
+        (
+            lambda: nn.Sequential(nn.LazyConv2d(4, 1), Head(4)),
+            r"'0.weight' has no shape yet; run the network once on an image",
+        ),
+        (
+            lambda: nn.Sequential(torch.jit.trace(conv(3, 4), torch.zeros(1, 3, 8, 8)), Head(4)),
+            "module '0' is compiled by Torch",
+        ),
+        (lambda: {"a": 1}, "a torch.nn.Module is traced, got 'dict'"),
+    ],
+    ids=["bug", "zero", "reshape", "linear", "fixed size", "numpy", "lazy", "scripted", "no module"],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+def test_an_untraceable_network_says_why_and_what_to_do(builder, message) -> None:
+    model = builder()
+    with pytest.raises(oskt.GraphError, match=message):
+        oskt.trace(model, IMAGE)
+
+
+def test_what_fails_only_while_it_is_traced_is_told_apart() -> None:
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("wrong shape of things")
+        return images
+
+    with pytest.raises(
+        oskt.GraphError, match="fails .* in module '1.0' .* while it is traced, and runs otherwise"
+    ) as info:
+        oskt.trace(with_middle(forward), IMAGE)
+    assert isinstance(info.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize("size", [(3, 64), (3, 0, 8), (3.0, 8, 8), 64])
+def test_an_impossible_input_size(size) -> None:
+    with pytest.raises(oskt.GraphError, match=r"input_size is .*; give \(channels, height, width\)"):
+        oskt.trace(Decoder(), size)
+
+
+def test_a_wrong_number_of_channels_of_the_image() -> None:
+    with pytest.raises(
+        oskt.GraphError, match=r"\(4, 16, 8\) in module 'stem' .* 3 channels, but got 4 .*give the input_size"
+    ):
+        oskt.trace(Decoder(), (4, 16, 8))
+
+
+def uneven() -> nn.Module:
+    """A grouped convolution whose blocks hold 2 + 2 channels of two producers, and 4 of a third."""
+
+    def forward(self, images):
+        return self.head(self.grouped(torch.cat([self.left(images), self.right(images), self.whole(images)], 1)))
+
+    parts = {"left": conv(3, 2), "right": conv(3, 2), "whole": conv(3, 4), "grouped": conv(8, 6, groups=2)}
+    return Network(forward, **parts, head=Head(6))
+
+
+def test_a_width_that_would_make_blocks_unequal_is_lowered_and_reported(caplog) -> None:
+    model = uneven()
+    chain = oskt.WeightChain.from_teacher(model, width=0.5, input_size=IMAGE)
+    assert not caplog.records, "a ratio that fits is nothing to report"
+    student = oskt.expand(chain, width=0.75)
+    assert chain.graph.rounded_down(0.75)["whole"] == 3
+    assert student.grouped.weight.shape == (4, 2, 1, 1)
+    assert "widths lowered to the next legal ones" in caplog.text
+    assert "'whole' 3 -> 2" in caplog.text
+
+
+def test_an_impossible_plan_names_groups_and_legal_sizes() -> None:
+    graph = oskt.trace(uneven(), IMAGE)
+    plan = {**graph.sizes, "left": 1}
+    message = r"'whole' would get 4 channels and 'left' \+ 'right' beside it 3; legal is .* each of the 2, from 2 to 4"
+    with pytest.raises(oskt.WidthError, match=message):
+        graph.check_plan(plan)
+    assert graph.balanced(plan)["whole"] == 3
+    chain = oskt.WeightChain.from_teacher(uneven(), width=1.0, input_size=IMAGE)
+    with pytest.raises(oskt.WidthError, match=r"'grouped\[0\]' would get 3 .* 'grouped\[1\]' beside it 2"):
+        expand_to_plan(chain, {**graph.sizes, "grouped[1]": 2})
+
+
+def test_blocks_of_a_group_norm_are_equally_wide() -> None:
+    graph = oskt.trace(Decoder(), (3, 16, 8))
+    with pytest.raises(oskt.WidthError, match=r"blocks of a norm .* each of the 4, from 1 to 4"):
+        graph.check_plan({**graph.sizes, "stem:1": 2})
+    assert graph.balanced({**graph.sizes, "stem:1": 2})["stem:3"] == 2

@@ -6,6 +6,7 @@ from torch import nn
 
 from . import attention, movement_rules, norm_rules  # noqa: F401  they register their rules
 from .calls import Call, register_rule
+from .failures import check_model
 from .grouping import build_graph
 from .movement import check_movements
 from .probing import find_routes
@@ -53,6 +54,7 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] = (3, 256, 128)) ->
         GraphError: an operator without a rule, a reduction over channels, weights that are computed on the fly, or
             code that takes channels apart at fixed places; says where and what to do.
     """
+    check_model(model)
     tracer = run(model, input_size)
     routes = find_routes(model, tracer.frames.passages)
     graph = build_graph(model, tracer, input_size, routes)

@@ -13,9 +13,10 @@ from torch import nn
 
 from ..errors import GraphError, WidthError
 from .grouping import build_graph
+from .plans import occupied
 from .shell import shell, student_axis
 from .tracing import run
-from .types import ChannelGraph, occupied
+from .types import ChannelGraph
 
 
 def check_movements(model: nn.Module, graph: ChannelGraph, movements: Mapping[str, str]) -> None:

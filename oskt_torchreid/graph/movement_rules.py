@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..errors import GraphError
 from .calls import Call, Rule, register_families
 from .rules import spatial
 from .shadows import compact, extents, settled, spread
@@ -106,6 +107,15 @@ def sample(tracer: Tracer, call: Call) -> None:
     spatial(tracer, call)
 
 
+def leave_torch(tracer: Tracer, call: Call) -> None:
+    """Numbers taken out of torch (``numpy()``, ``tolist()``) come back, if at all, as constants."""
+    if tracer.shadow(call.args[0]) is not None:
+        raise GraphError(
+            f"module '{tracer.module}' takes channels out of torch (numpy or tolist), where they cannot be followed; "
+            "write it with operators of torch on tensors"
+        )
+
+
 def _leave(tracer: Tracer, tensor: Tensor, reason: str) -> None:
     shadow = tracer.shadow(tensor)
     if shadow is not None:
@@ -121,5 +131,6 @@ _FAMILIES: dict[Rule, str] = {
     copy: "copy",
     place: "affine_grid_generator",
     sample: "grid_sampler grid_sampler_2d",
+    leave_torch: "resolve_conj resolve_neg",
 }
 register_families(_FAMILIES)

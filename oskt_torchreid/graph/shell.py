@@ -14,9 +14,10 @@ import numpy as np
 from torch import nn
 
 from ..errors import WidthError
+from .plans import occupied
 from .rebuilding import rebuild
 from .routing import adapt_code
-from .types import ChannelGraph, Tie, occupied
+from .types import ChannelGraph, Tie
 
 
 def student_axis(tie: Tie, places: np.ndarray) -> np.ndarray:

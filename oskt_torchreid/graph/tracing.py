@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import GraphError
 from .calls import Call, rule_for
+from .failures import check_input_size, forward_error
 from .frames import Frames
 from .shadows import compact
 from .types import Role
@@ -260,9 +261,7 @@ def tracing_mode(model: nn.Module, training: bool = True) -> Iterator[None]:
             module.training = training
 
 
-def run(
-    model: nn.Module, input_size: tuple[int, ...], tracer: Tracer | None = None, training: bool = True
-) -> Tracer:
+def run(model: nn.Module, input_size: tuple[int, ...], tracer: Tracer | None = None, training: bool = True) -> Tracer:
     """Traces one forward pass over an image of noise. The model is left as it was.
 
     Args:
@@ -275,19 +274,12 @@ def run(
         GraphError: an operator without a rule, channels that cannot be followed, or a forward pass that fails.
     """
     tracer = tracer or Tracer(model)
+    check_input_size(input_size)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, *input_size, generator=generator).to(like.device, like.dtype)
-    with tracing_mode(model, training), tracer.frames.watching(model), torch.inference_mode(), tracer:
-        try:
-            outputs = model(image)
-        except GraphError:
-            raise
-        except Exception as error:
-            raise GraphError(
-                f"the network fails on one image of {tuple(input_size)} in module '{tracer.module}' "
-                f"({type(error).__name__}: {error}); give the input_size that it is made for"
-            ) from error
+    with tracing_mode(model, training):
+        outputs = _traced(model, tracer, image)
     tracer.results = list(_tensors(outputs))
     for output in tracer.results:
         shadow = tracer.shadow(output)
@@ -296,6 +288,16 @@ def run(
     if not tracer.outputs:
         raise GraphError("no output of the network depends on a convolution or linear layer: there is nothing to trace")
     return tracer
+
+
+def _traced(model: nn.Module, tracer: Tracer, image: Tensor) -> Any:
+    try:
+        with tracer.frames.watching(model), torch.inference_mode(), tracer:
+            return model(image)
+    except GraphError:
+        raise
+    except Exception as error:  # of a network's own code
+        raise forward_error(model, image, tracer.module, error) from error
 
 
 def _tensors(outputs: Any) -> Iterable[Tensor]:

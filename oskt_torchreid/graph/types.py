@@ -14,7 +14,6 @@ and its groups ``{0, 1, 2, 3}`` and, fixed because it is an output, ``{4, 5}``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -22,7 +21,7 @@ from typing import Literal
 import numpy as np
 from tabulate import tabulate
 
-from ..errors import WidthError
+from .plans import WidthPlans
 
 Role = Literal["row", "column"]
 
@@ -164,7 +163,7 @@ class Attention:
 
 
 @dataclass(frozen=True, eq=False)
-class ChannelGraph:
+class ChannelGraph(WidthPlans):
     """Channels, ties and groups of one network.
 
     Attributes:
@@ -231,74 +230,6 @@ class ChannelGraph:
         """The tie of a tensor in the role ``column``, if there is one."""
         return next((tie for tie in self.ties_of(tensor) if tie.role == "column"), None)
 
-    def ratio_plan(self, ratio: float) -> dict[str, int]:
-        """Width plan of a width ratio: ``floor(ratio * size)`` channels, at least one; fixed groups whole.
-
-        Rounding down is what the stock families do (``mid_channels // 16`` gates), so that a ratio of 0.25 of
-        ``osnet_x1_0`` gives exactly the widths of ``osnet_x0_25``. Where rounding would leave the blocks of a grouped
-        convolution unequal, the groups of the wider blocks give way (``balanced``).
-        """
-        if not 0 < ratio <= 1:
-            raise WidthError(f"width ratio {ratio} is outside of (0, 1]; give the share of the channels to keep")
-        return self.balanced({g.name: g.size if g.fixed else max(1, int(ratio * g.size + 1e-6)) for g in self.groups})
-
-    def balanced(self, widths: Mapping[str, int]) -> dict[str, int]:
-        """The widths, lowered where the blocks of a grouped convolution would get different lengths.
-
-        In every block that is wider than the narrowest, the groups with the largest share of their channels give way,
-        one channel at a time, until all axes agree. Example: blocks of 27 + 26 and 26 + 27 channels at widths 14 + 13
-        and 13 + 13 become 13 + 13 each.
-        """
-        width = np.array([widths[group.name] for group in self.groups])
-        size = np.array([group.size for group in self.groups])
-        floor = np.array([group.size if group.fixed else 1 for group in self.groups])
-        settled = False
-        while not settled:
-            settled = True
-            for blocks in self._blocked_groups:
-                excess = [int(width[groups].sum()) for groups in blocks]
-                excess = [total - min(excess) for total in excess]
-                for groups, surplus in zip(blocks, excess, strict=True):
-                    for _ in range(surplus):
-                        share = np.where(width[groups] > floor[groups], width[groups] / size[groups], 0)
-                        if share.max() == 0:
-                            raise self._unequal(groups, min(int(width[other].sum()) for other in blocks))
-                        width[groups[share.argmax()]] -= 1
-                        settled = False
-        return {group.name: int(value) for group, value in zip(self.groups, width, strict=True)}
-
-    @cached_property
-    def _blocked_groups(self) -> list[list[np.ndarray]]:
-        """Indices of the groups in each block, for every axis that has several blocks (heads are blocks as well)."""
-        blocked = (*self.ties, *self.norms, *self.attentions)
-        axes = {id(axis.channels): axis.channels for axis in blocked if len(axis.channels) > 1}
-        return [[np.unique(self.group_of_channel[block]) for block in channels] for channels in axes.values()]
-
-    def _unequal(self, groups: np.ndarray, narrowest: int) -> WidthError:
-        """The error of a block that cannot be as narrow as another one beside it."""
-        fixed = [group for group in (self.groups[index] for index in groups) if group.fixed]
-        least = sum(group.size for group in fixed) + len(groups) - len(fixed)
-        size = sum(self.groups[index].size for index in groups)
-        return WidthError(
-            f"heads and convolution groups side by side are equally wide, but one of them is asked to have {narrowest} "
-            f"channels where '{self.groups[groups[0]].name}' allows {least} to {size}; give it a width in that range"
-        )
-
-    def check_plan(self, widths: Mapping[str, int]) -> None:
-        """Raises ``WidthError`` unless ``widths`` names every group once, in range, and no fixed group narrower."""
-        unknown = [name for name in widths if name not in self.sizes]
-        missing = [name for name in self.sizes if name not in widths]
-        if unknown or missing:
-            raise WidthError(
-                f"a width plan names each of the {len(self.groups)} channel groups once; "
-                f"missing: {missing[:3] or 'none'}, unknown: {unknown[:3] or 'none'} (see graph.summary())"
-            )
-        for group in self.groups:
-            width, least = widths[group.name], group.size if group.fixed else 1
-            if not least <= width <= group.size:
-                why = f" (the group is fixed: {group.fixed})" if group.fixed else ""
-                raise WidthError(f"width {width} of group '{group.name}' is outside of [{least}, {group.size}]{why}")
-
     def summary(self) -> str:
         """The groups as a table: name, size, number of row and column ties, and why a group is fixed."""
         rows = np.zeros(len(self.groups), int)
@@ -318,12 +249,3 @@ class ChannelGraph:
         if self.groups:
             result[np.concatenate([group.channels for group in self.groups])] = np.concatenate(per_group)
         return result
-
-
-def occupied(graph: ChannelGraph, widths: Mapping[str, int]) -> np.ndarray:
-    """Whether a student of these widths has a channel in each channel's place, shape ``[num_channels]``.
-
-    Example: a group of channels ``0..3`` at width 2 keeps the places ``0`` and ``1``.
-    """
-    width_of_group = np.array([widths[group.name] for group in graph.groups])
-    return graph.rank_in_group < width_of_group[graph.group_of_channel]

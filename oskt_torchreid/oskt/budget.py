@@ -11,7 +11,7 @@ from ..errors import WidthError
 from ..graph import ChannelGraph, Tie
 from ..graph.shell import student_shapes
 from ..host.models import inner_names, is_classifier
-from .chain import WeightChain
+from .chain import WeightChain, full_plan
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -22,7 +22,7 @@ def plan_of_ratio(chain: WeightChain, ratio: float) -> dict[str, int]:
     Raises:
         WidthError: narrower than the chain, or not in (0, 1].
     """
-    plan = chain.graph.ratio_plan(ratio)
+    plan = full_plan(chain.graph, ratio)
     check_range(chain, plan)
     return plan
 

@@ -290,7 +290,7 @@ def full_plan(graph: ChannelGraph, width: float | Mapping[str, int]) -> dict[str
         graph.check_plan(plan)
         return plan
     asked = {**graph.sizes, **width}
-    graph.check_plan(asked)
+    graph.check_widths(asked)
     plan = graph.balanced(asked)
     lowered = [f"'{name}' {asked[name]} -> {plan[name]}" for name in asked if plan[name] != asked[name]]
     if lowered:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, GraphError
 from ..graph.shell import student_axis
-from ..graph.types import occupied
+from ..graph.plans import occupied
 from ..registry import nearest
 from .layout import Layout
 

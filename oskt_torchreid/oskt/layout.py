@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..graph import ChannelGraph, Tie
 from ..graph.shell import student_axis
-from ..graph.types import occupied
+from ..graph.plans import occupied
 from .slots import Slots, make_slots
 
 

@@ -27,11 +27,12 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> C
     Raises:
         GraphError: see ``graph.trace``.
     """
+    graph.check_model(model)
     if input_size is None:
         spec = models.identify(model)
         input_size = models.input_size(spec.name) if spec else DEFAULT_INPUT_SIZE
     with _logits_only(model):
-        return graph.trace(model, tuple(input_size))
+        return graph.trace(model, input_size)
 
 
 def trace_features(skeleton: nn.Module, channels: ChannelGraph, tensors: Mapping[str, Tensor]) -> FeaturePath:
