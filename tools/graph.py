@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import oskt_torchreid as oskt  # noqa: E402
 from oskt_torchreid.host import models  # noqa: E402
-from oskt_torchreid.report.support import support_table  # noqa: E402
+from oskt_torchreid.report.support import exactness, support_table, width_grid  # noqa: E402
 
 NUM_CLASSES = 751  # as in Market-1501; only the last group depends on it
 
@@ -26,7 +26,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("name", metavar="NAME", nargs="?", help="name of a registered model, such as osnet_x1_0")
-    what.add_argument("--support", action="store_true", help="the table of all of torchreid's backbones, in Markdown")
+    what.add_argument("--support", action="store_true", help="the table of all registered backbones, in Markdown")
     parser.add_argument(
         "--size", nargs=2, type=_positive, metavar=("H", "W"), help="image to trace (default: the backbone's own)"
     )
@@ -40,8 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.support:
             print(support_table(name for name in models.model_names() if not name.startswith("oskt_")))
             return 0
-        model = models.build(parsed.name, NUM_CLASSES)
-        print(oskt.trace(model, (3, *parsed.size) if parsed.size else None).summary())
+        graph = oskt.trace(models.build(parsed.name, NUM_CLASSES), (3, *parsed.size) if parsed.size else None)
+        print(graph.summary())
+        print(f"width grid: {width_grid(graph)}\nstudents: {exactness(graph)}")
     except oskt.OsktError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
