@@ -34,5 +34,5 @@ setup(
         "six",
         "pillow",
     ],
-    extras_require={"test": ["pytest", "hypothesis", "ruff", "timm"]},
+    extras_require={"test": ["pytest", "hypothesis", "ruff", "timm"], "baselines": ["torch_pruning"]},
 )

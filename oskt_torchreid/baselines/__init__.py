@@ -1,29 +1,88 @@
-"""What people would use instead of a weight chain: each gives a student of a width plan, to be fine-tuned alike."""
+"""What people would use instead of a weight chain: each gives a student of a width plan, to be fine-tuned alike.
+
+A method says how a student is made of a teacher, and may bring an engine of its own that trains it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from torch import nn
 
 from ..errors import ConfigError
 from ..graph import ChannelGraph
 from ..registry import nearest
+from .depgraph import check_depgraph, prune_by_depgraph
+from .distillation import DistillationEngine
+from .kmeans import merge_by_kmeans
 from .scratch import from_scratch
-from .selection import select_uniformly
+from .selection import select_evenly, select_first, select_largest
 
-Baseline = Callable[[nn.Module, ChannelGraph, Mapping[str, int]], nn.Module]
+Maker = Callable[[nn.Module, ChannelGraph, Mapping[str, int]], nn.Module]
 
-BASELINES: dict[str, Baseline] = {"scratch": from_scratch, "slice": select_uniformly}
+__all__ = ["BASELINES", "Baseline", "DistillationEngine", "baseline", "make_baseline", "register_baseline"]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One method.
+
+    Attributes:
+        make: teacher, graph and widths to a student; the teacher is left as it is.
+        summary: what it does, in a few words for tables.
+        check: raises a typed error where the method cannot serve a teacher, before anything is trained; its weights do
+            not matter.
+        distils: whether it is trained under its teacher, by ``DistillationEngine``.
+    """
+
+    make: Maker
+    summary: str
+    check: Callable[[nn.Module, ChannelGraph], None] | None = None
+    distils: bool = False
+
+
+BASELINES: dict[str, Baseline] = {}
+
+
+def register_baseline(name: str, method: Baseline) -> None:
+    """Adds a method under a name.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    if BASELINES.setdefault(name, method) != method:
+        raise ConfigError(f"baseline name '{name}' is taken ({BASELINES[name].summary}); choose another name")
+
+
+def baseline(name: str) -> Baseline:
+    """The method of a name.
+
+    Raises:
+        ConfigError: an unknown method; the message has the nearest one.
+    """
+    if name not in BASELINES:
+        raise ConfigError(f"unknown baseline '{name}'{nearest(name, BASELINES)}; known: {', '.join(BASELINES)}")
+    return BASELINES[name]
 
 
 def make_baseline(name: str, teacher: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> nn.Module:
     """A network of the given widths by the named method; the teacher is left as it is.
 
+    What is random in it (fresh weights, starts of k-means) comes from torch's generator.
+
     Raises:
         ConfigError: an unknown method.
+        GraphError: a network that the method does not support.
         WidthError: widths that the graph does not allow.
     """
-    if name not in BASELINES:
-        raise ConfigError(f"unknown control '{name}'{nearest(name, BASELINES)}; known: {', '.join(BASELINES)}")
-    return BASELINES[name](teacher, graph, widths)
+    return baseline(name).make(teacher, graph, widths)
+
+
+register_baseline("scratch", Baseline(from_scratch, "fresh weights"))
+register_baseline("slice", Baseline(select_evenly, "weight selection: evenly spaced channels"))
+register_baseline("first", Baseline(select_first, "the first channels"))
+register_baseline("norm", Baseline(select_largest, "channels with the largest rows"))
+register_baseline("kmeans", Baseline(merge_by_kmeans, "k-means merge, not refined"))
+register_baseline("depgraph", Baseline(prune_by_depgraph, "DepGraph pruning, group L2 norm", check=check_depgraph))
+register_baseline("kd++", Baseline(from_scratch, "fresh weights, trained by distillation (KD++)", distils=True))

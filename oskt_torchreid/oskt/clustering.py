@@ -28,10 +28,11 @@ from torch import Tensor
 from ..errors import ChainError, ConfigError
 from ..graph import ChannelGraph, ChannelGroup, Tie
 from .algebra import rows_first
+from .partitions import kmeans_labels, random_labels
 
 logger = logging.getLogger(__name__)
 
-CLUSTERINGS = ("ward", "balanced")
+CLUSTERINGS = ("ward", "balanced", "kmeans", "random")
 _ROUNDS = 20  # of balancing; it settles in a few
 
 
@@ -41,6 +42,7 @@ def cluster_teacher(
     widths: Mapping[str, int],
     normalize_rows: bool = False,
     clustering: str = "ward",
+    seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Clusters every group of a teacher.
 
@@ -49,7 +51,9 @@ def cluster_teacher(
         state: the teacher's state dict; not changed.
         widths: number of clusters ``K`` per group name.
         normalize_rows: give each layer's rows unit length first (the paper's choice for ViTs).
-        clustering: ``ward``, or ``balanced`` for equally large clusters under norms over channels.
+        clustering: ``ward``; ``balanced`` for equally large clusters under norms over channels; to compare with:
+            ``kmeans``, or ``random`` for clusters of Ward's sizes with members drawn at random.
+        seed: of what is random in the last two.
 
     Returns:
         ``teacher_to_chain`` per group name, shape ``[N]``: clusters are numbered by their first channel.
@@ -62,6 +66,7 @@ def cluster_teacher(
         raise ConfigError(f"clustering is '{clustering}'; allowed: {', '.join(CLUSTERINGS)}")
     producers = _producers(graph)
     balanced = _under_norms(graph) if clustering == "balanced" else frozenset()
+    random = np.random.default_rng(seed)
     result = {}
     for index, group in enumerate(graph.groups):
         width = widths[group.name]
@@ -69,9 +74,17 @@ def cluster_teacher(
             result[group.name] = np.arange(group.size) % width
         else:
             rows = group_rows(graph, group, producers[index], state, normalize_rows)
-            labels = ward_labels(rows, width)
+            labels = _labels(rows, width, clustering, random)
             result[group.name] = balanced_labels(rows, labels) if index in balanced else labels
     return result
+
+
+def _labels(rows: Tensor, width: int, clustering: str, random: np.random.Generator) -> np.ndarray:
+    if clustering == "kmeans":
+        check_finite(rows)
+        return _numbered_by_first_row(kmeans_labels(rows.numpy(), width, random))
+    labels = ward_labels(rows, width)
+    return _numbered_by_first_row(random_labels(labels, random)) if clustering == "random" else labels
 
 
 def _under_norms(graph: ChannelGraph) -> frozenset[int]:
@@ -117,11 +130,16 @@ def ward_labels(rows: Tensor, count: int) -> np.ndarray:
     Raises:
         ChainError: a row that is not finite.
     """
-    if not torch.isfinite(rows).all():
-        raise ChainError("the teacher has weights that are NaN or infinite; a chain needs a sound teacher checkpoint")
+    check_finite(rows)
     distances = torch.cdist(rows, rows, compute_mode="use_mm_for_euclid_dist").fill_diagonal_(0).numpy()
     merges = linkage(squareform(distances, checks=False), method="ward")
     return _cut(merges[:, :2].astype(np.int64), len(rows), count)
+
+
+def check_finite(rows: Tensor) -> None:
+    """Raises ``ChainError`` for a row that is not finite."""
+    if not torch.isfinite(rows).all():
+        raise ChainError("the teacher has weights that are NaN or infinite; a chain needs a sound teacher checkpoint")
 
 
 def _cut(merges: np.ndarray, num_rows: int, count: int) -> np.ndarray:

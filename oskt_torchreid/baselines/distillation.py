@@ -1,0 +1,243 @@
+"""KD++ (Wang et al., arXiv 2305.17007): a narrow network trained by a frozen teacher's logits and class means.
+
+    L = L_reid + w_kl * ramp * L_kl + w_nd * L_nd
+
+``L_kl`` is the usual distillation of softened class scores. ``L_nd``, norm and direction, asks of the feature ``s``
+that the classifier reads to be long along the direction ``e_c`` of the teacher's mean feature of its class, as long as
+the teacher's own feature ``t``:
+
+    L_nd = mean over images of  1 - s . e_c / max(|s|, |t|)
+
+A student's feature is narrower than its teacher's, so a linear layer lengthens it. It is trained along and left behind.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..errors import ConfigError
+from ..graph.tracing import tracing_mode
+from ..host.data import unaugmented_loader
+from ..host.engine import TransferEngine
+from ..host.models import parse_outputs
+from ..host.optimization import add_to_optimizer
+
+logger = logging.getLogger(__name__)
+
+TEMPERATURE = 4.0
+RAMP_SHARE = 1 / 12  # of the iterations, in which the weight of L_kl grows from 0; the authors' 20 epochs of 240
+
+
+def softened_divergence(student: Tensor, teacher: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """``tau^2 * mean over images of KL(softmax(t / tau) || softmax(s / tau))`` (Hinton et al., 2015).
+
+    Args:
+        student: logits ``s``, ``[batch, classes]``.
+        teacher: logits ``t``, the same shape.
+        temperature: ``tau``.
+
+    Example: ``s = (0, 0)``, ``t = (0, tau * log 3)`` give ``tau^2 * (1/4 log(1/2) + 3/4 log(3/2))``.
+    """
+    scores = functional.log_softmax(student / temperature, dim=1)
+    goal = functional.log_softmax(teacher / temperature, dim=1)
+    return temperature**2 * functional.kl_div(scores, goal, reduction="batchmean", log_target=True)
+
+
+def norm_direction_loss(student: Tensor, teacher: Tensor, directions: Tensor) -> Tensor:
+    """``mean over images of 1 - s . e_c / max(|s|, |t|)``; 0 where ``s`` lies along ``e_c`` and is as long as ``t``.
+
+    Args:
+        student: features ``s``, ``[batch, channels]``.
+        teacher: features ``t``, ``[batch, channels]``.
+        directions: ``e_c`` of each image's class, unit vectors ``[batch, channels]``.
+
+    Example with 4 channels: ``s = (3, 4, 0, 0)``, ``t = (0, 0, 0, 10)``, ``e = (1, 0, 0, 0)`` give ``1 - 3 / 10``; with
+    ``t = (0, 0, 0, 2)`` it is ``1 - 3 / 5``.
+    """
+    lengths = torch.maximum(student.norm(dim=1), teacher.norm(dim=1)).clamp(min=1e-12)
+    return (1 - (student * directions).sum(dim=1) / lengths).mean()
+
+
+class Reading(NamedTuple):
+    """What passed through one classifier, in 32 bits: ``features [batch, channels]`` in, ``logits`` out."""
+
+    features: Tensor
+    logits: Tensor
+
+
+class ClassifierReader:
+    """Records what passes through a network's classifiers, as long as it is there.
+
+    Args:
+        model: any network; its outputs do not change.
+        heads: names of the classifiers' weights.
+    """
+
+    def __init__(self, model: nn.Module, heads: frozenset[str]) -> None:
+        self._readings: dict[str, Reading] = {}
+        for head in sorted(heads):
+            name = head.rpartition(".")[0]
+            model.get_submodule(name).register_forward_hook(self._recorder(name))
+
+    def take(self) -> list[Reading]:
+        """The readings of the last forward pass, one per classifier in order of their names; forgotten then."""
+        readings = [self._readings[name] for name in sorted(self._readings)]
+        self._readings.clear()
+        return readings
+
+    def _recorder(self, name: str) -> Any:
+        def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            self._readings[name] = Reading(inputs[0].float(), output.float())
+
+        return record
+
+
+class DistilledStudent(nn.Module):
+    """A student and, per classifier, the linear layer that makes its feature as long as the teacher's.
+
+    In training ``forward`` gives the student's output; in evaluation its feature.
+
+    Args:
+        student: the network that is trained, and kept.
+        lengths: ``(student's, teacher's)`` feature length per classifier.
+    """
+
+    def __init__(self, student: nn.Module, lengths: list[tuple[int, int]]) -> None:
+        super().__init__()
+        self.student = student
+        self.projections = nn.ModuleList(
+            nn.Identity() if own == whole else nn.Linear(own, whole, bias=False) for own, whole in lengths
+        )
+
+    @property
+    def loss(self) -> str:
+        """The loss that the student was built for."""
+        return getattr(self.student, "loss", "softmax")
+
+    def forward(self, images: Tensor) -> Any:
+        """Maps images ``[batch, 3, height, width]``."""
+        return self.student(images)
+
+
+class DistillationEngine(TransferEngine):
+    """Trains a student under a frozen teacher by ``L_reid + w_kl * ramp * L_kl + w_nd * L_nd``.
+
+    Evaluation and checkpoints concern the student; the teacher is left as it is, but for the device.
+
+    Args:
+        datamanager: torchreid data manager; the teacher's class means are taken over its training images, once, when
+            the first batch comes.
+        model: the student; it is trained.
+        optimizer: over the student's parameters; the projections' are added to its first group.
+        scheduler: ``None`` keeps the learning rate.
+        teacher: a network with the same classifiers, trained on the same identities.
+        heads: names of the classifiers' weights (``graph.heads``).
+        weight_kl: weight of the divergence of class scores.
+        weight_nd: weight of the norm and direction loss.
+        temperature: of the class scores.
+        **options: of ``TransferEngine``.
+
+    Raises:
+        ConfigError: a negative weight, or a teacher of other classes.
+    """
+
+    def __init__(
+        self,
+        datamanager: Any,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        scheduler: LRScheduler | None = None,
+        *,
+        teacher: nn.Module,
+        heads: frozenset[str],
+        weight_kl: float = 1.0,
+        weight_nd: float = 1.0,
+        temperature: float = TEMPERATURE,
+        **options: Any,
+    ) -> None:
+        if min(weight_kl, weight_nd) < 0 or temperature <= 0:
+            raise ConfigError(
+                f"distillation has weights {weight_kl} and {weight_nd} at temperature {temperature}; allowed: weights "
+                "of at least 0, a temperature above 0"
+            )
+        weights = teacher.state_dict(), model.state_dict()
+        for name in sorted(heads):
+            _check_classes(name, *[state[name] for state in weights])
+        lengths = [(weights[1][name].shape[1], weights[0][name].shape[1]) for name in sorted(heads)]
+        distilled = DistilledStudent(model, lengths)
+        if optimizer is not None:
+            add_to_optimizer(optimizer, distilled.projections)
+        super().__init__(datamanager, distilled, optimizer, scheduler, **options)
+        self.weight_kl, self.weight_nd, self.temperature = weight_kl, weight_nd, temperature
+        self.teacher = teacher.to(self.device, memory_format=self.memory_format)
+        self._readers = ClassifierReader(model, heads), ClassifierReader(teacher, heads)
+        self._directions: list[Tensor] = []
+
+    def compute_losses(self, images: Tensor, pids: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """The three terms of a batch."""
+        if not self._directions:
+            self._directions = [functional.normalize(means, dim=1) for means in self.class_means()]
+        outputs = parse_outputs(self.outputs_of(images), True, self.model.loss)
+        students, teachers = self._readers[0].take(), self._teachers_readings(images)
+        loss, summary = self.loss(outputs, pids)
+        divergence = self._mean(
+            softened_divergence(s.logits, t.logits, self.temperature) for s, t in zip(students, teachers, strict=True)
+        )
+        parts = zip(students, teachers, self.model.projections, self._directions, strict=True)
+        direction = self._mean(
+            norm_direction_loss(project(s.features), t.features, means[pids]) for s, t, project, means in parts
+        )
+        ramp = min(1.0, self.progress / RAMP_SHARE)
+        summary |= {"loss_kl": divergence.item(), "loss_nd": direction.item()}
+        return loss + self.weight_kl * ramp * divergence + self.weight_nd * direction, summary
+
+    @torch.no_grad()
+    def class_means(self) -> list[Tensor]:
+        """The teacher's mean feature of each training identity per classifier, ``[identities, channels]``.
+
+        Images are seen as they are in evaluation, without augmentation.
+
+        Raises:
+            ConfigError: an identity without images.
+        """
+        count = self.datamanager.num_train_pids
+        sums: list[Tensor] = []
+        seen = torch.zeros(count, device=self.device)
+        for batch in unaugmented_loader(self.datamanager):
+            images, pids = self.parse_data_for_train(batch)
+            images = images.to(self.device).contiguous(memory_format=self.memory_format)
+            pids = pids.to(self.device)
+            readings = self._teachers_readings(images)
+            sums = sums or [reading.features.new_zeros(count, reading.features.shape[1]) for reading in readings]
+            for total, reading in zip(sums, readings, strict=True):
+                total.index_add_(0, pids, reading.features)
+            seen += torch.bincount(pids, minlength=count)
+        if not sums or (seen == 0).any():
+            raise ConfigError(f"{int((seen == 0).sum())} of {count} training identities have no images")
+        return [total / seen[:, None] for total in sums]
+
+    @torch.no_grad()
+    def _teachers_readings(self, images: Tensor) -> list[Reading]:
+        precision = torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed_precision)
+        with precision, tracing_mode(self.teacher):  # its classifiers run, its norms use what they learnt
+            self.teacher(images)
+        return self._readers[1].take()
+
+    @staticmethod
+    def _mean(terms: Any) -> Tensor:
+        return torch.stack(list(terms)).mean()
+
+
+def _check_classes(name: str, teacher: Tensor, student: Tensor) -> None:
+    if len(teacher) != len(student):
+        raise ConfigError(
+            f"classifier '{name}' of the student has {len(student)} classes, its teacher's {len(teacher)}; distil from "
+            "a teacher of the same identities"
+        )
