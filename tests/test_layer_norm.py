@@ -118,5 +118,5 @@ def test_a_balanced_chain_of_a_collapsed_teacher_is_exact():
 
 def test_an_unknown_clustering():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    with pytest.raises(ConfigError, match="clustering is 'kmeans'; allowed: ward, balanced"):
-        WeightChain.from_teacher(model, 0.5, input_size=(3, 4, 4), clustering="kmeans")
+    with pytest.raises(ConfigError, match="clustering is 'spectral'; allowed: ward, balanced"):
+        WeightChain.from_teacher(model, 0.5, input_size=(3, 4, 4), clustering="spectral")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from test_identity import collapse, logits
+from test_pipeline import SMALL
 from torch import nn
 from torch.func import functional_call
 from vits import IMAGE, TINY, disturbed, equal_labels, tiny
@@ -28,6 +29,8 @@ from oskt_torchreid.oskt.expand import expand_to_plan
 from oskt_torchreid.oskt.losses import refining_loss
 from oskt_torchreid.oskt.network import trace
 from oskt_torchreid.oskt.sstudent import Refinement, SStudent
+from oskt_torchreid.pipeline import run
+from oskt_torchreid.pipeline.plan import make_plan
 
 NAMES = ("vit_small_patch16", "vit_base_patch16", "vit_small_patch16_plain", "vit_base_patch16_plain")
 REFERENCE = Path(os.environ.get("OSKT_REFERENCE") or Path(__file__).parents[2] / "shared" / "fixtures")
@@ -228,6 +231,15 @@ def test_a_student_of_a_registered_name_needs_no_network(tmp_path):
     assert torch.equal(again(images), student(images)) and again(images).shape == (1, 96)
 
 
+def test_widths_are_read_off_another_vit():
+    model = tiny()
+    chain = WeightChain.from_teacher(model, 0.25, graph=trace(model, IMAGE))
+    student = oskt.expand(chain, {**chain.graph.ratio_plan(0.5), "blocks.0.mlp.fc1": 30})
+    for like in (student, student.state_dict()):
+        again = oskt.expand(chain, like=like)
+        assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in student.state_dict().items())
+
+
 def test_the_embedding_is_the_teachers_and_its_gradient_flows():
     model = tiny()
     chain = WeightChain.from_teacher(model, 0.5, graph=trace(model, IMAGE))
@@ -380,6 +392,30 @@ def test_a_configuration_builds_one():
     options = ["model.name=vit_small_patch16", "model.pretrained=False", "model.neck=True"]
     model = build_model(load_config(options=options), 4)
     assert isinstance(model, VisionTransformer) and model.classifier.weight.shape == (4, 768)
+
+
+def tiny_builder(num_classes, loss="softmax", pretrained=False, use_gpu=False):
+    return VisionTransformer(num_classes, loss, **TINY)
+
+
+def test_a_run_starts_from_the_file_and_passes_the_choices_on(tmp_path, monkeypatch):
+    monkeypatch.setitem(models._factory(), "vit_tiny", tiny_builder)
+    path = file_of(passed(), tmp_path)
+    choices = ["clustering=balanced", "attention=paper", "normalize_rows=no", "refine.vector_copies=True"]
+    options = [
+        *SMALL,
+        *(f"oskt.{choice}" for choice in choices),
+        "model.name=vit_tiny",
+        f"model.load_weights={path}",
+        f"data.root={tmp_path / 'data'}",
+        f"data.save_dir={tmp_path / 'run'}",
+    ]
+    config = load_config(options=options)
+    start = make_plan(config, 6).teacher.state_dict()
+    assert torch.equal(start["patch_embed.proj.weight"], tiny().patch_embed.proj.weight)
+    run(config)
+    chain = WeightChain.load(tmp_path / "run" / "chain.safetensors", tiny(num_classes=6))
+    assert chain.attention == "paper" and set(np.bincount(chain.teacher_to_chain["dw"])) == {2}
 
 
 # ---- the authors' files ------------------------------------------------------------------------------------------

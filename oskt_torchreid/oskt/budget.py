@@ -97,7 +97,11 @@ def _head_tensors(chain: WeightChain) -> set[str]:
 
 
 def _solve(graph: ChannelGraph, shapes: Shapes, what: str) -> dict[str, int]:
-    """Widths from axis lengths: a group alone on an axis is read off, the last unknown of a shared one is the rest."""
+    """Widths from axis lengths: a group alone on an axis is read off, the last unknown of a shared one is the rest.
+
+    Heads of one attention are equally wide, so that they count as one unknown.
+    """
+    first_head = _first_heads(graph)
     widths: dict[int, int] = {index: group.size for index, group in enumerate(graph.groups) if group.fixed}
     tied = [tie for tie in graph.ties if tie.tensor in shapes]
     equations = [equation for tie in tied for equation in _equations(graph, tie, shapes)]
@@ -106,14 +110,24 @@ def _solve(graph: ChannelGraph, shapes: Shapes, what: str) -> dict[str, int]:
         progress = False
         for counts, length in equations:
             unknown = [index for index in counts if index not in widths]
-            if len(unknown) == 1:
+            if len(unknown) > 0 and len({first_head.get(index, index) for index in unknown}) == 1:
                 rest = length - sum(counts[index] * widths[index] for index in counts if index in widths)
-                widths[unknown[0]] = rest // counts[unknown[0]]
+                widths.update(dict.fromkeys(unknown, rest // sum(counts[index] for index in unknown)))
                 progress = True
     missing = [group.name for index, group in enumerate(graph.groups) if index not in widths]
     if missing:
         raise WidthError(f"the shapes of {what} do not fix the widths of {len(missing)} groups: {missing[:3]}")
     return {group.name: widths[index] for index, group in enumerate(graph.groups)}
+
+
+def _first_heads(graph: ChannelGraph) -> dict[int, int]:
+    """Index of the first head's group for each group that is a whole head of an attention."""
+    result = {}
+    for attention in graph.attentions:
+        heads = [np.unique(graph.group_of_channel[head]) for head in attention.channels]
+        if all(len(groups) == 1 for groups in heads):
+            result.update({int(groups[0]): int(heads[0][0]) for groups in heads})
+    return result
 
 
 def _equations(graph: ChannelGraph, tie: Tie, shapes: Shapes) -> list[tuple[dict[int, int], int]]:
