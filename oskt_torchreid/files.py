@@ -84,9 +84,10 @@ def load_tensors(path: str | Path, error: type[Exception] = ChainError) -> tuple
 
 
 def save_checkpoint(path: str | Path, content: Any) -> None:
-    """Writes tensors and plain containers with `torch.save`, atomically."""
-    with atomic(path) as temporary:
-        torch.save(content, temporary)
+    """Writes tensors and plain containers with `torch.save`, atomically; equal content gives files of equal size."""
+    # Given a path, torch would write the temporary name into every record.
+    with atomic(path) as temporary, open(temporary, "wb") as stream:
+        torch.save(content, stream)
 
 
 def load_checkpoint(path: str | Path, error: type[Exception] = CheckpointError) -> Any:

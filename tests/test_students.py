@@ -96,7 +96,7 @@ def test_students_follow_torchreids_protocol_and_train(small):
         ({"width": {"conv1.conv": 17}}, r"width 17 of group 'conv1.conv' is outside of \[1, 16\]"),
         ({"width": {"conv1.conv": 7}}, r"width 7 of group 'conv1.conv' is outside of \[8, 16\]"),
         ({"width": {"stem": 8}}, r"unknown: \['stem'\]"),
-        ({}, "in exactly one way: width=0.5, or like='osnet_x0_5'"),
+        ({}, r"in exactly one way, not 0 \(none\): width=0.5, params='1M'"),
         ({"width": 0.5, "like": "osnet_x0_25"}, "in exactly one way"),
         ({"like": "osnet_x1_0"}, "outside of"),
     ],

@@ -11,20 +11,9 @@ from ..errors import WidthError
 from ..graph import ChannelGraph, Tie
 from ..graph.shell import student_shapes
 from ..host.models import inner_names, is_classifier
-from .chain import WeightChain, full_plan
+from .chain import WeightChain
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-def plan_of_ratio(chain: WeightChain, ratio: float) -> dict[str, int]:
-    """Widths of a ratio of the teacher's; checked against the chain.
-
-    Raises:
-        WidthError: narrower than the chain, or not in (0, 1].
-    """
-    plan = full_plan(chain.graph, ratio)
-    check_range(chain, plan)
-    return plan
 
 
 def check_range(chain: WeightChain, plan: Mapping[str, int]) -> None:
@@ -73,12 +62,13 @@ def shapes_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _shared_names(chain: WeightChain, own: Shapes, shapes: Shapes, what: str) -> dict[str, tuple[int, ...]]:
-    """The other network's shapes under the teacher's names; everything but heads must be there on both sides."""
+    """The other network's shapes under the teacher's names; everything but heads and statistics must be there."""
     mine, theirs = inner_names(own), inner_names(shapes)
     heads = {inner for inner, name in mine.items() if name in _head_tensors(chain)}
     if (len(mine) < len(own)) != (len(theirs) < len(shapes)):  # only one is wrapped: its classifier stands outside
         heads |= {name for name in (*mine, *theirs) if is_classifier(name)}
-    missing = [name for name in mine if name not in theirs and name not in heads]
+    silent = {name for name, _ in chain.model.named_buffers()}  # statistics say no more than the parameters beside them
+    missing = [name for name in mine if name not in theirs and name not in heads and mine[name] not in silent]
     unexpected = [name for name in theirs if name not in mine and name not in heads]
     if missing or unexpected:
         raise WidthError(

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from ..graph import Tie, adapt_code, rebuild
 from ..graph.routing import describe_code
 from ..host.models import set_feature_dim
 from .algebra import average_rows, gather_rows, rows_first, sum_columns
 from .chain import WeightChain
+from .distance import scale_features
 from .folding import attention_factors, fold
 from .layout import Layout, student_to_chain
 
+STATISTICS = ("own", "merged", "initial")
 
-def expand_to_plan(chain: WeightChain, widths: Mapping[str, int], attention: str | None = None) -> nn.Module:
+
+def expand_to_plan(
+    chain: WeightChain, widths: Mapping[str, int], attention: str | None = None, distance: str = "none",
+    statistics: str = "own",
+) -> nn.Module:
     """A student of exactly these widths.
 
     Args:
         chain: not changed; the student shares no memory with it.
         widths: width per group name, each between the chain's and the teacher's.
         attention: ``folded`` or ``paper`` (see ``folding.py``); by default as the chain's S-student has it.
+        distance: ``none``, ``chain`` or ``teacher``, see ``distance.py``.
+        statistics: running statistics. ``own``: the S-student's where the chain was refined, else merged; ``merged``:
+            the teacher's, averaged over members; ``initial``: 0 and 1, as the authors have it, of no use before
+            fine-tuning or ``recalibrate``.
 
     Returns:
         A module of the teacher's class, on the CPU, in evaluation mode.
@@ -33,18 +43,26 @@ def expand_to_plan(chain: WeightChain, widths: Mapping[str, int], attention: str
     Raises:
         WidthError: a width out of range.
     """
+    if statistics not in STATISTICS:
+        raise ConfigError(f"statistics is '{statistics}'; allowed: {', '.join(STATISTICS)}")
+    chain = chain if statistics == "own" else replace(chain, statistics={})
     layout = Layout(chain.graph, chain.teacher_to_chain, widths)
     tensors = {name: student_matrix(chain, layout, name) for name in chain.rows}
     tensors.update({name: _student_vector(chain, layout, name) for name in chain.vectors})
     tensors.update({name: tensor.clone() for name, tensor in chain.fixed.items()})
     for name, factor in attention_factors(chain.graph, layout, attention or chain.attention).items():
         tensors[name] = fold(tensors[name], factor)
+    scale_features(tensors, chain, layout, distance)
     student = rebuild(chain.model, tensors).eval()
     adapt_code(student, chain.graph, layout.members)
+    for module in student.modules() if statistics == "initial" else ():
+        if hasattr(module, "reset_running_stats"):
+            module.reset_running_stats()
     lengths = {tensors[name].shape[1] for name in chain.graph.heads}
     feature_dim = lengths.pop() if len(chain.graph.heads) == 1 else 0
     spec = asdict(chain.spec) if chain.spec else {}
-    record = StudentRecord(**spec, feature_dim=feature_dim, code=describe_code(student, chain.graph))
+    code = describe_code(student, chain.graph)
+    record = StudentRecord(**spec, feature_dim=feature_dim, code=code, distance=distance, input_size=chain.input_size)
     return record.attach(student)
 
 
@@ -58,6 +76,8 @@ class StudentRecord:
         loss: loss that the teacher's model was built for.
         feature_dim: length of the feature; 0 where the network has several classifiers.
         code: how the student's own code was adapted, see ``graph.routing.describe_code``.
+        distance: whose distances its features were scaled to, see ``distance.py``.
+        input_size: ``(channels, height, width)`` of the image that the teacher was traced with.
     """
 
     name: str = ""
@@ -65,6 +85,8 @@ class StudentRecord:
     loss: str = "softmax"
     feature_dim: int = 0
     code: dict = field(default_factory=dict)
+    distance: str = "none"
+    input_size: tuple[int, ...] = (3, 256, 128)
 
     def attach(self, student: nn.Module) -> nn.Module:
         """Gives a student, in place, its record and the attribute that holds its feature's length."""
@@ -83,7 +105,9 @@ class StudentRecord:
         try:
             if content["format"] == "oskt-student" and isinstance(content["code"], dict):
                 numbers = int(content["num_classes"]), str(content["loss"]), int(content["feature_dim"])
-                return cls(str(content["name"]), *numbers, content["code"])
+                distance = str(content.get("distance", "none"))
+                size = tuple(int(length) for length in content.get("input_size", cls.input_size))
+                return cls(str(content["name"]), *numbers, content["code"], distance, size)
         except (KeyError, TypeError, ValueError):
             pass
         raise CheckpointError(f"'{path}' is no student of this package (no valid 'oskt' entry); see save_student")

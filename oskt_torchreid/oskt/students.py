@@ -4,61 +4,107 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from .. import files
+from ..deploy.latency import measure_latency
 from ..errors import CheckpointError, ConfigError, GraphError, WidthError
 from ..graph import rebuild
 from ..graph.routing import restore_code
 from ..host import models
-from .budget import check_range, plan_like, plan_of_ratio, shapes_of
-from .chain import WeightChain, full_plan
+from .budget import check_range, plan_like, shapes_of
+from .chain import WeightChain
 from .expand import StudentRecord, expand_to_plan
+from .file_size import file_content
+from .fitting import check_tensors_fit
+from .search import Choice, Measure, widest_within
+from .widths import Width, full_plan
 
 Like = str | nn.Module | Mapping[str, Tensor]
 
 
 def expand(
     chain: WeightChain,
-    width: float | Mapping[str, int] | None = None,
+    width: Width | None = None,
     *,
+    params: float | str | None = None,
+    flops: float | str | None = None,
+    size: float | str | None = None,
+    latency: float | str | None = None,
     like: Like | None = None,
+    measure: Measure | None = None,
     attention: str | None = None,
+    distance: str = "none",
 ) -> nn.Module:
     """Makes a student of a chain, without training (paper: weight chain expansion).
 
     Args:
         chain: not changed.
-        width: ratio of the teacher's channels, or a width per group name (others keep the teacher's).
+        width: ratio of the teacher's channels, a preset such as ``res50-s1``, or a width per group name or pattern
+            (others keep the teacher's), see ``full_plan``.
+        params: the widest uniform student of at most so many parameters, without its classifier: ``1e6`` or ``"1M"``.
+        flops: the same for the multiply-adds of one image of the chain's input size, without the classifier.
+        size: the same for the bytes of its file, everything included: ``"4MB"``, ``"4MB fp16"``.
+        latency: the same for the milliseconds of a batch on this machine, measured: ``"5ms"``.
         like: a registered model name, a network, or a state dict, whose shapes the student shall have.
+        measure: how latency is measured, a function of network and input size; by default
+            ``deploy.measure_latency`` (``functools.partial`` of it sets batch, threads, device or backend).
         attention: ``folded`` (merged queries and keys are made exact) or ``paper`` (they are left as they come); by
             default as the chain was made.
+        distance: whose retrieval distances the features have before fine-tuning. ``teacher``: those of the teacher,
+            ``chain``: those of the S-student, both exact where the rows of each cluster are equal; ``none``: merged
+            dimensions count once. Class scores are the same in all three.
 
     Returns:
         A module of the teacher's class in evaluation mode, sharing no memory with the chain. With ``like``, its state
         dict loads strictly into that network.
 
     Raises:
-        WidthError: a width outside of [chain, teacher], another depth or family, or not exactly one way of asking.
-        ConfigError: an unknown model name or attention.
+        WidthError: a width outside of [chain, teacher], a budget that no student meets, another depth or family, or
+            not exactly one way of asking.
+        ConfigError: an unknown model name, attention or distance.
+        GraphError: a network whose features cannot be scaled, see ``distance.py``.
     """
-    return expand_to_plan(chain, width_plan(chain, width, like=like), attention)
+    choice = choose_widths(
+        chain, width, params=params, flops=flops, size=size, latency=latency, like=like, measure=measure
+    )
+    return expand_to_plan(chain, choice.widths, attention, distance)
 
 
-def width_plan(
-    chain: WeightChain, width: float | Mapping[str, int] | None = None, *, like: Like | None = None
-) -> dict[str, int]:
+def width_plan(chain: WeightChain, width: Width | None = None, **how: Any) -> dict[str, int]:
     """The widths that ``expand`` would give a student; same arguments and errors."""
-    if (width is None) == (like is None):
-        raise WidthError("a student is asked for in exactly one way: width=0.5, or like='osnet_x0_5'")
-    if width is None:
-        return _plan_like(chain, like)
-    if isinstance(width, Mapping):
-        plan = full_plan(chain.graph, width)
-        check_range(chain, plan)
-        return plan
-    return plan_of_ratio(chain, float(width))
+    return choose_widths(chain, width, **how).widths
+
+
+def choose_widths(
+    chain: WeightChain,
+    width: Width | None = None,
+    *,
+    params: float | str | None = None,
+    flops: float | str | None = None,
+    size: float | str | None = None,
+    latency: float | str | None = None,
+    like: Like | None = None,
+    measure: Measure | None = None,
+) -> Choice:
+    """The widths that ``expand`` would give a student, and what they cost; same arguments and errors."""
+    wishes = {"width": width, "params": params, "flops": flops, "size": size, "latency": latency, "like": like}
+    given = {way: wish for way, wish in wishes.items() if wish is not None}
+    if len(given) != 1:
+        raise WidthError(
+            f"a student is asked for in exactly one way, not {len(given)} ({', '.join(given) or 'none'}): width=0.5, "
+            "params='1M', flops='200M', size='4MB', latency='5ms' or like='osnet_x0_5'"
+        )
+    ((way, wish),) = given.items()
+    if way == "like":
+        return Choice(_plan_like(chain, wish), way)
+    if way != "width":
+        return widest_within(chain, way, wish, measure or measure_latency)
+    plan = full_plan(chain.graph, wish)
+    check_range(chain, plan)
+    return Choice(plan, way, None if isinstance(wish, (str, Mapping)) else float(wish))
 
 
 def _plan_like(chain: WeightChain, like: Like) -> dict[str, int]:
@@ -74,20 +120,18 @@ def _num_classes(chain: WeightChain) -> int:
     return max((chain.rows[name].shape[0] for name in chain.graph.heads), default=1)
 
 
-def save_student(student: nn.Module, path: str | Path) -> None:
+def save_student(student: nn.Module, path: str | Path, half: bool = False) -> None:
     """Writes a student as a checkpoint that torchreid's own loaders take: ``{"state_dict": ..., "oskt": ...}``.
 
     Args:
         student: made by ``expand``; may have been fine-tuned.
         path: written whole or not at all.
+        half: numbers in half precision, for half the bytes; every loader widens them again.
 
     Raises:
-        CheckpointError: a network that ``expand`` did not make.
+        CheckpointError: a network that ``expand`` did not make, or values beyond the range of half precision.
     """
-    record = getattr(student, "student_record", None)
-    if not isinstance(record, StudentRecord):
-        raise CheckpointError(f"this {type(student).__name__} was not made by expand; save it with torch.save instead")
-    files.save_checkpoint(path, {"state_dict": student.state_dict(), "oskt": record.to_dict()})
+    files.save_checkpoint(path, file_content(student, half))
 
 
 def load_student(path: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -119,7 +163,10 @@ def load_student(path: str | Path, model: nn.Module | None = None) -> nn.Module:
             f"'{path}' does not make a student of {record.name or type(model).__name__}: {len(missing)} tensors are "
             f"missing {missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}"
         )
-    return record.attach(rebuild(student, state).eval())
+    full = {name: t.to(expected[name].dtype) if t.is_floating_point() else t for name, t in state.items()}
+    student = rebuild(student, full).eval()
+    check_tensors_fit(student, record.input_size, str(path))
+    return record.attach(student)
 
 
 def _skeleton(record: StudentRecord, path: str | Path) -> nn.Module:

@@ -1,0 +1,5 @@
+"""Networks as they are deployed."""
+
+from .latency import Latency, measure_latency
+
+__all__ = ["Latency", "measure_latency"]

@@ -1,0 +1,75 @@
+"""What a user writes for widths, as a width for every group."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from numbers import Integral, Real
+
+from ..errors import WidthError
+from ..graph import ChannelGraph
+from ..models.presets import preset_plan
+from ..registry import nearest
+
+Width = float | str | Mapping[str, float]
+logger = logging.getLogger(__name__)
+
+
+def full_plan(graph: ChannelGraph, width: Width) -> dict[str, int]:
+    """A width for every group.
+
+    Where heads, or the blocks of a grouped convolution, would get unequal widths, the wider ones are lowered and a
+    warning names them.
+
+    Args:
+        graph: the teacher's channel graph.
+        width: a ratio of the teacher's channels, the name of a preset, or a width per group name (the others keep the
+            teacher's). A name may be a pattern (``"layer4.*"``; later entries win); whole numbers are widths, fractions
+            are ratios of the group's channels.
+
+    Raises:
+        WidthError: out of range, an unknown preset, or a group that does not exist.
+    """
+    if isinstance(width, str):
+        asked = preset_plan(width, graph)
+    elif isinstance(width, Mapping):
+        asked = _named(graph, width)
+    else:
+        asked = graph.rounded_down(float(width))
+    graph.check_widths(asked)
+    plan = graph.balanced(asked)
+    lowered = [f"'{name}' {asked[name]} -> {plan[name]}" for name in asked if plan[name] != asked[name]]
+    if lowered:
+        more = f" and {len(lowered) - 5} more" if len(lowered) > 5 else ""
+        logger.warning(
+            "widths lowered to the next legal ones, for heads and convolution groups are equally wide: %s%s",
+            ", ".join(lowered[:5]),
+            more,
+        )
+    return plan
+
+
+def _named(graph: ChannelGraph, widths: Mapping[str, float]) -> dict[str, int]:
+    """Widths by group name or pattern; groups that keep their width are passed over by patterns."""
+    plan = dict(graph.sizes)
+    fixed = {group.name for group in graph.groups if group.fixed}
+    for key, width in widths.items():
+        names = [key] if key in plan else [name for name in plan if fnmatchcase(name, key) and name not in fixed]
+        if not names:
+            raise WidthError(
+                f"a width plan names channel group '{key}', which the network has not{nearest(key, plan)}; unknown: "
+                f"{[key]} (see graph.summary())"
+            )
+        for name in names:
+            plan[name] = _width(name, width, graph.sizes[name])
+    return plan
+
+
+def _width(name: str, width: float, size: int) -> int:
+    whole = isinstance(width, Integral) and not isinstance(width, bool)
+    if isinstance(width, bool) or not (whole or (isinstance(width, Real) and 0 < width <= 1)):
+        raise WidthError(
+            f"width of group '{name}' is {width!r}; give a whole number up to {size}, or a ratio above 0 and up to 1.0"
+        )
+    return int(width) if whole else max(1, int(width * size + 1e-6))

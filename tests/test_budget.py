@@ -1,0 +1,272 @@
+"""Budgets: the widest student within one, and messages about those that cannot be met."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from backbones import NUM_CLASSES
+from chains import arbitrary_chain
+
+import oskt_torchreid as oskt
+from oskt_torchreid.deploy import latency as measuring
+from oskt_torchreid.deploy import measure_latency
+from oskt_torchreid.errors import ConfigError, WidthError
+from oskt_torchreid.host import models
+from oskt_torchreid.oskt.amounts import parse_amount, show_amount
+from oskt_torchreid.oskt.counting import Costs
+from oskt_torchreid.oskt.expand import expand_to_plan
+from oskt_torchreid.oskt.search import _bisect, ratios_of
+from oskt_torchreid.oskt.students import choose_widths
+
+SIZE = (3, 64, 32)
+
+
+@pytest.fixture(scope="module", params=["osnet_x0_5", "shufflenet", "densenet121"])
+def chain(request):
+    return arbitrary_chain(models.build(request.param, NUM_CLASSES), 0.25, SIZE)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return arbitrary_chain(models.build("osnet_x0_25", NUM_CLASSES), 0.5, SIZE)
+
+
+# ---- counted budgets ---------------------------------------------------------------------------------------------
+
+
+def costs_of(chain, way, half=False):
+    """A function of width plans, by another way than the search takes it."""
+    costs = Costs(chain)
+    return (
+        (lambda plan: costs.file_sizes([plan], half)[0])
+        if way == "size"
+        else (lambda plan: getattr(costs.count([plan]), way)[0])
+    )
+
+
+@pytest.mark.parametrize("way", ["params", "flops", "size"])
+@pytest.mark.parametrize("share", [0.1, 0.37, 0.8])
+def test_the_widest_plan_within_the_budget(chain, way, share):
+    cost, ratios = costs_of(chain, way), ratios_of(chain)
+    least, most = cost(chain.widths), cost(chain.graph.sizes)
+    budget = int(least + share * (most - least))
+    choice = choose_widths(chain, **{way: budget})
+    assert choice.cost == cost(choice.widths) <= budget
+    wider = ratios[np.searchsorted(ratios, choice.ratio) + 1]
+    assert cost(chain.graph.ratio_plan(wider)) > budget
+    assert choice.widths == chain.graph.ratio_plan(choice.ratio) == oskt.width_plan(chain, choice.ratio)
+    assert choice.cost > 0.9 * budget or len(ratios) < 50
+
+
+def test_budgets_that_are_met_to_the_last_number(small):
+    params = int(Costs(small).count([small.graph.ratio_plan(0.75)]).params[0])
+    assert choose_widths(small, params=params).widths == small.graph.ratio_plan(0.75)
+    assert choose_widths(small, params=params - 1).ratio < 0.75
+    assert choose_widths(small, params=1e12).widths == small.graph.sizes
+    narrowest = int(Costs(small).count([small.widths]).params[0])
+    assert choose_widths(small, params=narrowest).widths == small.widths
+
+
+def test_a_file_is_within_its_budget(small, tmp_path):
+    for budget, half in (("700kB", False), ("400kB fp16", True)):
+        student = oskt.expand(small, size=budget)
+        oskt.save_student(student, tmp_path / "student.pth", half=half)
+        written = (tmp_path / "student.pth").stat().st_size
+        assert 0.97 * parse_amount("size", budget) < written <= parse_amount("size", budget)
+    assert choose_widths(small, size="400kB fp16").half
+
+
+def test_a_choice_says_what_it_costs(small, caplog):
+    with caplog.at_level(logging.INFO, logger="oskt_torchreid"):
+        choice = choose_widths(small, params="150k")
+    assert str(choice) in caplog.text and "params=150k gives width ratio 0." in caplog.text
+    assert choice.budget == 150_000 and choice.way == "params" and f"({choice.cost / 150_000:.1%})" in str(choice)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"params": 1000}, r"params=1000 cannot be met: .* from 56.1k \(width ratio 0.5\) to 202k \(the teacher's"),
+        ({"flops": "1k"}, r"flops='1k' cannot be met: .* from [\d.]+M .* to [\d.]+M"),
+        ({"size": "1kB"}, r"size='1kB' cannot be met: .* from \d+kB .* to [\d.]+MB"),
+        ({"params": "1 furlong"}, "params='1 furlong' is no budget; .* one of the units k, M, G, such as params='1M'"),
+        ({"flops": -5}, "flops=-5 is no budget"),
+        ({"size": "4Mb"}, "size='4Mb' is no budget; .* kB, KB, MB, GB, KiB, MiB, GiB"),
+        ({"latency": "0ms"}, "latency='0ms' is no budget; .* us, ms, s"),
+        ({"params": "nan"}, "params='nan' is no budget"),
+        ({"params": 1e6, "flops": 1e6}, r"in exactly one way, not 2 \(params, flops\)"),
+    ],
+)
+def test_budgets_that_cannot_be_met(small, how, message):
+    with pytest.raises(WidthError, match=message):
+        oskt.expand(small, **how)
+
+
+@pytest.mark.parametrize(
+    ("way", "text", "amount"),
+    [
+        ("params", "1M", 1e6),
+        ("params", 2_000_000, 2e6),
+        ("flops", "1.5 G", 1.5e9),
+        ("flops", "2e8", 2e8),
+        ("size", "4MB", 4e6),
+        ("size", "4 MiB fp16", 4 * 2**20),
+        ("latency", "5ms", 5.0),
+        ("latency", 5, 5.0),
+        ("latency", "0.2s", 200.0),
+        ("latency", "300us", 0.3),
+    ],
+)
+def test_amounts(way, text, amount):
+    assert parse_amount(way, text) == pytest.approx(amount)
+
+
+def test_amounts_are_shown():
+    shown = [show_amount("params", 2_193_616), show_amount("size", 999_900), show_amount("flops", 12)]
+    assert shown == ["2.19M", "1.00MB", "12"] and show_amount("latency", 4.8712) == "4.87ms"
+
+
+def test_ratios_are_those_at_which_widths_change(small):
+    ratios = ratios_of(small)
+    assert ratios[0] == 0.5 and ratios[-1] == 1 and (np.diff(ratios) > 0).all()
+    plans = [small.graph.ratio_plan(ratio) for ratio in ratios]
+    assert all(before != after for before, after in zip(plans, plans[1:], strict=False))
+    between = [small.graph.ratio_plan(ratio) for ratio in (ratios[1:] + ratios[:-1]) / 2]
+    assert between == plans[:-1]
+
+
+def test_bisection_by_hand():
+    costs = [1, 2, 4, 8]
+    assert [_bisect(costs.__getitem__, 3, budget, budget) for budget in (1, 5, 7.9, 8, 100)] == [0, 2, 2, 3, 3]
+
+
+# ---- names and patterns ------------------------------------------------------------------------------------------
+
+
+def test_widths_by_pattern(small):
+    sizes = small.graph.sizes
+    plan = oskt.width_plan(small, {"conv2.*": 0.5, "conv3.*": 0.75, "conv1.conv": 9})
+    assert plan["conv1.conv"] == 9
+    conv2 = [name for name in sizes if name.startswith("conv2.")]
+    assert conv2 and all(plan[name] == max(1, sizes[name] // 2) for name in conv2)
+    assert all(plan[name] == sizes[name] for name in sizes if name.startswith("conv4."))
+    with pytest.raises(WidthError, match=r"names channel group 'conv9.\*', which the network has not"):
+        oskt.width_plan(small, {"conv9.*": 0.5})
+    for wrong in (1.5, "half", True, -0.5):
+        with pytest.raises(WidthError, match="width of group 'conv1.conv' is .*; give a whole number up to 16, or a r"):
+            oskt.width_plan(small, {"conv1.conv": wrong})
+
+
+# ---- latency -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Pretended:
+    """What a measuring function returns, as it would be on an idle machine."""
+
+    median_ms: float
+    spread_ms: float = 0.0
+
+
+def by_params(student, size, calls=None):
+    """A latency of one millisecond per 10,000 parameters."""
+    assert size == SIZE and not student.training
+    params = sum(p.numel() for p in student.parameters())
+    if calls is not None:
+        calls.append(params)
+    return Pretended(params / 1e4)
+
+
+def test_latency_by_bisection_over_measured_students(small):
+    calls = []
+    measure = functools.partial(by_params, calls=calls)
+    choice = choose_widths(small, latency="15ms", measure=measure)
+    assert 0.95 * 15 <= choice.cost <= 15 and "within 5 % of the budget" in str(choice)
+    assert len(calls) == len(set(calls)) <= 10, "no plan is measured twice"
+    student = oskt.expand(small, latency="15ms", measure=by_params)
+    assert by_params(student, SIZE).median_ms == choice.cost
+
+
+def test_latency_that_jumps_gives_the_closest_below(small):
+    def measure(student, size):
+        return Pretended(1.0 if by_params(student, size).median_ms < 15 else 100.0)
+
+    choice = choose_widths(small, latency=50, measure=measure)
+    assert choice.cost == 1.0 and "the closest below the budget" in str(choice)
+    wider = ratios_of(small)[np.searchsorted(ratios_of(small), choice.ratio) + 1]
+    assert measure(oskt.expand(small, wider), SIZE).median_ms == 100.0
+
+
+def test_doubtful_measurements_are_repeated(small):
+    calls = []
+
+    def measure(student, size):
+        calls.append(by_params(student, size).median_ms)
+        return Pretended(20.0 if len(calls) == 1 else 10.0, spread_ms=15.0)
+
+    assert choose_widths(small, latency="12ms", measure=measure).widths == small.graph.sizes
+    assert calls[0] == calls[1] != calls[2] and len(calls) == 3
+
+
+def test_latency_that_cannot_be_met(small):
+    with pytest.raises(WidthError, match=r"latency='1ms' cannot be met: .* from 5\.79ms .* to 20\.5ms"):
+        oskt.expand(small, latency="1ms", measure=by_params)
+
+
+def test_latency_is_measured_here(small):
+    student = expand_to_plan(small, small.widths)
+    student.train()
+    threads = torch.get_num_threads()
+    seen = measure_latency(student, SIZE, batch=2, threads=1, warmup=1, repeats=5)
+    assert 0 < seen.median_ms < 5000 and seen.spread_ms >= 0 and (seen.batch, seen.repeats) == (2, 5)
+    assert f"{seen.median_ms:.3g} ms (quartiles" in str(seen) and "2 image(s) by pytorch on cpu, 1 thread(s)" in str(
+        seen
+    )
+    assert student.training and torch.get_num_threads() == threads
+    choice = choose_widths(small, latency="1000s")
+    assert choice.widths == small.graph.sizes and 0 < choice.cost < 1e6
+
+
+@pytest.mark.slow
+def test_latency_with_onnxruntime(small):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    student = expand_to_plan(small, small.widths)
+    seen = measure_latency(student, SIZE, threads=1, backend="onnxruntime", warmup=1, repeats=3)
+    assert seen.median_ms > 0 and seen.backend == "onnxruntime"
+    session = measuring._session(student.eval(), torch.rand(1, *SIZE), 1, "cpu")
+    images = torch.rand(1, *SIZE)
+    (feature,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(feature), student(images), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backend": "tensorrt"}, "backend of a latency measurement is 'tensorrt'; allowed: pytorch, onnxruntime"),
+        ({"device": "tpu"}, "device of a latency measurement is 'tpu'; allowed: cpu, cuda"),
+        ({"batch": 0}, "batch of a latency measurement is 0; give 1 or more"),
+        ({"threads": 0}, "threads of a latency measurement is 0"),
+    ],
+)
+def test_measurements_that_cannot_be_made(small, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        measure_latency(expand_to_plan(small, small.widths), SIZE, **settings)
+
+
+def test_a_missing_backend_names_what_to_install(small, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match=r"backend 'onnxruntime' needs the package 'onnx.*oskt_torchreid\[export\]"):
+        measure_latency(expand_to_plan(small, small.widths), SIZE, backend="onnxruntime", repeats=1)
+
+
+def test_a_missing_gpu(small, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="torch finds no GPU here; measure on 'cpu'"):
+        measure_latency(expand_to_plan(small, small.widths), SIZE, device="cuda")

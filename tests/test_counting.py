@@ -1,0 +1,165 @@
+"""Counts of students that are not built, against students that are."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from backbones import NUM_CLASSES, input_size, stock_names
+from chains import arbitrary_chain
+from small_networks import IMAGE, Head, Network, of_everything
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import oskt_torchreid as oskt
+from oskt_torchreid.errors import CheckpointError
+from oskt_torchreid.graph.shell import student_shapes
+from oskt_torchreid.host import models
+from oskt_torchreid.models.vit import VisionTransformer
+from oskt_torchreid.oskt.counting import Costs
+from oskt_torchreid.oskt.expand import expand_to_plan
+
+# Plain, depthwise, grouped, concatenated, with attention over channels, split points, several classifiers, a neck.
+NAMES = [
+    "resnet18",
+    "osnet_x0_25",
+    "densenet121",
+    "mobilenetv2_x1_0",
+    "resnext50_32x4d",
+    "se_resnet50",
+    "hacnn",
+    "mlfn",
+]
+NAMES += ["resnet50_ibn_a", "pcb_p4", "oskt_resnet18", "squeezenet1_0_fc512"]
+ROUTED = ["shufflenet", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0"]
+
+
+def make(name):
+    if name == "tiny vit":
+        torch.manual_seed(0)
+        return VisionTransformer(NUM_CLASSES, embed_dim=24, depth=2, num_heads=3, image_size=(64, 32))
+    return of_everything() if name == "of everything" else models.build(name, NUM_CLASSES)
+
+
+def size_of(name):
+    return {"of everything": IMAGE, "tiny vit": (3, 64, 32)}.get(name) or input_size(name.removeprefix("oskt_"))
+
+
+def plans_of(chain):
+    return [chain.widths, *(chain.graph.ratio_plan(ratio) for ratio in (0.5, 0.77)), dict(chain.graph.sizes)]
+
+
+def deployed_params(chain, student):
+    owners = {name.rpartition(".")[0] for name in chain.graph.heads}
+    return sum(p.numel() for name, p in student.named_parameters() if name.rpartition(".")[0] not in owners)
+
+
+def multiply_adds(student, size):
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        student(torch.zeros(1, *size))
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("name", [*NAMES, *ROUTED, "of everything", "tiny vit"])
+def test_counts_are_those_of_built_students(name, tmp_path):
+    size = size_of(name)
+    chain = arbitrary_chain(make(name), 0.3, size)
+    costs = Costs(chain)
+    plans = plans_of(chain)
+    counts, full, half = costs.count(plans), costs.file_sizes(plans), costs.file_sizes(plans, half=True)
+    for index, plan in enumerate(plans):
+        student = expand_to_plan(chain, plan)
+        assert counts.params[index] == deployed_params(chain, student)
+        assert counts.flops[index] == multiply_adds(student, size)
+        for expected, is_half in ((full[index], False), (half[index], True)):
+            oskt.save_student(student, tmp_path / "student.pth", half=is_half)
+            written = (tmp_path / "student.pth").stat().st_size
+            # Orders of channels that happen to change nothing are left out of a routed student's file.
+            assert written <= expected <= 1.02 * written + 1024 if chain.graph.routes else expected == written
+
+
+def test_the_example_by_hand():
+    def forward(self, images):
+        hidden = self.first(images.flatten(1))
+        return self.classifier(hidden) if self.training else hidden
+
+    network = Network(forward, first=nn.Linear(3, 4), classifier=nn.Linear(4, 2))
+    chain = arbitrary_chain(network, 0.5, (3, 1, 1))
+    counts = Costs(chain).count([{**chain.graph.sizes, "first": 2}, chain.graph.sizes])
+    assert counts.params.tolist() == [2 * 3 + 2, 4 * 3 + 4]  # with biases, without the classifier
+    assert counts.flops.tolist() == [6, 12]
+
+
+def test_multiply_adds_follow_the_size_of_the_image():
+    chain = arbitrary_chain(models.build("osnet_x0_25", NUM_CLASSES), 0.5, (3, 64, 32))
+    whole = [chain.graph.sizes]
+    assert Costs(chain).input_size == (3, 64, 32)
+    student = expand_to_plan(chain, chain.graph.sizes)
+    assert Costs(chain, (3, 128, 64)).count(whole).flops[0] == multiply_adds(student, (3, 128, 64))
+
+
+def test_the_chain_is_left_as_it_was():
+    chain = arbitrary_chain(models.build("osnet_x0_25", NUM_CLASSES), 0.5, (3, 64, 32))
+    modes = [module.training for module in chain.model.modules()]
+    Costs(chain).count(plans_of(chain))
+    assert [module.training for module in chain.model.modules()] == modes
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in chain.model.modules())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", stock_names())
+def test_shapes_of_every_backbone(name):
+    chain = arbitrary_chain(models.build(name, NUM_CLASSES), 0.25, input_size(name))
+    costs = Costs(chain)
+    whole = {key: tuple(tensor.shape) for key, tensor in chain.model.state_dict().items()}
+    for plan in plans_of(chain):
+        expected = {**whole, **student_shapes(chain.graph, plan, whole)}
+        counted = costs.shapes.of([plan])[0]
+        for key, row in zip(costs.shapes.names, counted, strict=True):
+            if key in expected:
+                shape = expected[key]
+                assert tuple(row[: len(shape)]) == shape and (row[len(shape) :] == 1).all(), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["osnet_x1_0", "resnet50"])
+def test_two_hundred_widths_are_counted_at_once(name):
+    chain = arbitrary_chain(models.build(name, NUM_CLASSES), 0.25, (3, 256, 128))
+    seconds = []
+    for _ in range(3):  # the best, for other work on the machine only ever adds some
+        start = time.perf_counter()
+        Costs(chain).count([chain.graph.ratio_plan(ratio) for ratio in np.linspace(0.25, 1, 200)])
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) <= 0.5
+
+
+# ---- files in half precision -------------------------------------------------------------------------------------
+
+
+def test_half_precision_halves_a_file_and_is_widened_again(tmp_path):
+    chain = arbitrary_chain(models.build("osnet_x0_25", NUM_CLASSES), 0.5, (3, 64, 32))
+    student = expand_to_plan(chain, chain.graph.sizes)
+    oskt.save_student(student, tmp_path / "full.pth")
+    oskt.save_student(student, tmp_path / "half.pth", half=True)
+    assert (tmp_path / "half.pth").stat().st_size < 0.7 * (tmp_path / "full.pth").stat().st_size  # names weigh as much
+    loaded = oskt.load_student(tmp_path / "half.pth")
+    for name, tensor in student.state_dict().items():
+        expected = tensor.half().float() if tensor.is_floating_point() else tensor
+        assert torch.equal(loaded.state_dict()[name], expected) and loaded.state_dict()[name].dtype == tensor.dtype
+    assert student.state_dict()["fc.0.weight"].dtype == torch.float32
+
+
+def test_values_beyond_half_precision(tmp_path):
+    student = expand_to_plan(*_small())
+    student[0].weight.data[0, 0] = 1e6
+    with pytest.raises(CheckpointError, match=r"'0.weight' has values up to 1e\+06, beyond the 65504 of half"):
+        oskt.save_student(student, tmp_path / "student.pth", half=True)
+    assert list(tmp_path.iterdir()) == []
+    oskt.save_student(student, tmp_path / "student.pth")
+
+
+def _small():
+    chain = arbitrary_chain(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), Head(4)), 0.5, IMAGE)
+    return chain, chain.widths
