@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import GraphError
 from .calls import Call, register_families
-from .rules import channel_norm
+from .rules import channel_norm, norm_of_image
 from .shadows import compact
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def layer_norm(tracer: Tracer, call: Call) -> None:
     """Layer norm and RMS norm over the last axis: their vectors lie along the channels there."""
     shadow = tracer.shadow(call.arguments["input"])
     if shadow is None:
+        norm_of_image(tracer, call)
         return
     if len(call.arguments["normalized_shape"]) != 1 or compact(shadow).shape[-1] == 1:
         raise GraphError(
@@ -35,9 +36,9 @@ def layer_norm(tracer: Tracer, call: Call) -> None:
 def group_norm(tracer: Tracer, call: Call) -> None:
     """Group norm: channels of axis 1 in consecutive blocks, which are normalised one by one and get equal widths."""
     shadow, blocks = tracer.shadow(call.arguments["input"]), call.arguments["num_groups"]
-    if shadow is not None and blocks == shadow.shape[1]:
+    if shadow is None or blocks == shadow.shape[1]:
         channel_norm(tracer, call)  # blocks of one channel: nothing is normalised over channels
-    elif shadow is not None:
+    else:
         _normalise(tracer, call, shadow, axis=1, blocks=blocks)
 
 

@@ -81,12 +81,19 @@ def channel_norm(tracer: Tracer, call: Call) -> None:
     """Batch and instance norm: every vector of the module lies along the channels of axis 1."""
     shadow = tracer.shadow(call.arguments["input"])
     if shadow is None:
+        norm_of_image(tracer, call)
         return
     channels = tracer.axis_channels(shadow, 1)
     for vector in map(call.arguments.get, ("weight", "bias", "running_mean", "running_var")):
         if vector is not None:
             tracer.tie(vector, 0, "row", channels)
     tracer.mark(call.outputs[0], shadow)
+
+
+def norm_of_image(tracer: Tracer, call: Call) -> None:
+    """A norm of the image itself: its vectors lie along no channels, and keep their shape."""
+    if tracer.adrift(call.arguments["input"]) is None:
+        tracer.touched.difference_update(tracer.name_of(tensor) or "" for tensor in call.tensors)
 
 
 # ---- elementwise and spatial -----------------------------------------------------------------------------------------
