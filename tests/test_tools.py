@@ -27,7 +27,8 @@ def test_graph_command_prints_the_groups(capsys):
     assert tool("graph").main(["osnet_x0_25", "--size", "64", "32"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("3015 channels in 63 groups")
-    assert printed[-1].split()[:2] == ["classifier", "751"]
+    assert printed[-3].split()[:2] == ["classifier", "751"]
+    assert printed[-2:] == ["width grid: 575 plans; coarsest 1/2 (2 groups)", "students: exact"]
 
 
 @pytest.mark.parametrize(
