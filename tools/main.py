@@ -1,6 +1,7 @@
 """Runs a configuration: trains a teacher, refines a weight chain, expands and fine-tunes students, reports.
 
 python tools/main.py --config-file configs/oskt_osnet.yaml
+python tools/main.py --config-file configs/paper/oskt/res50_chain8_market1501.yaml --dry-run
 python tools/main.py --config-file configs/oskt_osnet.yaml -s market1501 -t market1501 --root ~/reid-data KEY VALUE ...
 """
 
@@ -13,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 import oskt_torchreid
 from oskt_torchreid.config import load_config
-from oskt_torchreid.pipeline import run
+from oskt_torchreid.pipeline import rehearse, run
 from oskt_torchreid.report import text_table
 
 
@@ -25,6 +26,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-t", "--targets", nargs="+", default=[], help="target data sets")
     parser.add_argument("--transforms", nargs="+", default=[], help="training transforms")
     parser.add_argument("--root", default="", help="folder that holds the data sets")
+    parser.add_argument("--dry-run", action="store_true", help="build all on stand-in data, print the plan, stop")
     parser.add_argument("options", nargs="*", help="KEY VALUE or KEY=VALUE, as in the YAML")
     return parser.parse_intermixed_args(arguments)  # flags may also follow the options
 
@@ -52,6 +54,9 @@ def main() -> int:
     }
     try:
         config = load_config(arguments.config_file, arguments.options, flags)
+        if arguments.dry_run:
+            print(rehearse(config).summary())
+            return 0
         folder = Path(config.data.save_dir)
         start_log(folder)
         with logging_redirect_tqdm([logging.getLogger("oskt_torchreid")]):

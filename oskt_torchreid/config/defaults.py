@@ -37,6 +37,7 @@ def _host_tree() -> dict[str, Any]:
             "k_tfm": 1,
             "norm_mean": [0.485, 0.456, 0.406],
             "norm_std": [0.229, 0.224, 0.225],
+            "interpolation": "bilinear",  # added: how images are resized; or bicubic
             "save_dir": "log",
             "load_train_targets": False,
         },
@@ -70,6 +71,9 @@ def _host_tree() -> dict[str, Any]:
             # added
             "per_iteration": False,  # the schedule moves after every batch instead of every epoch
             "warmup_share": 0.3,  # one_cycle: share of all steps in which the rate rises
+            **_warmup_keys(),
+            "mixed_precision": False,  # every stage trains in bfloat16 where there is a GPU
+            "bias_lr_factor": 1.0,  # learning rate of biases as a multiple of the others', in every stage
             "half_resolution_epochs": 0,  # first epochs that see average-pooled images
             "channels_last": False,  # memory format of every stage: faster for depthwise and pointwise convolutions
         },
@@ -105,28 +109,47 @@ def _host_tree() -> dict[str, Any]:
     }
 
 
+_BASELINES = ("scratch", "slice", "first", "norm", "kmeans", "depgraph", "kd++")
+
+
 def _own_tree() -> dict[str, Any]:
     """The nodes of this package."""
     return {
         "engine": "",  # softmax | triplet | oskt; empty: torchreid's choice by loss.name
         "oskt": {
             "teacher": "",  # checkpoint; empty: train one first, with the train node
-            "width": 0.25,  # chain width ratio
-            "clustering": "ward",  # balanced: equally large clusters under layer and group norms
+            "width": 0.25,  # chain width ratio, or a preset such as res50-s1
+            "ladder": [],  # several chains instead of one, from wide to narrow: [0.5, 0.25], or like=NAME for widths
+            "chain": "",  # refined chain file: no teacher and no refinement, students alone, on whatever data
+            "clustering": "ward",  # balanced: equally large under layer and group norms; to compare: kmeans, random
             "normalize_rows": "auto",  # cluster rows of unit length: yes, no, auto (where there is attention)
             "attention": "folded",  # queries and keys of students made exact; paper: left as they come
             "refine": {
                 **_schedule_node(max_epoch=60, lr=3.5e-4),
                 "lambda": 1.0,
                 "lambda_schedule": "linear",  # 0 to lambda over all iterations; constant suits long schedules
+                "sstudent_weight": 1.0,  # of the S-student's loss; 0: it only follows
                 "vector_copies": False,  # norm parameters and biases of the S-student's own, refined as rows are
             },
+            # width=0.5, like=NAME, ...; by a baseline instead of the chain: slice:width=0.5, kd++:like=osnet_x0_25, ...
             "students": ["width=0.25"],
+            # How latency budgets are measured; threads 0: torch's own number.
+            "latency": {"batch": 1, "threads": 0, "device": "cpu", "backend": "pytorch"},
+            "statistics": "own",  # running statistics of students: own of the S-student, merged, initial (0 and 1)
+            "distance": "none",  # whose distances students' features have before fine-tuning: chain, teacher
+            "recalibrate": 0,  # batches of training images that re-estimate norm statistics before fine-tuning
             "finetune": _schedule_node(max_epoch=60, lr=3.5e-4),
             "controls": [],  # baselines at the chain's width, fine-tuned as long as the students
             # Freshly inherited and untrained narrow networks want a higher rate than refined students.
-            "control_lr": {"scratch": 3e-3, "slice": 3e-3},
+            "control_lr": dict.fromkeys(_BASELINES, 3e-3),
+            "distillation": {  # kd++
+                "start": "scratch",  # or any other baseline that the student begins as
+                "temperature": 4.0,
+                "weight_kl": 1.0,
+                "weight_nd": 1.0,
+            },
         },
+        "few_shot": {"ratio": 1.0, "seed": 0},  # share of the training identities that is kept, drawn by the seed
         "synthped": {
             "preset": "quick",
             "seed": 0,
@@ -149,25 +172,47 @@ def _schedule_node(max_epoch: int, lr: float) -> dict[str, Any]:
         "gamma": 0.1,
         "per_iteration": False,
         "warmup_share": 0.3,
+        **_warmup_keys(),
         "half_resolution_epochs": 0,
+    }
+
+
+def _warmup_keys() -> dict[str, Any]:
+    """Keys of the schedules warmup_multi_step and warmup_cosine."""
+    return {
+        "warmup_epochs": 0,  # epochs in which the rate rises linearly, from
+        "warmup_factor": 0.01,  # this share of it
+        "min_lr_factor": 0.0,  # share that a cosine ends at
     }
 
 
 _STAGES = ("train", "oskt.refine", "oskt.finetune")
 
+_SCHEDULES = ("single_step", "multi_step", "cosine", "one_cycle", "warmup_multi_step", "warmup_cosine")
+
 CHOICES: dict[str, tuple[Any, ...]] = {
     "data.type": ("image", "video"),
+    "data.interpolation": ("bilinear", "bicubic"),
+    "data.transforms": ("random_flip", "random_crop", "random_patch", "color_jitter", "random_erase", "pad_crop"),
     "loss.name": ("softmax", "triplet"),
     "model.last_stride": (0, 1),
     "test.dist_metric": ("euclidean", "cosine"),
     "train.optim": ("adam", "amsgrad", "sgd", "rmsprop", "radam"),
     "oskt.refine.lambda_schedule": ("constant", "linear"),
-    "oskt.clustering": ("ward", "balanced"),
+    "oskt.clustering": ("ward", "balanced", "kmeans", "random"),
     "oskt.normalize_rows": ("auto", "yes", "no"),
     "oskt.attention": ("folded", "paper"),
-    "oskt.controls": ("scratch", "slice"),
-    **{f"{stage}.lr_scheduler": ("single_step", "multi_step", "cosine", "one_cycle") for stage in _STAGES},
+    "oskt.latency.device": ("cpu", "cuda"),
+    "oskt.latency.backend": ("pytorch", "onnxruntime"),
+    "oskt.distance": ("none", "chain", "teacher"),
+    "oskt.statistics": ("own", "merged", "initial"),
+    "oskt.controls": _BASELINES,
+    "oskt.distillation.start": tuple(name for name in _BASELINES if name != "kd++"),
+    **{f"{stage}.lr_scheduler": _SCHEDULES for stage in _STAGES},
 }
+
+NUMBERS_OR_WORDS = ("oskt.width",)
+"""Numbers that may also be a name, which the part that knows the names checks."""
 
 RANGES: dict[str, tuple[float, float]] = {
     "data.height": (1, INFINITY),
@@ -183,9 +228,18 @@ RANGES: dict[str, tuple[float, float]] = {
     "loss.center.lr": (0, INFINITY),
     "test.batch_size": (1, INFINITY),
     "oskt.width": (1e-6, 1),
+    "oskt.latency.batch": (1, INFINITY),
+    "oskt.latency.threads": (0, INFINITY),
+    "oskt.recalibrate": (0, INFINITY),
     "oskt.refine.lambda": (0, INFINITY),
-    "oskt.control_lr.scratch": (0, INFINITY),
-    "oskt.control_lr.slice": (0, INFINITY),
+    "oskt.refine.sstudent_weight": (0, INFINITY),
+    "oskt.distillation.temperature": (1e-6, INFINITY),
+    "oskt.distillation.weight_kl": (0, INFINITY),
+    "oskt.distillation.weight_nd": (0, INFINITY),
+    **{f"oskt.control_lr.{name}": (0, INFINITY) for name in _BASELINES},
+    "train.bias_lr_factor": (0, INFINITY),
+    "few_shot.ratio": (1e-6, 1),
+    "few_shot.seed": (0, INFINITY),
     "synthped.seed": (0, INFINITY),
     "synthped.num_train": (0, INFINITY),
     "synthped.num_test": (0, INFINITY),
@@ -195,5 +249,8 @@ RANGES: dict[str, tuple[float, float]] = {
     **{f"{stage}.weight_decay": (0, INFINITY) for stage in _STAGES},
     **{f"{stage}.batch_size": (1, INFINITY) for stage in _STAGES},
     **{f"{stage}.warmup_share": (0, 0.9) for stage in _STAGES},
+    **{f"{stage}.warmup_epochs": (0, INFINITY) for stage in _STAGES},
+    **{f"{stage}.warmup_factor": (0, 1) for stage in _STAGES},
+    **{f"{stage}.min_lr_factor": (0, 1) for stage in _STAGES},
     **{f"{stage}.half_resolution_epochs": (0, INFINITY) for stage in _STAGES},
 }

@@ -19,10 +19,11 @@ from yacs.config import CfgNode
 from ..errors import ConfigError
 from ..files import atomic
 from ..registry import nearest
-from .defaults import CHOICES, RANGES, default_tree
+from .defaults import CHOICES, NUMBERS_OR_WORDS, RANGES, default_tree
 
 RESOLVED_NAME = "config.yaml"
-_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+BASE_KEY = "base"
+_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_][\w+]*)*")  # a plus sign, for kd++
 
 
 def default_config() -> CfgNode:
@@ -36,7 +37,8 @@ def load_config(
     """Reads a run's configuration.
 
     Args:
-        config_file: YAML with differences from the defaults; empty for none.
+        config_file: YAML with differences from the defaults; empty for none. Its key `base` names one file or several,
+            relative to it, whose values come first.
         options: trailing command line words, `KEY VALUE` pairs and `KEY=VALUE` in any mixture; later ones win.
         flags: dotted key -> value, as command line flags give them; None and empty values are skipped.
 
@@ -48,7 +50,8 @@ def load_config(
     """
     config = default_config()
     if config_file:
-        _merge(config, _read_yaml(Path(config_file)), source=f"'{config_file}'")
+        for path, content in _with_bases(Path(config_file)):
+            _merge(config, content, source=f"'{path}'")
     for key, value in (flags or {}).items():
         if value is not None and value != "" and value != []:
             _set(config, key, value, source="the command line")
@@ -73,7 +76,7 @@ def check_config(config: CfgNode) -> None:
                 raise ConfigError(f"{key} is {item!r}{nearest(str(item), allowed)}; allowed: {shown}")
     for key, (lowest, highest) in RANGES.items():
         value = get(config, key)
-        if not lowest <= value <= highest:
+        if not isinstance(value, str) and not lowest <= value <= highest:
             raise ConfigError(f"{key} is {value}; allowed: {lowest} to {highest}")
 
 
@@ -96,6 +99,27 @@ def digest(*parts: Any) -> str:
     """Short digest of configuration nodes and plain values; equal content in any key order gives equal digests."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _with_bases(path: Path, including: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:
+    """A file's content behind that of its bases: later ones win.
+
+    Args:
+        path: file to read.
+        including: the files that led here, outermost first.
+    """
+    if any(path.resolve() == earlier.resolve() for earlier in including):
+        circle = " -> ".join(f"'{file}'" for file in (*including, path))
+        raise ConfigError(f"base goes round in a circle: {circle}; take one of them out")
+    if including and not path.is_file():
+        raise ConfigError(f"no file at '{path}', which is a base of '{including[-1]}'; paths are relative to that file")
+    content = _read_yaml(path)
+    bases = content.pop(BASE_KEY, [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{BASE_KEY} in '{path}' is {bases!r}; expected the path of a YAML file, or a list of paths")
+    layers = [layer for base in bases for layer in _with_bases(path.parent / base, (*including, path))]
+    return [*layers, (path, content)]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -182,7 +206,7 @@ def _coerce(value: Any, default: Any, key: str, source: str) -> Any:
         value = list(value)
     if isinstance(default, list) and isinstance(value, list) and default:
         value = [_coerce(item, default[0], f"{key}[{index}]", source) for index, item in enumerate(value)]
-    if type(value) is not type(default):
+    if type(value) is not type(default) and not (key in NUMBERS_OR_WORDS and isinstance(value, str)):
         raise ConfigError(
             f"{key} in {source} is {value!r} ({type(value).__name__}); expected {type(default).__name__} such as "
             f"{default!r}"

@@ -1,9 +1,12 @@
 """torchreid's data sets and data managers."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, DataError
+from torch.utils.data import DataLoader
+
+from ..errors import ConfigError, DataError, OsktError
 from ..registry import nearest
 from .compat import host_table, quiet, torchreid
 
@@ -15,6 +18,18 @@ def _image_datasets() -> dict[str, type]:
 def image_dataset_names() -> list[str]:
     """Every image data set that torchreid knows, registered ones included."""
     return list(_image_datasets())
+
+
+def image_dataset_class(name: str) -> type:
+    """The class behind the name of an image data set.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    known = _image_datasets()
+    if name not in known:
+        raise ConfigError(f"unknown data set '{name}'{nearest(name, known)}; known: {', '.join(sorted(known))}")
+    return known[name]
 
 
 def register_image_dataset(name: str, dataset: type) -> None:
@@ -46,7 +61,8 @@ def build_datamanager(config: Any, batch_size: int = 0) -> Any:
 
     Raises:
         ConfigError: unknown data set, or a data type other than image.
-        DataError: missing root or data set folder; raised before anything is read or downloaded.
+        DataError: missing root or data set folder, raised before anything is read or downloaded; or what torchreid
+            cannot read or sample from.
     """
     if config.data.type != "image":
         raise ConfigError(f"data.type is '{config.data.type}'; allowed here: 'image'")
@@ -54,8 +70,28 @@ def build_datamanager(config: Any, batch_size: int = 0) -> Any:
     arguments = _manager_arguments(config)
     if batch_size:
         arguments["batch_size_train"] = batch_size
-    with quiet():
-        return torchreid.data.ImageDataManager(**arguments)
+    try:
+        with quiet():
+            return torchreid.data.ImageDataManager(**arguments)
+    except OsktError:
+        raise
+    except (AssertionError, OSError, RuntimeError, ValueError, LookupError) as reason:
+        sampler = arguments["train_sampler"]
+        persons = arguments["batch_size_train"] // arguments["num_instances"]
+        few = f"{sampler} needs {persons} training identities for a batch, and there are fewer"
+        raise DataError(
+            f"torchreid cannot make batches of {', '.join(config.data.sources)} (tested on "
+            f"{', '.join(config.data.targets)}) below '{Path(config.data.root).absolute()}': {str(reason) or few}; "
+            "mend the data set, or change train.batch_size and the sampler node"
+        ) from reason
+
+
+def unaugmented_loader(datamanager: Any) -> DataLoader:
+    """The training images of an image data manager, each once and in order, as they are seen in evaluation."""
+    loader = datamanager.train_loader
+    images = copy.copy(loader.dataset)
+    images.transform, images.k_tfm = datamanager.transform_te, 1
+    return DataLoader(images, loader.batch_size, num_workers=loader.num_workers, pin_memory=loader.pin_memory)
 
 
 def check_datasets(root: str, names: list[str]) -> None:
@@ -65,13 +101,10 @@ def check_datasets(root: str, names: list[str]) -> None:
         ConfigError: unknown name, or no name at all.
         DataError: missing folder.
     """
-    known = _image_datasets()
     if not names:
         raise ConfigError("data.sources and data.targets are empty; name at least one data set (-s NAME -t NAME)")
     for name in dict.fromkeys(names):
-        if name not in known:
-            raise ConfigError(f"unknown data set '{name}'{nearest(name, known)}; known: {', '.join(sorted(known))}")
-        _check_folder(Path(root).expanduser(), name, known[name])
+        _check_folder(Path(root).expanduser(), name, image_dataset_class(name))
 
 
 def _check_folder(root: Path, name: str, dataset: type) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._pytree import tree_map
 
 from ..errors import TrainingError
 from ..files import load_checkpoint, save_checkpoint
@@ -41,6 +42,8 @@ class TransferEngine(torchreid.engine.Engine):
         channels_last: keep images and convolution weights with channels innermost in memory, which is faster where
             convolutions are depthwise or pointwise; results differ in the last digits only.
         half_resolution_epochs: number of first epochs that see images average-pooled to half their height and width.
+        mixed_precision: on a GPU, train with bfloat16 where torch's autocast allows it (no loss scaling is needed);
+            losses and evaluation stay in 32 bits.
     """
 
     def __init__(
@@ -54,10 +57,12 @@ class TransferEngine(torchreid.engine.Engine):
         schedule_per_iteration: bool = False,
         half_resolution_epochs: int = 0,
         channels_last: bool = False,
+        mixed_precision: bool = False,
     ) -> None:
         super().__init__(datamanager, use_gpu)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.device = device(use_gpu)
+        self.mixed_precision = mixed_precision and self.device.type == "cuda"
         self.max_epoch = 0
         self.start_epoch = 0
         self.schedule_per_iteration = schedule_per_iteration
@@ -174,8 +179,16 @@ class TransferEngine(torchreid.engine.Engine):
 
     def compute_losses(self, images: Tensor, pids: Tensor) -> tuple[Tensor, dict[str, float]]:
         """The loss of a batch and its terms for the log; what a method overrides."""
-        outputs = parse_outputs(self.model(images), training=True, loss=getattr(self.model, "loss", ""))
+        outputs = parse_outputs(self.outputs_of(images), training=True, loss=getattr(self.model, "loss", ""))
         return self.loss(outputs, pids)
+
+    def outputs_of(self, images: Tensor) -> Any:
+        """What the model returns for images in training, in 32 bits whatever it is computed in."""
+        if not self.mixed_precision:
+            return self.model(images)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            outputs = self.model(images)
+        return tree_map(lambda tensor: tensor.float(), outputs)
 
     def step(self, loss: Tensor, summary: dict[str, float]) -> None:
         """Checks the loss, then one step of the optimiser and of a per-iteration schedule."""
@@ -199,6 +212,12 @@ class TransferEngine(torchreid.engine.Engine):
             f"{len(self.train_loader)} ({terms}); {kept if self._kept_epoch else 'no epoch was completed yet'}; lower "
             f"the learning rate (now {self.get_current_lr():.3g}) or check the images"
         )
+
+    @property
+    def progress(self) -> float:
+        """Share of the run's iterations that are done, 0 at the first and 1 at the last."""
+        done = self.epoch * len(self.train_loader) + self.batch_idx
+        return min(1.0, done / max(1, self.max_epoch * len(self.train_loader) - 1))
 
     def update_lr(self, names: Any = None) -> None:
         """Steps the schedules after an epoch, unless they move after every batch."""

@@ -1,6 +1,8 @@
 """Optimisers and learning rate schedules: torchreid's own, and what it lacks."""
 
-from collections.abc import Iterable, Mapping
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +14,8 @@ from ..errors import ConfigError
 from ..registry import nearest
 from .compat import torchreid
 
-SCHEDULES = ("single_step", "multi_step", "cosine", "one_cycle")
+BIASES = "biases"  # marks the parameter group of the biases where they have a rate of their own
+Curve = Callable[[float], float]
 
 
 def build_optimizer(parameters: nn.Module | Iterable[Any], config: Any, stage: Any = None) -> Optimizer:
@@ -21,7 +24,7 @@ def build_optimizer(parameters: nn.Module | Iterable[Any], config: Any, stage: A
     Args:
         parameters: a module, or a list of modules, parameters and parameter groups (dicts with 'params' and own
             settings such as 'lr').
-        config: whole tree; nodes train (optim, staged_lr, ...), sgd, rmsprop and adam are read.
+        config: whole tree; nodes train (optim, bias_lr_factor, staged_lr, ...), sgd, rmsprop and adam are read.
         stage: node with `lr` and `weight_decay`, such as `config.oskt.refine`; None: the train node.
 
     Returns:
@@ -39,7 +42,12 @@ def build_optimizer(parameters: nn.Module | Iterable[Any], config: Any, stage: A
         "adam_beta1": config.adam.beta1,
         "adam_beta2": config.adam.beta2,
     }
+    factor = config.train.bias_lr_factor
     if isinstance(parameters, nn.Module) and config.train.staged_lr:
+        if factor != 1:
+            raise ConfigError(
+                f"train.staged_lr and train.bias_lr_factor={factor} both divide the parameters into groups; use one"
+            )
         return torchreid.optim.build_optimizer(
             parameters,
             staged_lr=True,
@@ -47,7 +55,7 @@ def build_optimizer(parameters: nn.Module | Iterable[Any], config: Any, stage: A
             base_lr_mult=config.train.base_lr_mult,
             **settings,
         )
-    groups = _groups([parameters] if isinstance(parameters, nn.Module) else parameters)
+    groups = _groups(_divided(parameters, stage.lr * factor) if factor != 1 else parameters)
     # torchreid takes whole modules only: a stand-in chooses the class and its settings, the groups come after.
     optimizer = torchreid.optim.build_optimizer(nn.Linear(1, 1, device="meta"), **settings)
     optimizer.param_groups.clear()
@@ -59,8 +67,38 @@ def build_optimizer(parameters: nn.Module | Iterable[Any], config: Any, stage: A
     return optimizer
 
 
-def _groups(items: Iterable[Any]) -> list[dict[str, Any]]:
+def add_to_optimizer(optimizer: Optimizer, module: nn.Module) -> None:
+    """Lets an optimiser train a further module, by its own groups: a schedule that exists has one rate per group.
+
+    Biases go to the group of biases where there is one, all else to the first group.
+    """
+    weights = optimizer.param_groups[0]["params"]
+    biases = next((group["params"] for group in optimizer.param_groups if group.get(BIASES)), weights)
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (biases if _is_bias(name) else weights).append(parameter)
+
+
+def _is_bias(name: str) -> bool:
+    return name.rpartition(".")[2].endswith("bias")
+
+
+def _divided(items: nn.Module | Iterable[Any], bias_lr: float) -> list[Any]:
+    """The items, biases of modules moved to a group of their own."""
+    divided: list[Any] = []
+    biases: list[nn.Parameter] = []
+    for item in [items] if isinstance(items, nn.Module) else items:
+        if not isinstance(item, nn.Module):
+            divided.append(item)
+            continue
+        for name, parameter in item.named_parameters():
+            (biases if _is_bias(name) else divided).append(parameter)
+    return [*divided, {"params": biases, "lr": bias_lr, BIASES: True}]
+
+
+def _groups(items: nn.Module | Iterable[Any]) -> list[dict[str, Any]]:
     """Parameter groups of modules, parameters and groups; those without own settings share one group."""
+    items = [items] if isinstance(items, nn.Module) else items
     shared: list[nn.Parameter] = []
     groups = []
     for item in items:
@@ -83,9 +121,9 @@ def build_scheduler(optimizer: Optimizer, stage: Any, iterations_per_epoch: int)
     """Builds the learning rate schedule of a training stage.
 
     Args:
-        optimizer: its learning rates are the schedule's start (one_cycle: its top).
-        stage: node with lr_scheduler, max_epoch, stepsize, gamma, per_iteration and warmup_share; step sizes are
-            given in epochs in either mode.
+        optimizer: its learning rates are the schedule's start (one_cycle, warmup_*: its top).
+        stage: node with lr_scheduler, max_epoch, stepsize, gamma, per_iteration, warmup_share, warmup_epochs,
+            warmup_factor and min_lr_factor; step sizes are given in epochs in either mode.
         iterations_per_epoch: batches of an epoch.
 
     Returns:
@@ -94,21 +132,64 @@ def build_scheduler(optimizer: Optimizer, stage: Any, iterations_per_epoch: int)
     Raises:
         ConfigError: unknown schedule.
     """
+    name = stage.lr_scheduler
+    if name not in SCHEDULES:
+        raise ConfigError(f"unknown lr_scheduler '{name}'{nearest(name, SCHEDULES)}; allowed: {', '.join(SCHEDULES)}")
     steps_per_epoch = iterations_per_epoch if stage.per_iteration else 1
     # A schedule of no steps cannot be built, and a stage of no epochs never asks for its rates.
     total_steps = max(1, stage.max_epoch * steps_per_epoch)
-    if stage.lr_scheduler not in SCHEDULES:
-        raise ConfigError(
-            f"unknown lr_scheduler '{stage.lr_scheduler}'{nearest(stage.lr_scheduler, SCHEDULES)}; allowed: "
-            f"{', '.join(SCHEDULES)}"
-        )
-    if stage.lr_scheduler == "one_cycle":
+    if name in _CURVES:
+        curve = _CURVES[name](stage)
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: curve(step / steps_per_epoch))
+    if name == "one_cycle":
         top = [group["lr"] for group in optimizer.param_groups]
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, top, total_steps, pct_start=stage.warmup_share)
     return torchreid.optim.build_lr_scheduler(
         optimizer,
-        lr_scheduler=stage.lr_scheduler,
+        lr_scheduler=name,
         stepsize=[size * steps_per_epoch for size in stage.stepsize],
         gamma=stage.gamma,
         max_epoch=total_steps,
     )
+
+
+def warmup_multi_step(stage: Any) -> Curve:
+    """Share of the learning rate at an epoch: a linear warm-up, then `gamma` for every step size passed.
+
+    Warm-up begins at `warmup_factor` and ends at 1 after `warmup_epochs`; milestones within it count already.
+
+    Example: 10 epochs from 0.01 with milestones 40 and 70 give 0.01, 0.109, 0.208, ..., 1 at epoch 10, 0.1 at epoch 40
+    and 0.01 at epoch 70 (epochs count from 0).
+    """
+    warmup, milestones = _warmup(stage), sorted(stage.stepsize)
+    return lambda epoch: warmup(epoch) * stage.gamma ** bisect_right(milestones, epoch)
+
+
+def warmup_cosine(stage: Any) -> Curve:
+    """Share of the learning rate at an epoch: a linear warm-up, then half a cosine down to `min_lr_factor`.
+
+    The cosine counts from epoch 0, as timm's and TransReID's does, so that it has begun to fall when warm-up ends:
+    `min + (1 - min) * (1 + cos(pi * epoch / max_epoch)) / 2`.
+
+    Example: 120 epochs with 20 of warm-up: 0.01 at epoch 0, 0.505 at 10, 0.933 at 20, 0.5 at 60 (min_lr_factor 0).
+    """
+    warmup, low, last = _warmup(stage), stage.min_lr_factor, max(1, stage.max_epoch)
+
+    def curve(epoch: float) -> float:
+        if epoch < stage.warmup_epochs:
+            return warmup(epoch)
+        return low + (1 - low) * (1 + math.cos(math.pi * min(1.0, epoch / last))) / 2
+
+    return curve
+
+
+def _warmup(stage: Any) -> Curve:
+    length, start = stage.warmup_epochs, stage.warmup_factor
+    return lambda epoch: start + (1 - start) * epoch / length if epoch < length else 1.0
+
+
+_CURVES: dict[str, Callable[[Any], Curve]] = {
+    "warmup_multi_step": warmup_multi_step,
+    "warmup_cosine": warmup_cosine,
+}
+SCHEDULES = ("single_step", "multi_step", "cosine", "one_cycle", *_CURVES)

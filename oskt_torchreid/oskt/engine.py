@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..errors import ConfigError
 from ..host.engine import TransferEngine
 from ..host.losses import ReidLoss
 from ..host.models import parse_outputs
+from ..host.optimization import add_to_optimizer
 from ..registry import register_engine
 from .chain import WeightChain
 from .losses import lambda_schedule, refining_loss, row_dispersion
@@ -41,6 +43,8 @@ class OSKTEngine(TransferEngine):
         loss: re-id loss of teacher and S-student; ``None``: label-smoothed cross-entropy.
         lambda_weight: final weight of the refining loss.
         lambda_shape: ``constant`` or ``linear``, see ``losses.lambda_schedule``.
+        sstudent_weight: weight of the S-student's re-id loss; at 0 it only follows, so that what refines the chain is
+            ``L_refine`` alone, and its running statistics are still its own.
         vector_copies: the S-student has norm parameters and biases of its own, which are refined as rows are.
         **options: of ``TransferEngine``.
     """
@@ -57,16 +61,19 @@ class OSKTEngine(TransferEngine):
         lambda_weight: float = 1.0,
         lambda_shape: str = "linear",
         vector_copies: bool = False,
+        sstudent_weight: float = 1.0,
         **options: Any,
     ) -> None:
         self._lambda = lambda_schedule(lambda_shape, lambda_weight)
+        if sstudent_weight < 0:
+            raise ConfigError(f"sstudent_weight is {sstudent_weight}; the weight of the S-student's loss is at least 0")
+        self.sstudent_weight = sstudent_weight
         if chain is None:
             chain = WeightChain.from_teacher(model, width, input_size=(3, datamanager.height, datamanager.width))
         refinement = Refinement(model, chain, vector_copies)
         if optimizer is None:
             optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        # Into the first group, because a scheduler that exists already has one rate per group.
-        optimizer.param_groups[0]["params"].extend(p for p in refinement.sstudent.parameters() if p.requires_grad)
+        add_to_optimizer(optimizer, refinement.sstudent)
         super().__init__(datamanager, refinement, optimizer, scheduler, loss=loss, **options)
         self.sstudent_loss = copy.deepcopy(self.loss)  # what a loss learns, such as centers, is each network's own
         self.dispersion = row_dispersion(refinement.sstudent.row_pairs(model))
@@ -78,25 +85,19 @@ class OSKTEngine(TransferEngine):
 
     def compute_losses(self, images: Tensor, pids: Tensor) -> tuple[Tensor, dict[str, float]]:
         """The three terms of a batch; the S-student's are logged with the prefix ``s_``."""
-        outputs = [parse_outputs(output, True, self.model.loss) for output in self.model(images)]
+        outputs = [parse_outputs(output, True, self.model.loss) for output in self.outputs_of(images)]
         teacher_loss, summary = self.loss(outputs[0], pids)
         sstudent_loss, of_sstudent = self.sstudent_loss(outputs[1], pids)
         refine = refining_loss(self.model.sstudent.row_pairs(self.model.teacher))
         weight = self._lambda(self.progress)
         summary |= {f"s_{name}": value for name, value in of_sstudent.items()}
         summary |= {"refine": refine.item(), "lambda": weight}
-        return teacher_loss + sstudent_loss + weight * refine, summary
+        return teacher_loss + self.sstudent_weight * sstudent_loss + weight * refine, summary
 
     def step(self, loss: Tensor, summary: dict[str, float]) -> None:
         """One step of the optimiser, and of what the S-student's loss itself learns."""
         super().step(loss, summary)
         self.sstudent_loss.step()
-
-    @property
-    def progress(self) -> float:
-        """Share of the run's iterations that are done, 0 at the first and 1 at the last."""
-        done = self.epoch * len(self.train_loader) + self.batch_idx
-        return min(1.0, done / max(1, self.max_epoch * len(self.train_loader) - 1))
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         """Trains one epoch, then measures how far the teacher's rows are from their chain rows."""

@@ -1,5 +1,6 @@
 """Configuration in, results out: teacher, chain, students and controls, each stage kept in files and made only once."""
 
+from .dry_run import rehearse
 from .run import run
 
-__all__ = ["run"]
+__all__ = ["rehearse", "run"]

@@ -46,6 +46,7 @@ class RunPlan:
         chain_widths: the chain's widths.
         students: the students, in order.
         controls: names of the baselines that are run at the chain's widths.
+        chain: a chain that is there already; its teacher is then a structure without weights.
     """
 
     teacher: nn.Module
@@ -53,6 +54,7 @@ class RunPlan:
     chain_widths: dict[str, int]
     students: tuple[StudentPlan, ...]
     controls: tuple[str, ...]
+    chain: WeightChain | None = None
 
 
 def make_plan(config: Any, num_classes: int) -> RunPlan:
@@ -63,7 +65,10 @@ def make_plan(config: Any, num_classes: int) -> RunPlan:
         CheckpointError: a teacher checkpoint of another network.
         GraphError: a network that cannot be traced.
         WidthError: a student outside of [chain, teacher], or of another family.
+        ChainError: a given chain that cannot be read.
     """
+    if config.oskt.chain:
+        return _plan_of_chain(config)
     for name in config.oskt.controls:
         if name not in BASELINES:
             raise ConfigError(f"unknown control '{name}'{nearest(name, BASELINES)}; known: {', '.join(BASELINES)}")
@@ -75,9 +80,25 @@ def make_plan(config: Any, num_classes: int) -> RunPlan:
         load_weights(teacher, config.oskt.teacher)
     graph = trace(teacher, (3, config.data.height, config.data.width))
     chain_widths = graph.ratio_plan(config.oskt.width)
-    stand_in = _stand_in(teacher, graph, chain_widths)
+    stand_in = stand_in_chain(teacher, graph, chain_widths)
     students = tuple(StudentPlan(name, width_plan(stand_in, **how)) for name, how in wanted)
     return RunPlan(teacher, graph, chain_widths, students, tuple(config.oskt.controls))
+
+
+def _plan_of_chain(config: Any) -> RunPlan:
+    """Students of a chain that an earlier run refined, perhaps on other data."""
+    oskt = config.oskt
+    for key, value in (("oskt.teacher", oskt.teacher), ("oskt.controls", oskt.controls)):
+        if value:
+            raise ConfigError(f"oskt.chain is given, so there is no teacher, but {key} is {value!r}; empty one of them")
+    chain = WeightChain.load(oskt.chain)
+    name = chain.spec.name if chain.spec else ""
+    if name.removeprefix("oskt_") != config.model.name.removeprefix("oskt_"):
+        raise ConfigError(
+            f"'{oskt.chain}' is a chain of '{name}', but model.name is '{config.model.name}'; set it to '{name}'"
+        )
+    students = tuple(StudentPlan(name, width_plan(chain, **_parse(name))) for name in oskt.students)
+    return RunPlan(chain.model, chain.graph, chain.widths, students, (), chain)
 
 
 def _parse(name: str) -> dict[str, Any]:
@@ -93,7 +114,7 @@ def _parse(name: str) -> dict[str, Any]:
     return {"width": float(value)}
 
 
-def _stand_in(teacher: nn.Module, graph: ChannelGraph, widths: dict[str, int]) -> WeightChain:
+def stand_in_chain(teacher: nn.Module, graph: ChannelGraph, widths: dict[str, int]) -> WeightChain:
     """A chain with the right widths and arbitrary clusters: enough to check plans against, at no cost."""
     labels = {group.name: np.arange(group.size) % widths[group.name] for group in graph.groups}
     return WeightChain.from_labels(teacher, graph, labels)

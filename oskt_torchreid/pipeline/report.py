@@ -23,9 +23,7 @@ def notes(results: Results, config: Any) -> list[str]:
         "mAP and rank-1 in %, on identities that no network was trained on. Parameters and FLOPs (multiply-adds of one "
         f"{config.data.height}x{config.data.width} image) are those of the deployed network, without its classifier. "
         "Seconds are the time of the row's own training; 'before' is before any fine-tuning.",
-        f"Students come from one chain of width {config.oskt.width:g}, refined once for {refine.max_epoch} epochs "
-        f"together with the teacher in {results.facts['refine']['seconds']:.0f} s (row dispersion afterwards "
-        f"{results.facts['refine']['row_dispersion']:.3f}), and are fine-tuned for {finetune.max_epoch} epochs.",
+        f"Students come from {_origin(results, config)}, and are fine-tuned for {finetune.max_epoch} epochs.",
     ]
     if config.oskt.controls:
         lines.append(
@@ -34,3 +32,14 @@ def notes(results: Results, config: Any) -> list[str]:
             "over the data as refinement and fine-tuning take together."
         )
     return lines
+
+
+def _origin(results: Results, config: Any) -> str:
+    """Where the chain comes from."""
+    if config.oskt.chain:
+        return f"the chain '{config.oskt.chain}' of an earlier run"
+    facts = results.facts["refine"]
+    return (
+        f"one chain of width {config.oskt.width}, refined once for {config.oskt.refine.max_epoch} epochs together with "
+        f"the teacher in {facts['seconds']:.0f} s (row dispersion afterwards {facts['row_dispersion']:.3f})"
+    )

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..baselines import make_baseline
-from ..config import digest, get, save_resolved
+from ..config import digest, get
 from ..errors import ConfigError, GraphError
 from ..files import save_checkpoint, sha256
 from ..host.compat import seed_everything
@@ -22,6 +22,7 @@ from ..oskt.chain import WeightChain
 from ..oskt.engine import OSKTEngine
 from ..oskt.expand import expand_to_plan
 from ..oskt.network import trace
+from ..oskt.relabelling import relabel
 from ..oskt.students import save_student
 from ..registry import engine_class
 from ..report import Results, Row, write_results
@@ -60,12 +61,12 @@ def run(config: Any) -> Results:
     trainer = Trainer(config)
     if method == "oskt":
         job = OSKTRun(config, trainer, make_plan(config, trainer.num_classes), folder)
-        save_resolved(config, folder)
+        trainer.record(folder)
         return job.complete()
     model = build_model(config, trainer.num_classes)
     if config.model.load_weights:
         load_any_weights(model, config.model.load_weights)
-    save_resolved(config, folder)
+    trainer.record(folder)
     return train_only(config, trainer, model, folder, method)
 
 
@@ -113,12 +114,17 @@ class OSKTRun:
             "seed": config.train.seed,
         }
         shared = [get(config, key) for key in ("model", "data", "sampler", "loss", "test", "sgd", "rmsprop", "adam")]
-        self._shared = [{**node, "save_dir": "", "root": "", "workers": 0} for node in shared] + [config.synthped]
+        self._shared = [{**node, "save_dir": "", "root": "", "workers": 0} for node in shared]
+        self._shared += [config.synthped, config.few_shot]
 
     def complete(self) -> Results:
         """All stages in order, then the report; a report of what there is so far is written after every stage."""
-        teacher_key = self._teacher()
-        chain, chain_key = self._refine(teacher_key)
+        if self.plan.chain is None:
+            teacher_key = self._teacher()
+            chain, chain_key = self._refine(teacher_key)
+        else:
+            teacher_key = ""
+            chain, chain_key = self.plan.chain, digest("chain", sha256(self.config.oskt.chain), *self._shared)
         for student in self.plan.students:
             self._student(student, chain, chain_key)
         for name in self.plan.controls:
@@ -191,7 +197,9 @@ class OSKTRun:
         node = get(self.config, "oskt.finetune")
         key = digest("student", chain_key, student.widths, node)
         stage = Stage(self.folder / "students" / student.name, key, (EXPANDED_NAME, STUDENT_NAME))
+        seed_everything(self.config.train.seed)
         network = expand_to_plan(chain, student.widths)
+        network = relabel(network, chain.graph.heads, self.trainer.num_classes)
 
         def work(continued: bool) -> Facts:
             save_student(network, stage.folder / EXPANDED_NAME)

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..config import get
+from ..config import get, save_resolved
 from ..data import synthped
+from ..data.fewshot import save_list
+from ..data.manager import build_datamanager
 from ..data.synthetic import preset
 from ..host.compat import seed_everything
-from ..host.data import build_datamanager
 from ..host.engine import LAST_GOOD, TransferEngine
 from ..host.losses import loss_from_config
 from ..host.optimization import build_optimizer, build_scheduler
@@ -49,6 +50,14 @@ class Trainer:
     def num_classes(self) -> int:
         """Training identities of the data."""
         return self.datamanager(self.config.train.batch_size).num_train_pids
+
+    def record(self, folder: Path) -> None:
+        """Keeps in a run's folder what it is about to do: the resolved configuration, and a few-shot run's pictures."""
+        save_resolved(self.config, folder)
+        few = self.config.few_shot
+        if few.ratio < 1:
+            pictures = self.datamanager(self.config.train.batch_size).train_loader.dataset.train
+            save_list(folder, pictures, self.config.data.root, few.ratio, few.seed)
 
     def train(
         self,
@@ -84,6 +93,7 @@ class Trainer:
             schedule_per_iteration=stage.per_iteration,
             half_resolution_epochs=stage.half_resolution_epochs,
             channels_last=config.train.channels_last,
+            mixed_precision=config.train.mixed_precision,
         )
         start_epoch = stage.get("start_epoch", 0)
         checkpoint = folder / "model" / LAST_GOOD

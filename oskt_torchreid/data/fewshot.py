@@ -1,0 +1,115 @@
+"""Few-shot training: any image data set with a seeded subset of its training identities.
+
+Identities are told apart by their files, not by the labels of a run, so that a seed means the same people on every
+machine. The subsets of one seed are nested: those of 0.1 are among those of 0.3.
+
+Example: identities with the files {a1, a2}, {b1}, {c1}, {d1} stand in this order. With the shuffled order (2, 0, 3, 1)
+of some seed, a ratio of 0.5 keeps the places 2 and 0, that is c and a; they get the labels 1 and 0, for a is before c.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..errors import DataError
+from ..files import atomic
+from ..host.data import image_dataset_class, register_image_dataset
+
+LIST_NAME = "few_shot_list.txt"
+
+Item = tuple[Any, ...]
+
+
+class FewShot:
+    """Mixed into a data set's class: its training part shrinks, query and gallery stay whole.
+
+    Attributes:
+        ratio: share of the training identities.
+        seed: of the draw.
+    """
+
+    ratio: ClassVar[float]
+    seed: ClassVar[int]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        whole = self.train
+        self.train = few_identities(whole, self.ratio, self.seed)
+        self.num_train_pids = self.get_num_pids(self.train)
+        self.num_train_cams = self.get_num_cams(self.train)
+        if self.data is whole:
+            self.data = self.train
+
+
+def few_identities(items: Sequence[Item], ratio: float, seed: int) -> list[Item]:
+    """The pictures of a subset of the identities, relabelled from 0 in the order of their files.
+
+    Args:
+        items: (path, person, camera, ...) of every training picture.
+        ratio: share of the identities; their number is rounded down.
+        seed: decides which.
+
+    Raises:
+        DataError: a ratio that keeps nobody.
+    """
+    first_file: dict[int, str] = {}
+    for path, person, *_ in items:
+        first_file[person] = min(first_file.get(person, path), path)
+    persons = sorted(first_file, key=first_file.__getitem__)
+    count = int(len(persons) * ratio + 1e-9)
+    if count == 0:
+        raise DataError(
+            f"few_shot.ratio {ratio:g} of {len(persons)} training identities keeps nobody; give a larger one"
+        )
+    kept = sorted(np.random.default_rng(seed).permutation(len(persons))[:count])
+    labels = {persons[place]: label for label, place in enumerate(kept)}
+    return [(path, labels[person], *rest) for path, person, *rest in items if person in labels]
+
+
+def few_shot_dataset(name: str, ratio: float, seed: int) -> str:
+    """Registers the few-shot variant of a data set and returns its name; doing it again changes nothing.
+
+    Args:
+        name: of a registered image data set.
+        ratio: share of the training identities; 1 gives `name` itself.
+        seed: of the draw.
+    """
+    if ratio == 1:
+        return name
+    variant = f"{name}-few-shot-{ratio:g}-{seed}"
+    register_image_dataset(variant, _few_shot_class(image_dataset_class(name), ratio, seed))
+    return variant
+
+
+@functools.cache
+def _few_shot_class(whole: type, ratio: float, seed: int) -> type:
+    return type(f"FewShot{whole.__name__}", (FewShot, whole), {"ratio": ratio, "seed": seed, "__doc__": whole.__doc__})
+
+
+def save_list(folder: str | Path, items: Sequence[Item], root: str | Path, ratio: float, seed: int) -> Path:
+    """Writes which pictures a few-shot run trains on: a line "path below the root, space, label" for each, sorted.
+
+    Args:
+        folder: of the run; the file is `few_shot_list.txt` in it.
+        items: (path, label, ...) of every training picture.
+        root: folder of all data sets.
+        ratio: as drawn, for the first line.
+        seed: as drawn, for the first line.
+    """
+    base = Path(root).expanduser().absolute()
+    lines = sorted(f"{_below(Path(path).absolute(), base)} {label}" for path, label, *_ in items)
+    persons = len({label for _, label, *_ in items})
+    path = Path(folder) / LIST_NAME
+    with atomic(path) as temporary:
+        head = f"# {persons} identities, {len(lines)} pictures: ratio {ratio:g}, seed {seed}"
+        temporary.write_text("\n".join([head, *lines, ""]), encoding="utf-8")
+    return path
+
+
+def _below(path: Path, base: Path) -> str:
+    return (path.relative_to(base) if path.is_relative_to(base) else path).as_posix()

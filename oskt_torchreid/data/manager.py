@@ -1,0 +1,35 @@
+"""torchreid's data manager with what this package adds: protocol checks, few-shot subsets, transforms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..host import data as host_data
+from .fewshot import few_shot_dataset
+from .protocols import check_protocol
+from .transforms import complete_transforms
+
+
+def build_datamanager(config: Any, batch_size: int = 0) -> Any:
+    """Builds the image data manager of a configuration.
+
+    Args:
+        config: whole tree; beside what ``host.data.build_datamanager`` reads, few_shot and data.interpolation.
+        batch_size: images in a training batch; 0: ``train.batch_size``.
+
+    Raises:
+        ConfigError: unknown data set or data type.
+        DataError: a missing root, folder, list or split file, before anything is read; or too few identities.
+    """
+    data = config.data
+    names = [*data.sources, *data.targets]
+    host_data.check_datasets(data.root, names)
+    for name in dict.fromkeys(names):
+        check_protocol(data.root, name)
+    chosen = config.clone()
+    chosen.defrost()
+    few = config.few_shot
+    chosen.data.sources = [few_shot_dataset(name, few.ratio, few.seed) for name in data.sources]
+    datamanager = host_data.build_datamanager(chosen, batch_size)
+    complete_transforms(datamanager, data.transforms, data.interpolation)
+    return datamanager

@@ -1,0 +1,136 @@
+"""Tiny stand-ins of data sets in their real layouts: folders, file names, lists and splits as torchreid reads them.
+
+They hold noise. What they are good for is to find out, in seconds and without the data, whether a configuration can be
+built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from scipy.io import savemat
+
+from ..errors import ConfigError
+from ..files import write_json
+from ..registry import nearest
+from .market_layout import GALLERY_FOLDER, QUERY_FOLDER, TRAIN_FOLDER
+
+CAMERAS = 2
+VIEWS = 2  # training pictures of an identity at a camera: a sampler's four instances in all
+TEST_IDENTITIES = 2
+
+View = tuple[int, int, int]  # identity, camera, number
+
+
+def make_stand_in(root: str | Path, name: str, identities: int = 2) -> None:
+    """Writes a stand-in of a data set below a root.
+
+    Args:
+        root: folder of all data sets; made if it is missing.
+        name: market1501, msmt17 or cuhk03.
+        identities: training identities; two more are there for the test.
+
+    Raises:
+        ConfigError: a data set whose layout is not known here.
+    """
+    if name not in LAYOUTS:
+        raise ConfigError(
+            f"there is no stand-in of data set '{name}'{nearest(name, LAYOUTS)}; a dry run knows {', '.join(LAYOUTS)} "
+            "and the synthetic sets"
+        )
+    LAYOUTS[name](Path(root), identities)
+
+
+def _market1501(root: Path, identities: int) -> None:
+    """`market1501/Market-1501-v15.09.15/<part>/<person>_c<camera>s1_<frame>_00.jpg`; test persons follow train's."""
+    folder = root / "market1501" / "Market-1501-v15.09.15"
+    parts = {
+        TRAIN_FOLDER: _views(1, identities, VIEWS),
+        QUERY_FOLDER: _views(identities + 1, TEST_IDENTITIES, 1),
+        GALLERY_FOLDER: _views(identities + 1, TEST_IDENTITIES, VIEWS, first=1),
+    }
+    for part, views in parts.items():
+        for person, camera, number in views:
+            _write_picture(folder / part / f"{person:04d}_c{camera}s1_{number:06d}_00.jpg")
+
+
+def _msmt17(root: Path, identities: int) -> None:
+    """`msmt17/MSMT17_V1/{train,test}/<person>/<person>_<number>_<camera>_<rest>.jpg`, and four lists "path person"."""
+    folder = root / "msmt17" / "MSMT17_V1"
+    parts = {
+        "train": ("train", _views(0, identities, VIEWS)),
+        "val": ("train", _views(0, identities, 1, first=VIEWS)),
+        "query": ("test", _views(0, TEST_IDENTITIES, 1)),
+        "gallery": ("test", _views(0, TEST_IDENTITIES, VIEWS, first=1)),
+    }
+    for part, (pictures, views) in parts.items():
+        lines = []
+        for person, camera, number in views:
+            path = f"{person:04d}/{person:04d}_{number:03d}_{camera:02d}_0303morning_0008_{number}.jpg"
+            _write_picture(folder / pictures / path)
+            lines.append(f"{path} {person}\n")
+        (folder / f"list_{part}.txt").write_text("".join(lines))
+
+
+def _cuhk03(root: Path, identities: int) -> None:
+    """`cuhk03` as torchreid leaves it after its first use: pictures and splits extracted, the raw files beside them.
+
+    The raw pictures (`cuhk-03.mat`) are only looked for in this state, so the stand-in's is empty.
+    """
+    folder = root / "cuhk03"
+    (folder / "cuhk03_release").mkdir(parents=True)
+    (folder / "cuhk03_release" / "cuhk-03.mat").touch()
+    for kind in ("detected", "labeled"):
+        split = {
+            "train": _cuhk03_items(folder, kind, _views(0, identities, VIEWS)),
+            "query": _cuhk03_items(folder, kind, _views(identities, TEST_IDENTITIES, 1)),
+            "gallery": _cuhk03_items(folder, kind, _views(identities, TEST_IDENTITIES, VIEWS, first=1)),
+        }
+        for protocol in ("classic", "new"):
+            write_json(folder / f"splits_{protocol}_{kind}.json", [split])
+        savemat(folder / f"cuhk03_new_protocol_config_{kind}.mat", _cuhk03_protocol(split))
+
+
+def _cuhk03_items(folder: Path, kind: str, views: Iterator[View]) -> list[tuple[str, int, int]]:
+    """Writes pictures `<camera pair>_<person>_<camera>_<number>.png` and returns (path, person, camera from 0)."""
+    items = []
+    for person, camera, number in views:
+        path = folder / f"images_{kind}" / f"1_{person + 1:03d}_{camera}_{number + 1:02d}.png"
+        _write_picture(path)
+        items.append((str(path), person, camera - 1))
+    return items
+
+
+def _cuhk03_protocol(split: dict[str, list[tuple[str, int, int]]]) -> dict[str, np.ndarray]:
+    """The new protocol's own file: one list of all pictures, and indices into it, counted from 1."""
+    items = [item for part in split.values() for item in part]
+    ends = np.cumsum([len(part) for part in split.values()])
+    starts = [0, *ends[:-1]]
+    return {
+        "filelist": np.array([[Path(path).name] for path, _, _ in items], dtype=object),
+        "labels": np.array([person for _, person, _ in items]),
+        **{f"{part}_idx": np.arange(a, b) + 1 for part, a, b in zip(split, starts, ends, strict=True)},
+    }
+
+
+LAYOUTS: dict[str, Callable[[Path, int], None]] = {"market1501": _market1501, "msmt17": _msmt17, "cuhk03": _cuhk03}
+
+
+def _views(first_identity: int, identities: int, count: int, first: int = 0) -> Iterator[View]:
+    """Every identity at every camera (from 1), `count` times, numbered from `first`."""
+    for identity in range(first_identity, first_identity + identities):
+        for camera in range(1, CAMERAS + 1):
+            for number in range(first, first + count):
+                yield identity, camera, number
+
+
+def _write_picture(path: Path) -> None:
+    """A picture of noise, 64x32, the same in every process for the same file name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seed = int.from_bytes(path.name.encode(), "big") % 2**32
+    picture = np.random.default_rng(seed).integers(0, 256, (64, 32, 3), dtype=np.uint8)
+    _, encoded = cv2.imencode(path.suffix, picture)
+    path.write_bytes(encoded.tobytes())

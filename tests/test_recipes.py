@@ -1,0 +1,287 @@
+"""The papers' recipes as configurations: each rehearsed on stand-in data, and its values those of the paper."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from oskt_torchreid.config import default_config, get, load_config
+from oskt_torchreid.errors import ChainError, ConfigError
+from oskt_torchreid.models import build_model
+from oskt_torchreid.oskt.chain import WeightChain
+from oskt_torchreid.oskt.students import load_student
+from oskt_torchreid.pipeline import rehearse, run
+from oskt_torchreid.pipeline.plan import make_plan
+
+ROOT = Path(__file__).resolve().parents[1]
+PAPER = ROOT / "configs" / "paper" / "oskt"
+RECIPES = sorted(PAPER.glob("*.yaml"), key=lambda path: (path.stem.split("_chain")[0], path.stem))
+CHAINS = {  # chain: published parameters of its students in millions
+    "res50_chain8": (0.37, 0.61),
+    "res50_chain16": (1.48, 2.42),
+    "res50_chain32": (5.89, 9.64),
+    "vit_s_chain120": None,  # the published counts leave tokens, positions and the teacher's patch embedding out
+    "vit_b_chain264": None,
+}
+TEACHERS = ("res50", "vit_s", "vit_b")
+SINGLE, CROSS = ("market1501", "msmt17"), (("msmt17", "market1501"), ("msmt17", "cuhk03"), ("market1501", "cuhk03"))
+RATIOS = (0.1, 0.3, 0.5)
+
+_plans = {}
+
+
+def recipe(name):
+    return load_config(PAPER / f"{name}.yaml")
+
+
+def rehearsed(config):
+    """A rehearsal; the networks of one configuration serve the next of the same (one set is kept: they are large)."""
+    key = str((config.model.name, config.oskt.width, config.oskt.students))
+    if key not in _plans:
+        _plans.clear()
+    result = rehearse(config, _plans.get(key), step=False)
+    _plans[key] = result.plan
+    return result
+
+
+def test_every_scenario_has_a_recipe():
+    names = [f"{net}_teacher_{data}" for net in TEACHERS for data in SINGLE]
+    for chain in CHAINS:
+        names += [f"{chain}_{data}" for data in SINGLE]
+        names += [f"{chain}_{source}_to_{target}" for source, target in CROSS]
+        names += [f"{chain}_few_shot_{ratio}" for ratio in RATIOS]
+    assert sorted(names) == sorted(path.stem for path in RECIPES)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_can_be_rehearsed(path):
+    config = load_config(path)
+    result = rehearsed(config)
+    text = result.summary()
+    assert f"{config.model.name} at 256x128" in text and f"trained on  {config.data.sources[0]}" in text
+    names = [stage.name for stage in result.stages]
+    if "teacher" in path.stem:
+        assert names == ["train"] and result.plan is None
+        return
+    assert names == (["oskt.finetune"] if config.oskt.chain else ["oskt.refine", "oskt.finetune"])
+    published = CHAINS[path.stem[: path.stem.index("_", path.stem.index("chain"))]]
+    _, chain, *students = [params / 1e6 for _, params, _ in result.networks]
+    assert students[0] == chain < students[1]
+    if published:
+        assert students == pytest.approx(published, rel=0.01, abs=0.006)  # the neck is not in the published count
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_finds_what_an_earlier_one_leaves(path):
+    config = load_config(path)
+    assert config.data.save_dir == f"log/paper/oskt/{path.stem}"
+    for key in ("oskt.chain", "oskt.teacher"):
+        given = get(config, key)
+        if not given:
+            continue
+        folder = Path(given).relative_to("log/paper/oskt").parts[0]
+        earlier = recipe(folder)
+        assert earlier.model.name == config.model.name
+        if key == "oskt.chain":
+            assert given == f"{earlier.data.save_dir}/chain.safetensors"
+            assert earlier.oskt.width == config.oskt.width and earlier.oskt.students == config.oskt.students
+            source = path.stem.split("_to_")[0] if "_to_" in path.stem else "msmt17"
+            assert earlier.data.sources == [source.rsplit("_", 1)[-1]]
+        else:
+            assert given == f"{earlier.data.save_dir}/model/model.pth.tar-{earlier.train.max_epoch}"
+            assert earlier.data.sources == config.data.sources
+
+
+# ---- values of the paper -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_what_both_kinds_of_networks_share(path):
+    config = load_config(path)
+    assert (config.data.height, config.data.width) == (256, 128)
+    assert config.data.transforms == ["random_flip", "pad_crop", "random_erase"]
+    assert config.sampler.train_sampler == "RandomIdentitySampler" and config.sampler.num_instances == 4
+    assert {get(config, f"{stage}.batch_size") for stage in ("train", "oskt.refine", "oskt.finetune")} == {64}
+    assert config.test.normalize_feature and config.loss.triplet.weight_t == config.loss.triplet.weight_x == 1
+    assert not config.cuhk03.classic_split and config.loss.name == "triplet"
+
+
+def test_resnet_recipe():
+    config = recipe("res50_chain8_market1501")
+    assert config.model.name == "oskt_resnet50" and config.train.optim == "adam"
+    assert (
+        config.loss.softmax.label_smooth and config.loss.triplet.margin == 0.3 and not config.loss.triplet.soft_margin
+    )
+    assert config.loss.center == {"weight": 0.0005, "lr": 0.5}
+    assert config.data.norm_mean == default_config().data.norm_mean and config.data.interpolation == "bilinear"
+    milestones = {"train": [40, 70, 130], "oskt.refine": [50, 70], "oskt.finetune": [40, 70, 90]}
+    epochs = {"train": 200, "oskt.refine": 100, "oskt.finetune": 100}
+    for key, steps in milestones.items():
+        stage = get(config, key)
+        assert (stage.lr, stage.weight_decay, stage.max_epoch) == (3.5e-4, 5e-4, epochs[key])
+        assert (stage.lr_scheduler, stage.warmup_epochs, stage.warmup_factor) == ("warmup_multi_step", 10, 0.01)
+        assert (stage.stepsize, stage.gamma) == (steps, 0.1)
+    assert get(config, "oskt.refine.lambda") == 1 and config.oskt.refine.lambda_schedule == "constant"
+
+
+def test_vit_recipe():
+    config = recipe("vit_b_chain264_msmt17")
+    assert config.model.name == "vit_base_patch16" and config.train.optim == "sgd" and config.sgd.momentum == 0.9
+    assert not config.loss.softmax.label_smooth and config.loss.triplet.soft_margin and config.loss.center.weight == 0
+    assert config.data.norm_mean == config.data.norm_std == [0.5, 0.5, 0.5] and config.data.interpolation == "bicubic"
+    assert config.train.bias_lr_factor == 2 and config.train.mixed_precision
+    for key in ("train", "oskt.refine", "oskt.finetune"):
+        stage = get(config, key)
+        assert (stage.lr, stage.weight_decay, stage.max_epoch) == (4e-4, 1e-4, 120)
+        assert (stage.lr_scheduler, stage.warmup_epochs, stage.min_lr_factor) == ("warmup_cosine", 20, 0.002)
+    assert config.oskt.refine.lambda_schedule == "linear" and config.oskt.refine.vector_copies
+    assert config.oskt.attention == "paper"
+
+
+@pytest.mark.parametrize(("name", "feature"), [("res50", "after"), ("vit_s", "before")])
+def test_the_feature_at_test_is_on_the_papers_side_of_the_neck(name, feature):
+    config = load_config(PAPER / f"{name}_teacher_market1501.yaml", options=["model.pretrained=False"])
+    with torch.device("meta"):
+        model = build_model(config, 2)
+    assert model.feature == feature and model.has_neck
+
+
+# ---- rehearsals ----------------------------------------------------------------------------------------------------
+
+SMALL = [
+    "engine=oskt",
+    "model.name=osnet_x0_25",
+    "model.pretrained=False",
+    "loss.name=triplet",
+    "loss.triplet.weight_x=1",
+    "loss.center.weight=0.0005",
+    "sampler.train_sampler=RandomIdentitySampler",
+    "data.height=64",
+    "data.width=32",
+    "data.workers=0",
+    "oskt.width=0.5",
+    "oskt.students=['width=0.5', 'width=0.75']",
+    "train.max_epoch=1",
+    "oskt.refine.max_epoch=1",
+    "oskt.finetune.max_epoch=1",
+    "use_gpu=False",
+]
+
+
+def small(*options):
+    return load_config(options=[*SMALL, *options])
+
+
+def test_a_rehearsal_makes_one_step_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = rehearse(small("model.pretrained=True", "oskt.teacher=weights/teacher.pth"))
+    assert set(result.step) == {"loss_t", "loss_x", "loss_c", "acc"} and all(v >= 0 for v in result.step.values())
+    assert [stage.name for stage in result.stages] == ["oskt.refine", "oskt.finetune"]
+    assert "weights/teacher.pth (not there yet" in result.summary()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rehearsal_follows_every_schedule_to_its_end():
+    options = ["train.max_epoch=6", "train.lr=0.1", "train.lr_scheduler=warmup_multi_step", "train.warmup_epochs=2"]
+    config = small(
+        *options, "train.stepsize=[4]", "oskt.refine.lr_scheduler=one_cycle", "oskt.refine.per_iteration=True"
+    )
+    train, refine, _ = rehearse(config, step=False).stages
+    assert train.rates == pytest.approx([0.001, 0.0505, 0.1, 0.1, 0.01, 0.01]) and train.marks == (0, 2, 4, 5)
+    assert train.curve() == "0: 0.001, 2: 0.1, 4: 0.01, 5: 0.01"
+    assert len(refine.rates) == 1 and refine.batch_size == 32
+
+
+def test_a_rehearsal_refuses_what_the_run_would_refuse():
+    with pytest.raises(ConfigError, match="oskt.students has 'widht=0.5'"):
+        rehearse(small("oskt.students=['widht=0.5']"))
+    with pytest.raises(ConfigError, match="no stand-in of data set 'viper'"):
+        rehearse(small("data.sources=['viper']"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["res50_teacher_market1501", "vit_s_chain120_msmt17_to_cuhk03"])
+def test_the_command_prints_the_plan(name):
+    path = PAPER / f"{name}.yaml"
+    command = [sys.executable, ROOT / "tools" / "main.py", "--config-file", path, "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "learning rate at epoch" in done.stdout and "one step on stand-in data: loss_t" in done.stdout
+
+
+# ---- chains of other data ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chain_file(tmp_path_factory):
+    """A chain of a small network that was trained on three identities."""
+    path = tmp_path_factory.mktemp("chain") / "chain.safetensors"
+    teacher = build_model(small(), 3)
+    WeightChain.from_teacher(teacher, 0.5, input_size=(3, 64, 32)).save(path)
+    return path
+
+
+def test_students_of_a_given_chain_are_trained_on_other_people(chain_file, market_root, tmp_path):
+    options = [f"oskt.chain={chain_file}", f"data.root={market_root}", f"data.save_dir={tmp_path}"]
+    options += ["oskt.finetune.batch_size=8", "train.batch_size=8", "few_shot.ratio=0.5", "few_shot.seed=1"]
+    config = small(*options, "oskt.students=['width=0.5']", "train.mixed_precision=True", "train.bias_lr_factor=2.0")
+    results = run(config)
+    assert [(row.name, row.kind) for row in results.rows] == [("width=0.5", "student")]
+    assert results.rows[0].map_before is not None
+    assert f"the chain '{chain_file}' of an earlier run" in (tmp_path / "results.md").read_text()
+    assert (tmp_path / "few_shot_list.txt").read_text().startswith("# 3 identities, 12 pictures: ratio 0.5, seed 1")
+    for name in ("expanded", "student"):
+        student = load_student(tmp_path / "students" / "width=0.5" / f"{name}.pth")
+        assert student.classifier.out_features == 3 == student.student_record.num_classes
+
+
+def test_a_given_chain_is_checked_first(chain_file):
+    for options, error, message in [
+        (["oskt.teacher=teacher.pth"], ConfigError, "oskt.chain is given.* but oskt.teacher is 'teacher.pth'"),
+        (["oskt.controls=['scratch']"], ConfigError, r"oskt.chain is given.* but oskt.controls is \['scratch'\]"),
+        (["model.name=osnet_x0_5"], ConfigError, "is a chain of 'osnet_x0_25', but model.name is 'osnet_x0_5'"),
+        (["oskt.chain=absent.safetensors"], ChainError, "no file at 'absent.safetensors'"),
+    ]:
+        with pytest.raises(error, match=message):
+            make_plan(small(f"oskt.chain={chain_file}", *options), 3)
+
+
+# ---- files on files ------------------------------------------------------------------------------------------------
+
+
+def write(path, **content):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_bases_come_first_in_their_order(tmp_path):
+    write(tmp_path / "base" / "a.yaml", train={"lr": 0.1, "max_epoch": 7}, data={"height": 8})
+    write(tmp_path / "base" / "b.yaml", base="a.yaml", train={"lr": 0.2})
+    write(tmp_path / "base" / "c.yaml", data={"width": 9})
+    config = load_config(write(tmp_path / "run.yaml", base=["base/b.yaml", "base/c.yaml"], data={"height": 10}))
+    assert (config.train.lr, config.train.max_epoch, config.data.height, config.data.width) == (0.2, 7, 10, 9)
+
+
+def test_bases_that_cannot_be_used(tmp_path):
+    write(tmp_path / "a.yaml", base="b.yaml")
+    write(tmp_path / "b.yaml", base="./a.yaml")
+    with pytest.raises(ConfigError, match="base goes round in a circle: '.*a.yaml' -> '.*b.yaml' -> '.*a.yaml'"):
+        load_config(tmp_path / "a.yaml")
+    with pytest.raises(ConfigError, match="no file at '.*absent.yaml', which is a base of '.*c.yaml'"):
+        load_config(write(tmp_path / "c.yaml", base="absent.yaml"))
+    with pytest.raises(ConfigError, match="base in '.*d.yaml' is 3; expected the path"):
+        load_config(write(tmp_path / "d.yaml", base=3))
+    write(tmp_path / "e.yaml", train={"lrr": 1})
+    with pytest.raises(ConfigError, match="unknown key 'train.lrr' in '.*e.yaml'.*train.lr"):
+        load_config(write(tmp_path / "f.yaml", base="e.yaml"))
+
+
+def test_a_diamond_of_bases_is_no_circle(tmp_path):
+    write(tmp_path / "root.yaml", train={"lr": 0.5})
+    for name in ("left", "right"):
+        write(tmp_path / f"{name}.yaml", base="root.yaml")
+    assert load_config(write(tmp_path / "run.yaml", base=["left.yaml", "right.yaml"])).train.lr == 0.5
