@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from oskt_torchreid.baselines import DistillationEngine, make_baseline
-from oskt_torchreid.baselines.distillation import ClassifierReader, norm_direction_loss, softened_divergence
+from oskt_torchreid.baselines.distillation import norm_direction_loss, read_classifiers, softened_divergence
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.files import load_checkpoint
@@ -136,13 +136,12 @@ def test_a_run_keeps_the_student_and_evaluates_it(datamanager, tmp_path):
     assert again.evaluate() == engine.results["market1501"]
 
 
-def test_a_reader_forgets_what_was_taken():
+def test_reading_leaves_nothing_behind():
     network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    reader = ClassifierReader(network, frozenset({"2.weight"}))
-    logits = network(torch.randn(5, 3))
-    (reading,) = reader.take()
-    assert torch.equal(reading.logits, logits) and reading.features.shape == (5, 4)
-    assert reader.take() == []
+    with read_classifiers(network, frozenset({"2.weight"})) as readings:
+        logits = network(torch.randn(5, 3))
+    assert torch.equal(readings["2.weight"].logits, logits) and readings["2.weight"].features.shape == (5, 4)
+    assert not network[2]._forward_hooks
 
 
 @pytest.mark.parametrize("options", [{"weight_kl": -1.0}, {"weight_nd": -1.0}, {"temperature": 0.0}])

@@ -13,7 +13,9 @@ A student's feature is narrower than its teacher's, so a linear layer lengthens 
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -28,8 +30,6 @@ from ..host.data import unaugmented_loader
 from ..host.engine import TransferEngine
 from ..host.models import parse_outputs
 from ..host.optimization import add_to_optimizer
-
-logger = logging.getLogger(__name__)
 
 TEMPERATURE = 4.0
 RAMP_SHARE = 1 / 12  # of the iterations, in which the weight of L_kl grows from 0; the authors' 20 epochs of 240
@@ -72,31 +72,29 @@ class Reading(NamedTuple):
     logits: Tensor
 
 
-class ClassifierReader:
-    """Records what passes through a network's classifiers, as long as it is there.
+@contextlib.contextmanager
+def read_classifiers(model: nn.Module, heads: frozenset[str]) -> Iterator[dict[str, Reading]]:
+    """Gives a dictionary that fills as classifiers run inside the block: by the names of their weights, in their order.
 
     Args:
         model: any network; its outputs do not change.
         heads: names of the classifiers' weights.
     """
+    readings: dict[str, Reading] = {}
 
-    def __init__(self, model: nn.Module, heads: frozenset[str]) -> None:
-        self._readings: dict[str, Reading] = {}
-        for head in sorted(heads):
-            name = head.rpartition(".")[0]
-            model.get_submodule(name).register_forward_hook(self._recorder(name))
-
-    def take(self) -> list[Reading]:
-        """The readings of the last forward pass, one per classifier in order of their names; forgotten then."""
-        readings = [self._readings[name] for name in sorted(self._readings)]
-        self._readings.clear()
-        return readings
-
-    def _recorder(self, name: str) -> Any:
+    def recorder(head: str) -> Callable[..., None]:
         def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            self._readings[name] = Reading(inputs[0].float(), output.float())
+            readings[head] = Reading(inputs[0].float(), output.float())
 
         return record
+
+    names = sorted(heads)
+    handles = [model.get_submodule(n.rpartition(".")[0]).register_forward_hook(recorder(n)) for n in names]
+    try:
+        yield readings
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class DistilledStudent(nn.Module):
@@ -129,7 +127,7 @@ class DistilledStudent(nn.Module):
 class DistillationEngine(TransferEngine):
     """Trains a student under a frozen teacher by ``L_reid + w_kl * ramp * L_kl + w_nd * L_nd``.
 
-    Evaluation and checkpoints concern the student; the teacher is left as it is, but for the device.
+    Evaluation and checkpoints concern the student; the teacher is copied and left as it is.
 
     Args:
         datamanager: torchreid data manager; the teacher's class means are taken over its training images, once, when
@@ -176,16 +174,17 @@ class DistillationEngine(TransferEngine):
             add_to_optimizer(optimizer, distilled.projections)
         super().__init__(datamanager, distilled, optimizer, scheduler, **options)
         self.weight_kl, self.weight_nd, self.temperature = weight_kl, weight_nd, temperature
-        self.teacher = teacher.to(self.device, memory_format=self.memory_format)
-        self._readers = ClassifierReader(model, heads), ClassifierReader(teacher, heads)
+        self.teacher = copy.deepcopy(teacher).to(self.device, memory_format=self.memory_format)
+        self.heads = heads
         self._directions: list[Tensor] = []
 
     def compute_losses(self, images: Tensor, pids: Tensor) -> tuple[Tensor, dict[str, float]]:
         """The three terms of a batch."""
         if not self._directions:
             self._directions = [functional.normalize(means, dim=1) for means in self.class_means()]
-        outputs = parse_outputs(self.outputs_of(images), True, self.model.loss)
-        students, teachers = self._readers[0].take(), self._teachers_readings(images)
+        with read_classifiers(self.model.student, self.heads) as readings:
+            outputs = parse_outputs(self.outputs_of(images), True, self.model.loss)
+        students, teachers = [readings[name] for name in sorted(self.heads)], self._teachers_readings(images)
         loss, summary = self.loss(outputs, pids)
         divergence = self._mean(
             softened_divergence(s.logits, t.logits, self.temperature) for s, t in zip(students, teachers, strict=True)
@@ -226,9 +225,9 @@ class DistillationEngine(TransferEngine):
     @torch.no_grad()
     def _teachers_readings(self, images: Tensor) -> list[Reading]:
         precision = torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed_precision)
-        with precision, tracing_mode(self.teacher):  # its classifiers run, its norms use what they learnt
-            self.teacher(images)
-        return self._readers[1].take()
+        with precision, tracing_mode(self.teacher), read_classifiers(self.teacher, self.heads) as readings:
+            self.teacher(images)  # its classifiers run, its norms use what they learnt
+        return [readings[name] for name in sorted(self.heads)]
 
     @staticmethod
     def _mean(terms: Any) -> Tensor:
