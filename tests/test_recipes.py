@@ -10,6 +10,7 @@ import yaml
 
 from oskt_torchreid.config import default_config, get, load_config
 from oskt_torchreid.errors import ChainError, ConfigError
+from oskt_torchreid.host.engine import TransferEngine
 from oskt_torchreid.models import build_model
 from oskt_torchreid.oskt.chain import WeightChain
 from oskt_torchreid.oskt.students import load_student
@@ -236,6 +237,35 @@ def test_students_of_a_given_chain_are_trained_on_other_people(chain_file, marke
     for name in ("expanded", "student"):
         student = load_student(tmp_path / "students" / "width=0.5" / f"{name}.pth")
         assert student.classifier.out_features == 3 == student.student_record.num_classes
+
+
+def test_a_teacher_run_leaves_the_file_that_chain_runs_read(market_root, tmp_path):
+    options = [f"data.root={market_root}", f"data.save_dir={tmp_path}", "train.batch_size=8"]
+    config = small(*options, "engine=triplet", "train.lr_scheduler=warmup_cosine", "train.warmup_epochs=1")
+    run(config)
+    path = tmp_path / "model" / f"model.pth.tar-{config.train.max_epoch}"
+    plan = make_plan(small(f"oskt.teacher={path}"), 6)
+    assert torch.equal(
+        plan.teacher.state_dict()["classifier.weight"], torch.load(path)["state_dict"]["classifier.weight"]
+    )
+
+
+def test_mixed_precision_trains_on_losses_of_32_bits():
+    class Doubled(torch.nn.Linear):
+        loss = "triplet"
+
+        def forward(self, images):
+            feature = super().forward(images.flatten(1))
+            assert feature.dtype == torch.bfloat16
+            return feature[:, :2], feature
+
+    engine = TransferEngine.__new__(TransferEngine)
+    engine.device, engine.mixed_precision = torch.device("cpu"), True
+    engine.model = Doubled(12, 4)
+    logits, features = engine.outputs_of(torch.rand(3, 3, 2, 2))
+    assert logits.dtype == features.dtype == torch.float32
+    features.sum().backward()
+    assert engine.model.weight.grad.dtype == torch.float32
 
 
 def test_a_given_chain_is_checked_first(chain_file):
