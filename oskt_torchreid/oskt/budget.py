@@ -62,12 +62,14 @@ def shapes_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _shared_names(chain: WeightChain, own: Shapes, shapes: Shapes, what: str) -> dict[str, tuple[int, ...]]:
-    """The other network's shapes under the teacher's names; everything but heads and statistics must be there."""
+    """The other network's shapes under the teacher's names; all but heads and statistics must be there."""
     mine, theirs = inner_names(own), inner_names(shapes)
     heads = {inner for inner, name in mine.items() if name in _head_tensors(chain)}
     if (len(mine) < len(own)) != (len(theirs) < len(shapes)):  # only one is wrapped: its classifier stands outside
         heads |= {name for name in (*mine, *theirs) if is_classifier(name)}
-    silent = {name for name, _ in chain.model.named_buffers()}  # statistics say no more than the parameters beside them
+    # Statistics say no more than the parameters beside them, and a neck no more than the feature before it.
+    neck = tuple(f"{name}." for name in getattr(chain.model, "head_modules", ()))
+    silent = {name for name, _ in chain.model.named_buffers()} | {name for name in own if name.startswith(neck)}
     missing = [name for name in mine if name not in theirs and name not in heads and mine[name] not in silent]
     unexpected = [name for name in theirs if name not in mine and name not in heads]
     if missing or unexpected:
