@@ -22,7 +22,9 @@ from .host.losses import soft_margin_triplet_loss
 from .models import NeckModel, register_all
 from .models.registration import register_backbone
 from .oskt.chain import WeightChain
+from .oskt.distance import feature_scale
 from .oskt.engine import OSKTEngine
+from .oskt.ladder import Ladder
 from .oskt.network import trace
 from .oskt.recalibration import recalibrate
 from .oskt.students import expand, load_student, save_student, width_plan
@@ -37,6 +39,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "GraphError",
+    "Ladder",
     "NeckModel",
     "OSKTEngine",
     "OsktError",
@@ -47,6 +50,7 @@ __all__ = [
     "build_engine",
     "engine_names",
     "expand",
+    "feature_scale",
     "graph",
     "load_student",
     "recalibrate",

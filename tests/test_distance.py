@@ -83,9 +83,10 @@ def test_distances_of_every_backbone(name):
 
 @pytest.mark.slow
 def test_distances_beside_weighted_channels():
-    teacher, chain = collapsed(build("hacnn").double(), input_size("hacnn"))
-    images = torch.randn(4, *input_size("hacnn"), dtype=torch.float64)
-    assert largest_error(expand_to_plan(chain, between(chain), distance="teacher"), teacher, images) < 1e-10
+    teacher, chain = collapsed(build("hacnn"), input_size("hacnn"))  # its sampling grid knows single precision alone
+    images = torch.randn(4, *input_size("hacnn"))
+    assert largest_error(expand_to_plan(chain, between(chain), distance="teacher"), teacher, images) < 1e-3
+    assert largest_error(expand_to_plan(chain, between(chain)), teacher, images) > 1e-2
 
 
 @pytest.mark.parametrize("feature", ["after", "before"])

@@ -51,6 +51,7 @@ def test_nothing_else_changes():
     model = TwoNorms().train()
     model.first.eval()
     model.spare.running_mean.fill_(7)
+    model.first.num_batches_tracked.fill_(9)
     model.first.momentum, model.second.momentum = 0.3, None
     before, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
     oskt.recalibrate(model, batches())
@@ -60,6 +61,7 @@ def test_nothing_else_changes():
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     statistics = {f"{norm}.{name}" for norm in ("first", "second") for name in ("running_mean", "running_var")}
     assert moved == {*statistics, "first.num_batches_tracked"}, "torch's instance norm does not count its batches"
+    assert int(model.first.num_batches_tracked) == 3, "as many as the average is made of"
 
 
 def test_every_form_of_batch_gives_the_same():

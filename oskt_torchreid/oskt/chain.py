@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from tabulate import tabulate
 from torch import Tensor, nn
 
 from .. import files
 from ..errors import ChainError, ConfigError, OsktError
 from ..graph import ChannelGraph, FeaturePath
+from ..graph.routing import describe_code
 from ..graph.storage import from_arrays, to_arrays
 from ..host.models import ModelSpec
-from . import network
+from . import descent, network
 from .algebra import average_rows, rows_first
 from .clustering import cluster_teacher
 from .folding import check_attention
 from .layout import Layout
-
-logger = logging.getLogger(__name__)
+from .widths import Width, full_plan
 
 FORMAT = "oskt-weight-chain"
 VERSION = 1
@@ -43,7 +44,10 @@ class WeightChain:
         statistics: the S-student's own running statistics, ``[K]`` each; empty until the chain is refined.
         attention: how students' queries and keys are made, see ``folding.py``; the S-student's are made alike.
         model: the teacher's structure on the meta device.
-        spec: the registered name that rebuilds ``model``; ``None`` for an unregistered network.
+        spec: the registered name that rebuilds ``model``; ``None`` for an unregistered network. In a chain of a student
+            the name of the first teacher.
+        origin_to_teacher: in a chain of a student, per group name: the channel that stands for each channel of the
+            first teacher; empty in a chain of a first teacher.
     """
 
     graph: ChannelGraph
@@ -55,29 +59,34 @@ class WeightChain:
     spec: ModelSpec | None = None
     statistics: dict[str, Tensor] = field(default_factory=dict)
     attention: str = "folded"
+    origin_to_teacher: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def from_teacher(
         cls,
         teacher: nn.Module,
-        width: float | Mapping[str, int] = 0.25,
+        width: Width = 0.25,
         input_size: tuple[int, int, int] | None = None,
         graph: ChannelGraph | None = None,
         normalize_rows: bool | None = None,
         clustering: str = "ward",
         attention: str = "folded",
+        seed: int = 0,
     ) -> WeightChain:
         """Clusters a teacher's channels; chain rows are the means of their clusters (paper: chain initialisation).
 
         Args:
             teacher: left exactly as it was.
-            width: ratio of every group's channels, or the number of clusters per group name (others stay whole).
+            width: ratio of every group's channels, the name of a preset, or the number of clusters per group name
+                (others stay whole).
             input_size: for tracing; by default what the backbone is made for.
             graph: the teacher's channel graph, if already traced.
             normalize_rows: cluster rows of unit length; by default where the network has attention, as in the paper.
             clustering: ``ward``, or ``balanced``: equally large clusters under norms over channels, which makes
-                students exact at widths that divide the teacher's and are multiples of the chain's.
+                students exact at widths that divide the teacher's and are multiples of the chain's. To compare with:
+                ``kmeans``, or ``random``: clusters of Ward's sizes with members drawn at random.
             attention: ``folded`` (exact queries and keys) or ``paper``, for the S-student and all students.
+            seed: of what is random in ``kmeans`` and ``random``.
 
         Raises:
             ConfigError: another clustering or attention.
@@ -91,7 +100,8 @@ class WeightChain:
         state = network.state_of(teacher)
         _check_graph_fits(graph, state)
         normalize = bool(graph.attentions) if normalize_rows is None else normalize_rows
-        return cls.from_labels(teacher, graph, cluster_teacher(graph, state, widths, normalize, clustering), attention)
+        labels = cluster_teacher(graph, state, widths, normalize, clustering, seed)
+        return cls.from_labels(teacher, graph, labels, attention)
 
     @classmethod
     def from_labels(
@@ -136,6 +146,43 @@ class WeightChain:
         chain.validate()
         return chain
 
+    @classmethod
+    def from_student(
+        cls, student: nn.Module, chain: WeightChain, width: float | Mapping[str, int] = 0.5, **options: Any
+    ) -> WeightChain:
+        """Clusters a student of a chain: the next, narrower chain of a ladder (paper: "from the last level").
+
+        Args:
+            student: expanded from ``chain`` with its features unscaled, and perhaps trained since; left exactly as it
+                was.
+            chain: not changed.
+            width: ratio of the *student's* channels, or the number of clusters per group name (others stay whole).
+            options: ``normalize_rows``, ``clustering``, ``attention`` and ``seed`` of ``from_teacher``.
+
+        Returns:
+            A chain whose teacher is the student, and which knows what its channels mean to the first teacher.
+
+        Raises:
+            ChainError: a student of another chain, or one with scaled features.
+            WidthError: a width out of range.
+        """
+        graph = network.trace(student, chain.input_size)
+        teacher_to_student = descent.student_channels(chain.graph, chain.teacher_to_chain, graph)
+        descent.check_unscaled(student)
+        made = cls.from_teacher(student, width, graph=graph, **{"attention": chain.attention, **options})
+        origin = descent.composed(chain.origin_to_teacher, teacher_to_student)
+        return replace(made, spec=chain.spec, origin_to_teacher=origin)
+
+    @property
+    def origin_to_chain(self) -> dict[str, np.ndarray]:
+        """Cluster of each channel of the first teacher per group name: all levels composed."""
+        return descent.composed(self.origin_to_teacher, self.teacher_to_chain)
+
+    @cached_property
+    def origins_per_channel(self) -> np.ndarray:
+        """How many of the first teacher's channels each channel of the graph stands for, shape ``[num_channels]``."""
+        return descent.origins_per_channel(self.graph, self.origin_to_teacher)
+
     @property
     def widths(self) -> dict[str, int]:
         """Number of clusters ``K`` per group name."""
@@ -155,6 +202,17 @@ class WeightChain:
     def input_size(self) -> tuple[int, ...]:
         """``(channels, height, width)`` of the image that the teacher was traced with."""
         return self.graph.input_size
+
+    def summary(self) -> str:
+        """The widths that students can have, per channel group and all together, as a table."""
+        rows = []
+        for group in self.graph.groups:
+            fewest, first = self.widths[group.name], len(self.origin_to_chain[group.name])
+            ratios = [f"{width / first:.3g}" for width in (fewest, group.size)]
+            rows.append((group.name, fewest, group.size, *ratios, group.fixed))
+        fewest, most = sum(self.widths.values()), self.graph.num_channels
+        head = f"students have {fewest} to {most} channels in {len(rows)} groups\n"
+        return head + tabulate(rows, headers=("group", "narrowest", "widest", "ratio", "to", "fixed"))
 
     def check_teacher(self, teacher: nn.Module) -> None:
         """Raises ``ChainError`` unless a network has the names and shapes of the chain's teacher."""
@@ -187,6 +245,7 @@ class WeightChain:
         state = self.model.state_dict()
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         _check_labels(self.graph, self.teacher_to_chain)
+        descent.check_origin(self.graph, self.origin_to_teacher)
         _check_graph_fits(self.graph, state)
         tied = {tie.tensor for tie in self.graph.ties}
         narrow = dict(shapes)
@@ -211,12 +270,15 @@ class WeightChain:
         for group in self.graph.groups:
             labels[group.channels] = self.teacher_to_chain[group.name]
         arrays["teacher_to_chain"] = labels
+        arrays["origin_to_teacher"], origin_lengths = descent.join_origin(self.graph, self.origin_to_teacher)
         tensors = {f"graph/{name}": torch.from_numpy(array) for name, array in arrays.items()}
         for kind in _KINDS:
             tensors.update({f"{kind}/{name}": tensor for name, tensor in getattr(self, kind).items()})
         spec = asdict(self.spec) if self.spec else None
-        metadata = {"format": FORMAT, "version": VERSION, "model": spec, "graph": description}
+        metadata = {"format": FORMAT, "version": VERSION, "model": spec, "graph": description, "origin": origin_lengths}
         metadata["attention"] = self.attention
+        if self.origin_to_teacher:
+            metadata["code"] = describe_code(self.model, self.graph)
         files.save_tensors(path, tensors, metadata)
 
     @classmethod
@@ -266,41 +328,25 @@ class WeightChain:
                 "its teacher is not a registered model; pass the teacher's network: WeightChain.load(path, model=...)"
             )
         skeleton = network.skeleton_of(model) if model is not None else network.new_skeleton(spec)
+        origin = arrays.get("origin_to_teacher", np.empty(0, np.int32))
+        origin = descent.cut_origin(graph, origin, metadata.get("origin") or [])
+        if origin:
+            others = {**parts["vectors"], **parts["fixed"]}
+            skeleton = descent.narrow_skeleton(skeleton, metadata.get("code") or {}, graph, parts["rows"], others)
         teacher_to_chain = {group.name: labels[group.channels] for group in graph.groups}
         attention = check_attention(metadata.get("attention", "folded"))
         return cls(
-            graph=graph, teacher_to_chain=teacher_to_chain, model=skeleton, spec=spec, attention=attention, **parts
+            graph=graph,
+            teacher_to_chain=teacher_to_chain,
+            model=skeleton,
+            spec=spec,
+            attention=attention,
+            origin_to_teacher=origin,
+            **parts,
         )
 
 
 _KINDS = ("rows", "vectors", "fixed", "statistics")
-
-
-def full_plan(graph: ChannelGraph, width: float | Mapping[str, int]) -> dict[str, int]:
-    """A width for every group, from a ratio or from widths for some of them (the others keep the teacher's).
-
-    Where heads, or the blocks of a grouped convolution, would get unequal widths, the wider ones are lowered and a
-    warning names them.
-
-    Raises:
-        WidthError: out of range, or a group that does not exist.
-    """
-    if not isinstance(width, Mapping):
-        plan = graph.ratio_plan(float(width))
-        graph.check_plan(plan)
-        return plan
-    asked = {**graph.sizes, **width}
-    graph.check_widths(asked)
-    plan = graph.balanced(asked)
-    lowered = [f"'{name}' {asked[name]} -> {plan[name]}" for name in asked if plan[name] != asked[name]]
-    if lowered:
-        more = f" and {len(lowered) - 5} more" if len(lowered) > 5 else ""
-        logger.warning(
-            "widths lowered to the next legal ones, for heads and convolution groups are equally wide: %s%s",
-            ", ".join(lowered[:5]),
-            more,
-        )
-    return plan
 
 
 def _cluster_counts(teacher_to_chain: Mapping[str, np.ndarray]) -> dict[str, int]:

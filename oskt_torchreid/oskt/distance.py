@@ -4,7 +4,8 @@ Where a student's feature has one dimension for ``n`` equal ones of the teacher,
 columns are summed, but ``||f - g||^2`` counts that dimension once instead of ``n`` times. A factor per dimension mends
 it, and with it cosine distances and norms:
 
-* ``teacher``: ``sqrt(members of the slot)`` gives the distances of the teacher whose rows have become its chain's;
+* ``teacher``: ``sqrt(members of the slot)`` gives the distances of the teacher whose rows have become its chain's (in a
+  ladder, of the first teacher);
 * ``chain``: ``1 / sqrt(slots of the cluster)`` gives those of the S-student;
 * ``none``: features as they are.
 
@@ -27,8 +28,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, GraphError
-from ..graph.shell import student_axis
 from ..graph.plans import occupied
+from ..graph.shell import student_axis
 from ..registry import nearest
 from .layout import Layout
 
@@ -39,10 +40,21 @@ DISTANCES = ("none", "chain", "teacher")
 
 
 def check_distance(distance: str) -> None:
-    """Raises ``ConfigError`` unless it is one of ``DISTANCES``."""
+    """Raises ``ConfigError`` for anything but one of ``DISTANCES``."""
     if distance not in DISTANCES:
         raise ConfigError(
             f"distance is {distance!r}{nearest(str(distance), DISTANCES)}; allowed: {', '.join(DISTANCES)}"
+        )
+
+
+def check_foldable(chain: WeightChain, distance: str) -> None:
+    """Raises ``GraphError`` where factors cannot be folded into a network that has merged feature dimensions."""
+    check_distance(distance)
+    if distance != "none" and chain.features.obstacle:
+        raise GraphError(
+            f"the features of {type(chain.model).__name__} cannot be scaled for distance='{distance}': "
+            f"{chain.features.obstacle}; expand with distance='none' and multiply the features by "
+            "oskt.feature_scale(chain, widths, distance)"
         )
 
 
@@ -73,7 +85,7 @@ def channel_factors(chain: WeightChain, layout: Layout, distance: str) -> np.nda
     check_distance(distance)
     factors = np.ones(chain.graph.num_channels)
     if distance == "teacher":
-        members = layout.members
+        members = layout.total(chain.origins_per_channel)
         factors[members > 0] = np.sqrt(members[members > 0])
     elif distance == "chain":
         for group in chain.graph.groups:
@@ -101,12 +113,7 @@ def scale_features(tensors: Mapping[str, Tensor], chain: WeightChain, layout: La
     path = chain.features
     if (factors[path.channels] == 1).all():
         return
-    if path.obstacle:
-        raise GraphError(
-            f"the features of {type(chain.model).__name__} cannot be scaled for distance='{distance}': "
-            f"{path.obstacle}; expand with distance='none' and multiply the features by "
-            "oskt.feature_scale(chain, widths, distance)"
-        )
+    check_foldable(chain, distance)
     fold = _Fold(tensors, chain, layout, factors)
     for name in path.rows:
         fold.multiply_rows(name)

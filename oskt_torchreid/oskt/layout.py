@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..graph import ChannelGraph, Tie
-from ..graph.shell import student_axis
 from ..graph.plans import occupied
+from ..graph.shell import student_axis
 from .slots import Slots, make_slots
 
 
@@ -68,7 +68,13 @@ class Layout:
     @cached_property
     def members(self) -> np.ndarray:
         """Teacher channels that stand at each channel's place, shape ``[num_channels]``; 0 where the axes close up."""
-        return np.bincount(self._place, minlength=self.graph.num_channels)
+        return self.total(np.ones(self.graph.num_channels, np.int64))
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        """Sum of the members' values at each channel's place; both ``[num_channels]``."""
+        sums = np.zeros(self.graph.num_channels, values.dtype)
+        np.add.at(sums, self._place, values)
+        return sums
 
     def axis(self, tie: Tie) -> AxisMap:
         """The map of the axis that a tie lies along."""

@@ -100,6 +100,8 @@ def _averaging(student: nn.Module, norms: list[Norm]) -> Iterator[None]:
     calls = dict.fromkeys(norms, 0)
 
     def count(norm: Norm, _: tuple) -> None:
+        if not calls[norm] and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.zero_()
         calls[norm] += 1
         norm.momentum = 1 / calls[norm]
 
