@@ -34,5 +34,9 @@ setup(
         "six",
         "pillow",
     ],
-    extras_require={"test": ["pytest", "hypothesis", "ruff", "timm"], "baselines": ["torch_pruning"]},
+    extras_require={
+        "test": ["pytest", "hypothesis", "ruff", "timm"],
+        "export": ["onnx", "onnxruntime", "onnxscript"],
+        "baselines": ["torch_pruning"],
+    },
 )

@@ -2,15 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from tabulate import tabulate
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from oskt_torchreid.errors import OsktError  # noqa: E402
+from oskt_torchreid.host import models  # noqa: E402
 from oskt_torchreid.report import benchmark  # noqa: E402
 
 MEGABYTE = 2**20
@@ -31,21 +33,31 @@ def show_refine(arguments: argparse.Namespace) -> None:
 
 
 def show_expand(arguments: argparse.Namespace) -> None:
-    """Prints the cost of expanding each of the paper's students of ResNet-50."""
+    """Prints the cost of expanding each of the paper's students of ResNet-50, or every backbone at half its width."""
+    costs = list(_expand_costs(arguments))
     rows = [
         (
-            f"Res-50-{cost.name}",
-            cost.chain_planes,
+            cost.name,
+            f"{cost.chain_width:.4g}",
             f"{cost.params / 1e6:.2f}",
             f"{cost.expand_ms:.1f}",
             f"{cost.copy_ms:.1f}",
             f"{cost.touched_bytes / MEGABYTE:.0f}",
         )
-        for cost in benchmark.measure_expand(arguments.rounds)
+        for cost in costs
     ]
-    headers = ("student", "chain planes", "params M", "expand ms", "plain copy ms", "touched MB")
+    headers = ("student", "chain width", "params M", "expand ms", "plain copy ms", "touched MB")
     print(f"expansion from a loaded chain, {torch.get_num_threads()} threads, median of {arguments.rounds}")
     print(tabulate(rows, headers=headers, disable_numparse=True, stralign="right"))
+    if arguments.all:
+        print(f"{sum(cost.expand_ms <= 100 for cost in costs)} of {len(costs)} take at most 100 ms")
+
+
+def _expand_costs(arguments: argparse.Namespace) -> Iterable[benchmark.ExpandCost]:
+    if not arguments.all:
+        return benchmark.measure_expand(arguments.rounds)
+    names = arguments.names or [name for name in models.model_names() if not name.startswith(("oskt_", "vkd_"))]
+    return tqdm(benchmark.measure_expand_all(arguments.rounds, names), total=len(names), disable=None, leave=False)
 
 
 def _positive(text: str) -> int:
@@ -69,6 +81,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     refine.set_defaults(run=show_refine)
     expand = commands.add_parser("expand", help="ResNet-50 S1-S6 from loaded chains")
     expand.add_argument("--rounds", type=_positive, default=15, help="timed expansions of each (default: 15)")
+    expand.add_argument("--all", action="store_true", help="every backbone, at half its width")
+    expand.add_argument("--names", nargs="+", help="with --all: these backbones alone")
     expand.set_defaults(run=show_expand)
     return parser.parse_args(arguments)
 

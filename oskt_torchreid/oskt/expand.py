@@ -23,7 +23,10 @@ STATISTICS = ("own", "merged", "initial")
 
 
 def expand_to_plan(
-    chain: WeightChain, widths: Mapping[str, int], attention: str | None = None, distance: str = "none",
+    chain: WeightChain,
+    widths: Mapping[str, int],
+    attention: str | None = None,
+    distance: str = "none",
     statistics: str = "own",
 ) -> nn.Module:
     """A student of exactly these widths.
@@ -41,6 +44,7 @@ def expand_to_plan(
         A module of the teacher's class, on the CPU, in evaluation mode.
 
     Raises:
+        ConfigError: other statistics.
         WidthError: a width out of range.
     """
     if statistics not in STATISTICS:

@@ -61,7 +61,8 @@ class Choice:
             return self.way if self.ratio is None else f"width ratio {self.ratio:.4g}"
         share, note = self.cost / self.budget, ""
         if self.way == "latency":
-            note = ", within 5 % of the budget" if share >= CLOSE_ENOUGH else ", the closest below the budget"
+            below = "the teacher's own width" if self.ratio == 1 else "the closest below the budget"
+            note = ", within 5 % of the budget" if share >= CLOSE_ENOUGH else f", {below}"
         shown = (show_amount(self.way, amount) for amount in (self.cost, self.budget))
         return f"width ratio {self.ratio:.4g}: {self.way} {' of '.join(shown)} ({share:.1%}{note})"
 

@@ -37,6 +37,7 @@ def expand(
     measure: Measure | None = None,
     attention: str | None = None,
     distance: str = "none",
+    statistics: str = "own",
 ) -> nn.Module:
     """Makes a student of a chain, without training (paper: weight chain expansion).
 
@@ -56,6 +57,8 @@ def expand(
         distance: whose retrieval distances the features have before fine-tuning. ``teacher``: those of the teacher,
             ``chain``: those of the S-student, both exact where the rows of each cluster are equal; ``none``: merged
             dimensions count once. Class scores are the same in all three.
+        statistics: running statistics: ``own`` of the S-student where the chain was refined, ``merged`` from the
+            teacher's, or ``initial`` ones, see ``expand_to_plan``.
 
     Returns:
         A module of the teacher's class in evaluation mode, sharing no memory with the chain. With ``like``, its state
@@ -64,13 +67,13 @@ def expand(
     Raises:
         WidthError: a width outside of [chain, teacher], a budget that no student meets, another depth or family, or
             not exactly one way of asking.
-        ConfigError: an unknown model name, attention or distance.
+        ConfigError: an unknown model name, attention, distance or statistics.
         GraphError: a network whose features cannot be scaled, see ``distance.py``.
     """
     choice = choose_widths(
         chain, width, params=params, flops=flops, size=size, latency=latency, like=like, measure=measure
     )
-    return expand_to_plan(chain, choice.widths, attention, distance)
+    return expand_to_plan(chain, choice.widths, attention, distance, statistics)
 
 
 def width_plan(chain: WeightChain, width: Width | None = None, **how: Any) -> dict[str, int]:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from ..baselines import BASELINES
+from ..baselines import baseline
 from ..errors import ConfigError
 from ..graph import ChannelGraph
-from ..host.models import builder_of, load_weights
+from ..host.models import load_weights
 from ..models import build_model
 from ..models import load_weights as load_any_weights
 from ..oskt.chain import WeightChain
+from ..oskt.distance import check_foldable
+from ..oskt.ladder import nearest_rung
 from ..oskt.network import trace
 from ..oskt.students import width_plan
-from ..registry import nearest
-
-WAYS = ("width", "like")
+from ..oskt.widths import full_plan
+from .baselines import check_baselines, method_of
+from .ladder import plan_rungs
+from .wishes import Wish, chosen_widths, latency_measure, parse_wish
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,14 @@ class StudentPlan:
     Attributes:
         name: as the configuration asks for it; also the name of its folder.
         widths: width per channel group.
+        rung: index of the chain that it is expanded from; 0 unless there is a ladder.
+        method: the baseline that makes it instead of a chain; empty for a student of the chain.
     """
 
     name: str
     widths: dict[str, int]
+    rung: int = 0
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class RunPlan:
         students: the students, in order.
         controls: names of the baselines that are run at the chain's widths.
         chain: a chain that is there already; its teacher is then a structure without weights.
+        rungs: widths of each further chain of a ladder, from wide to narrow.
     """
 
     teacher: nn.Module
@@ -55,6 +62,7 @@ class RunPlan:
     students: tuple[StudentPlan, ...]
     controls: tuple[str, ...]
     chain: WeightChain | None = None
+    rungs: tuple[dict[str, int], ...] = ()
 
 
 def make_plan(config: Any, num_classes: int) -> RunPlan:
@@ -70,19 +78,26 @@ def make_plan(config: Any, num_classes: int) -> RunPlan:
     if config.oskt.chain:
         return _plan_of_chain(config)
     for name in config.oskt.controls:
-        if name not in BASELINES:
-            raise ConfigError(f"unknown control '{name}'{nearest(name, BASELINES)}; known: {', '.join(BASELINES)}")
-    wanted = [(name, _parse(name)) for name in config.oskt.students]
+        baseline(name)
+    methods = {name: method_of(name) for name in config.oskt.students}
+    wishes = {name: parse_wish(name.rpartition(":")[2]) for name in config.oskt.students}
     teacher = build_model(config, num_classes)
     if config.model.load_weights:
         load_any_weights(teacher, config.model.load_weights)
     if config.oskt.teacher:
         load_weights(teacher, config.oskt.teacher)
     graph = trace(teacher, (3, config.data.height, config.data.width))
-    chain_widths = graph.ratio_plan(config.oskt.width)
-    stand_in = stand_in_chain(teacher, graph, chain_widths)
-    students = tuple(StudentPlan(name, width_plan(stand_in, **how)) for name, how in wanted)
-    return RunPlan(teacher, graph, chain_widths, students, tuple(config.oskt.controls))
+    rungs = _rungs(teacher, graph, config.oskt.ladder) or (full_plan(graph, config.oskt.width),)
+    stand_in = stand_in_chain(teacher, graph, rungs[-1])
+    check_foldable(stand_in, config.oskt.distance)
+    check_baselines({*config.oskt.controls, *methods.values()} - {""}, teacher, graph)
+    plans = _plans(config, stand_in, {name: wish for name, wish in wishes.items() if not methods[name]})
+    free = {name: wish for name, wish in wishes.items() if methods[name]}
+    if free:  # baselines are bound to no chain's width
+        plans.update(_plans(config, _narrowest_chain(teacher, graph), free))
+    rung_of = {name: 0 if methods[name] else nearest_rung(rungs, graph.sizes, plan) for name, plan in plans.items()}
+    students = tuple(StudentPlan(name, plans[name], rung_of[name], methods[name]) for name in wishes)
+    return RunPlan(teacher, graph, rungs[0], students, tuple(config.oskt.controls), rungs=rungs[1:])
 
 
 def _plan_of_chain(config: Any) -> RunPlan:
@@ -97,21 +112,31 @@ def _plan_of_chain(config: Any) -> RunPlan:
         raise ConfigError(
             f"'{oskt.chain}' is a chain of '{name}', but model.name is '{config.model.name}'; set it to '{name}'"
         )
-    students = tuple(StudentPlan(name, width_plan(chain, **_parse(name))) for name in oskt.students)
+    for name in oskt.students:
+        if method_of(name):
+            raise ConfigError(f"oskt.chain is given, so there is no teacher that '{name}' could be made of; drop it")
+    plans = _plans(config, chain, {name: parse_wish(name) for name in oskt.students})
+    students = tuple(StudentPlan(name, plan) for name, plan in plans.items())
     return RunPlan(chain.model, chain.graph, chain.widths, students, (), chain)
 
 
-def _parse(name: str) -> dict[str, Any]:
-    """``width=0.5`` or ``like=osnet_x0_5`` as arguments of ``expand``."""
-    way, equals, value = name.partition("=")
-    if not equals or way not in WAYS or not value:
-        raise ConfigError(f"oskt.students has '{name}'{nearest(way, WAYS)}; write width=0.5 or like=osnet_x0_5")
-    if way == "like":
-        builder_of(value)
-        return {"like": value}
-    if not re.fullmatch(r"\d*\.?\d+", value):
-        raise ConfigError(f"oskt.students has '{name}'; the width is a ratio of the teacher's, such as width=0.5")
-    return {"width": float(value)}
+def _plans(config: Any, chain: WeightChain, wanted: dict[str, Wish]) -> dict[str, dict[str, int]]:
+    """Widths of each student; one with a latency budget keeps those that were chosen when it was first measured."""
+    known, measure = chosen_widths(config), latency_measure(config)
+    return {name: known.get(name) or width_plan(chain, measure=measure, **how) for name, how in wanted.items()}
+
+
+def _rungs(teacher: nn.Module, graph: ChannelGraph, ladder: list) -> tuple[dict[str, int], ...]:
+    """Widths of the chains of a ladder, each a ratio, or asked for as a student is."""
+    if not ladder:
+        return ()
+    names = [entry if isinstance(entry, str) else f"width={entry}" for entry in ladder]
+    return plan_rungs(_narrowest_chain(teacher, graph), [(name, parse_wish(name, "oskt.ladder")) for name in names])
+
+
+def _narrowest_chain(teacher: nn.Module, graph: ChannelGraph) -> WeightChain:
+    """A stand-in that allows every width."""
+    return stand_in_chain(teacher, graph, {group.name: group.size if group.fixed else 1 for group in graph.groups})
 
 
 def stand_in_chain(teacher: nn.Module, graph: ChannelGraph, widths: dict[str, int]) -> WeightChain:

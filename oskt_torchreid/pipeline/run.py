@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from ..baselines import make_baseline
 from ..config import digest, get
 from ..errors import ConfigError, GraphError
 from ..files import save_checkpoint, sha256
@@ -18,23 +17,28 @@ from ..host.compat import seed_everything
 from ..host.models import load_weights
 from ..models import build_model
 from ..models import load_weights as load_any_weights
+from ..oskt.amounts import HALF
 from ..oskt.chain import WeightChain
 from ..oskt.engine import OSKTEngine
 from ..oskt.expand import expand_to_plan
 from ..oskt.network import trace
+from ..oskt.recalibration import recalibrate
 from ..oskt.relabelling import relabel
 from ..oskt.students import save_student
 from ..registry import engine_class
 from ..report import Results, Row, write_results
+from .baselines import STUDENT_NAME, finetuned, run_baseline
+from .ladder import refine_rung, save_unrefined
 from .plan import RunPlan, StudentPlan, make_plan
 from .report import write_report
 from .stages import Facts, Stage
 from .training import Trainer, first_target, network_size, schedule
+from .wishes import keep_chosen_widths
 
 logger = logging.getLogger(__name__)
 
 CHAIN_NAME, TEACHER_NAME = "chain.safetensors", "teacher.pth"
-EXPANDED_NAME, STUDENT_NAME = "expanded.pth", "student.pth"
+EXPANDED_NAME = "expanded.pth"
 
 
 def run(config: Any) -> Results:
@@ -60,8 +64,10 @@ def run(config: Any) -> Results:
         )
     trainer = Trainer(config)
     if method == "oskt":
-        job = OSKTRun(config, trainer, make_plan(config, trainer.num_classes), folder)
+        plan = make_plan(config, trainer.num_classes)
+        job = OSKTRun(config, trainer, plan, folder)
         trainer.record(folder)
+        keep_chosen_widths(config, {student.name: student.widths for student in plan.students})
         return job.complete()
     model = build_model(config, trainer.num_classes)
     if config.model.load_weights:
@@ -125,8 +131,14 @@ class OSKTRun:
         else:
             teacher_key = ""
             chain, chain_key = self.plan.chain, digest("chain", sha256(self.config.oskt.chain), *self._shared)
+        ladder = [(chain, chain_key)]
+        for widths in self.plan.rungs:
+            ladder.append(self._refine_rung(widths, *ladder[-1]))
         for student in self.plan.students:
-            self._student(student, chain, chain_key)
+            if student.method:
+                self._baseline_student(student, teacher_key)
+            else:
+                self._student(student, *ladder[student.rung])
         for name in self.plan.controls:
             self._control(name, teacher_key, equal_passes=False)
         for name in self.plan.controls:
@@ -176,13 +188,17 @@ class OSKTRun:
                 normalize_rows={"auto": None, "yes": True, "no": False}[oskt.normalize_rows],
                 clustering=oskt.clustering,
                 attention=oskt.attention,
+                seed=self.config.train.seed,
             )
+            if node.max_epoch == 0:
+                return save_unrefined(chain, teacher, path)
             build = partial(
                 OSKTEngine,
                 chain=chain,
                 lambda_weight=node["lambda"],
                 lambda_shape=node["lambda_schedule"],
                 vector_copies=node["vector_copies"],
+                sstudent_weight=node["sstudent_weight"],
             )
             engine = self.trainer.train(teacher, node, stage.folder, continued, build)
             engine.chain.save(path)
@@ -192,20 +208,32 @@ class OSKTRun:
         self.facts["refine"] = facts
         return WeightChain.load(path, model=self.plan.teacher), key
 
+    def _refine_rung(self, widths: dict[str, int], above: WeightChain, above_key: str) -> tuple[WeightChain, str]:
+        """The next chain of a ladder."""
+        rungs = self.facts.setdefault("rungs", [])
+        number = len(rungs) + 2
+        chain, key, facts = refine_rung(self.trainer, self.config, self.folder, number, widths, above, above_key)
+        rungs.append(facts)
+        return chain, key
+
     def _student(self, student: StudentPlan, chain: WeightChain, chain_key: str) -> None:
         """Expands a student, evaluates it untrained, fine-tunes it and evaluates it again."""
         node = get(self.config, "oskt.finetune")
-        key = digest("student", chain_key, student.widths, node)
+        distance, batches = self.config.oskt.distance, self.config.oskt.recalibrate
+        statistics = self.config.oskt.statistics
+        key = digest("student", chain_key, student.widths, distance, batches, statistics, node)
         stage = Stage(self.folder / "students" / student.name, key, (EXPANDED_NAME, STUDENT_NAME))
         seed_everything(self.config.train.seed)
-        network = expand_to_plan(chain, student.widths)
+        network = expand_to_plan(chain, student.widths, distance=distance, statistics=statistics)
         network = relabel(network, chain.graph.heads, self.trainer.num_classes)
 
         def work(continued: bool) -> Facts:
+            if batches:
+                recalibrate(network, self.trainer.datamanager(node.batch_size).train_loader, batches)
             save_student(network, stage.folder / EXPANDED_NAME)
             before = self.trainer.evaluate(network)
-            after, seconds = self._finetuned(network, node, stage.folder, continued)
-            save_student(network.cpu().eval(), stage.folder / STUDENT_NAME)
+            after, seconds = finetuned(self.trainer, network, node, stage.folder, continued)
+            save_student(network.cpu().eval(), stage.folder / STUDENT_NAME, half=student.name.endswith(HALF))
             return {"before": before, "after": after, "finetune_seconds": seconds}
 
         facts = stage.complete(work)
@@ -221,32 +249,33 @@ class OSKTRun:
             for key in ("max_epoch", "half_resolution_epochs"):
                 changes[key] = oskt.refine[key] + oskt.finetune[key]
         node = schedule(self.config, "oskt.finetune", **changes)
-        epochs = node.max_epoch
-        key = digest("control", name, teacher_key, self.plan.chain_widths, node)
-        title = f"{name}, {epochs} epochs" if equal_passes else name
+        title = f"{name}, {node.max_epoch} epochs" if equal_passes else name
         folder = self.folder / "controls" / (f"{name}-equal-passes" if equal_passes else name)
-        stage = Stage(folder, key, (STUDENT_NAME,))
-        seed_everything(self.config.train.seed)
-        network = make_baseline(name, self.plan.teacher, self.plan.graph, self.plan.chain_widths)
+        self._baseline(title, name, self.plan.chain_widths, node, folder, teacher_key, not equal_passes)
 
-        def work(continued: bool) -> Facts:
-            before = {} if equal_passes else self.trainer.evaluate(network)
-            after, seconds = self._finetuned(network, node, stage.folder, continued)
-            save_checkpoint(stage.folder / STUDENT_NAME, {"state_dict": network.cpu().state_dict()})
-            return {"before": before, "after": after, "finetune_seconds": seconds}
+    def _baseline_student(self, student: StudentPlan, teacher_key: str) -> None:
+        """A baseline of any width that ``oskt.students`` asks for, given the students' epochs."""
+        node = schedule(self.config, "oskt.finetune", lr=self.config.oskt.control_lr[student.method])
+        folder = self.folder / "students" / student.name.replace(":", "-")
+        self._baseline(student.name, student.method, student.widths, node, folder, teacher_key)
 
-        facts = stage.complete(work)
-        before = {} if equal_passes else facts["before"]  # the same network, before
-        self._row(title, "control", network, before, facts["after"], epochs, facts["finetune_seconds"])
+    def _baseline(
+        self,
+        title: str,
+        method: str,
+        widths: dict[str, int],
+        node: Any,
+        folder: Path,
+        teacher_key: str,
+        evaluate_before: bool = True,
+    ) -> None:
+        plan = self.plan
+        network, facts = run_baseline(
+            self.trainer, method, plan.teacher, plan.graph, widths, node, folder, teacher_key, evaluate_before
+        )
+        self._row(title, "control", network, facts["before"], facts["after"], node.max_epoch, facts["finetune_seconds"])
 
     # ---- parts of stages -----------------------------------------------------------------------------------------
-
-    def _finetuned(self, network: nn.Module, node: Any, folder: Path, continued: bool) -> tuple[Facts, float]:
-        """Fine-tunes a network in place; its numbers afterwards, and the seconds that training took."""
-        if node.max_epoch == 0:
-            return self.trainer.evaluate(network), 0.0
-        engine = self.trainer.train(network, node, folder, continued)
-        return first_target(engine), engine.train_seconds
 
     def _row(
         self, name: str, kind: str, network: nn.Module, before: Facts, after: Facts, epochs: int, seconds: float

@@ -1,7 +1,6 @@
 """What refining and expanding cost: one refinement step against one teacher-only step, and one expansion.
 
-Both are measured on torchreid's ResNet-50 with random clusters: costs depend on widths, not on which channels share a
-cluster, and random ones spare the clustering.
+Clusters are random: costs depend on widths, not on which channels share a cluster, and drawing them costs nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -19,25 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..graph import ChannelGraph
 from ..host import models
 from ..host.losses import ReidLoss
+from ..models.presets import PRESETS, TEACHER_PLANES, ResNetPreset
 from ..oskt.chain import WeightChain
 from ..oskt.losses import refining_loss
 from ..oskt.network import trace
 from ..oskt.sstudent import Refinement
 from ..oskt.students import expand
+from ..oskt.widths import Width, full_plan
 
-BACKBONE, TEACHER_PLANES, NUM_CLASSES = "resnet50", 64, 751
-SERIES = {
-    "S1": (8, 8, (1, 2, 4, 8)),
-    "S2": (8, 16, (1, 2, 3, 4)),
-    "S3": (16, 16, (1, 2, 4, 8)),
-    "S4": (16, 32, (1, 2, 3, 4)),
-    "S5": (32, 32, (1, 2, 4, 8)),
-    "S6": (32, 64, (1, 2, 3, 4)),
-}
-"""The paper's students of ResNet-50: planes of the chain, base planes, and their multiple in each of four stages."""
+BACKBONE, NUM_CLASSES = "resnet50", 751
+SERIES = {name: preset for name, preset in PRESETS.items() if isinstance(preset, ResNetPreset)}
+"""The paper's students of ResNet-50."""
 
 MEMORY_STEPS = 3  # the optimiser's state exists from the second step on
 WARM_UP = 2
@@ -81,8 +74,8 @@ class ExpandCost:
     """Costs of making one student.
 
     Attributes:
-        name: name in the paper's series.
-        chain_planes: base planes of the chain.
+        name: of the preset, or of the backbone.
+        chain_width: width ratio of the chain.
         params: parameters of the student.
         expand_ms: median milliseconds of ``expand``.
         copy_ms: median milliseconds of one plain copy of the bytes that it reads and writes.
@@ -90,7 +83,7 @@ class ExpandCost:
     """
 
     name: str
-    chain_planes: int
+    chain_width: float
     params: int
     expand_ms: float
     copy_ms: float
@@ -127,7 +120,7 @@ def measure_refine(planes: int, batch: int, size: tuple[int, int], rounds: int, 
 def _make_step(planes: int, batch: int, size: tuple[int, int]) -> Callable[[], None]:
     """Forward, backward and Adam's step of the teacher alone (0 planes) or of teacher and S-student."""
     teacher = models.build(BACKBONE, NUM_CLASSES)
-    network = Refinement(teacher, random_chain(teacher, planes)) if planes else teacher
+    network = Refinement(teacher, random_chain(teacher, planes / TEACHER_PLANES)) if planes else teacher
     network.train()
     criterion = ReidLoss(NUM_CLASSES)
     optimizer = torch.optim.Adam(network.parameters(), lr=3.5e-4, weight_decay=5e-4)
@@ -185,43 +178,49 @@ def measure_expand(rounds: int, names: tuple[str, ...] = tuple(SERIES)) -> list[
 
     Args:
         rounds: expansions of each student that are timed, after a warm-up.
-        names: which students of ``SERIES``.
+        names: which presets of ``SERIES``.
     """
     teacher = models.build(BACKBONE, NUM_CLASSES)
     chains: dict[int, WeightChain] = {}
     costs = []
     for name in names:
-        chain_planes, base, multiples = SERIES[name]
-        if chain_planes not in chains:
-            chains[chain_planes] = _saved_and_loaded(random_chain(teacher, chain_planes))
-        chain = chains[chain_planes]
-        plan = series_plan(chain.graph, base, multiples)
-        student = expand(chain, plan)
-        touched = _tensors(chain, student)
-        expand_ms = _median_ms(lambda chain=chain, plan=plan: expand(chain, plan), rounds)
-        copy_ms = _median_ms(lambda touched=touched: [tensor.clone() for tensor in touched], rounds)
-        params = sum(parameter.numel() for parameter in student.parameters())
-        touched_bytes = sum(tensor.numel() * tensor.element_size() for tensor in touched)
-        costs.append(ExpandCost(name, chain_planes, params, expand_ms, copy_ms, touched_bytes))
+        planes = SERIES[name].chain_planes
+        if planes not in chains:
+            chains[planes] = _saved_and_loaded(random_chain(teacher, planes / TEACHER_PLANES))
+        costs.append(_expand_cost(name, chains[planes], planes / TEACHER_PLANES, name, rounds))
     return costs
 
 
-def series_plan(graph: ChannelGraph, base: int, multiples: tuple[int, ...]) -> dict[str, int]:
-    """Widths of a ResNet-50 with ``base`` planes in its stem and ``base * multiple`` in each stage, four times as many
-    where a stage's blocks are summed."""
-    plan = {}
-    for group in graph.groups:
-        stage = int(group.name[5]) - 1 if group.name.startswith("layer") else 0
-        planes = TEACHER_PLANES << stage
-        plan[group.name] = group.size if group.fixed else base * multiples[stage] * (group.size // planes)
-    return plan
+def measure_expand_all(rounds: int, names: Sequence[str], ratio: float = 0.5) -> Iterator[ExpandCost]:
+    """Times the expansion of every backbone at one ratio, from a chain of that width that was saved and loaded.
+
+    Args:
+        rounds: expansions of each that are timed, after a warm-up.
+        names: registered backbones.
+        ratio: width ratio of chain and student.
+    """
+    for name in names:
+        torch.manual_seed(0)
+        chain = _saved_and_loaded(random_chain(models.build(name, NUM_CLASSES), ratio, models.input_size(name)))
+        yield _expand_cost(name, chain, ratio, ratio, rounds)
 
 
-def random_chain(teacher: nn.Module, planes: int) -> WeightChain:
-    """A chain of the benchmark's teacher with ``planes`` base planes and random clusters."""
-    graph = trace(teacher, (3, 64, 32))
+def _expand_cost(name: str, chain: WeightChain, chain_width: float, width: Width, rounds: int) -> ExpandCost:
+    plan = full_plan(chain.graph, width)
+    student = expand(chain, plan)
+    touched = _tensors(chain, student)
+    expand_ms = _median_ms(lambda: expand(chain, plan), rounds)
+    copy_ms = _median_ms(lambda: [tensor.clone() for tensor in touched], rounds)
+    params = sum(parameter.numel() for parameter in student.parameters())
+    touched_bytes = sum(tensor.numel() * tensor.element_size() for tensor in touched)
+    return ExpandCost(name, chain_width, params, expand_ms, copy_ms, touched_bytes)
+
+
+def random_chain(teacher: nn.Module, ratio: float, size: tuple[int, int, int] = (3, 64, 32)) -> WeightChain:
+    """A chain of a teacher, of a width ratio and with random clusters."""
+    graph = trace(teacher, size)
     generator = np.random.default_rng(0)
-    widths = graph.ratio_plan(planes / TEACHER_PLANES)
+    widths = graph.ratio_plan(ratio)
     labels = {name: generator.permutation(np.arange(size) % widths[name]) for name, size in graph.sizes.items()}
     return WeightChain.from_labels(teacher, graph, labels)
 

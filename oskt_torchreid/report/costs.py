@@ -1,0 +1,63 @@
+"""What students of a range of widths cost: parameters, FLOPs, bytes of the file and milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from tabulate import tabulate
+from torch import nn
+from tqdm import tqdm
+
+from ..deploy import Latency
+from ..oskt.amounts import show_amount
+from ..oskt.chain import WeightChain
+from ..oskt.counting import Costs
+from ..oskt.expand import expand_to_plan
+from ..oskt.search import ratios_of
+
+HEADERS = ("width", "params", "FLOPs", "size", "size fp16")
+LATENCY_HEADERS = ("latency", "spread")
+
+
+def evenly_spaced(chain: WeightChain, count: int) -> list[float]:
+    """Width ratios from the chain's to the teacher's, ``count`` at most."""
+    ratios = ratios_of(chain)
+    return list(np.unique(np.linspace(ratios[0], 1.0, count).round(4))) if len(ratios) > 1 else [1.0]
+
+
+def cost_table(
+    chain: WeightChain,
+    ratios: Sequence[float],
+    measure: Callable[[nn.Module, tuple[int, ...]], Latency] | None = None,
+) -> str:
+    """A table with a row per width ratio.
+
+    Args:
+        chain: only read.
+        ratios: width ratios, none narrower than the chain.
+        measure: measures the latency of a student; ``None`` leaves it out.
+
+    Returns:
+        Parameters and FLOPs (multiply-adds of one image) without the classifier, sizes of the saved files with
+        everything, and the median latency with the distance of its quartiles.
+
+    Raises:
+        WidthError: a ratio out of range.
+    """
+    plans = [chain.graph.ratio_plan(ratio) for ratio in ratios]
+    costs = Costs(chain)
+    counts, sizes, halves = costs.count(plans), costs.file_sizes(plans), costs.file_sizes(plans, half=True)
+    columns = zip(ratios, counts.params, counts.flops, sizes, halves, strict=True)
+    rows = [
+        (f"{ratio:.4g}", *(show_amount(*pair) for pair in zip(("params", "flops", "size", "size"), row, strict=True)))
+        for ratio, *row in columns
+    ]
+    if measure is not None:
+        students = (expand_to_plan(chain, plan) for plan in tqdm(plans, disable=None, unit="student", leave=False))
+        seen = [measure(student, chain.input_size) for student in students]
+        rows = [
+            (*row, f"{each.median_ms:.3g}ms", f"{each.spread_ms:.2g}ms") for row, each in zip(rows, seen, strict=True)
+        ]
+    headers = HEADERS + (LATENCY_HEADERS if measure is not None else ())
+    return tabulate(rows, headers=headers, disable_numparse=True, stralign="right")

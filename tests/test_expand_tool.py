@@ -1,0 +1,120 @@
+"""The command that makes students of a chain file, and the table of what they cost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from backbones import NUM_CLASSES
+from chains import arbitrary_chain
+from test_tools import tool
+
+import oskt_torchreid as oskt
+from oskt_torchreid.host import models
+from oskt_torchreid.oskt.amounts import parse_amount
+
+COMMAND = tool("expand")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chains")
+    chain = arbitrary_chain(models.build("osnet_x0_5", NUM_CLASSES), 0.5, (3, 64, 32))
+    chain.save(folder / "chain.safetensors")
+    return folder
+
+
+@pytest.fixture
+def paths(folder, tmp_path):
+    return [str(folder / "chain.safetensors"), "-o", str(tmp_path / "student.pth")]
+
+
+@pytest.mark.parametrize(
+    ("way", "value"),
+    [
+        ("width", "0.6"),
+        ("params", "300k"),
+        ("flops", "8M"),
+        ("size", "1.2MB"),
+        ("size", "700kB fp16"),
+        ("like", "osnet_x0_25"),
+        ("latency", "100s"),
+    ],
+)
+def test_a_student_of_every_way_of_asking(paths, folder, capsys, way, value):
+    assert COMMAND.main([*paths, f"--{way}", value]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{way}={value}") and f"wrote {paths[-1]}: params " in printed
+    student = oskt.load_student(paths[-1])
+    chain = oskt.WeightChain.load(paths[0])
+    wish = float(value) if way == "width" else value
+    expected = oskt.expand(chain, **{way: wish}).state_dict()
+    assert {name: t.shape for name, t in student.state_dict().items()} == {
+        name: t.shape for name, t in expected.items()
+    }
+    if way == "size":
+        written = (folder.parent / paths[-1]).stat().st_size
+        assert 0.95 * parse_amount("size", value) < written <= parse_amount("size", value)
+
+
+def test_widths_of_a_file(paths, tmp_path):
+    (tmp_path / "plan.yaml").write_text("conv2.*: 0.5\nconv1.conv: 20\n")
+    assert COMMAND.main([*paths, "--width", str(tmp_path / "plan.yaml")]) == 0
+    student = oskt.load_student(paths[-1])
+    assert student.conv1.conv.out_channels == 20 and student.conv2[0].conv1.conv.out_channels == 16
+
+
+def test_half_precision_is_an_option(paths):
+    assert COMMAND.main([*paths, "--width", "0.5", "--half"]) == 0
+    assert torch.load(paths[-1], weights_only=True)["state_dict"]["fc.0.weight"].dtype == torch.float16
+
+
+def test_the_table(paths, capsys):
+    assert COMMAND.main([paths[0], "--table", "--no-latency", "--rows", "5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["width", "params", "FLOPs", "size", "size", "fp16"]
+    rows = [line.split() for line in lines[3:]]
+    assert [row[0] for row in rows] == ["0.5", "0.625", "0.75", "0.875", "1"]
+    chain = oskt.WeightChain.load(paths[0])
+    for width, params, *_ in rows:
+        student = oskt.expand(chain, float(width))
+        count = sum(p.numel() for name, p in student.named_parameters() if not name.startswith("classifier"))
+        assert parse_amount("params", params) == pytest.approx(count, rel=0.005)
+
+
+def test_the_table_with_latency(paths, capsys):
+    assert COMMAND.main([paths[0], "--table", "--rows", "2", "--threads", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split()[-2:] == ["latency", "spread"]
+    assert all(float(line.split()[-2].removesuffix("ms")) > 0 for line in lines[4:]) and len(lines) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--params", "1k"], "error: params='1k' cannot be met: students of this chain have from 168k"),
+        (["--params", "many"], "error: the command line has 'params=many': params='many' is no budget"),
+        (["--width", "0.2"], "error: width 6 of group 'conv1.conv' is outside of"),
+        (["--width", "half"], "error: the command line has 'width=half'; the width is a ratio"),
+        (["--width", "missing.yaml"], "error: no file of widths at 'missing.yaml'"),
+        (["--width", "res50-s1"], "error: preset 'res50-s1' belongs to a ResNet-50"),
+        (["--like", "osnet_x0_4"], "error: unknown model 'osnet_x0_4'"),
+        (["--like", "resnet18"], "error: 'resnet18' is of another depth or family"),
+    ],
+)
+def test_errors_are_one_line(paths, tmp_path, capsys, arguments, message):
+    assert COMMAND.main([*paths, *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith(message) and printed.err.count("\n") == 1
+    assert not (tmp_path / "student.pth").exists()
+
+
+def test_a_missing_chain(tmp_path, capsys):
+    assert COMMAND.main([str(tmp_path / "none.safetensors"), "--table"]) == 2
+    assert "error: no file at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--width", "0.5"], ["--width", "0.5", "--params", "1M", "-o", "x.pth"]])
+def test_arguments_that_are_missing_or_too_many(paths, arguments):
+    with pytest.raises(SystemExit) as stopped:
+        COMMAND.main([paths[0], *arguments])
+    assert stopped.value.code == 2

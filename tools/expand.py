@@ -1,0 +1,115 @@
+"""Makes a student of a chain, of the width that is asked for or the widest within a budget.
+
+python tools/expand.py chain.safetensors --latency 5ms -o student.pth
+python tools/expand.py chain.safetensors --like osnet_x0_5 -o student.pth
+python tools/expand.py chain.safetensors --table --no-latency
+"""
+
+import argparse
+import logging
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import oskt_torchreid as oskt  # noqa: E402
+from oskt_torchreid.deploy import measure_latency  # noqa: E402
+from oskt_torchreid.oskt.amounts import in_half_precision, show_amount  # noqa: E402
+from oskt_torchreid.oskt.counting import Costs  # noqa: E402
+from oskt_torchreid.oskt.students import choose_widths  # noqa: E402
+from oskt_torchreid.pipeline.wishes import parse_wish  # noqa: E402
+from oskt_torchreid.report.costs import cost_table, evenly_spaced  # noqa: E402
+
+WAYS = {
+    "width": "ratio of the teacher's channels, preset such as res50-s1, or YAML file of widths per channel group",
+    "params": "widest student of at most so many parameters, such as 1M",
+    "flops": "widest student of at most so many multiply-adds, such as 200M",
+    "size": "widest student whose file is at most so large, such as 4MB or '4MB fp16'",
+    "latency": "widest student that takes at most so long on this machine, such as 5ms",
+    "like": "registered model whose shapes the student shall have, such as osnet_x0_5",
+}
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("chain", help="file that WeightChain.save or tools/main.py wrote")
+    ways = parser.add_mutually_exclusive_group(required=True)
+    for way, text in WAYS.items():
+        ways.add_argument(f"--{way}", metavar=way.upper(), help=text)
+    ways.add_argument(
+        "--table", action="store_true", help="print what students of a range of widths cost, write nothing"
+    )
+    parser.add_argument("-o", "--output", help="checkpoint to write; not with --table")
+    parser.add_argument("--half", action="store_true", help="write numbers in half precision")
+    parser.add_argument("--attention", choices=("folded", "paper"), help="queries and keys (default: as the chain's)")
+    parser.add_argument("--distance", choices=("none", "chain", "teacher"), default="none", help="of features")
+    table = parser.add_argument_group("table")
+    table.add_argument("--rows", type=_positive, default=10, help="number of widths (default: 10)")
+    table.add_argument("--no-latency", action="store_true", help="leave out what has to be measured")
+    latency = parser.add_argument_group("how latency is measured")
+    latency.add_argument("--batch", type=_positive, default=1, help="images at a time (default: 1)")
+    latency.add_argument("--threads", type=_positive, help="threads of one operator (default: torch's choice)")
+    latency.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
+    latency.add_argument("--backend", default="pytorch", choices=("pytorch", "onnxruntime"), help="default: pytorch")
+    parsed = parser.parse_args(arguments)
+    if not parsed.table and not parsed.output:
+        parser.error("-o/--output says where the student goes, such as -o student.pth")
+    return parsed
+
+
+def make_student(arguments: argparse.Namespace, chain: oskt.WeightChain) -> None:
+    """Writes the student and prints what it costs."""
+    way, value = next((way, getattr(arguments, way)) for way in WAYS if getattr(arguments, way) is not None)
+    wish = parse_wish(f"{way}={value}", "the command line")
+    choice = choose_widths(chain, **wish, measure=_measure(arguments))
+    student = oskt.expand(chain, choice.widths, attention=arguments.attention, distance=arguments.distance)
+    half = arguments.half or (way == "size" and in_half_precision(value))
+    oskt.save_student(student, arguments.output, half=half)
+    counts = Costs(chain).count([choice.widths])
+    costs = {"params": counts.params[0], "flops": counts.flops[0], "size": Path(arguments.output).stat().st_size}
+    shown = ", ".join(f"{name} {show_amount(name, cost)}" for name, cost in costs.items())
+    print(f"{way}={value}: {choice}" if choice.budget is not None else f"{way}={value}")
+    print(f"wrote {arguments.output}: {shown} (parameters and multiply-adds without the classifier)")
+
+
+def show_table(arguments: argparse.Namespace, chain: oskt.WeightChain) -> None:
+    """Prints the costs of a range of widths."""
+    measure = None if arguments.no_latency else _measure(arguments)
+    size = "x".join(str(length) for length in chain.input_size[1:])
+    print(f"params and FLOPs (multiply-adds of one {size} image) without the classifier, files with everything")
+    if measure is not None:
+        print(f"latency of {arguments.batch} image(s) by {arguments.backend} on {arguments.device}, median")
+    print(cost_table(chain, evenly_spaced(chain, arguments.rows), measure))
+
+
+def _measure(arguments: argparse.Namespace) -> partial:
+    settings = {name: getattr(arguments, name) for name in ("batch", "threads", "device", "backend")}
+    return partial(measure_latency, **settings)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 for what the user can mend."""
+    parsed = parse_arguments(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    if parsed.latency:
+        logging.getLogger("oskt_torchreid.oskt.search").setLevel(logging.INFO)  # every measurement
+    try:
+        chain = oskt.WeightChain.load(parsed.chain)
+        (show_table if parsed.table else make_student)(parsed, chain)
+    except oskt.OsktError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
