@@ -13,6 +13,8 @@ from oskt_torchreid.errors import ConfigError, GraphError
 from oskt_torchreid.graph import trace
 from oskt_torchreid.oskt.network import trace as trace_reid
 
+SUPPORTED = ["resnet18", "osnet_x0_25", "densenet121", "resnext50_32x4d", "vit_small_patch16_plain"]
+
 needs_torch_pruning = pytest.mark.usefixtures("torch_pruning")
 
 
@@ -42,7 +44,7 @@ def test_importance_is_the_mean_over_coupled_layers():
 
 
 @needs_torch_pruning
-@pytest.mark.parametrize("name", ["resnet18", "osnet_x0_25", "densenet121", "resnext50_32x4d"])
+@pytest.mark.parametrize("name", SUPPORTED)
 def test_supported_backbones(name):
     teacher = build(name)
     before = {key: tensor.clone() for key, tensor in teacher.state_dict().items()}
@@ -81,6 +83,7 @@ def test_it_cuts_as_torch_pruning_itself_does(torch_pruning):
     ("name", "match"),
     [
         ("resnet50_ibn_a", r"misunderstands ResNet at '.*BN.*': torch_pruning couples other channels"),
+        ("vit_small_patch16", r"misunderstands VisionTransformer at 'classifier.weight': torch_pruning leaves some"),
         ("shufflenet", r"misunderstands ShuffleNet at .* use another baseline"),
         ("shufflenet_v2_x0_5", r"cannot follow ShuffleNetV2 \(ZeroDivisionError: .*\); use another baseline"),
     ],

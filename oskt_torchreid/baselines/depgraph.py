@@ -54,8 +54,10 @@ def check_depgraph(teacher: nn.Module, graph: ChannelGraph) -> None:
 def group_norms(teacher: nn.Module, graph: ChannelGraph) -> np.ndarray:
     """DepGraph's importance of each channel, ``[num_channels]``; 0 for channels that keep their width.
 
+    Channels that stand several times in one layer (queries, keys and values) have the mean of their importances there.
+
     Example: ``Linear(1, 2)`` with the rows 3 and 1, then ``Linear(2, 1)`` with the columns 1 and 2, couple two channels
-    of importance ``(9 + 1) / 2 = 5`` and ``(1 + 4) / 2 = 2.5``.
+    of importances ``(9 + 1) / 2 = 5`` and ``(1 + 4) / 2 = 2.5``.
 
     Raises:
         ConfigError: torch_pruning is not installed.
@@ -70,7 +72,8 @@ def group_norms(teacher: nn.Module, graph: ChannelGraph) -> np.ndarray:
         with _time_limit(TIME_LIMIT):
             for group in _groups(pruning, model, graph):
                 channels = coverage.add(group)
-                score[channels] = importance(group).double().numpy()
+                occurrences = np.bincount(channels, minlength=len(score))
+                np.add.at(score, channels, importance(group).double().numpy() / occurrences[channels])
     except GraphError:
         raise
     except Exception as error:  # whatever a foreign tracer stumbles over
@@ -152,7 +155,7 @@ class _Coverage:
         """
         root = self._tie(group[0].dep)
         channels = root[1][np.array(group[0].root_idxs)]
-        if self._rooted[channels].any() or len(np.unique(channels)) != len(channels):
+        if self._rooted[channels].any():
             self._refuse(root[0], "some of its channels belong to several of torch_pruning's groups")
         self._rooted[channels] = True
         for number in range(len(group)):
