@@ -3,7 +3,7 @@
 Importing this package registers its engines, model names and data sets with torchreid; doing so again changes nothing.
 """
 
-from . import graph
+from . import graph, zoo
 from .data import synthped
 from .errors import (
     ChainError,
@@ -61,6 +61,7 @@ __all__ = [
     "soft_margin_triplet_loss",
     "trace",
     "width_plan",
+    "zoo",
 ]
 
 register_all()

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from ..host.models import build
-from ..host.models import load_weights as load_checkpoint_weights
+from .backbone_weights import load_backbone_weights
 from .neck import NeckModel, find_classifier, register_neck_models, set_last_stride
 from .vit import VisionTransformer, register_vits
 from .vit_weights import LoadAccount, load_vit_weights
@@ -17,6 +17,7 @@ __all__ = [
     "VisionTransformer",
     "build_model",
     "find_classifier",
+    "load_backbone_weights",
     "load_vit_weights",
     "load_weights",
     "register_all",
@@ -46,13 +47,13 @@ def build_model(config: Any, num_classes: int) -> nn.Module:
     return model
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Fills a network from a file: a checkpoint of the same network, or published weights for vision transformers.
+def load_weights(model: nn.Module, path: str | Path) -> LoadAccount:
+    """Fills a network from a file: a checkpoint of the same network, or published weights to start from.
+
+    Returns:
+        What was taken, ignored and left; the same is logged.
 
     Raises:
         CheckpointError: a file that does not fit; the network is as it was.
     """
-    if isinstance(model, VisionTransformer):
-        load_vit_weights(model, path)
-    else:
-        load_checkpoint_weights(model, path)
+    return (load_vit_weights if isinstance(model, VisionTransformer) else load_backbone_weights)(model, path)
