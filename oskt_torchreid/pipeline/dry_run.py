@@ -151,7 +151,7 @@ def _oskt_stages(config: Any, small: Any, trainer: Trainer, plan: RunPlan) -> tu
     widths = {"chain (S-student)": plan.chain_widths, **{student.name: student.widths for student in plan.students}}
     counts = Costs(chain).count([plan.graph.sizes, *widths.values()])
     sizes = zip(("teacher", *widths), counts.params.tolist(), counts.flops.tolist(), strict=True)
-    first = plan.students[0].widths if plan.students else plan.chain_widths
+    first = next((student.widths for student in plan.students if not student.method), plan.chain_widths)
     student = expand_to_plan(chain, first)
     stages = []
     if not config.oskt.chain:
