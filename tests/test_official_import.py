@@ -363,6 +363,9 @@ def test_vit_students_are_the_authors(vit_chain, width):
     theirs = {name: tensor for name, tensor in stored["state_dict"].items() if not name.startswith("fc.")}
     student = oskt.expand(vit_chain, width / 48)
     assert_same_tensors(student.state_dict(), theirs)
+    assert_same_tensors(
+        oskt.expand(vit_chain, like=stored["state_dict"]).state_dict(), theirs
+    )  # with 'fc', never called
     images = torch.load(VIT / "refine_step.pth", weights_only=True)["input"]
     with torch.no_grad():
         for own, token in zip(student.tokens(images), stored["tokens"], strict=True):

@@ -216,6 +216,14 @@ def is_classifier(name: str) -> bool:
     return name.startswith("classifier")
 
 
+def is_foreign_classifier(name: str) -> bool:
+    """Whether a tensor belongs to a classifier as other programs name it (torchvision, timm).
+
+    torchreid's own ``fc.0.weight``, a layer that makes a shorter feature, does not.
+    """
+    return name in ("fc.weight", "fc.bias", "head.weight", "head.bias")
+
+
 def set_feature_dim(model: nn.Module, feature_dim: int) -> None:
     """Corrects, in place, the attribute that holds the feature's length in torchreid's models, where there is one."""
     if isinstance(getattr(model, "feature_dim", None), int):

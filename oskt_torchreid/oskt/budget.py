@@ -10,7 +10,7 @@ from torch import nn
 from ..errors import WidthError
 from ..graph import ChannelGraph, Tie
 from ..graph.shell import student_shapes
-from ..host.models import inner_names, is_classifier
+from ..host.models import inner_names, is_classifier, is_foreign_classifier
 from .chain import WeightChain
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -71,7 +71,7 @@ def _shared_names(chain: WeightChain, own: Shapes, shapes: Shapes, what: str) ->
     neck = tuple(f"{name}." for name in getattr(chain.model, "head_modules", ()))
     silent = {name for name, _ in chain.model.named_buffers()} | {name for name in own if name.startswith(neck)}
     missing = [name for name in mine if name not in theirs and name not in heads and mine[name] not in silent]
-    unexpected = [name for name in theirs if name not in mine and name not in heads]
+    unexpected = [name for name in theirs if name not in mine and name not in heads and not is_foreign_classifier(name)]
     if missing or unexpected:
         raise WidthError(
             f"{what} is of another depth or family than the teacher: {len(missing)} tensors are missing in it "
