@@ -207,6 +207,10 @@ BAD_RESNETS = {
         lambda _, state: put(state, "base.GeneChain.conv1.weight", torch.ones(5, 3, 7, 7)),
         r"'base\.GeneChain\.conv1\.weight'.*\(5, 3, 7, 7\).*must be \(4, 3, 7, 7\)",
     ),
+    "not a number": (
+        lambda _, state: state["base.GeneChain.layer1.0.downsample.0.weight"].fill_(float("nan")),
+        r"files in '.*' do not make a chain: chain row 'backbone\.layer1\.0\.downsample\.0\.weight' has values",
+    ),
     "unequal copy": (
         lambda _, state: put(
             state, "base.layer1.0.Gene_Bottleneck.conv1.weight", state["base.GeneChain.layer1.0.conv1.weight"] + 1

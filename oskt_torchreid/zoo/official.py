@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from .. import files
-from ..errors import ZooError
+from ..errors import ChainError, GraphError, ZooError
 from ..host.models import state_dict_of
 from ..models import VisionTransformer
 from ..oskt.algebra import rows_first
@@ -50,7 +52,9 @@ def load_official_oskt(
         ZooError: a file that is missing, damaged, incomplete or says something else than the other, with its key.
         CheckpointError: a file without a state dict.
     """
-    return read_official(folder, loss, weights, num_heads).to_chain()
+    content = read_official(folder, loss, weights, num_heads)
+    with _of_folder(folder):
+        return content.to_chain()
 
 
 def load_official_teacher(
@@ -72,7 +76,9 @@ def load_official_refinement(
     Returns:
         Both as the authors' program left them. Refined further, ``to_chain()`` gives the chain.
     """
-    return read_official(folder, loss, weights, num_heads).to_refinement()
+    content = read_official(folder, loss, weights, num_heads)
+    with _of_folder(folder):
+        return content.to_refinement()
 
 
 def save_official(chain: WeightChain, folder: str | Path, teacher: nn.Module | None = None) -> None:
@@ -113,6 +119,15 @@ def _merged_teacher(chain: WeightChain) -> dict[str, Tensor]:
         tie = chain.graph.row_tie(name)
         state[name] = rows_first(rows[chain.layout.axis(tie).teacher_to_student], tie)
     return state
+
+
+@contextlib.contextmanager
+def _of_folder(folder: str | Path) -> Iterator[None]:
+    """What does not make a chain, such as a tensor with NaN in it, is the folder's fault."""
+    try:
+        yield
+    except (ChainError, GraphError) as error:
+        raise ZooError(f"the files in '{folder}' do not make a chain: {error}") from error
 
 
 def read_official(folder: str | Path, loss: str, weights: str, num_heads: int | None) -> OfficialContent:

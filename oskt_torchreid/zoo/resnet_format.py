@@ -147,9 +147,14 @@ def _check_copies(reader: StateReader) -> None:
     """What a block repeats of the chain must be the chain's."""
     for match in reader.names(_COPY):
         original = f"{CHAIN}{match.group(1)}.{match.group(2)}"
-        if original not in reader or not reader.state[original].equal(reader.state[match.group()]):
+        if original not in reader or not _equal(reader.state[original], reader.state[match.group()]):
             raise reader.error(match.group(), f"repeats '{original}' but is not equal to it; one of them is damaged")
         reader.skip(match.group())
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are the same; NaN, which is refused later by its own name, equals NaN."""
+    return first.shape == second.shape and first.allclose(second, rtol=0, atol=0, equal_nan=True)
 
 
 def _skeleton(depths: Sequence[int], num_classes: int, loss: str, reader: StateReader) -> nn.Module:
