@@ -27,7 +27,7 @@ from .oskt.engine import OSKTEngine
 from .oskt.ladder import Ladder
 from .oskt.network import trace
 from .oskt.recalibration import recalibrate
-from .oskt.students import expand, load_student, save_student, width_plan
+from .oskt.students import choose_widths, expand, load_student, save_student, width_plan
 from .registry import build_engine, engine_names, register_engine
 
 __version__ = "0.1.0"
@@ -48,6 +48,7 @@ __all__ = [
     "WidthError",
     "ZooError",
     "build_engine",
+    "choose_widths",
     "engine_names",
     "expand",
     "feature_scale",
