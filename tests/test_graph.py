@@ -91,7 +91,10 @@ def test_grouped_convolution_makes_groups_per_block():
     assert columns == (1, "column", [[0, 1], [2, 3]])
     plan = {**traced.sizes, "grouped[0]": 1}
     assert traced.balanced(plan)["grouped[1]"] == 1, "blocks of one convolution stay equally wide"
-    with pytest.raises(WidthError, match=r"'grouped.1.' would get 3 channels and 'grouped.0.' beside it 1; legal .* of the 2, from 1 to 3"):
+    with pytest.raises(
+        WidthError,
+        match=r"'grouped.1.' would get 3 channels and 'grouped.0.' beside it 1; legal .* of the 2, from 1 to 3",
+    ):
         graph.shell(model, traced, plan)
 
 

@@ -90,9 +90,7 @@ def test_strangers_do_not_know_each_other(first, second):
 
 
 def test_torchreid_is_imported_in_host_alone():
-    importers = {
-        relative(path) for path in FILES for name in imports_of(path) if name.split(".")[0] == "torchreid"
-    }
+    importers = {relative(path) for path in FILES for name in imports_of(path) if name.split(".")[0] == "torchreid"}
     assert {name for name in importers if not name.startswith("host/")} == set()
 
 

@@ -23,15 +23,20 @@ def notes(results: Results, config: Any) -> list[str]:
         "mAP and rank-1 in %, on identities that no network was trained on. Parameters and FLOPs (multiply-adds of one "
         f"{config.data.height}x{config.data.width} image) are those of the deployed network, without its classifier. "
         "Seconds are the time of the row's own training; 'before' is before any fine-tuning.",
-        f"Students come from {_origin(results, config)}, and are fine-tuned for {finetune.max_epoch} epochs.",
+        f"Students come from {_origin(results, config)}, and are fine-tuned for {_epochs(finetune.max_epoch)}.",
     ]
     if config.oskt.controls:
         lines.append(
-            "Controls have the chain's width. Each is trained twice, with a learning rate of its own: for the "
-            f"students' {finetune.max_epoch} epochs, and for {finetune.max_epoch + refine.max_epoch}, as many passes "
+            "Controls that are named without a width have the chain's. Each is trained twice, with a learning rate of "
+            f"its own: for the students' {_epochs(finetune.max_epoch)}, and for "
+            f"{finetune.max_epoch + refine.max_epoch}, as many passes "
             "over the data as refinement and fine-tuning take together."
         )
     return lines
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch" if count == 1 else f"{count} epochs"
 
 
 def _origin(results: Results, config: Any) -> str:
