@@ -316,6 +316,7 @@ def test_a_run_refines_every_rung_and_expands_from_the_nearest(finished):
     assert all(chain.statistics for chain in chains), "both were refined"
     assert [row.name for row in results.rows] == ["teacher", "width=0.75", "width=0.3"]
     assert len(results.facts["rungs"]) == 1
+    assert "the nearest of 2 chains of widths 0.5, 0.25" in (folder / "results.md").read_text()
     for name in ("width=0.75", "width=0.3"):
         student = oskt.load_student(folder / "students" / name / "expanded.pth")
         expected = made.expand(float(name.partition("=")[2])).state_dict()

@@ -44,6 +44,14 @@ def _origin(results: Results, config: Any) -> str:
     if config.oskt.chain:
         return f"the chain '{config.oskt.chain}' of an earlier run"
     facts = results.facts["refine"]
+    if rungs := results.facts.get("rungs"):
+        chains = ", ".join(f"{entry}" for entry in config.oskt.ladder)
+        seconds = sum(rung["seconds"] for rung in (facts, *rungs))
+        return (
+            f"the nearest of {1 + len(rungs)} chains of widths {chains}, each refined for "
+            f"{config.oskt.refine.max_epoch} epochs together with the network that it was made of (the teacher, then "
+            f"the S-student of the chain before), in {seconds:.0f} s altogether"
+        )
     return (
         f"one chain of width {config.oskt.width}, refined once for {config.oskt.refine.max_epoch} epochs together with "
         f"the teacher in {facts['seconds']:.0f} s (row dispersion afterwards {facts['row_dispersion']:.3f})"
