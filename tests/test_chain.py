@@ -272,7 +272,7 @@ def poisoned(tensor):
 
 
 DAMAGES = {
-    "version": (lambda t, m: m.update(version=VERSION + 1), f"no weight chain of version {VERSION} .*version 2"),
+    "version": (lambda t, m: m.update(version=1), f"no weight chain of version {VERSION} .*version 1"),
     "format": (lambda t, m: m.update(format="recipe"), "says format 'recipe'"),
     "shape": (put("rows/fc.0.weight", lambda t: t[:, 1:]), r"chain row 'fc.0.weight' has shape .* it must be"),
     "nan": (put("vectors/fc.1.weight", poisoned), "vector 'fc.1.weight' has values that are NaN or infinite"),

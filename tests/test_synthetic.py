@@ -16,11 +16,11 @@ SMALL = {"height": 64, "width": 32, "train_identities": 8, "test_identities": 10
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_128_and_64_people_at_six_cameras(name):
+def test_presets_are_192_and_64_people_at_six_cameras(name):
     settings = preset(name)
     assert (settings.train_identities, settings.test_identities) == (192, 64)
     assert (settings.cameras, settings.images_per_camera) == (6, 2)
-    assert (settings.height, settings.width) == (192, 64)
+    assert (settings.height, settings.width) == (128, 64)
     assert settings.picture_count == 3072
 
 

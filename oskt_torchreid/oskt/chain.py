@@ -27,7 +27,7 @@ from .layout import Layout
 from .widths import Width, full_plan
 
 FORMAT = "oskt-weight-chain"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
