@@ -23,6 +23,20 @@ def stock_names() -> list[str]:
     return [name for name in models.model_names() if not name.startswith(wrappers)]
 
 
+# Deeper, wider or otherwise built like one that stays in ``one_of_each_kind``, and slow.
+_ALIKE = {
+    *("resnet34", "resnet50", "resnet101", "resnet152", "resnext101_32x8d", "se_resnet50_fc512", "se_resnet101"),
+    *("se_resnext50_32x4d", "se_resnext101_32x4d", "densenet161", "densenet169", "densenet201", "densenet121_fc512"),
+    *("inceptionresnetv2", "mobilenetv2_x1_4", "squeezenet1_0_fc512", "squeezenet1_1", "mudeep", "pcb_p6"),
+    *("shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "osnet_x0_75", "osnet_x0_5", "osnet_ain_x0_75", "osnet_ain_x0_5"),
+}
+
+
+def one_of_each_kind() -> list[str]:
+    """Stock names for invariants that follow from those checked over all of them: the small ones of every family."""
+    return [name for name in stock_names() if name not in _ALIKE]
+
+
 def input_size(name: str) -> tuple[int, int, int]:
     """The smallest image that a backbone runs on, rounded up."""
     return _INPUT_SIZES.get(name, (3, 64, 32))

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from backbones import build, calibrate, input_size, stock_names
+from backbones import build, calibrate, input_size, one_of_each_kind
 from small_networks import Network, conv
 from test_identity import collapse, logits, random_labels
 from torch import nn
@@ -74,8 +74,8 @@ def test_distances(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in stock_names() if name not in (*SOME, *NOT_FOLDABLE)])
-def test_distances_of_every_backbone(name):
+@pytest.mark.parametrize("name", [name for name in one_of_each_kind() if name not in (*SOME, *NOT_FOLDABLE)])
+def test_distances_of_every_kind_of_backbone(name):
     if name == "hacnn":  # its students weigh channels by a buffer of their own
         pytest.skip("checked by test_distances_beside_weighted_channels")
     check_distances(build(name), input_size(name))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from backbones import build, input_size, stock_names
+from backbones import build, input_size, one_of_each_kind
 from small_networks import of_everything
 from test_identity import collapse, logits
 from test_pipeline import SMALL
@@ -86,8 +86,8 @@ def test_identity_of_a_chain_of_a_student(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in stock_names() if name not in SOME])
-def test_identity_of_a_chain_of_a_student_of_every_backbone(name):
+@pytest.mark.parametrize("name", [name for name in one_of_each_kind() if name not in SOME])
+def test_identity_of_a_chain_of_a_student_of_every_kind_of_backbone(name):
     check_identity(name)
 
 
