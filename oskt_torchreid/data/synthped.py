@@ -1,11 +1,8 @@
 """The synthetic pedestrians as image data sets of torchreid: `synthped` and `synthped_medium`.
 
-import torchreid
-from oskt_torchreid.data import synthetic, synthped
-
-synthped.register()
-synthped.configure(synthetic.preset("quick", seed=3))  # optional: other settings behind the name "synthped"
-torchreid.data.ImageDataManager(root="reid-data", sources="synthped", height=128, width=64)
+Importing the package registers both names, so that torchreid's own `ImageDataManager(root="reid-data",
+sources="synthped", height=128, width=64)` draws and reads them. Other settings stand behind the name `synthped` after
+`synthped.configure(synthetic.preset("quick", seed=3))`.
 """
 
 from typing import Any, ClassVar
