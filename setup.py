@@ -35,7 +35,7 @@ setup(
         "pillow",
     ],
     extras_require={
-        "test": ["pytest", "hypothesis", "ruff", "timm"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "timm"],
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "baselines": ["torch_pruning"],
     },

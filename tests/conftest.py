@@ -1,5 +1,6 @@
 """Settings and fixtures that every test shares."""
 
+import random
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,14 @@ from oskt_torchreid.data.synthped import VARIANTS
 torch.set_num_threads(1)
 
 REGISTERED = {variant: variant.configured for variant in VARIANTS.values()}
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test draws the same random numbers in every run, whichever tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
