@@ -280,8 +280,8 @@ def _equal_passes(
     widths = sorted({m.width for m in equal})
     ours = [m for m in chain if m.method == CHAIN_METHOD and m.width in widths]
     return [
-        f"## Equal passes: {refinement + finetuning} epochs for baselines, {refinement} of refinement and {finetuning} after "
-        "it for the chain",
+        f"## Equal passes: {refinement + finetuning} epochs for baselines; for the chain {refinement} of refinement, "
+        f"{finetuning} after it",
         map_table([*ours, *equal]),
         *(f"At width {width:g}: {gain(chain, width, equal)}." for width in widths),
     ]
