@@ -5,6 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 README = Path(__file__).with_name("README.md")
+EXPORT = ["onnx", "onnxruntime", "onnxscript"]
+BASELINES = ["torch_pruning"]
 
 setup(
     name="oskt_torchreid",
@@ -31,12 +33,13 @@ setup(
         "matplotlib",
         "tensorboard",
         "h5py",
+        "imageio",
         "six",
         "pillow",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "timm"],
-        "export": ["onnx", "onnxruntime", "onnxscript"],
-        "baselines": ["torch_pruning"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "timm", *EXPORT, *BASELINES],
+        "export": EXPORT,
+        "baselines": BASELINES,
     },
 )

@@ -17,6 +17,7 @@ from .errors import (
     ZooError,
 )
 from .graph import ChannelGraph, register_rule
+from .host import image_engines  # noqa: F401  registers them
 from .host.engine import publish
 from .host.losses import soft_margin_triplet_loss
 from .models import NeckModel, register_all

@@ -1,5 +1,6 @@
 """Settings and fixtures that every test shares."""
 
+import os
 import random
 from pathlib import Path
 
@@ -7,9 +8,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from small_networks import TinyNet
 
+import oskt_torchreid as oskt
 from oskt_torchreid.data.synthped import VARIANTS
+from oskt_torchreid.host import models
+from oskt_torchreid.host.compat import host_table, torchreid
 
+# Commands that a test starts import this checkout, whatever else is installed.
+os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
 # Small tensors run fastest on one thread, and single-threaded sums do not depend on the machine's core count.
 torch.set_num_threads(1)
 
@@ -30,6 +37,24 @@ def registered_settings():
     yield
     for variant, settings in REGISTERED.items():
         variant.configured = settings
+
+
+@pytest.fixture(scope="module")
+def tiny_net():
+    """The name of a registered backbone that trains in milliseconds, for what does not depend on the backbone."""
+    factory = host_table(torchreid.models.build_model, "__model_factory")
+    before = set(factory)
+    oskt.register_backbone("tiny_net", TinyNet, input_size=(3, 32, 16))
+    yield "tiny_net"
+    for name in factory.keys() - before:
+        del factory[name]
+    models.skeleton.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory) -> Path:
+    """A data root for the tiny runs, which draw their pictures there once."""
+    return tmp_path_factory.mktemp("data")
 
 
 TRAIN_IDS, TEST_IDS, CAMERAS = 6, 6, 2

@@ -36,6 +36,27 @@ def conv(columns, rows, **options):
     return nn.Conv2d(columns, rows, 1, **{"bias": False, **options})
 
 
+class TinyNet(nn.Module):
+    """A residual network with torchreid's forward protocol, of four convolutions."""
+
+    def __init__(self, num_classes, loss="softmax", **_):
+        super().__init__()
+        self.loss, self.feature_dim = loss, 24
+        self.stem, self.norm = conv(3, 16, stride=2), nn.BatchNorm2d(16)
+        self.inner, self.inner_norm, self.outer = conv(16, 16), nn.BatchNorm2d(16), conv(16, 16)
+        self.last, self.last_norm = conv(16, 24), nn.BatchNorm2d(24)
+        self.classifier = nn.Linear(24, num_classes)
+
+    def forward(self, images):
+        x = self.norm(self.stem(images)).relu()
+        x = (x + self.outer(self.inner_norm(self.inner(x)).relu())).relu()
+        feature = self.last_norm(self.last(x)).relu().mean((2, 3))
+        if not self.training:
+            return feature
+        logits = self.classifier(feature)
+        return (logits, feature) if self.loss == "triplet" else logits
+
+
 class HalfAndHalf(nn.Module):
     """Instance norm on the first ``half`` channels, batch norm on the rest."""
 

@@ -16,11 +16,6 @@ from oskt_torchreid.report import read_results
 
 
 @pytest.fixture(scope="module")
-def data_root(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="module")
 def teacher(data_root, tmp_path_factory):
     """A trained teacher, and the rows of the run that made it."""
     folder = tmp_path_factory.mktemp("teacher")
@@ -55,7 +50,7 @@ def test_one_baseline_and_its_second_run(data_root, teacher, tmp_path, monkeypat
     options = (teacher[0], "oskt.students=['kd++:width=0.25']", "oskt.controls=['first']", "oskt.refine.max_epoch=0")
     config = configured(data_root, tmp_path, *options, "oskt.distillation.start=slice")
     results = run(config)
-    assert [row.name for row in results.rows] == ["teacher", "kd++:width=0.25", "first", "first, 1 epochs"]
+    assert [row.name for row in results.rows] == ["teacher", "kd++:width=0.25", "first", "first, 1 epoch"]
     monkeypatch.setattr("oskt_torchreid.pipeline.training.Trainer.train", _forbidden)
     assert run(config).rows == results.rows
 

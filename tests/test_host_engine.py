@@ -14,6 +14,7 @@ from oskt_torchreid.host import engine as host_engine
 from oskt_torchreid.host.compat import torchreid
 from oskt_torchreid.host.data import build_datamanager, register_image_dataset
 from oskt_torchreid.host.engine import TransferEngine
+from oskt_torchreid.host.image_engines import SoftmaxEngine
 from oskt_torchreid.host.losses import ReidLoss, loss_from_config, soft_margin_triplet_loss
 from oskt_torchreid.host.models import Outputs
 from oskt_torchreid.host.optimization import build_optimizer, build_scheduler
@@ -104,7 +105,8 @@ def test_saving_works_without_scheduler_and_optimizer(datamanager, tmp_path):
     engine = TransferEngine(datamanager, TinyModel(datamanager.num_train_pids), use_gpu=False)
     engine.save_model(0, 0.5, str(tmp_path), is_best=True)
     assert files_below(tmp_path) == ["model-best.pth.tar", "model.pth.tar-1"]
-    assert load_checkpoint(tmp_path / "model" / "model.pth.tar-1").keys() == {"state_dict", "epoch", "rank1"}
+    names = {"state_dict", "epoch", "rank1", "train_seconds"}
+    assert load_checkpoint(tmp_path / "model" / "model.pth.tar-1").keys() == names
 
 
 class StumblingEngine(TransferEngine):
@@ -285,7 +287,7 @@ def test_registered_engines_take_torchreids_arguments(datamanager, config, tmp_p
 def test_engine_table():
     with pytest.raises(ConfigError, match="unknown engine 'softmx'; did you mean 'softmax'"):
         registry.build_engine("softmx", None, None)
-    registry.register_engine("softmax", host_engine.SoftmaxEngine)
+    registry.register_engine("softmax", SoftmaxEngine)
     with pytest.raises(ConfigError, match="engine name 'softmax' belongs to .*SoftmaxEngine, got .*TransferEngine"):
         registry.register_engine("softmax", TransferEngine)
 

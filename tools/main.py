@@ -6,20 +6,26 @@ python tools/main.py --config-file configs/oskt_osnet.yaml -s market1501 -t mark
 """
 
 import argparse
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-import oskt_torchreid
-from oskt_torchreid.config import load_config
-from oskt_torchreid.pipeline import rehearse, run
-from oskt_torchreid.report import text_table
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import oskt_torchreid  # noqa: E402
+from oskt_torchreid.config import load_config  # noqa: E402
+from oskt_torchreid.pipeline import rehearse, run  # noqa: E402
+from oskt_torchreid.report import text_table  # noqa: E402
+
+LISTS = ("sources", "targets", "transforms")
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """torchreid's own flags, and the trailing options."""
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """torchreid's own flags and the options, which may also follow the names of a list directly."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default="", help="YAML with differences from the defaults")
     parser.add_argument("-s", "--sources", nargs="+", default=[], help="source data sets")
@@ -28,45 +34,72 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--root", default="", help="folder that holds the data sets")
     parser.add_argument("--dry-run", action="store_true", help="build all on stand-in data, print the plan, stop")
     parser.add_argument("options", nargs="*", help="KEY VALUE or KEY=VALUE, as in the YAML")
-    return parser.parse_intermixed_args(arguments)  # flags may also follow the options
+    parsed = parser.parse_intermixed_args(arguments)  # flags may also follow the options
+    for name in LISTS:
+        words = getattr(parsed, name)
+        end = next((place for place, word in enumerate(words) if "=" in word or "." in word), len(words))
+        if words and end == 0:
+            parser.error(f"--{name} is followed by '{words[0]}', which is an option; give a name first")
+        setattr(parsed, name, words[:end])
+        parsed.options = [*words[end:], *parsed.options]
+    return parsed
 
 
-def start_log(folder: Path) -> None:
-    """Messages to standard error, and everything to a file in the run's folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+@contextlib.contextmanager
+def logged(folder: Path) -> Iterator[None]:
+    """Messages to standard error above the bars, and everything, what stops the run included, to a file in its folder.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(folder / "log.txt")
+    except OSError as reason:
+        raise oskt_torchreid.ConfigError(
+            f"data.save_dir '{folder}' cannot be written ({reason.strerror}); give another folder"
+        ) from reason
+    screen = logging.StreamHandler()
+    screen.addFilter(lambda record: not record.name.startswith("oskt_torchreid.host"))  # torchreid's own messages
     logger = logging.getLogger("oskt_torchreid")
     logger.setLevel(logging.INFO)
-    screen, file = logging.StreamHandler(), logging.FileHandler(folder / "log.txt")
-    screen.addFilter(lambda record: not record.name.startswith("oskt_torchreid.host"))  # torchreid's own messages
     for handler in (screen, file):
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
-
-
-def main() -> int:
-    """Returns the exit status: 0, 2 for what the user can mend, 130 when interrupted."""
-    arguments = parse()
-    flags = {
-        "data.root": arguments.root,
-        "data.sources": arguments.sources,
-        "data.targets": arguments.targets,
-        "data.transforms": arguments.transforms,
-    }
     try:
-        config = load_config(arguments.config_file, arguments.options, flags)
-        if arguments.dry_run:
+        with logging_redirect_tqdm([logger]):
+            yield
+    except (oskt_torchreid.OsktError, KeyboardInterrupt) as stop:
+        file.handle(logging.makeLogRecord({"msg": _said(stop)}))  # the screen is told at the end
+        raise
+    finally:
+        for handler in (screen, file):
+            logger.removeHandler(handler)
+            handler.close()
+
+
+def _said(stop: BaseException) -> str:
+    """What a user is told about the end of a run that was stopped."""
+    if isinstance(stop, KeyboardInterrupt):
+        return "interrupted; run the same command again to go on"
+    return f"{type(stop).__name__}: {stop}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the job; returns the exit status: 0, 2 for what the user can mend, 130 when interrupted."""
+    parsed = parse_arguments(arguments)
+    flags = {f"data.{name}": getattr(parsed, name) for name in ("root", *LISTS)}
+    try:
+        config = load_config(parsed.config_file, parsed.options, flags)
+        if parsed.dry_run:
             print(rehearse(config).summary())
             return 0
         folder = Path(config.data.save_dir)
-        start_log(folder)
-        with logging_redirect_tqdm([logging.getLogger("oskt_torchreid")]):
+        with logged(folder):
             results = run(config)
-    except oskt_torchreid.OsktError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
+    except (oskt_torchreid.OsktError, KeyboardInterrupt) as stop:
+        print(_said(stop), file=sys.stderr)
+        return 130 if isinstance(stop, KeyboardInterrupt) else 2
     print(text_table(results.rows))
     print(f"\nwritten to {folder}")
     return 0

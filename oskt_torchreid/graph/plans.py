@@ -81,7 +81,10 @@ class WidthPlans:
             width, least = widths[group.name], _least(group)
             if not least <= width <= group.size:
                 why = f" (the group is fixed: {group.fixed})" if group.fixed else ""
-                raise WidthError(f"width {width} of group '{group.name}' is outside of [{least}, {group.size}]{why}")
+                raise WidthError(
+                    f"width {width} of group '{group.name}' is outside of [{least}, {group.size}]{why}; a student has "
+                    "at most the teacher's channels, and all of a fixed group"
+                )
 
     def check_plan(self, widths: Mapping[str, int]) -> None:
         """Raises ``WidthError`` unless a plan is legal: see ``check_widths``; and blocks side by side equally wide."""

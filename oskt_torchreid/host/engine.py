@@ -15,14 +15,14 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_map
+from tqdm import tqdm
 
 from ..errors import TrainingError
 from ..files import load_checkpoint, save_checkpoint
-from ..registry import register_engine
 from .compat import device, quiet, torchreid
 from .losses import ReidLoss
 from .models import check_state_dict, parse_outputs, state_dict_of
-from .progress import ProgressLoader
+from .progress import ProgressLoader, batch_bar
 from .ranking import REPORTED_RANKS, recorded_ranking
 
 LAST_GOOD = "model.pth.tar-last"
@@ -75,6 +75,7 @@ class TransferEngine(torchreid.engine.Engine):
         self._frozen_modules: list[nn.Module] = []
         self._run_folder: Path | None = None  # while a run trains
         self._kept_epoch = 0  # epochs behind the state that the run keeps; 0: none yet
+        self._test_bar: tqdm | None = None  # while an evaluation runs
         self.model = model
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -239,7 +240,10 @@ class TransferEngine(torchreid.engine.Engine):
 
     def extract_features(self, input: Tensor) -> Tensor:
         """Features [batch, channels] of images [batch, 3, height, width]."""
-        return self.model(input.to(self.device).contiguous(memory_format=self.memory_format))
+        features = self.model(input.to(self.device).contiguous(memory_format=self.memory_format))
+        if self._test_bar is not None:
+            self._test_bar.update()
+        return features
 
     def test(self, *args: Any, **kwargs: Any) -> float:
         """Evaluates on every target as torchreid does, and keeps the numbers in `results[target]`.
@@ -247,8 +251,12 @@ class TransferEngine(torchreid.engine.Engine):
         Returns:
             Rank-1 of the last target, as a fraction.
         """
-        with quiet(), recorded_ranking() as rankings:
-            rank1 = super().test(*args, **kwargs)
+        batches = sum(len(loader) for parts in self.test_loader.values() for loader in parts.values())
+        with quiet(), recorded_ranking() as rankings, batch_bar(batches, "evaluation", leave=False) as self._test_bar:
+            try:
+                rank1 = super().test(*args, **kwargs)
+            finally:
+                self._test_bar = None
         for target, (cmc, mean_ap) in zip(self.test_loader, rankings, strict=True):
             ranks = {f"rank{rank}": float(cmc[rank - 1]) for rank in REPORTED_RANKS}
             self.results[target] = {"mAP": float(mean_ap), **ranks}
@@ -280,6 +288,7 @@ class TransferEngine(torchreid.engine.Engine):
     def _state(self, name: str, epoch: int, rank1: float) -> dict[str, Any]:
         optimizer, scheduler = self._optims[name], self._scheds[name]
         state = {"state_dict": self._models[name].state_dict(), "epoch": epoch + 1, "rank1": float(rank1)}
+        state["train_seconds"] = self.train_seconds
         if optimizer is not None:
             state["optimizer"] = optimizer.state_dict()
         if scheduler is not None:
@@ -287,7 +296,7 @@ class TransferEngine(torchreid.engine.Engine):
         return state
 
     def resume(self, path: str | Path, name: str = "model") -> int:
-        """Continues from a checkpoint of this engine or of torchreid's.
+        """Continues from a checkpoint of this engine or of torchreid's, the time that training took so far included.
 
         Args:
             path: checkpoint with weights and, where they were saved, optimiser and scheduler.
@@ -307,59 +316,10 @@ class TransferEngine(torchreid.engine.Engine):
         for key, part in (("optimizer", self._optims[name]), ("scheduler", self._scheds[name])):
             if part is not None and key in content:
                 part.load_state_dict(content[key])
-        return int(content.get("epoch", 0))
-
-
-class SoftmaxEngine(TransferEngine):
-    """torchreid's ImageSoftmaxEngine, arguments and loss, with the guarantees of TransferEngine."""
-
-    def __init__(
-        self,
-        datamanager: Any,
-        model: nn.Module,
-        optimizer: Optimizer | None = None,
-        scheduler: LRScheduler | None = None,
-        use_gpu: bool = True,
-        label_smooth: bool = True,
-        **options: Any,
-    ) -> None:
-        loss = ReidLoss(datamanager.num_train_pids, label_smooth=label_smooth, use_gpu=device(use_gpu).type == "cuda")
-        super().__init__(datamanager, model, optimizer, scheduler, loss, use_gpu, **options)
-
-
-class TripletEngine(TransferEngine):
-    """torchreid's ImageTripletEngine, arguments and loss, with the guarantees of TransferEngine."""
-
-    def __init__(
-        self,
-        datamanager: Any,
-        model: nn.Module,
-        optimizer: Optimizer | None = None,
-        margin: float | None = 0.3,
-        weight_t: float = 1.0,
-        weight_x: float = 1.0,
-        scheduler: LRScheduler | None = None,
-        use_gpu: bool = True,
-        label_smooth: bool = True,
-        soft_margin: bool = False,
-        normalize_triplet: bool = False,
-        **options: Any,
-    ) -> None:
-        loss = ReidLoss(
-            datamanager.num_train_pids,
-            weight_x=weight_x,
-            weight_t=weight_t,
-            margin=margin,
-            label_smooth=label_smooth,
-            soft_margin=soft_margin,
-            normalize_triplet=normalize_triplet,
-            use_gpu=device(use_gpu).type == "cuda",
-        )
-        super().__init__(datamanager, model, optimizer, scheduler, loss, use_gpu, **options)
-
-
-register_engine("softmax", SoftmaxEngine)
-register_engine("triplet", TripletEngine)
+        self.train_seconds = float(content.get("train_seconds", 0))
+        epoch = int(content.get("epoch", 0))
+        self.epoch = max(0, epoch - 1)  # what a run that has no epoch left takes for its last one
+        return epoch
 
 
 def publish(name: str, thing: Any) -> None:

@@ -1,9 +1,14 @@
-"""Progress of training: one bar for a whole run, with ETA, losses and learning rate; silent without a terminal."""
+"""Progress bars with ETA, silent without a terminal: of a training run, with losses and rate, and of an evaluation."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
+
+
+def batch_bar(total: int, title: str = "", leave: bool = True) -> tqdm:
+    """A bar of batches, with ETA; none where stderr is not a terminal (``disable=None``)."""
+    return tqdm(total=total, desc=title or None, leave=leave, disable=None, unit="batch", dynamic_ncols=True)
 
 
 class ProgressLoader:
@@ -30,9 +35,7 @@ class ProgressLoader:
     def __iter__(self) -> Iterator[Any]:
         engine = self.engine
         if self._bar is None:
-            # disable=None: no bar where stderr is not a terminal.
-            total = max(1, engine.max_epoch - engine.start_epoch) * len(self.loader)
-            self._bar = tqdm(total=total, disable=None, unit="batch", dynamic_ncols=True)
+            self._bar = batch_bar(max(1, engine.max_epoch - engine.start_epoch) * len(self.loader))
         self._bar.set_description(f"epoch {engine.epoch + 1}/{max(engine.max_epoch, engine.epoch + 1)}")
         for data in self.loader:
             yield data

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import OsktError, ZooError
 from ..host.models import build
 from .backbone_weights import load_backbone_weights
 from .neck import NeckModel, find_classifier, register_neck_models, set_last_stride
@@ -36,10 +37,22 @@ def build_model(config: Any, num_classes: int) -> nn.Module:
 
     Raises:
         ConfigError: unknown name, or a backbone that does not allow what was asked for.
+        ZooError: ImageNet weights that cannot be fetched.
     """
     node = config.model
     size = (3, config.data.height, config.data.width)
-    model = build(node.name, num_classes, config.loss.name, node.pretrained, config.use_gpu)
+    try:
+        model = build(node.name, num_classes, config.loss.name, node.pretrained, config.use_gpu)
+    except OsktError:
+        raise
+    except Exception as reason:  # torchreid fetches weights in several ways, each with errors of its own
+        if not node.pretrained:
+            raise
+        raise ZooError(
+            f"torchreid cannot fetch the ImageNet weights of '{node.name}' ({type(reason).__name__}: {reason}); set "
+            "model.pretrained=False to start without them, and give a file of weights by model.load_weights where "
+            "there is one"
+        ) from reason
     if node.last_stride:
         set_last_stride(model, node.last_stride, size)
     if node.neck and not getattr(model, "has_neck", False):

@@ -10,8 +10,9 @@ import numpy as np
 from torch import nn
 
 from ..baselines import baseline
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError, WidthError
 from ..graph import ChannelGraph
+from ..host.compat import seed_everything
 from ..host.models import build as build_registered
 from ..host.models import load_weights
 from ..models import build_model
@@ -73,6 +74,7 @@ def make_plan(config: Any, num_classes: int) -> RunPlan:
     Raises:
         ConfigError: unknown backbone, student or control.
         CheckpointError: a teacher checkpoint of another network.
+        ZooError: ImageNet weights that cannot be fetched.
         GraphError: a network that cannot be traced.
         WidthError: a student outside of [chain, teacher], or of another family.
         ChainError: a given chain that cannot be read.
@@ -82,11 +84,7 @@ def make_plan(config: Any, num_classes: int) -> RunPlan:
     for name in config.oskt.controls:
         baseline(name)
     methods, wishes = _wishes(config)
-    teacher = build_model(config, num_classes)
-    if config.model.load_weights:
-        load_any_weights(teacher, config.model.load_weights)
-    if config.oskt.teacher:
-        load_weights(teacher, config.oskt.teacher)
+    teacher = _teacher(config, num_classes)
     graph = trace(teacher, (3, config.data.height, config.data.width))
     rungs = _rungs(teacher, graph, config.oskt.ladder) or (full_plan(graph, config.oskt.width),)
     stand_in = stand_in_chain(teacher, graph, rungs[-1])
@@ -94,6 +92,26 @@ def make_plan(config: Any, num_classes: int) -> RunPlan:
     check_baselines({*config.oskt.controls, *methods.values()} - {"", FILE_METHOD}, teacher, graph)
     students = _students(config, stand_in, teacher, methods, wishes, rungs)
     return RunPlan(teacher, graph, rungs[0], students, tuple(config.oskt.controls), rungs=rungs[1:])
+
+
+def _teacher(config: Any, num_classes: int) -> nn.Module:
+    """The teacher's network, with the weights of its checkpoint, or those that its training starts from."""
+    path = config.oskt.teacher
+    seed_everything(config.train.seed)
+    if not path:
+        teacher = build_model(config, num_classes)
+        if config.model.load_weights:
+            load_any_weights(teacher, config.model.load_weights)
+        return teacher
+    bare = config.clone()
+    bare.defrost()
+    bare.model.pretrained = False  # nothing is fetched that the checkpoint replaces
+    teacher = build_model(bare, num_classes)
+    try:
+        load_weights(teacher, path)
+    except CheckpointError as error:
+        raise CheckpointError(f"oskt.teacher cannot be the teacher '{config.model.name}': {error}") from error
+    return teacher
 
 
 def _wishes(config: Any) -> tuple[dict[str, str], dict[str, Wish]]:
@@ -172,7 +190,13 @@ def _plan_of_chain(config: Any, num_classes: int) -> RunPlan:
 def _plans(config: Any, chain: WeightChain, wanted: dict[str, Wish]) -> dict[str, dict[str, int]]:
     """Widths of each student; one with a latency budget keeps those that were chosen when it was first measured."""
     known, measure = chosen_widths(config), latency_measure(config)
-    return {name: known.get(name) or width_plan(chain, measure=measure, **how) for name, how in wanted.items()}
+    plans = {}
+    for name, how in wanted.items():
+        try:
+            plans[name] = known.get(name) or width_plan(chain, measure=measure, **how)
+        except WidthError as error:
+            raise WidthError(f"oskt.students has '{name}': {error}") from error
+    return plans
 
 
 def _rungs(teacher: nn.Module, graph: ChannelGraph, ladder: list) -> tuple[dict[str, int], ...]:

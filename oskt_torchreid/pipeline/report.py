@@ -23,19 +23,20 @@ def notes(results: Results, config: Any) -> list[str]:
         "mAP and rank-1 in %, on identities that no network was trained on. Parameters and FLOPs (multiply-adds of one "
         f"{config.data.height}x{config.data.width} image) are those of the deployed network, without its classifier. "
         "Seconds are the time of the row's own training; 'before' is before any fine-tuning.",
-        f"Students come from {_origin(results, config)}, and are fine-tuned for {_epochs(finetune.max_epoch)}.",
+        f"Students come from {_origin(results, config)}, and are fine-tuned for {counted_epochs(finetune.max_epoch)}.",
     ]
     if config.oskt.controls:
         lines.append(
             "Controls that are named without a width have the chain's. Each is trained twice, with a learning rate of "
-            f"its own: for the students' {_epochs(finetune.max_epoch)}, and for "
+            f"its own: for the students' {counted_epochs(finetune.max_epoch)}, and for "
             f"{finetune.max_epoch + refine.max_epoch}, as many passes "
             "over the data as refinement and fine-tuning take together."
         )
     return lines
 
 
-def _epochs(count: int) -> str:
+def counted_epochs(count: int) -> str:
+    """``1 epoch``, ``2 epochs``."""
     return f"{count} epoch" if count == 1 else f"{count} epochs"
 
 
@@ -49,10 +50,11 @@ def _origin(results: Results, config: Any) -> str:
         seconds = sum(rung["seconds"] for rung in (facts, *rungs))
         return (
             f"the nearest of {1 + len(rungs)} chains of widths {chains}, each refined for "
-            f"{config.oskt.refine.max_epoch} epochs together with the network that it was made of (the teacher, then "
-            f"the S-student of the chain before), in {seconds:.0f} s altogether"
+            f"{counted_epochs(config.oskt.refine.max_epoch)} together with the network that it was made of (the "
+            f"teacher, then the S-student of the chain before), in {seconds:.0f} s altogether"
         )
     return (
-        f"one chain of width {config.oskt.width}, refined once for {config.oskt.refine.max_epoch} epochs together with "
-        f"the teacher in {facts['seconds']:.0f} s (row dispersion afterwards {facts['row_dispersion']:.3f})"
+        f"one chain of width {config.oskt.width}, refined once for {counted_epochs(config.oskt.refine.max_epoch)} "
+        f"together with the teacher in {facts['seconds']:.0f} s (row dispersion afterwards "
+        f"{facts['row_dispersion']:.3f})"
     )

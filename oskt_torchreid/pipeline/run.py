@@ -30,7 +30,7 @@ from ..report import Results, Row, write_results
 from .baselines import FILE_METHOD, STUDENT_NAME, finetuned, run_baseline, run_file
 from .ladder import refine_rung, save_unrefined
 from .plan import RunPlan, StudentPlan, make_plan
-from .report import write_report
+from .report import counted_epochs, write_report
 from .single import train_only
 from .stages import Facts, Stage
 from .training import Trainer, first_target, network_size, schedule
@@ -70,7 +70,9 @@ def run(config: Any) -> Results:
         trainer.record(folder)
         keep_chosen_widths(config, {student.name: student.widths for student in plan.students})
         return job.complete()
-    model = build_model(config, trainer.num_classes)
+    num_classes = trainer.num_classes
+    seed_everything(config.train.seed)
+    model = build_model(config, num_classes)
     if config.model.load_weights:
         load_any_weights(model, config.model.load_weights)
     trainer.record(folder)
@@ -234,7 +236,7 @@ class OSKTRun:
             for key in ("max_epoch", "half_resolution_epochs"):
                 changes[key] = oskt.refine[key] + oskt.finetune[key]
         node = schedule(self.config, "oskt.finetune", **changes)
-        title = f"{name}, {node.max_epoch} epochs" if equal_passes else name
+        title = f"{name}, {counted_epochs(node.max_epoch)}" if equal_passes else name
         folder = self.folder / "controls" / (f"{name}-equal-passes" if equal_passes else name)
         self._baseline(title, name, self.plan.chain_widths, node, folder, teacher_key, not equal_passes)
 

@@ -39,20 +39,30 @@ class Stage:
             work: makes the outputs; told whether files of an interrupted attempt at the very same work may be used.
 
         Returns:
-            What ``work`` returned, now or then, with ``seconds``.
+            What ``work`` returned, now or then, with ``seconds``, those of interrupted attempts included.
         """
         known = self._read(RESULT_NAME)
         if known is not None and all((self.folder / name).is_file() for name in self.outputs):
             logger.info("%s: done before, with the same configuration", self.folder.name)
             return known["facts"]
-        continued = self._read(STARTED_NAME) is not None
-        write_json(self.folder / STARTED_NAME, {"digest": self.digest})
+        started = self._read(STARTED_NAME)
+        spent = started.get("seconds", 0.0) if started else 0.0
+        self._note_start(spent)
+        logger.info("%s: %s", self.folder.name, "goes on" if started else "begins")
         start = time.perf_counter()
-        facts = work(continued)
-        facts = {"seconds": time.perf_counter() - start, **facts}
+        try:
+            facts = work(started is not None)
+        except BaseException:
+            self._note_start(spent + time.perf_counter() - start)
+            raise
+        facts = {"seconds": spent + time.perf_counter() - start, **facts}
         write_json(self.folder / RESULT_NAME, {"digest": self.digest, "facts": facts})
         (self.folder / STARTED_NAME).unlink(missing_ok=True)
         return facts
+
+    def _note_start(self, seconds: float) -> None:
+        """Says that an attempt was begun, and how long attempts have taken so far."""
+        write_json(self.folder / STARTED_NAME, {"digest": self.digest, "seconds": seconds})
 
     def _read(self, name: str) -> Facts | None:
         """A file of this stage, if it is there and was written for the same configuration."""
