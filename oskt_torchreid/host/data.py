@@ -12,7 +12,6 @@ from ..errors import ConfigError, DataError, OsktError
 from ..registry import nearest
 from .compat import host_table, quiet, torchreid
 
-
 _REGISTER = {"image": torchreid.data.register_image_dataset, "video": torchreid.data.register_video_dataset}
 
 
@@ -119,9 +118,14 @@ def build_datamanager(config: Any, batch_size: int = 0, types: Sequence[str] = (
         few = f"{sampler} needs {persons} training identities for a batch, and there are fewer"
         raise DataError(
             f"torchreid cannot make batches of {', '.join(config.data.sources)} (tested on "
-            f"{', '.join(config.data.targets)}) below '{Path(config.data.root).absolute()}': {str(reason) or few}; "
-            "mend the data set, or change train.batch_size and the sampler node"
+            f"{', '.join(config.data.targets)}) below '{Path(config.data.root).absolute()}': "
+            f"{_described(reason) or few}; mend the data set, or change train.batch_size and the sampler node"
         ) from reason
+
+
+def _described(reason: Exception) -> str:
+    """What torchreid's error means; it looks into the first item of each part without asking whether there is one."""
+    return "train, query or gallery is empty" if isinstance(reason, IndexError) else str(reason)
 
 
 def unaugmented_loader(datamanager: Any) -> DataLoader:
