@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from oskt_torchreid.data.synthped import VARIANTS
+from oskt_torchreid.data import synthped, synthped_video
 
 # Small tensors run fastest on one thread, and single-threaded sums do not depend on the machine's core count.
 torch.set_num_threads(1)
 
-REGISTERED = {variant: variant.configured for variant in VARIANTS.values()}
+VARIANTS = [*synthped.VARIANTS.values(), *synthped_video.VARIANTS.values()]
+REGISTERED = {variant: variant.configured for variant in VARIANTS}
 
 
 @pytest.fixture(autouse=True)
