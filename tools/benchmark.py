@@ -1,4 +1,4 @@
-"""What refining and expanding cost: `python tools/benchmark.py refine`, `python tools/benchmark.py expand`."""
+"""What things cost: `python tools/benchmark.py refine`, `expand` (weight chains), `views` (VKD)."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from oskt_torchreid.errors import OsktError  # noqa: E402
 from oskt_torchreid.host import models  # noqa: E402
-from oskt_torchreid.report import benchmark  # noqa: E402
+from oskt_torchreid.report import benchmark, benchmark_views  # noqa: E402
 
 MEGABYTE = 2**20
 
@@ -60,6 +60,16 @@ def _expand_costs(arguments: argparse.Namespace) -> Iterable[benchmark.ExpandCos
     return tqdm(benchmark.measure_expand_all(arguments.rounds, names), total=len(names), disable=None, leave=False)
 
 
+def show_views(arguments: argparse.Namespace) -> None:
+    """Prints what drawing the views of a batch costs on an index of the size of MARS."""
+    build_ms, costs = benchmark_views.measure_draws(arguments.sets, arguments.views, arguments.rounds)
+    size = f"{benchmark_views.MARS_TRACKLETS} tracklets of {benchmark_views.MARS_IDENTITIES} identities"
+    print(f"{size}: index built in {build_ms:.1f} ms")
+    print(f"{arguments.sets} sets of {arguments.views} views, median of {arguments.rounds}")
+    rows = [(cost.name, f"{cost.draw_ms:.2f}") for cost in costs]
+    print(tabulate(rows, headers=("strategy", "ms per batch"), disable_numparse=True, stralign="right"))
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -68,7 +78,7 @@ def _positive(text: str) -> int:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Command line of both subcommands; `run` is the chosen one."""
+    """Command line of all subcommands; `run` is the chosen one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=_positive, help="threads of torch (default: its own choice)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -84,6 +94,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     expand.add_argument("--all", action="store_true", help="every backbone, at half its width")
     expand.add_argument("--names", nargs="+", help="with --all: these backbones alone")
     expand.set_defaults(run=show_expand)
+    views = commands.add_parser("views", help="drawing the sets of a batch, beside a scan of the data set")
+    views.add_argument("--sets", type=_positive, default=32, help="sets in a batch (default: 32, 8 identities x 4)")
+    views.add_argument("--views", type=_positive, default=8, help="frames of a set (default: 8)")
+    views.add_argument("--rounds", type=_positive, default=30, help="timed batches (default: 30)")
+    views.set_defaults(run=show_views)
     return parser.parse_args(arguments)
 
 

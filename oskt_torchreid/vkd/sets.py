@@ -70,7 +70,7 @@ class TrainingSets(Dataset[Item]):
         Raises:
             DataError: a frame is missing or damaged.
         """
-        tracklets, frames = self.draw(self.index, int(tracklet), self.num_views, new_generator())
+        tracklets, frames = self.draw(self.index, int(tracklet), self.num_views, uniform_numbers)
         paths = [self.train[own][0][frame] for own, frame in zip(tracklets, frames, strict=True)]
         return _item(paths, self.train[int(tracklet)], self.transform)
 
@@ -138,16 +138,16 @@ class IdentitySampler(Sampler[int]):
         return self.batches * self.identities_per_batch * self.num_instances
 
     def __iter__(self) -> Iterator[int]:
-        generator = new_generator()
+        generator = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
         identities = generator.permutation(self.index.num_identities)
         for identity in identities[: self.batches * self.identities_per_batch]:
             own = generator.permutation(self.index.order[self.index.places(identity)])
             yield from np.resize(own, self.num_instances).tolist()
 
 
-def new_generator() -> np.random.Generator:
-    """A NumPy generator that follows from torch's, which a run's seed and a worker's number decide."""
-    return np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+def uniform_numbers(shape: Any) -> np.ndarray:
+    """Random numbers of [0, 1) from torch's generator of the process."""
+    return torch.rand(shape, dtype=torch.float64).numpy()
 
 
 def read_frame(path: str) -> Image.Image:

@@ -16,6 +16,7 @@ it has that many.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,10 +29,13 @@ from .index import IdentityIndex
 Views = tuple[np.ndarray, np.ndarray]
 """(tracklet, frame within it) of each view of a set, both [N]."""
 
-Strategy = Callable[[IdentityIndex, int, int, np.random.Generator], Views]
+Uniform = Callable[[Any], np.ndarray]
+"""Source of randomness: independent numbers of [0, 1) in an array of a shape, as `np.random.Generator.random`."""
+
+Strategy = Callable[[IdentityIndex, int, int, Uniform], Views]
 
 
-def draw_multiview(index: IdentityIndex, tracklet: int, count: int, generator: np.random.Generator) -> Views:
+def draw_multiview(index: IdentityIndex, tracklet: int, count: int, uniform: Uniform) -> Views:
     """Frames from as many tracklets and cameras of an identity as there are.
 
     Costs O(count + tracklets of the identity).
@@ -40,31 +44,30 @@ def draw_multiview(index: IdentityIndex, tracklet: int, count: int, generator: n
         index: of the data set.
         tracklet: which one the set is drawn for: its first frame comes from there.
         count: N, the number of frames.
-        generator: source of randomness.
+        uniform: source of randomness.
     """
-    tracklets = _in_turns(index, tracklet, generator)
+    tracklets = _in_turns(index, tracklet, uniform)
     places = np.arange(count) % len(tracklets)
     visits = (count - 1 - places) // len(tracklets) + 1
     chosen = tracklets[places]
-    return chosen, frame_of_chunk(index.lengths[chosen], np.arange(count) // len(tracklets), visits, generator)
+    return chosen, frame_of_chunk(index.lengths[chosen], np.arange(count) // len(tracklets), visits, uniform)
 
 
-def draw_temporal(index: IdentityIndex, tracklet: int, count: int, generator: np.random.Generator) -> Views:
+def draw_temporal(index: IdentityIndex, tracklet: int, count: int, uniform: Uniform) -> Views:
     """A random frame out of each of `count` equal chunks of one tracklet; arguments as of `draw_multiview`."""
     chosen = np.full(count, tracklet)
-    return chosen, frame_of_chunk(index.lengths[chosen], np.arange(count), count, generator)
+    return chosen, frame_of_chunk(index.lengths[chosen], np.arange(count), count, uniform)
 
 
-def draw_chunk(index: IdentityIndex, tracklet: int, count: int, generator: np.random.Generator) -> Views:
+def draw_chunk(index: IdentityIndex, tracklet: int, count: int, uniform: Uniform) -> Views:
     """The first frame of each of `count` equal chunks of one tracklet: nothing is random."""
     chosen = np.full(count, tracklet)
     return chosen, frame_of_chunk(index.lengths[chosen], np.arange(count), count)
 
 
-def draw_random(index: IdentityIndex, tracklet: int, count: int, generator: np.random.Generator) -> Views:
+def draw_random(index: IdentityIndex, tracklet: int, count: int, uniform: Uniform) -> Views:
     """Random frames of one tracklet; each once before any comes again."""
-    length = int(index.lengths[tracklet])
-    frames = generator.choice(length, min(length, count), replace=False)
+    frames = np.argsort(uniform(index.lengths[tracklet]))[:count]
     return np.full(count, tracklet), np.resize(frames, count)
 
 
@@ -90,7 +93,7 @@ def strategy_of(name: str) -> Strategy:
 
 
 def frame_of_chunk(
-    lengths: np.ndarray, chunk: np.ndarray, chunks: np.ndarray | int, generator: np.random.Generator | None = None
+    lengths: np.ndarray, chunk: np.ndarray, chunks: np.ndarray | int, uniform: Uniform | None = None
 ) -> np.ndarray:
     """A frame out of one of the equal chunks that a tracklet is cut into.
 
@@ -100,15 +103,14 @@ def frame_of_chunk(
         lengths: frames of each tracklet, [N].
         chunk: which of its chunks, [N], from 0.
         chunks: how many there are, a number or [N].
-        generator: draws a random frame of the chunk; None: its first one.
+        uniform: draws a random frame of the chunk; None: its first one.
 
     Returns:
         Frame within the tracklet, [N].
     """
     first, end = chunk * lengths // chunks, (chunk + 1) * lengths // chunks
-    if generator is not None:
-        # As `generator.integers(first, end)`, which takes ten times as long for arrays.
-        first = first + (generator.random(len(first)) * np.maximum(end - first, 1)).astype(np.int64)
+    if uniform is not None:
+        first = first + (uniform(len(first)) * np.maximum(end - first, 1)).astype(np.int64)
     return np.where(lengths < chunks, chunk % lengths, first)
 
 
@@ -161,14 +163,14 @@ def check_view_counts(teacher: int, student: int) -> None:
         )
 
 
-def _in_turns(index: IdentityIndex, tracklet: int, generator: np.random.Generator) -> np.ndarray:
+def _in_turns(index: IdentityIndex, tracklet: int, uniform: Uniform) -> np.ndarray:
     """An identity's tracklets in random order, `tracklet` first, cameras taking turns.
 
     With cameras a, b and tracklets a1 a2 a3 b1, of which a2 is given: a2 b1, then a1 and a3 in random order.
     """
     places = index.places(index.identities[tracklet])
     own, turns = index.order[places], index.turns[places]
-    keys = generator.random((2, len(own)))
+    keys = uniform((2, len(own)))
     keys[0][own == tracklet] = -1.0
     # Within each camera at random; places of a camera stay together, so turns fit the new order as they are.
     own = own[np.lexsort((keys[0], index.cameras[own]))]
