@@ -4,7 +4,7 @@ Importing this package registers its engines, model names and data sets with tor
 """
 
 from . import graph, zoo
-from .data import synthped
+from .data import atrw, synthped, synthped_video, veri776
 from .errors import (
     ChainError,
     CheckpointError,
@@ -67,6 +67,7 @@ __all__ = [
 ]
 
 register_all()
-synthped.register()
+for dataset in (synthped, synthped_video, veri776, atrw):
+    dataset.register()
 publish("build_engine", build_engine)
 publish("ImageOSKTEngine", OSKTEngine)

@@ -11,7 +11,7 @@ import torch
 from small_networks import TinyNet
 
 import oskt_torchreid as oskt
-from oskt_torchreid.data.synthped import VARIANTS
+from oskt_torchreid.data import synthped, synthped_video
 from oskt_torchreid.host import models
 from oskt_torchreid.host.compat import host_table, torchreid
 
@@ -20,7 +20,8 @@ os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
 # Small tensors run fastest on one thread, and single-threaded sums do not depend on the machine's core count.
 torch.set_num_threads(1)
 
-REGISTERED = {variant: variant.configured for variant in VARIANTS.values()}
+VARIANTS = [*synthped.VARIANTS.values(), *synthped_video.VARIANTS.values()]
+REGISTERED = {variant: variant.configured for variant in VARIANTS}
 
 
 @pytest.fixture(autouse=True)

@@ -217,6 +217,12 @@ def test_contact_sheet_command_says_where_it_wrote(visualize, tmp_path, capsys):
     assert out.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_contact_sheet_of_tracklets(visualize, tmp_path, capsys):
+    out = tmp_path / "sheet.png"
+    assert visualize.main(["synthped_video", "--rows", "1", "--height", "32", "--width", "16", "--out", str(out)]) == 0
+    assert f"wrote {out} (320 x 144 pixels, a row per person and camera)" in capsys.readouterr().out
+
+
 def test_contact_sheet_command_explains_errors(visualize, tmp_path, capsys):
     assert visualize.main(["synthped", "--preset", "quik", "--out", str(tmp_path / "sheet.png")]) == 2
     assert visualize.main(["synthped", "--rows", "1", "--out", str(tmp_path / "sheet.txt")]) == 2

@@ -61,3 +61,13 @@ def test_refining_and_expanding_are_measured(capsys):
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
     assert [row[0] for row in rows[:2]] == ["osnet_x0_25", "resnet18"] and all(float(row[3]) > 0 for row in rows[:2])
     assert " ".join(rows[2]) == "2 of 2 take at most 100 ms"
+
+
+def test_drawing_views_is_measured_beside_a_scan(capsys):
+    assert tool("benchmark").main(["views", "--rounds", "1", "--sets", "4", "--views", "3"]) == 0
+    head, batch, _, _, *rows = capsys.readouterr().out.splitlines()
+    assert head.startswith("8298 tracklets of 625 identities: index built in ")
+    assert batch.startswith("4 sets of 3 views")
+    costs = {name: float(cost) for name, cost in map(str.split, rows)}
+    assert list(costs) == ["multiview", "temporal", "chunk", "random", "scan"]
+    assert costs["multiview"] < costs["scan"]

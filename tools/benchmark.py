@@ -3,6 +3,7 @@
 python tools/benchmark.py refine      one refinement step against one of the teacher alone
 python tools/benchmark.py expand      expansion from a loaded chain
 python tools/benchmark.py accuracy --config-file configs/comparison/resnet18.yaml
+python tools/benchmark.py views       drawing the sets of a batch, beside a scan of the data set
 """
 
 import argparse
@@ -21,7 +22,7 @@ from oskt_torchreid.config import load_config  # noqa: E402
 from oskt_torchreid.errors import OsktError  # noqa: E402
 from oskt_torchreid.host import models  # noqa: E402
 from oskt_torchreid.pipeline.comparison import compare  # noqa: E402
-from oskt_torchreid.report import benchmark  # noqa: E402
+from oskt_torchreid.report import benchmark, benchmark_views  # noqa: E402
 from oskt_torchreid.report.comparison import MARKDOWN_NAME  # noqa: E402
 
 MEGABYTE = 2**20
@@ -78,6 +79,16 @@ def run_accuracy(arguments: argparse.Namespace) -> None:
     print(f"written to {folder}")
 
 
+def show_views(arguments: argparse.Namespace) -> None:
+    """Prints what drawing the views of a batch costs on an index of the size of MARS."""
+    build_ms, costs = benchmark_views.measure_draws(arguments.sets, arguments.views, arguments.rounds)
+    size = f"{benchmark_views.MARS_TRACKLETS} tracklets of {benchmark_views.MARS_IDENTITIES} identities"
+    print(f"{size}: index built in {build_ms:.1f} ms")
+    print(f"{arguments.sets} sets of {arguments.views} views, median of {arguments.rounds}")
+    rows = [(cost.name, f"{cost.draw_ms:.2f}") for cost in costs]
+    print(tabulate(rows, headers=("strategy", "ms per batch"), disable_numparse=True, stralign="right"))
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -86,7 +97,7 @@ def _positive(text: str) -> int:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Command line of both subcommands; `run` is the chosen one."""
+    """Command line of all subcommands; `run` is the chosen one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=_positive, help="threads of torch (default: its own choice)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -107,6 +118,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     accuracy.add_argument("--processes", type=_positive, default=1, help="runs at a time, of one thread each")
     accuracy.add_argument("options", nargs="*", help="KEY VALUE or KEY=VALUE, as in the YAML")
     accuracy.set_defaults(run=run_accuracy)
+    views = commands.add_parser("views", help="drawing the sets of a batch, beside a scan of the data set")
+    views.add_argument("--sets", type=_positive, default=32, help="sets in a batch (default: 32, 8 identities x 4)")
+    views.add_argument("--views", type=_positive, default=8, help="frames of a set (default: 8)")
+    views.add_argument("--rounds", type=_positive, default=30, help="timed batches (default: 30)")
+    views.set_defaults(run=show_views)
     return parser.parse_args(arguments)
 
 

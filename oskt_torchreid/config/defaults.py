@@ -115,7 +115,7 @@ _BASELINES = ("scratch", "slice", "first", "norm", "kmeans", "depgraph", "kd++")
 def _own_tree() -> dict[str, Any]:
     """The nodes of this package."""
     return {
-        "engine": "",  # softmax | triplet | oskt; empty: torchreid's choice by loss.name
+        "engine": "",  # softmax | triplet | oskt | vkd; empty: torchreid's choice by loss.name
         "oskt": {
             "teacher": "",  # checkpoint; empty: train one first, with the train node
             "width": 0.25,  # chain width ratio, or a preset such as res50-s1
@@ -172,6 +172,23 @@ def _own_tree() -> dict[str, Any]:
             "ablations": [],  # 'random labels: oskt.clustering=random', ...: name and changed keys
             "ablation_epochs": 0,  # of refinement in ablations; 0: oskt.refine.max_epoch
         },
+        "vkd": {
+            "teacher": "",  # checkpoint; empty: train one first
+            "student": "",  # backbone, or a chain file with a width; empty: the teacher's own backbone
+            "num_views": 8,  # frames of a set, which the teacher sees
+            "num_student_views": 2,  # of these, which the student sees
+            "strategy": "multiview",  # where the frames of a set come from
+            "no_camera": False,  # as if there were no camera labels
+            "test_frames": 8,  # evenly spaced frames of a tracklet in evaluation; 0: all
+            "temperature": 10.0,
+            "alpha": 0.1,  # weight of the distilled classification
+            "beta": 1e-4,  # weight of the preserved distances
+            "generations": 1,  # every student but the last is the next one's teacher
+            "reinit_last_stage": True,  # last stage and head restart instead of following the teacher
+            # Batches are sets: batch_size / sampler.num_instances identities, each with num_instances sets.
+            "teacher_stage": {**_schedule_node(max_epoch=300, lr=1e-4), "weight_decay": 1e-5},
+            "student_stage": {**_schedule_node(max_epoch=500, lr=1e-4), "weight_decay": 1e-5, "batch_size": 48},
+        },
         "few_shot": {"ratio": 1.0, "seed": 0},  # share of the training identities that is kept, drawn by the seed
         # Share of the training identities that is held out and takes the place of query and gallery; 0: the test set.
         "validation": {"share": 0.0, "seed": 0},
@@ -181,6 +198,15 @@ def _own_tree() -> dict[str, Any]:
             "num_train": 0,  # identities; 0: as the preset says
             "num_test": 0,
             "cameras": 0,
+        },
+        "synthped_video": {
+            "preset": "quick",
+            "seed": 0,
+            "num_train": 0,  # identities; 0: as the preset says
+            "num_test": 0,
+            "cameras": 0,
+            "tracklets": 0,  # of an identity at a camera
+            "frames": 0,  # of a tracklet
         },
     }
 
@@ -211,7 +237,7 @@ def _warmup_keys() -> dict[str, Any]:
     }
 
 
-_STAGES = ("train", "oskt.refine", "oskt.finetune")
+_STAGES = ("train", "oskt.refine", "oskt.finetune", "vkd.teacher_stage", "vkd.student_stage")
 
 _SCHEDULES = ("single_step", "multi_step", "cosine", "one_cycle", "warmup_multi_step", "warmup_cosine")
 
@@ -233,6 +259,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "oskt.statistics": ("own", "merged", "initial"),
     "oskt.controls": _BASELINES,
     "comparison.methods": _BASELINES,
+    "vkd.strategy": ("multiview", "temporal", "chunk", "random"),
     "oskt.distillation.start": tuple(name for name in _BASELINES if name != "kd++"),
     **{f"{stage}.lr_scheduler": _SCHEDULES for stage in _STAGES},
 }
@@ -264,6 +291,13 @@ RANGES: dict[str, tuple[float, float]] = {
     "oskt.distillation.weight_nd": (0, INFINITY),
     **{f"oskt.control_lr.{name}": (0, INFINITY) for name in _BASELINES},
     "train.bias_lr_factor": (0, INFINITY),
+    "vkd.num_views": (1, INFINITY),
+    "vkd.num_student_views": (1, INFINITY),
+    "vkd.test_frames": (0, INFINITY),
+    "vkd.temperature": (1e-6, INFINITY),
+    "vkd.alpha": (0, INFINITY),
+    "vkd.beta": (0, INFINITY),
+    "vkd.generations": (1, INFINITY),
     "few_shot.ratio": (1e-6, 1),
     "comparison.tuning_width": (1e-6, 1),
     "comparison.validation_share": (0.01, 0.9),
@@ -272,10 +306,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "few_shot.seed": (0, INFINITY),
     "validation.share": (0, 0.9),
     "validation.seed": (0, INFINITY),
-    "synthped.seed": (0, INFINITY),
-    "synthped.num_train": (0, INFINITY),
-    "synthped.num_test": (0, INFINITY),
-    "synthped.cameras": (0, INFINITY),
+    **{f"synthped.{key}": (0, INFINITY) for key in ("seed", "num_train", "num_test", "cameras")},
+    **{f"synthped_video.{key}": (0, INFINITY) for key in ("seed", "num_train", "num_test", "cameras")},
+    "synthped_video.tracklets": (0, INFINITY),
+    "synthped_video.frames": (0, INFINITY),
     **{f"{stage}.max_epoch": (0, INFINITY) for stage in _STAGES},
     **{f"{stage}.lr": (0, INFINITY) for stage in _STAGES},
     **{f"{stage}.weight_decay": (0, INFINITY) for stage in _STAGES},

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..errors import DataError
 from ..files import read_json, write_json
-from .market_layout import FOLDERS, PictureFile, picture_files
+from .market_layout import MARKET, Layout, PictureFile
 from .synthetic import Renderer, SyntheticSettings
 
 MANIFEST = "manifest.json"
@@ -25,7 +25,7 @@ _LEFTOVER_SECONDS = 3600
 _log = logging.getLogger(__name__)
 
 
-def drawn_folder(root: str | Path, name: str, settings: SyntheticSettings) -> Path:
+def drawn_folder(root: str | Path, name: str, settings: SyntheticSettings, layout: Layout = MARKET) -> Path:
     """The folder of a set below `root`, drawn first where it is missing, incomplete or of other settings.
 
     A whole folder is only read. The name of the folder holds `name`, the picture size and the digest of the settings,
@@ -35,22 +35,23 @@ def drawn_folder(root: str | Path, name: str, settings: SyntheticSettings) -> Pa
         root: Folder of all data sets; made if it is missing.
         name: Name of the variant, such as "synthped".
         settings: What to draw.
+        layout: How the files are named.
 
     Raises:
         DataError: `root` cannot be written, or foreign files lie where the set belongs.
     """
     root = Path(root).expanduser().absolute()
     folder = root / f"{name}_{settings.height}x{settings.width}_{settings.digest()}"
-    if is_whole(folder, settings):
+    if is_whole(folder, settings, layout):
         return folder
-    files = list(picture_files(settings))
+    files = list(layout.picture_files(settings))
     if folder.exists():
         _log.warning("%s is not whole; its pictures are drawn again", folder)
-        _check_ours(folder, files)
+        _check_ours(folder, files, layout)
     try:
         root.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
-        _draw(folder, settings, files)
+        _draw(folder, settings, files, layout)
     except OSError as reason:
         raise DataError(
             f"{name} cannot be drawn in '{root}' ({reason.strerror or reason}); choose a root that can be written, "
@@ -59,7 +60,7 @@ def drawn_folder(root: str | Path, name: str, settings: SyntheticSettings) -> Pa
     return folder
 
 
-def is_whole(folder: Path, settings: SyntheticSettings) -> bool:
+def is_whole(folder: Path, settings: SyntheticSettings, layout: Layout = MARKET) -> bool:
     """Whether a folder holds every picture of these settings, by its manifest and the files' number and bytes."""
     manifest_path = folder / MANIFEST
     if not manifest_path.is_file():
@@ -68,56 +69,57 @@ def is_whole(folder: Path, settings: SyntheticSettings) -> bool:
         manifest = read_json(manifest_path, DataError)
     except DataError:
         return False
-    return manifest == _manifest(folder, settings)
+    return manifest == _manifest(folder, settings, layout)
 
 
-def _manifest(folder: Path, settings: SyntheticSettings) -> dict:
+def _manifest(folder: Path, settings: SyntheticSettings, layout: Layout) -> dict:
     """What the manifest of a folder has to say, counted from the files that are really there."""
     counts = {}
-    for part in FOLDERS:
-        sizes = [path.stat().st_size for path in (folder / part).glob("*.jpg")]
+    for part in layout.folders:
+        sizes = [path.stat().st_size for path in (folder / part).rglob("*.jpg")]
         counts[part] = {"files": len(sizes), "bytes": sum(sizes)}
     return {"digest": settings.digest(), "settings": settings.as_dict(), "pictures": counts}
 
 
-def _draw(folder: Path, settings: SyntheticSettings, files: list[PictureFile]) -> None:
+def _draw(folder: Path, settings: SyntheticSettings, files: list[PictureFile], layout: Layout) -> None:
     """Draws all files beside `folder`, then puts them in its place."""
     drawing = folder.with_name(f"{_drawing_prefix(folder)}{secrets.token_hex(4)}")
     try:
-        for part in FOLDERS:
+        for part in {file.folder: None for file in files}:
             (drawing / part).mkdir(parents=True)
         renderer = Renderer(settings)
         # disable=None: no bar where stderr is no terminal.
         for file in tqdm(files, desc=f"drawing {folder.name}", unit=" pictures", disable=None, leave=False):
             picture = renderer.encoded(file.split, file.identity, file.camera, file.walk, file.frame)
             (drawing / file.folder / file.name).write_bytes(picture)
-        write_json(drawing / MANIFEST, _manifest(drawing, settings))
+        write_json(drawing / MANIFEST, _manifest(drawing, settings, layout))
         if folder.exists():
-            if is_whole(folder, settings):
+            if is_whole(folder, settings, layout):
                 return  # another process was faster
-            _check_ours(folder, files)
+            _check_ours(folder, files, layout)
             shutil.rmtree(folder)
-        _rename(drawing, folder, settings)
+        _rename(drawing, folder, settings, layout)
     finally:
         shutil.rmtree(drawing, ignore_errors=True)
     _log.info("drew %d pictures into %s", len(files), folder)
 
 
-def _rename(drawing: Path, folder: Path, settings: SyntheticSettings) -> None:
+def _rename(drawing: Path, folder: Path, settings: SyntheticSettings, layout: Layout) -> None:
     """Gives the drawn folder its name, unless another process put the same one there in the meantime."""
     try:
         drawing.rename(folder)
     except OSError:
-        if not is_whole(folder, settings):
+        if not is_whole(folder, settings, layout):
             raise
 
 
-def _check_ours(folder: Path, files: list[PictureFile]) -> None:
+def _check_ours(folder: Path, files: list[PictureFile], layout: Layout) -> None:
     """Raises DataError if anything below `folder` is not a file or folder that `_draw` makes."""
-    ours = {Path(MANIFEST), *map(Path, FOLDERS), *(Path(file.folder, file.name) for file in files)}
+    folders = {*map(Path, layout.folders), *(Path(file.folder) for file in files)}
+    ours = {Path(MANIFEST), *folders, *(Path(file.folder, file.name) for file in files)}
     for path in [folder] if not folder.is_dir() or folder.is_symlink() else folder.rglob("*"):
         inside = path.relative_to(folder)
-        if inside not in ours or path.is_symlink() or path.is_dir() != (str(inside) in FOLDERS):
+        if inside not in ours or path.is_symlink() or path.is_dir() != (inside in folders):
             raise DataError(
                 f"'{folder}' should hold pictures drawn by this package alone, but '{path}' is not one of them; "
                 "nothing was removed: move it away, or choose another root by --root (data.root)"

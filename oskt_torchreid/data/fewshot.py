@@ -1,4 +1,4 @@
-"""Few-shot training: any image data set with a seeded subset of its training identities.
+"""Few-shot training: any data set with a seeded subset of its training identities.
 
 Identities are told apart by their files, not by the labels of a run, so that a seed means the same people on every
 machine. The subsets of one seed are nested: those of 0.1 are among those of 0.3.
@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import atomic
-from ..host.data import image_dataset_class, register_image_dataset
+from ..host.data import dataset_class, register_dataset
 
 LIST_NAME = "few_shot_list.txt"
 
@@ -50,7 +50,7 @@ def few_identities(items: Sequence[Item], ratio: float, seed: int) -> list[Item]
     """The pictures of a subset of the identities, relabelled from 0 in the order of their files.
 
     Args:
-        items: (path, person, camera, ...) of every training picture.
+        items: (path, person, camera, ...) of every training picture, or (paths, ...) of every tracklet.
         ratio: share of the identities; their number is rounded down.
         seed: decides which.
 
@@ -71,18 +71,19 @@ def few_identities(items: Sequence[Item], ratio: float, seed: int) -> list[Item]
     return [(path, labels[person], *rest) for path, person, *rest in items if person in labels]
 
 
-def few_shot_dataset(name: str, ratio: float, seed: int) -> str:
+def few_shot_dataset(name: str, ratio: float, seed: int, kind: str = "image") -> str:
     """Registers the few-shot variant of a data set and returns its name; doing it again changes nothing.
 
     Args:
-        name: of a registered image data set.
+        name: of a registered data set.
         ratio: share of the training identities; 1 gives `name` itself.
         seed: of the draw.
+        kind: "image" or "video".
     """
     if ratio == 1:
         return name
     variant = f"{name}-few-shot-{ratio:g}-{seed}"
-    register_image_dataset(variant, _few_shot_class(image_dataset_class(name), ratio, seed))
+    register_dataset(variant, _few_shot_class(dataset_class(name, kind), ratio, seed), kind)
     return variant
 
 
@@ -96,19 +97,24 @@ def save_list(folder: str | Path, items: Sequence[Item], root: str | Path, ratio
 
     Args:
         folder: of the run; the file is `few_shot_list.txt` in it.
-        items: (path, label, ...) of every training picture.
+        items: (path, label, ...) of every training picture, or (paths, label, ...) of every tracklet.
         root: folder of all data sets.
         ratio: as drawn, for the first line.
         seed: as drawn, for the first line.
     """
     base = Path(root).expanduser().absolute()
-    lines = sorted(f"{_below(Path(path).absolute(), base)} {label}" for path, label, *_ in items)
-    persons = len({label for _, label, *_ in items})
+    pictures = [(path, label) for paths, label, *_ in items for path in _each(paths)]
+    lines = sorted(f"{_below(Path(path).absolute(), base)} {label}" for path, label in pictures)
+    persons = len({label for _, label in pictures})
     path = Path(folder) / LIST_NAME
     with atomic(path) as temporary:
         head = f"# {persons} identities, {len(lines)} pictures: ratio {ratio:g}, seed {seed}"
         temporary.write_text("\n".join([head, *lines, ""]), encoding="utf-8")
     return path
+
+
+def _each(paths: str | Sequence[str]) -> Sequence[str]:
+    return [paths] if isinstance(paths, str) else paths
 
 
 def _below(path: Path, base: Path) -> str:

@@ -1,6 +1,6 @@
 """Where the pictures of a synthetic set lie: the layout and the file names of Market-1501."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from .synthetic.renderer import TEST_SPLIT, TRAIN_SPLIT
@@ -33,6 +33,18 @@ class PictureFile(NamedTuple):
     frame: int
 
 
+class Layout(NamedTuple):
+    """How the files of a set are named.
+
+    Attributes:
+        folders: Folders of the set, each part of it in one.
+        picture_files: Every picture of the settings, in a fixed order, below these folders.
+    """
+
+    folders: tuple[str, ...]
+    picture_files: Callable[..., Iterator[PictureFile]]
+
+
 def picture_files(settings: SyntheticSettings) -> Iterator[PictureFile]:
     """Every picture of a set, in a fixed order.
 
@@ -53,3 +65,6 @@ def picture_files(settings: SyntheticSettings) -> Iterator[PictureFile]:
                     stamp = turn * _FILE_FRAMES_PER_FRAME + 1
                     name = f"{person:04d}_c{camera + 1}s{walk + 1}_{stamp:06d}_00.jpg"
                     yield PictureFile(folder, name, person, split, identity, camera, walk, turn * _FRAME_STEP)
+
+
+MARKET = Layout(FOLDERS, picture_files)

@@ -30,6 +30,10 @@ _CUHK03_SOURCE = (
     "evaluation/data/CUHK03; splits_new_*.json is made from them on first use"
 )
 
+_ATRW_SOURCE = (
+    "unpack atrw_reid_train.tar.gz and atrw_anno_reid_train.tar.gz (lila.science/datasets/atrw) into the folder atrw"
+)
+
 PROTOCOLS = {
     "market1501": Protocol(
         ("market1501/Market-1501-v15.09.15", "market1501"),
@@ -50,22 +54,63 @@ PROTOCOLS = {
         ),
         _CUHK03_SOURCE,
     ),
+    "mars": Protocol(
+        ("mars",),
+        (
+            "bbox_train",
+            "bbox_test",
+            "info/train_name.txt",
+            "info/test_name.txt",
+            "info/tracks_train_info.mat",
+            "info/tracks_test_info.mat",
+            "info/query_IDX.mat",
+        ),
+        "unpack bbox_train.zip and bbox_test.zip of MARS (zheng-lab.cecs.anu.edu.au/Project/project_mars.html) below "
+        "mars, and put the folder info of github.com/liangzheng06/MARS-evaluation beside them",
+    ),
+    "dukemtmcvidreid": Protocol(
+        ("dukemtmc-vidreid",),
+        ("DukeMTMC-VideoReID/train", "DukeMTMC-VideoReID/query", "DukeMTMC-VideoReID/gallery"),
+        "unpack DukeMTMC-VideoReID.zip (github.com/Yu-Wu/DukeMTMC-VideoReID) below dukemtmc-vidreid",
+    ),
+    "veri776": Protocol(
+        ("veri776", "VeRi", "VeRi776", "VeRi-776"),
+        (
+            "image_train",
+            "image_query",
+            "image_test",
+            "name_train.txt",
+            "name_query.txt",
+            "name_test.txt",
+            "test_track.txt",
+        ),
+        "request VeRi-776 (vehiclereid.github.io/VeRi) and unpack it below veri776",
+    ),
+    "atrw": Protocol(("atrw", "ATRW"), ("train", "reid_list_train.csv"), _ATRW_SOURCE),
+    "atrw_challenge": Protocol(
+        ("atrw", "ATRW"),
+        ("train", "reid_list_train.csv", "test", "gt_test_plain.json"),
+        f"{_ATRW_SOURCE}; likewise atrw_reid_test.tar.gz, and gt_test_plain.json of github.com/cvwc2019/ATRWEvalScript",
+    ),
 }
 
 
-def check_protocol(root: str | Path, name: str) -> None:
+def check_protocol(root: str | Path, name: str) -> Path | None:
     """Checks that a data set is there with every list and split file that its protocol needs.
 
     Args:
         root: folder of all data sets.
         name: of a data set; those that this module does not know are left to torchreid.
 
+    Returns:
+        The folder of the set; None for a set that this module does not know.
+
     Raises:
         DataError: what is missing, the path looked at, and where to get it.
     """
     protocol = PROTOCOLS.get(name)
     if protocol is None:
-        return
+        return None
     base = Path(root).expanduser().absolute()
     folder = next((base / part for part in protocol.folders if (base / part).is_dir()), base / protocol.folders[0])
     missing = [file for file in protocol.files if not (folder / file).exists()]
@@ -74,3 +119,4 @@ def check_protocol(root: str | Path, name: str) -> None:
             f"data set '{name}' lacks {', '.join(missing)} (looked in '{folder}'): {protocol.source}, or give the "
             "folder that contains it with --root (data.root)"
         )
+    return folder

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 from scipy.io import savemat
 
@@ -17,10 +16,9 @@ from ..errors import ConfigError
 from ..files import write_json
 from ..registry import nearest
 from .market_layout import GALLERY_FOLDER, QUERY_FOLDER, TRAIN_FOLDER
+from .stand_in_video import CAMERAS, TEST_IDENTITIES, VIDEO_LAYOUTS, write_picture
 
-CAMERAS = 2
 VIEWS = 2  # training pictures of an identity at a camera: a sampler's four instances in all
-TEST_IDENTITIES = 2
 
 View = tuple[int, int, int]  # identity, camera, number
 
@@ -30,7 +28,7 @@ def make_stand_in(root: str | Path, name: str, identities: int = 2) -> None:
 
     Args:
         root: folder of all data sets; made if it is missing.
-        name: market1501, msmt17 or cuhk03.
+        name: one of `LAYOUTS`.
         identities: training identities; two more are there for the test.
 
     Raises:
@@ -54,7 +52,7 @@ def _market1501(root: Path, identities: int) -> None:
     }
     for part, views in parts.items():
         for person, camera, number in views:
-            _write_picture(folder / part / f"{person:04d}_c{camera}s1_{number:06d}_00.jpg")
+            write_picture(folder / part / f"{person:04d}_c{camera}s1_{number:06d}_00.jpg")
 
 
 def _msmt17(root: Path, identities: int) -> None:
@@ -70,7 +68,7 @@ def _msmt17(root: Path, identities: int) -> None:
         lines = []
         for person, camera, number in views:
             path = f"{person:04d}/{person:04d}_{number:03d}_{camera:02d}_0303morning_0008_{number}.jpg"
-            _write_picture(folder / pictures / path)
+            write_picture(folder / pictures / path)
             lines.append(f"{path} {person}\n")
         (folder / f"list_{part}.txt").write_text("".join(lines))
 
@@ -99,7 +97,7 @@ def _cuhk03_items(folder: Path, kind: str, views: Iterator[View]) -> list[tuple[
     items = []
     for person, camera, number in views:
         path = folder / f"images_{kind}" / f"1_{person + 1:03d}_{camera}_{number + 1:02d}.png"
-        _write_picture(path)
+        write_picture(path)
         items.append((str(path), person, camera - 1))
     return items
 
@@ -116,7 +114,12 @@ def _cuhk03_protocol(split: dict[str, list[tuple[str, int, int]]]) -> dict[str, 
     }
 
 
-LAYOUTS: dict[str, Callable[[Path, int], None]] = {"market1501": _market1501, "msmt17": _msmt17, "cuhk03": _cuhk03}
+LAYOUTS: dict[str, Callable[[Path, int], None]] = {
+    "market1501": _market1501,
+    "msmt17": _msmt17,
+    "cuhk03": _cuhk03,
+    **VIDEO_LAYOUTS,
+}
 
 
 def _views(first_identity: int, identities: int, count: int, first: int = 0) -> Iterator[View]:
@@ -125,12 +128,3 @@ def _views(first_identity: int, identities: int, count: int, first: int = 0) -> 
         for camera in range(1, CAMERAS + 1):
             for number in range(first, first + count):
                 yield identity, camera, number
-
-
-def _write_picture(path: Path) -> None:
-    """A picture of noise, 64x32, the same in every process for the same file name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    seed = int.from_bytes(path.name.encode(), "big") % 2**32
-    picture = np.random.default_rng(seed).integers(0, 256, (64, 32, 3), dtype=np.uint8)
-    _, encoded = cv2.imencode(path.suffix, picture)
-    path.write_bytes(encoded.tobytes())

@@ -5,6 +5,7 @@ sources="synthped", height=128, width=64)` draws and reads them. Other settings 
 `synthped.configure(synthetic.preset("quick", seed=3))`.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ..errors import ConfigError
@@ -78,13 +79,21 @@ def configure(settings: SyntheticSettings, variant: str = "synthped") -> None:
     Raises:
         ConfigError: An unknown variant, or settings of another type.
     """
-    if variant not in VARIANTS:
+    configure_variant(VARIANTS, settings, variant)
+
+
+def configure_variant(variants: Mapping[str, type], settings: SyntheticSettings, variant: str) -> None:
+    """`configure` for any table of variants, the first one of which gives the type of settings."""
+    first = next(iter(variants))
+    if variant not in variants:
         raise ConfigError(
-            f"unknown variant '{variant}' of synthped{nearest(variant, VARIANTS)} (variants: {', '.join(VARIANTS)})"
+            f"unknown variant '{variant}' of {first}{nearest(variant, variants)} (variants: {', '.join(variants)})"
         )
-    if not isinstance(settings, SyntheticSettings):
+    taken = type(variants[first].configured)
+    if not isinstance(settings, taken):
+        maker = "preset" if taken is SyntheticSettings else "video_preset"
         raise ConfigError(
-            f"synthped takes SyntheticSettings, but got {type(settings).__name__}; make them by "
-            'oskt_torchreid.data.synthetic.preset("quick", seed=...)'
+            f"{first} takes {taken.__name__}, but got {type(settings).__name__}; make them by "
+            f'oskt_torchreid.data.synthetic.{maker}("quick", seed=...)'
         )
-    VARIANTS[variant].configured = settings
+    variants[variant].configured = settings

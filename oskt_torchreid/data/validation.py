@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ..errors import DataError
-from ..host.data import image_dataset_class, register_image_dataset
+from ..host.data import dataset_class, register_dataset
 from .fewshot import Item, few_identities
 
 
@@ -43,7 +43,7 @@ def hold_out(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item]
     """Training pictures, queries and gallery.
 
     Args:
-        items: (path, person, camera, ...) of every training picture.
+        items: (path, person, camera, ...) of every training picture, or (paths, ...) of every tracklet.
         share: of the identities that are held out; what stays in training is rounded down.
         seed: decides which.
 
@@ -70,18 +70,19 @@ def hold_out(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item]
     return train, list(query.values()), gallery
 
 
-def validation_dataset(name: str, share: float, seed: int) -> str:
+def validation_dataset(name: str, share: float, seed: int, kind: str = "image") -> str:
     """Registers the variant of a data set with identities held out and returns its name; doing it again is harmless.
 
     Args:
-        name: of a registered image data set.
+        name: of a registered data set.
         share: of the training identities; 0 gives `name` itself.
         seed: of the draw.
+        kind: image or video.
     """
     if share == 0:
         return name
     variant = f"{name}-validation-{share:g}-{seed}"
-    register_image_dataset(variant, _held_out_class(image_dataset_class(name), share, seed))
+    register_dataset(variant, _held_out_class(dataset_class(name, kind), share, seed), kind)
     return variant
 
 

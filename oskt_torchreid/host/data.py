@@ -1,6 +1,8 @@
 """torchreid's data sets and data managers."""
 
 import copy
+import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,21 @@ from ..errors import ConfigError, DataError, OsktError
 from ..registry import nearest
 from .compat import host_table, quiet, torchreid
 
+_REGISTER = {"image": torchreid.data.register_image_dataset, "video": torchreid.data.register_video_dataset}
 
-def _image_datasets() -> dict[str, type]:
-    return host_table(torchreid.data.register_image_dataset, "__image_datasets")
+
+def _datasets(kind: str) -> dict[str, type]:
+    return host_table(_REGISTER[kind], f"__{kind}_datasets")
 
 
 def image_dataset_names() -> list[str]:
     """Every image data set that torchreid knows, registered ones included."""
-    return list(_image_datasets())
+    return list(_datasets("image"))
+
+
+def video_dataset_names() -> list[str]:
+    """Every video data set that torchreid knows, registered ones included."""
+    return list(_datasets("video"))
 
 
 def image_dataset_class(name: str) -> type:
@@ -26,10 +35,29 @@ def image_dataset_class(name: str) -> type:
     Raises:
         ConfigError: unknown name.
     """
-    known = _image_datasets()
-    if name not in known:
-        raise ConfigError(f"unknown data set '{name}'{nearest(name, known)}; known: {', '.join(sorted(known))}")
-    return known[name]
+    return dataset_class(name, "image")
+
+
+def dataset_class(name: str, kind: str) -> type:
+    """The class behind the name of a data set.
+
+    Args:
+        name: as registered.
+        kind: "image" or "video".
+
+    Raises:
+        ConfigError: unknown name; the message says so where it is one of the other kind.
+    """
+    known = _datasets(kind)
+    if name in known:
+        return known[name]
+    other = "image" if kind == "video" else "video"
+    if name in _datasets(other):
+        raise ConfigError(
+            f"'{name}' is a data set of type {other}, but data.type is '{kind}'; set data.type={other}, or name one of "
+            f"{', '.join(sorted(known))}"
+        )
+    raise ConfigError(f"unknown data set '{name}'{nearest(name, known)}; known: {', '.join(sorted(known))}")
 
 
 def register_image_dataset(name: str, dataset: type) -> None:
@@ -40,39 +68,48 @@ def register_image_dataset(name: str, dataset: type) -> None:
     Raises:
         ConfigError: another class has the name.
     """
-    known = _image_datasets().get(name)
+    register_dataset(name, dataset, "image")
+
+
+def register_dataset(name: str, dataset: type, kind: str) -> None:
+    """`register_image_dataset` for data sets of the kind "image" or "video"; one name may stand in both tables."""
+    known = _datasets(kind).get(name)
     if known is None:
-        torchreid.data.register_image_dataset(name, dataset)
+        _REGISTER[kind](name, dataset)
     elif known is not dataset:
         raise ConfigError(
             f"data set name '{name}' belongs to {known.__module__}.{known.__qualname__}; choose another name"
         )
 
 
-def build_datamanager(config: Any, batch_size: int = 0) -> Any:
-    """Builds torchreid's image data manager from a configuration.
+def build_datamanager(config: Any, batch_size: int = 0, types: Sequence[str] = ("image",)) -> Any:
+    """Builds torchreid's data manager from a configuration.
 
     Args:
-        config: whole tree; nodes use_gpu, data, sampler, train, test, market1501 and cuhk03 are read.
-        batch_size: images in a training batch; 0: `train.batch_size`.
+        config: whole tree; nodes use_gpu, data, sampler, video, train, test, market1501 and cuhk03 are read.
+        batch_size: images (tracklets of video data) in a training batch; 0: `train.batch_size`.
+        types: values of data.type that the caller can use.
 
     Returns:
-        `torchreid.data.ImageDataManager`.
+        `torchreid.data.ImageDataManager` or `VideoDataManager`, by data.type.
 
     Raises:
-        ConfigError: unknown data set, or a data type other than image.
+        ConfigError: unknown data set, or another data type.
         DataError: missing root or data set folder, raised before anything is read or downloaded; or what torchreid
             cannot read or sample from.
     """
-    if config.data.type != "image":
-        raise ConfigError(f"data.type is '{config.data.type}'; allowed here: 'image'")
-    check_datasets(config.data.root, [*config.data.sources, *config.data.targets])
+    kind = config.data.type
+    check_datasets(config.data.root, [*config.data.sources, *config.data.targets], kind, types)
     arguments = _manager_arguments(config)
+    manager = torchreid.data.ImageDataManager
+    if kind == "video":
+        manager = torchreid.data.VideoDataManager
+        arguments = _video_arguments(config, arguments)
     if batch_size:
         arguments["batch_size_train"] = batch_size
     try:
         with quiet():
-            return torchreid.data.ImageDataManager(**arguments)
+            return manager(**arguments)
     except OsktError:
         raise
     except (AssertionError, OSError, RuntimeError, ValueError, LookupError) as reason:
@@ -81,9 +118,14 @@ def build_datamanager(config: Any, batch_size: int = 0) -> Any:
         few = f"{sampler} needs {persons} training identities for a batch, and there are fewer"
         raise DataError(
             f"torchreid cannot make batches of {', '.join(config.data.sources)} (tested on "
-            f"{', '.join(config.data.targets)}) below '{Path(config.data.root).absolute()}': {str(reason) or few}; "
-            "mend the data set, or change train.batch_size and the sampler node"
+            f"{', '.join(config.data.targets)}) below '{Path(config.data.root).absolute()}': "
+            f"{_described(reason) or few}; mend the data set, or change train.batch_size and the sampler node"
         ) from reason
+
+
+def _described(reason: Exception) -> str:
+    """What torchreid's error means; it looks into the first item of each part without asking whether there is one."""
+    return "train, query or gallery is empty" if isinstance(reason, IndexError) else str(reason)
 
 
 def unaugmented_loader(datamanager: Any) -> DataLoader:
@@ -94,17 +136,25 @@ def unaugmented_loader(datamanager: Any) -> DataLoader:
     return DataLoader(images, loader.batch_size, num_workers=loader.num_workers, pin_memory=loader.pin_memory)
 
 
-def check_datasets(root: str, names: list[str]) -> None:
+def check_datasets(root: str, names: Sequence[str], kind: str = "image", types: Sequence[str] = ("image",)) -> None:
     """Checks that data sets are known and that their folders exist under `root`.
 
+    Args:
+        root: folder of all data sets.
+        names: as registered.
+        kind: data.type, "image" or "video".
+        types: those that the caller can use.
+
     Raises:
-        ConfigError: unknown name, or no name at all.
+        ConfigError: unknown name, no name at all, or another data type.
         DataError: missing folder.
     """
+    if kind not in types:
+        raise ConfigError(f"data.type is '{kind}'; allowed here: {', '.join(map(repr, types))}")
     if not names:
         raise ConfigError("data.sources and data.targets are empty; name at least one data set (-s NAME -t NAME)")
     for name in dict.fromkeys(names):
-        _check_folder(Path(root).expanduser(), name, image_dataset_class(name))
+        _check_folder(Path(root).expanduser(), name, dataset_class(name, kind))
 
 
 def _check_folder(root: Path, name: str, dataset: type) -> None:
@@ -152,3 +202,10 @@ def _manager_arguments(config: Any) -> dict[str, Any]:
         "cuhk03_classic_split": config.cuhk03.classic_split,
         "market1501_500k": config.market1501.use_500k_distractors,
     }
+
+
+def _video_arguments(config: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of `arguments` that `VideoDataManager` takes too, and its own."""
+    taken = inspect.signature(torchreid.data.VideoDataManager).parameters
+    video = {"seq_len": config.video.seq_len, "sample_method": config.video.sample_method}
+    return {name: value for name, value in arguments.items() if name in taken} | video

@@ -13,10 +13,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import digest, get, save_resolved
-from ..data import synthped
+from ..data import synthped, synthped_video
 from ..data.fewshot import save_list
 from ..data.manager import build_datamanager
-from ..data.synthetic import preset
+from ..data.synthetic import preset, video_preset
 from ..host.compat import seed_everything
 from ..host.engine import LAST_GOOD, TransferEngine
 from ..host.losses import loss_from_config
@@ -151,13 +151,20 @@ class Trainer:
 
 
 def configure_synthped(config: Any) -> None:
-    """Sets what the registered data sets ``synthped`` and ``synthped_medium`` draw."""
+    """Sets what the registered data sets ``synthped``, ``synthped_video`` and their medium variants draw."""
     node = config.synthped
     chosen = {"train_identities": node.num_train, "test_identities": node.num_test, "cameras": node.cameras}
     chosen = {name: value for name, value in chosen.items() if value}
     size = {"height": config.data.height, "width": config.data.width}
     synthped.configure(preset(node.preset, seed=node.seed, **size, **chosen))
     synthped.configure(preset("medium", seed=node.seed, **size, **chosen), "synthped_medium")
+    node = config.synthped_video
+    names = {"num_train": "train_identities", "num_test": "test_identities", "cameras": "cameras"}
+    names |= {"tracklets": "walks", "frames": "frames"}
+    chosen = {setting: node[key] for key, setting in names.items() if node[key]}
+    synthped_video.configure(video_preset(node.preset, seed=node.seed, **size, **chosen))
+    medium = video_preset("medium", seed=node.seed, **size, **chosen)
+    synthped_video.configure(medium, "synthped_video_medium")
 
 
 def first_target(engine: TransferEngine) -> Facts:

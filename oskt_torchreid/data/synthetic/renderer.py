@@ -1,6 +1,7 @@
 """Puts a person, a walk and a camera together into a picture."""
 
 import functools
+import math
 
 import cv2
 import numpy as np
@@ -12,7 +13,17 @@ from .figure import Figure
 from .identity import draw_family
 from .settings import SyntheticSettings
 from .streams import Purpose, stream
-from .walk import OCCLUDER_SPLIT, PASSER_BY_SPLIT, Occluder, Walk, draw_walk, lit, thing_layer
+from .walk import (
+    OCCLUDER_SPLIT,
+    PASSER_BY_SPLIT,
+    Crossing,
+    Occluder,
+    Walk,
+    crossing_layer,
+    draw_walk,
+    lit,
+    thing_layer,
+)
 
 TRAIN_SPLIT, TEST_SPLIT = 0, 1
 
@@ -76,6 +87,8 @@ class Renderer:
         picture = lay_over(picture, person)
         if passed.occluder is not None:
             picture = lay_over(picture, self._occluder_layer(passed.occluder, machine, phase, top, size))
+        if passed.crossing is not None:
+            picture = lay_over(picture, self._crossing_layer(passed.crossing, machine, frame))
         return machine.take(picture, machine.response(passed.light_gain), random)
 
     def encoded(self, split: int, identity: int, camera: int, walk: int, frame: int = 0) -> bytes:
@@ -128,5 +141,22 @@ class Renderer:
             centre=width * (0.5 + 0.95 * occluder.side * occluder.reach),
             top=top + 0.06 * height,
             size=1.04 * size,
+        )
+        return layer
+
+    def _crossing_layer(self, crossing: Crossing, camera: Camera, frame: int) -> np.ndarray:
+        """Who or what passes in front, nearer to the camera than the person."""
+        height, width = self.settings.height, self.settings.width
+        if crossing.stranger < 0:
+            return crossing_layer(crossing, frame, height, width)
+        layer = new_layer(height, width)
+        self._figure(OCCLUDER_SPLIT, crossing.stranger).draw(
+            layer,
+            yaw=math.copysign(0.5 * math.pi, crossing.speed),
+            pitch=camera.pitch,
+            phase=0.7 * frame + crossing.stranger,
+            centre=width * crossing.across(frame),
+            top=0.06 * height,
+            size=1.25 * height,
         )
         return layer

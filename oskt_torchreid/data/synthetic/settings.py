@@ -3,7 +3,8 @@
 import dataclasses
 import hashlib
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
 
 from ...errors import ConfigError
 from ...registry import nearest
@@ -40,6 +41,9 @@ _REAL_RANGES = {
 }
 
 
+Settings = TypeVar("Settings", bound="SyntheticSettings")
+
+
 def _check(name: str, value: object, limits: tuple[float, float], whole: bool) -> None:
     """Raises ConfigError unless value is a number of the wanted kind within limits (both included)."""
     low, high = limits
@@ -47,6 +51,16 @@ def _check(name: str, value: object, limits: tuple[float, float], whole: bool) -
     allowed = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, allowed) or not low <= value <= high:
         raise ConfigError(f"synthped: {name} is {value!r}, but must be {kind} from {low} to {high}")
+
+
+def check_ranges(settings: "SyntheticSettings", whole: Mapping[str, tuple], real: Mapping[str, tuple]) -> None:
+    """Checks that settings are numbers within their ranges, whole ones and real ones; real ones become floats."""
+    for name, limits in whole.items():
+        _check(name, getattr(settings, name), limits, whole=True)
+    for name, limits in real.items():
+        _check(name, getattr(settings, name), limits, whole=False)
+        # One spelling per value: 1 and 1.0 must give one digest.
+        object.__setattr__(settings, name, float(getattr(settings, name)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,19 +116,26 @@ class SyntheticSettings:
     jitter: float = 0.2
     clutter: float = 0.2
 
+    # What galleries hold, and the number of these per identity and camera.
+    _gallery_items: ClassVar[tuple[str, str]] = ("pictures", "images_per_camera")
+    # Of tracklets alone, see `VideoSettings`.
+    turning: ClassVar[float] = 0.0
+    crossing: ClassVar[float] = 0.0
+    last_frame: ClassVar[int] = 0
+
     def __post_init__(self):
-        for name, limits in _WHOLE_RANGES.items():
-            _check(name, getattr(self, name), limits, whole=True)
-        for name, limits in _REAL_RANGES.items():
-            _check(name, getattr(self, name), limits, whole=False)
-            # One spelling per value: 1 and 1.0 must give one digest.
-            object.__setattr__(self, name, float(getattr(self, name)))
-        gallery = (self.test_identities * self.cameras - 1) * (self.images_per_camera - 1)
+        check_ranges(self, _WHOLE_RANGES, _REAL_RANGES)
+        self._check_gallery()
+
+    def _check_gallery(self) -> None:
+        items, name = self._gallery_items
+        count = getattr(self, name)
+        gallery = (self.test_identities * self.cameras - 1) * (count - 1)
         if gallery < MIN_GALLERY_PER_QUERY:
             raise ConfigError(
                 f"synthped: {self.test_identities} test identities x {self.cameras} cameras x "
-                f"{self.images_per_camera} images leave {gallery} gallery pictures per query, but torchreid's ranking "
-                f"needs {MIN_GALLERY_PER_QUERY} or more; raise test_identities, cameras or images_per_camera"
+                f"{count} {items} leave {gallery} gallery {items} per query, but torchreid's ranking needs "
+                f"{MIN_GALLERY_PER_QUERY} or more; raise test_identities, cameras or {name}"
             )
 
     @property
@@ -131,7 +152,7 @@ class SyntheticSettings:
         text = json.dumps({"drawing": DRAWING_VERSION, **self.as_dict()}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
-    def replace(self, **changes: Any) -> "SyntheticSettings":
+    def replace(self: Settings, **changes: Any) -> Settings:
         """These settings with some of them changed.
 
         Raises:
@@ -172,6 +193,11 @@ def preset(name: str, **changes: Any) -> SyntheticSettings:
     Raises:
         ConfigError: An unknown preset or setting, or a value that is not allowed.
     """
-    if name not in PRESETS:
-        raise ConfigError(f"synthped: unknown preset '{name}'{nearest(name, PRESETS)} (presets: {', '.join(PRESETS)})")
-    return PRESETS[name].replace(**changes)
+    return from_presets(PRESETS, name, changes)
+
+
+def from_presets(presets: Mapping[str, Settings], name: str, changes: Mapping[str, Any]) -> Settings:
+    """Settings of a preset in a table, some of them changed; errors as of `preset`."""
+    if name not in presets:
+        raise ConfigError(f"synthped: unknown preset '{name}'{nearest(name, presets)} (presets: {', '.join(presets)})")
+    return presets[name].replace(**changes)

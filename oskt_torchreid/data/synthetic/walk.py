@@ -40,6 +40,31 @@ class Occluder:
 
 
 @dataclasses.dataclass(frozen=True)
+class Crossing:
+    """Somebody or something that passes between the camera and the person during the walk.
+
+    Attributes:
+        stranger: Number of a crossing person in its split; -1 = a thing.
+        middle: Frame at which it is in front of the person.
+        speed: Shares of the width per frame; positive = to the right.
+        reach: Half the width of a thing as a share of the width of the picture.
+        height: Upper edge of a thing as a share of the height.
+        colour: Colour of a thing.
+    """
+
+    stranger: int
+    middle: float
+    speed: float
+    reach: float
+    height: float
+    colour: np.ndarray
+
+    def across(self, frame: int) -> float:
+        """Where it is at a frame, as a share of the width."""
+        return 0.5 + self.speed * (frame - self.middle)
+
+
+@dataclasses.dataclass(frozen=True)
 class PasserBy:
     """A small person in the background: number in its split, place across, size (shares of the picture), direction."""
 
@@ -62,6 +87,7 @@ class Walk:
         light_gain: Factor per channel (blue, green, red) of this walk's light and white balance.
         occluder: What stands in the way, if anything.
         passers_by: People in the distance.
+        crossing: Who or what passes in front, if anything.
     """
 
     yaw: float
@@ -76,6 +102,7 @@ class Walk:
     light_gain: np.ndarray
     occluder: Occluder | None
     passers_by: tuple[PasserBy, ...]
+    crossing: Crossing | None
 
 
 def draw_walk(settings: SyntheticSettings, camera: Camera, split: int, identity: int, number: int, walk: int) -> Walk:
@@ -88,7 +115,7 @@ def draw_walk(settings: SyntheticSettings, camera: Camera, split: int, identity:
     hue = np.clip(random.normal(0.0, 1.0, 3), -2.0, 2.0) * 0.14 * settings.white_balance
     return Walk(
         yaw=camera.yaw + settings.view * (turned + random.normal(0.0, 0.4)),
-        yaw_step=random.normal(0.0, 0.03),
+        yaw_step=random.normal(0.0, 0.03 + 0.1 * settings.turning),
         phase=random.uniform(0.0, 2.0 * math.pi),
         phase_step=random.uniform(0.5, 0.8),
         scene_left=random.uniform(0.0, scene_width - settings.width * 1.3),
@@ -99,6 +126,8 @@ def draw_walk(settings: SyntheticSettings, camera: Camera, split: int, identity:
         light_gain=np.exp(exposure + hue - hue.mean()),
         occluder=_draw_occluder(random) if random.random() < settings.occlusion else None,
         passers_by=tuple(_draw_passer_by(random) for _ in range(random.poisson(0.5 * settings.clutter))),
+        # The last draw, so that walks without one are as they were before there were any.
+        crossing=_draw_crossing(random, settings.last_frame) if random.random() < settings.crossing else None,
     )
 
 
@@ -111,6 +140,17 @@ def _draw_occluder(random: np.random.Generator) -> Occluder:
         colour=random.uniform(30.0, 170.0) * np.exp(random.normal(0.0, 0.18, 3)),
         stranger=int(random.integers(STRANGERS)),
         yaw=random.uniform(-math.pi, math.pi),
+    )
+
+
+def _draw_crossing(random: np.random.Generator, last_frame: int) -> Crossing:
+    return Crossing(
+        stranger=int(random.integers(STRANGERS)) if random.random() < 0.5 else -1,
+        middle=random.uniform(0.0, last_frame),
+        speed=random.choice((-1.0, 1.0)) * random.uniform(0.05, 0.12),
+        reach=random.uniform(0.18, 0.34),
+        height=random.uniform(0.0, 0.35),
+        colour=random.uniform(30.0, 170.0) * np.exp(random.normal(0.0, 0.18, 3)),
     )
 
 
@@ -138,6 +178,15 @@ def thing_layer(occluder: Occluder, height: int, width: int) -> np.ndarray:
         x, end = middle + occluder.side * occluder.reach * 0.55 * width, middle + occluder.side * width
         corners = [(x, 0), (x, height), (end, height), (end, 0)]
     polygon(layer, corners, occluder.colour)
+    return layer
+
+
+def crossing_layer(crossing: Crossing, frame: int, height: int, width: int) -> np.ndarray:
+    """A layer with a crossing thing at a frame."""
+    layer = new_layer(height, width)
+    middle, half, top = crossing.across(frame) * width, crossing.reach * width, crossing.height * height
+    left, right = middle - half, middle + half
+    polygon(layer, [(left, top), (right, top), (right, height), (left, height)], crossing.colour)
     return layer
 
 

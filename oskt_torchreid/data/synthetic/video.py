@@ -1,0 +1,59 @@
+"""What can be chosen about synthetic tracklets, on top of what single pictures have."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from .settings import PRESETS, SyntheticSettings, check_ranges, from_presets
+
+FRAME_STEP = 2
+"""Frames of a walk from one picture of its tracklet to the next; a turn of the gait takes four to six pictures."""
+
+_WHOLE_RANGES = {"frames": (2, 49)}
+_REAL_RANGES = {"turning": (0.0, 1.0), "crossing": (0.0, 1.0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoSettings(SyntheticSettings):
+    """Settings of tracklets, one per walk: `cameras` x `walks` of each identity, with `frames` pictures each.
+
+    The set is meant to be hard for a single picture and easier for a tracklet: people turn while they walk, so frames
+    show several sides, and what crosses in front of them hides each part in some frames only.
+
+    Attributes:
+        frames: Pictures of a tracklet; `images_per_camera` is always frames * walks.
+        turning: How far people turn during a walk; 1 = standard deviation of 0.26 radians per picture.
+        crossing: Probability that somebody or something passes in front of the person during a walk.
+
+    Raises:
+        ConfigError: As for single pictures; or too few gallery tracklets for torchreid's ranking.
+    """
+
+    frames: int = 8
+    turning: float = 0.5
+    crossing: float = 0.6
+
+    _gallery_items: ClassVar[tuple[str, str]] = ("tracklets", "walks")
+
+    def __post_init__(self):
+        check_ranges(self, _WHOLE_RANGES, _REAL_RANGES)
+        object.__setattr__(self, "images_per_camera", self.frames * self.walks)
+        super().__post_init__()
+
+    @property
+    def last_frame(self) -> int:
+        """Frame of a walk that the last picture of its tracklet shows."""
+        return FRAME_STEP * (self.frames - 1)
+
+
+def _video(name: str, **changes: Any) -> VideoSettings:
+    sizes = {"train_identities": 80, "test_identities": 32, "cameras": 4}
+    return VideoSettings(**{**PRESETS[name].as_dict(), **sizes, **changes})
+
+
+VIDEO_PRESETS = {"quick": _video("quick"), "medium": _video("medium", crossing=0.8, turning=0.7)}
+"""As difficult in everything else as the presets of single pictures."""
+
+
+def video_preset(name: str, **changes: Any) -> VideoSettings:
+    """Settings of a preset of tracklets, some of them changed; errors as of `settings.preset`."""
+    return from_presets(VIDEO_PRESETS, name, changes)
