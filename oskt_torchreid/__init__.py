@@ -18,7 +18,8 @@ from .errors import (
 )
 from .graph import ChannelGraph, register_rule
 from .host.engine import publish
-from .host.losses import soft_margin_triplet_loss
+from .host.losses import kd_loss, soft_margin_triplet_loss
+from .host.ranking import rank
 from .models import NeckModel, register_all
 from .models.registration import register_backbone
 from .oskt.chain import WeightChain
@@ -29,6 +30,7 @@ from .oskt.network import trace
 from .oskt.recalibration import recalibrate
 from .oskt.students import choose_widths, expand, load_student, save_student, width_plan
 from .registry import build_engine, engine_names, register_engine
+from .vkd.losses import distance_preservation_loss
 
 __version__ = "0.1.0"
 
@@ -49,11 +51,14 @@ __all__ = [
     "ZooError",
     "build_engine",
     "choose_widths",
+    "distance_preservation_loss",
     "engine_names",
     "expand",
     "feature_scale",
     "graph",
+    "kd_loss",
     "load_student",
+    "rank",
     "recalibrate",
     "register_backbone",
     "register_engine",
