@@ -31,6 +31,7 @@ from .oskt.recalibration import recalibrate
 from .oskt.students import choose_widths, expand, load_student, save_student, width_plan
 from .registry import build_engine, engine_names, register_engine
 from .vkd.losses import distance_preservation_loss
+from .vkd.model import SetModel, register_set_models
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ __all__ = [
     "NeckModel",
     "OSKTEngine",
     "OsktError",
+    "SetModel",
     "TrainingError",
     "WeightChain",
     "WidthError",
@@ -71,6 +73,7 @@ __all__ = [
 ]
 
 register_all()
+register_set_models()
 synthped.register()
 publish("build_engine", build_engine)
 publish("ImageOSKTEngine", OSKTEngine)
