@@ -30,8 +30,10 @@ from .oskt.network import trace
 from .oskt.recalibration import recalibrate
 from .oskt.students import choose_widths, expand, load_student, save_student, width_plan
 from .registry import build_engine, engine_names, register_engine
+from .vkd.engine import VKDEngine
 from .vkd.losses import distance_preservation_loss
 from .vkd.model import SetModel, register_set_models
+from .vkd.students import student_from
 
 __version__ = "0.1.0"
 
@@ -48,6 +50,7 @@ __all__ = [
     "OsktError",
     "SetModel",
     "TrainingError",
+    "VKDEngine",
     "WeightChain",
     "WidthError",
     "ZooError",
@@ -67,6 +70,7 @@ __all__ = [
     "register_rule",
     "save_student",
     "soft_margin_triplet_loss",
+    "student_from",
     "trace",
     "width_plan",
     "zoo",
@@ -77,3 +81,4 @@ register_set_models()
 synthped.register()
 publish("build_engine", build_engine)
 publish("ImageOSKTEngine", OSKTEngine)
+publish("VideoVKDEngine", VKDEngine)
