@@ -19,7 +19,7 @@ LAST_STAGES = {
     "osnet_x0_25": ("backbone.conv4", "backbone.conv5", "backbone.fc"),
     "se_resnet50": ("backbone.layer4",),
     "shufflenet": ("backbone.stage4",),
-    "squeezenet1_0": ("backbone.features.11", "backbone.features.12"),
+    "squeezenet1_0": ("backbone.features.10", "backbone.features.12"),
     "vit_small_patch16": ("blocks.9", "blocks.10", "blocks.11", "norm"),
 }
 
