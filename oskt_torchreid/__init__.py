@@ -19,7 +19,8 @@ from .errors import (
 from .graph import ChannelGraph, register_rule
 from .host import image_engines  # noqa: F401  registers them
 from .host.engine import publish
-from .host.losses import soft_margin_triplet_loss
+from .host.losses import kd_loss, soft_margin_triplet_loss
+from .host.ranking import rank
 from .models import NeckModel, register_all
 from .models.registration import register_backbone
 from .oskt.chain import WeightChain
@@ -30,6 +31,10 @@ from .oskt.network import trace
 from .oskt.recalibration import recalibrate
 from .oskt.students import choose_widths, expand, load_student, save_student, width_plan
 from .registry import build_engine, engine_names, register_engine
+from .vkd.engine import VKDEngine
+from .vkd.losses import distance_preservation_loss
+from .vkd.model import SetModel, register_set_models
+from .vkd.students import student_from
 
 __version__ = "0.1.0"
 
@@ -44,30 +49,38 @@ __all__ = [
     "NeckModel",
     "OSKTEngine",
     "OsktError",
+    "SetModel",
     "TrainingError",
+    "VKDEngine",
     "WeightChain",
     "WidthError",
     "ZooError",
     "build_engine",
     "choose_widths",
+    "distance_preservation_loss",
     "engine_names",
     "expand",
     "feature_scale",
     "graph",
+    "kd_loss",
     "load_student",
+    "rank",
     "recalibrate",
     "register_backbone",
     "register_engine",
     "register_rule",
     "save_student",
     "soft_margin_triplet_loss",
+    "student_from",
     "trace",
     "width_plan",
     "zoo",
 ]
 
 register_all()
+register_set_models()
 for dataset in (synthped, synthped_video, veri776, atrw):
     dataset.register()
 publish("build_engine", build_engine)
 publish("ImageOSKTEngine", OSKTEngine)
+publish("VideoVKDEngine", VKDEngine)

@@ -18,13 +18,14 @@ NUM_CLASSES = 7
 
 
 def stock_names() -> list[str]:
-    """Names that torchreid itself registers."""
+    """Names that torchreid itself registers, and the stock networks with gates."""
     wrappers = ("oskt_", "vkd_", "vit_")
     return [name for name in models.model_names() if not name.startswith(wrappers)]
 
 
 # Deeper, wider or otherwise built like one that stays in ``one_of_each_kind``, and slow.
 _ALIKE = {
+    *("resnet50_bam", "resnet101_bam"),
     *("resnet34", "resnet50", "resnet101", "resnet152", "resnext101_32x8d", "se_resnet50_fc512", "se_resnet101"),
     *("se_resnext50_32x4d", "se_resnext101_32x4d", "densenet161", "densenet169", "densenet201", "densenet121_fc512"),
     *("inceptionresnetv2", "mobilenetv2_x1_4", "squeezenet1_0_fc512", "squeezenet1_1", "mudeep", "pcb_p6"),

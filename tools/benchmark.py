@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from oskt_torchreid.config import load_config  # noqa: E402
 from oskt_torchreid.errors import OsktError  # noqa: E402
-from oskt_torchreid.host import models  # noqa: E402
+from oskt_torchreid.models import backbone_names  # noqa: E402
 from oskt_torchreid.pipeline.comparison import compare  # noqa: E402
 from oskt_torchreid.report import benchmark, benchmark_views  # noqa: E402
 from oskt_torchreid.report.comparison import MARKDOWN_NAME  # noqa: E402
@@ -66,7 +66,7 @@ def show_expand(arguments: argparse.Namespace) -> None:
 def _expand_costs(arguments: argparse.Namespace) -> Iterable[benchmark.ExpandCost]:
     if not arguments.all:
         return benchmark.measure_expand(arguments.rounds)
-    names = arguments.names or [name for name in models.model_names() if not name.startswith(("oskt_", "vkd_"))]
+    names = arguments.names or backbone_names()
     return tqdm(benchmark.measure_expand_all(arguments.rounds, names), total=len(names), disable=None, leave=False)
 
 

@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import oskt_torchreid as oskt  # noqa: E402
 from oskt_torchreid.host import models  # noqa: E402
+from oskt_torchreid.models import backbone_names  # noqa: E402
 from oskt_torchreid.report.support import exactness, support_table, width_grid  # noqa: E402
 
 NUM_CLASSES = 751  # as in Market-1501; only the last group depends on it
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse_arguments(arguments)
     try:
         if parsed.support:
-            print(support_table(name for name in models.model_names() if not name.startswith("oskt_")))
+            print(support_table(backbone_names()))
             return 0
         graph = oskt.trace(models.build(parsed.name, NUM_CLASSES), (3, *parsed.size) if parsed.size else None)
         print(graph.summary())

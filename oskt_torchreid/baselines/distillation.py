@@ -28,26 +28,12 @@ from ..errors import ConfigError
 from ..graph.tracing import tracing_mode
 from ..host.data import unaugmented_loader
 from ..host.engine import TransferEngine
+from ..host.losses import kd_loss
 from ..host.models import parse_outputs
 from ..host.optimization import add_to_optimizer
 
 TEMPERATURE = 4.0
 RAMP_SHARE = 1 / 12  # of the iterations, in which the weight of L_kl grows from 0; the authors' 20 epochs of 240
-
-
-def softened_divergence(student: Tensor, teacher: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """``tau^2 * mean over images of KL(softmax(t / tau) || softmax(s / tau))`` (Hinton et al., 2015).
-
-    Args:
-        student: logits ``s``, ``[batch, classes]``.
-        teacher: logits ``t``, the same shape.
-        temperature: ``tau``.
-
-    Example: ``s = (0, 0)``, ``t = (0, tau * log 3)`` give ``tau^2 * (1/4 log(1/2) + 3/4 log(3/2))``.
-    """
-    scores = functional.log_softmax(student / temperature, dim=1)
-    goal = functional.log_softmax(teacher / temperature, dim=1)
-    return temperature**2 * functional.kl_div(scores, goal, reduction="batchmean", log_target=True)
 
 
 def norm_direction_loss(student: Tensor, teacher: Tensor, directions: Tensor) -> Tensor:
@@ -187,7 +173,7 @@ class DistillationEngine(TransferEngine):
         students, teachers = [readings[name] for name in sorted(self.heads)], self._teachers_readings(images)
         loss, summary = self.loss(outputs, pids)
         divergence = self._mean(
-            softened_divergence(s.logits, t.logits, self.temperature) for s, t in zip(students, teachers, strict=True)
+            kd_loss(s.logits, t.logits, self.temperature) for s, t in zip(students, teachers, strict=True)
         )
         parts = zip(students, teachers, self.model.projections, self._directions, strict=True)
         direction = self._mean(

@@ -185,12 +185,13 @@ class TransferEngine(torchreid.engine.Engine):
         outputs = parse_outputs(self.outputs_of(images), training=True, loss=getattr(self.model, "loss", ""))
         return self.loss(outputs, pids)
 
-    def outputs_of(self, images: Tensor) -> Any:
-        """What the model returns for images in training, in 32 bits whatever it is computed in."""
+    def outputs_of(self, images: Tensor, model: nn.Module | None = None) -> Any:
+        """What the model (or another one) returns for images in training, in 32 bits whatever it is computed in."""
+        model = self.model if model is None else model
         if not self.mixed_precision:
-            return self.model(images)
+            return model(images)
         with torch.autocast(self.device.type, torch.bfloat16):
-            outputs = self.model(images)
+            outputs = model(images)
         return tree_map(lambda tensor: tensor.float(), outputs)
 
     def step(self, loss: Tensor, summary: dict[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Re-identification losses: torchreid's label-smoothed cross-entropy and hard triplet, and the center loss."""
+"""Re-identification losses: torchreid's label-smoothed cross-entropy and hard triplet; center loss and distillation."""
 
 from typing import Any
 
@@ -181,6 +181,34 @@ def soft_margin_triplet_loss(features: Tensor, pids: Tensor) -> Tensor:
     positive = distances.masked_fill(~same, float("-inf")).amax(dim=1)
     negative = distances.masked_fill(same, float("inf")).amin(dim=1)
     return functional.softplus(positive - negative).mean()
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 10.0) -> Tensor:
+    """``tau^2 * mean over rows of KL(softmax(t / tau) || softmax(s / tau))`` (Hinton et al., 2015; VKD: ``L_KD``).
+
+    Args:
+        student_logits: class scores ``s``, ``[batch, classes]``.
+        teacher_logits: class scores ``t``, the same shape; they are given no gradient.
+        temperature: ``tau``, above 0.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ConfigError: two different shapes, or a temperature that is not above 0.
+
+    Example: ``s = (0, 0)``, ``t = (0, tau * log 3)`` give ``tau^2 * (1/4 log(1/2) + 3/4 log(3/2))``.
+    """
+    if student_logits.dim() != 2 or student_logits.shape != teacher_logits.shape:
+        raise ConfigError(
+            f"kd_loss compares class scores of the same classes, [batch, classes] each; got "
+            f"{tuple(student_logits.shape)} of the student and {tuple(teacher_logits.shape)} of the teacher"
+        )
+    if not temperature > 0:
+        raise ConfigError(f"the temperature of kd_loss is {temperature}; allowed: above 0")
+    scores = functional.log_softmax(student_logits / temperature, dim=1)
+    goal = functional.log_softmax(teacher_logits.detach() / temperature, dim=1)
+    return temperature**2 * functional.kl_div(scores, goal, reduction="batchmean", log_target=True)
 
 
 def _require(branches: tuple[Tensor, ...], term: str, what: str) -> None:

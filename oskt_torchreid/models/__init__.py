@@ -8,20 +8,25 @@ from torch import nn
 from ..errors import OsktError, ZooError
 from ..host.models import build
 from .backbone_weights import load_backbone_weights
-from .neck import NeckModel, find_classifier, register_neck_models, set_last_stride
+from .bam import BAM, register_bams
+from .neck import PREFIX, NeckModel, find_classifier, register_neck_model, set_last_stride
+from .registration import backbone_names, register_wrapper
 from .vit import VisionTransformer, register_vits
 from .vit_weights import LoadAccount, load_vit_weights
 
 __all__ = [
+    "BAM",
     "LoadAccount",
     "NeckModel",
     "VisionTransformer",
+    "backbone_names",
     "build_model",
     "find_classifier",
     "load_backbone_weights",
     "load_vit_weights",
     "load_weights",
     "register_all",
+    "register_wrapper",
     "set_last_stride",
 ]
 
@@ -29,7 +34,8 @@ __all__ = [
 def register_all() -> None:
     """Registers every network of this package with torchreid; doing it again changes nothing."""
     register_vits()
-    register_neck_models()
+    register_bams()
+    register_wrapper(PREFIX, register_neck_model)
 
 
 def build_model(config: Any, num_classes: int) -> nn.Module:

@@ -1,8 +1,8 @@
 """Published weights for convolutional networks: ImageNet (torchvision), MoCo and its kin (LUPerson), checkpoints.
 
 A file is taken in full or not at all, and what "in full" left out is said: classifiers of other label sets and whatever
-a self-supervised program keeps beside its encoder are ignored; neck and classifier, which such files do not have, keep
-their first values. Anything else that is missing or unknown is an error.
+a self-supervised program keeps beside its encoder are ignored; neck, classifier and BAM gates, which such files do not
+have, keep their first values. Anything else that is missing or unknown is an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CONTAINERS = ("model", "teacher", "student")  # where training programs keep th
 _ENCODERS = ("encoder_q.", "base_encoder.")  # the network that MoCo (v1 and v2, v3) trains; the rest of it is training
 _PREFIXES = ("backbone.", "base.")
 _FOREIGN = re.compile(r"(fc\d*|head|classifier|last_linear|projector|predictor|bottleneck)\.")
-_REPLACEABLE = re.compile(r"(neck|classifier|fc)\.|.*\.num_batches_tracked$")
+_REPLACEABLE = re.compile(r"(neck|classifier|fc)\.|.*\.num_batches_tracked$|(.*\.)?bam\.")
 
 
 def load_backbone_weights(model: nn.Module, path: str | Path) -> LoadAccount:

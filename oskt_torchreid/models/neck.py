@@ -4,7 +4,7 @@ import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from ..host.models import (
     build,
     builder_of,
     input_size,
-    model_names,
     parse_outputs,
     register_model,
     skeleton,
@@ -25,6 +24,7 @@ PREFIX = "oskt_"
 DEFAULT_INPUT = (3, 256, 128)
 # Re-identification networks keep a map of 1/16 of the input's height; classification networks end at 1/32.
 LAST_REDUCTION = 16
+Result = TypeVar("Result")
 
 
 class NeckModel(nn.Module):
@@ -132,18 +132,34 @@ class NeckBuilder:
         self, num_classes: int, loss: str = "softmax", pretrained: bool = True, use_gpu: bool = True
     ) -> NeckModel:
         """Arguments as every builder of torchreid's factory."""
-        layout = _layout(self.backbone)
-        backbone = build(self.backbone, num_classes, loss, pretrained, use_gpu)
-        for name in layout.last_strided:
-            backbone.get_submodule(name).stride = (1, 1)
-        return NeckModel(backbone, num_classes, loss, classifier=layout.classifier)
+        backbone, classifier = build_for_neck(self.backbone, num_classes, loss, pretrained, use_gpu)
+        return NeckModel(backbone, num_classes, loss, classifier=classifier)
 
 
-def register_neck_models() -> None:
-    """Registers `oskt_<name>` for every known backbone without a neck; doing it again changes nothing."""
-    for name in model_names():
-        if not getattr(builder_of(name), "has_neck", False):
-            register_model(PREFIX + name, NeckBuilder(name), wraps=name)
+def register_neck_model(name: str) -> None:
+    """Registers `oskt_<name>` for a backbone without a neck; doing it again changes nothing."""
+    if not getattr(builder_of(name), "has_neck", False):
+        register_model(PREFIX + name, NeckBuilder(name), wraps=name)
+
+
+def build_for_neck(
+    name: str, num_classes: int, loss: str, pretrained: bool = False, use_gpu: bool = False
+) -> tuple[nn.Module, str]:
+    """A registered backbone, with last stride 1 where it allows that, and the name of its classifier.
+
+    Raises:
+        ConfigError: no or several classifiers.
+    """
+    layout = _layout(name)
+    backbone = build(name, num_classes, loss, pretrained, use_gpu)
+    for strided in layout.last_strided:
+        backbone.get_submodule(strided).stride = (1, 1)
+    return backbone, layout.classifier
+
+
+def last_strided(name: str) -> tuple[str, ...]:
+    """Convolutions of a registered backbone whose stride a neck model sets to 1; errors of `build_for_neck`."""
+    return _layout(name).last_strided
 
 
 class _Layout(NamedTuple):
@@ -217,15 +233,25 @@ def _last_strided(model: nn.Module, calls: list[_Call], size: tuple[int, int, in
 def _dry_run(model: nn.Module, size: tuple[int, int, int]) -> tuple[list[_Call], Any]:
     """Runs a copy of the model once: calls of its leaf modules in order, and the root's training outputs.
 
-    The root alone is in training mode, so that classifiers run and no statistic moves. It runs without memory where
-    the model's operators allow it.
+    The root alone is in training mode, so that classifiers run and no statistic moves.
+    """
+    return rehearse(model, size, _recorded_run)
+
+
+def rehearse(model: nn.Module, size: tuple[int, int, int], run: Callable[[nn.Module, Tensor], Result]) -> Result:
+    """What `run` finds out on a copy of the model and an image of that size.
+
+    It is given both without memory where the model's operators allow it, else on the CPU.
+
+    Raises:
+        ConfigError: the model cannot run on such an image.
     """
     reasons = []
     for where in ("meta", "cpu"):
         if where == "cpu" and any(parameter.is_meta for parameter in model.parameters()):
             continue  # there is nothing to compute with
         try:
-            return _recorded_run(copy.deepcopy(model).to(where), torch.zeros(1, *size, device=where))
+            return run(copy.deepcopy(model).to(where), torch.zeros(1, *size, device=where))
         except (RuntimeError, NotImplementedError, AssertionError, TypeError, ValueError) as reason:
             reasons.append(str(reason))
     raise ConfigError(

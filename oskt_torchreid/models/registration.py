@@ -13,11 +13,29 @@ from typing import Any
 from torch import nn
 
 from ..errors import ConfigError
-from ..host.models import register_model, without_memory
-from .neck import PREFIX, register_neck_models
+from ..host.models import model_names, register_model, without_memory
 
 _LOGGER = logging.getLogger(__name__)
+_WRAPPERS: dict[str, Callable[[str], None]] = {}  # prefix of names -> what registers `<prefix><backbone>`
 _ARGUMENTS = {"num_classes": 2, "loss": "softmax", "pretrained": False, "use_gpu": False}
+
+
+def register_wrapper(prefix: str, register: Callable[[str], None]) -> None:
+    """Registers a kind of network around every backbone, those that are registered later included.
+
+    Args:
+        prefix: of the names, such as 'oskt_'.
+        register: called with the name of a backbone; it registers `<prefix><name>`, or nothing where a backbone does
+            not fit. Called again with the same name it must change nothing.
+    """
+    _WRAPPERS[prefix] = register
+    for name in backbone_names():
+        register(name)
+
+
+def backbone_names() -> list[str]:
+    """Every name of torchreid's factory that is no wrapper of another one."""
+    return [name for name in model_names() if not name.startswith(tuple(_WRAPPERS))]
 
 
 @dataclass(frozen=True)
@@ -48,6 +66,8 @@ def register_backbone(
 ) -> None:
     """Makes a user's network a name for `torchreid.models.build_model`, and `oskt_<name>` the same with a neck.
 
+    `vkd_<name>` is the network of sets around it.
+
     Chain and student files of a registered network can be loaded wherever it is registered under the same name; other
     networks need ``model=`` for that. Registering the same again changes nothing.
 
@@ -65,16 +85,18 @@ def register_backbone(
     _check_size(name, input_size)
     adapted, model = _tried(name, builder)
     register_model(name, adapted, input_size=tuple(input_size), defined_in=type(model).__module__)
-    register_neck_models()
+    for register in _WRAPPERS.values():
+        register(name)
 
 
 def _check_name(name: str) -> None:
     if not isinstance(name, str) or not name or name != name.strip():
         raise ConfigError(f"the name of a backbone is {name!r}; give a word such as 'my_net'")
-    if name.startswith(PREFIX):
+    prefix = next((prefix for prefix in _WRAPPERS if name.startswith(prefix)), None)
+    if prefix:
         raise ConfigError(
-            f"'{name}' cannot be the name of a backbone: names with '{PREFIX}' are networks with a neck, and "
-            f"'{PREFIX}<name>' is registered along with '<name>'"
+            f"'{name}' cannot be the name of a backbone: names with '{prefix}' are networks with a neck, and "
+            f"'{prefix}<name>' is registered along with '<name>'"
         )
 
 

@@ -264,6 +264,7 @@ class VitBuilder:
     embed_dim: int
     num_heads: int
     num_parts: int
+    kind: type[VisionTransformer] = VisionTransformer
     has_neck: ClassVar[bool] = True
 
     def __call__(
@@ -279,7 +280,7 @@ class VitBuilder:
                 f"'{self.name}' has no weights to download: set model.pretrained to False and give a file of ImageNet "
                 "(timm), DINO or PASS weights as model.load_weights"
             )
-        return VisionTransformer(
+        return self.kind(
             num_classes, loss, embed_dim=self.embed_dim, num_heads=self.num_heads, num_parts=self.num_parts
         )
 

@@ -1,1 +1,3 @@
-"""VKD, views knowledge distillation (ECCV 2020): the teacher sees many views of an identity, the student few."""
+"""VKD, views knowledge distillation (Porrello et al., ECCV 2020): sets of views, a teacher that sees many of them and a
+student that sees few.
+"""

@@ -1,0 +1,192 @@
+"""The last ReLU of any backbone: found by running it, and passed by without touching its other ones.
+
+Blocks often share one ReLU module among several places, and some networks rectify in code of their own. So nothing is
+replaced by name: a dry run finds the module whose code asks for the last rectification and how many it asks for before,
+and from then on that module lets this one value through.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from ..host.models import parse_outputs
+from .neck import DEFAULT_INPUT, rehearse
+
+YES, NO, NONE = "yes", "no", "none"
+_RELUS = {functional.relu, functional.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+_BOUNDED = {functional.hardtanh, functional.hardtanh_}  # what ReLU6 modules call
+_RELU_MODULES = (nn.ReLU, nn.Hardtanh)
+
+
+class LastRelu(NamedTuple):
+    """Where a network's feature is rectified.
+
+    Attributes:
+        removable: ``yes``; ``no``: the feature is rectified in several places at once, or by a module that is called
+            more than once; ``none``: the feature is not rectified at all.
+        owner: name of the module whose code asks for the last rectification.
+        place: how many rectifications come before it in a call of that module, those of its children included.
+        shared: places of all rectifications in that call that one ReLU module makes, the last included.
+    """
+
+    removable: str
+    owner: str = ""
+    place: int = 0
+    shared: tuple[int, ...] = ()
+
+
+def find_last_relu(model: nn.Module, input_size: tuple[int, int, int] = DEFAULT_INPUT) -> LastRelu:
+    """Finds the last ReLU before a network's feature, where nothing but pooling and the like comes after it.
+
+    A feature that depends on the weights through one rectification alone has its last ReLU there; if it depends on them
+    through several at once, such as branches that are rectified and joined, it has none that could be removed.
+
+    Args:
+        model: any network of torchreid's protocol; left as it is.
+        input_size: ``(channels, height, width)`` at which copies of it run.
+
+    Raises:
+        ConfigError: it does not run on such an image.
+    """
+    events, rectified = rehearse(model, input_size, functools.partial(_run, cut=None))
+    if not events or not rectified:
+        return LastRelu(NONE)
+    _, alone = rehearse(model, input_size, functools.partial(_run, cut=len(events) - 1))
+    last = events[-1]
+    owner, place = last.owner, last.place
+    calls = [event for event in events if event.owner == owner and event.place == place]
+    if not alone or len(calls) > 1:
+        return LastRelu(NO)
+    same = [e.place for e in events if e.owner == owner and e.by == last.by]
+    return LastRelu(YES, owner, place, tuple(same) if last.by else (place,))
+
+
+def remove_last_relu(model: nn.Module, last: LastRelu, shared: bool = False) -> None:
+    """Lets the value of the last rectification through, in place; where that is not possible, nothing changes.
+
+    Args:
+        model: the network that ``last`` was found in, or one of the same structure.
+        last: see ``find_last_relu``.
+        shared: let through whatever the same ReLU module rectifies in that call of the block.
+    """
+    if last.removable != YES:
+        return
+    owner = model.get_submodule(last.owner)
+    owner.passed_rectifications = frozenset(last.shared if shared else (last.place,))
+    owner.__class__ = _passing_class(type(owner))
+
+
+@functools.cache
+def _passing_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """The same module, whose ``passed_rectifications`` (places in a call) are let through.
+
+    A class, so that copies, state dicts and printed structures are those of the module.
+    """
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        passed = self.passed_rectifications
+        with _Rectifications(lambda place, value, rectify: value if place in passed else rectify()):
+            return kind.forward(self, *args, **kwargs)
+
+    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__, "__doc__": kind.__doc__})
+
+
+class _Rectifications(TorchFunctionMode):
+    """Counts the rectifications inside its block, and asks what becomes of each.
+
+    Args:
+        decide: given the place of one, its input, and what makes its output; the result is used in its stead.
+    """
+
+    def __init__(self, decide: Callable[[int, Tensor, Callable[[], Tensor]], Tensor]) -> None:
+        super().__init__()
+        self._decide = decide
+        self._count = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if not _rectifies(function, args, kwargs):
+            return function(*args, **kwargs)
+        place, self._count = self._count, self._count + 1
+        value = args[0] if args else kwargs["input"]
+        return self._decide(place, value, lambda: function(*args, **kwargs))
+
+
+def _rectifies(function: Any, args: tuple, kwargs: dict) -> bool:
+    if function in _RELUS:
+        return True
+    return function in _BOUNDED and (args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)) == 0
+
+
+# ---- the dry run -----------------------------------------------------------------------------------------------------
+
+
+class _Event(NamedTuple):
+    """One rectification: whose code asked for it, at which place in that call, and the ReLU module that made it."""
+
+    owner: str
+    place: int
+    by: str
+
+
+class _Frame:
+    """A running call of a module, and how many rectifications it has seen."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name, self.module, self.count = name, module, 0
+
+
+def _run(model: nn.Module, images: Tensor, cut: int | None) -> tuple[list[_Event], bool]:
+    """Runs a network; its rectifications in order, and whether its features need the weights only through those cut.
+
+    Args:
+        model: may be changed.
+        images: ``[1, channels, height, width]``.
+        cut: place of the one rectification through which no gradient passes; ``None``: through none of them.
+    """
+    events: list[_Event] = []
+    model.eval().requires_grad_(True)
+
+    def decide(place: int, _: Tensor, rectify: Callable[[], Tensor]) -> Tensor:
+        events.append(_event(frames))
+        return rectify().detach() if cut in (None, place) else rectify()
+
+    with _frames(model) as frames, torch.enable_grad(), _Rectifications(decide):
+        features = parse_outputs(model(images), training=False).features
+    return events, not any(feature.requires_grad for feature in features)
+
+
+def _event(frames: list[_Frame]) -> _Event:
+    by = frames[-1].name if isinstance(frames[-1].module, _RELU_MODULES) and len(frames) > 1 else ""
+    owner = frames[-2] if by else frames[-1]
+    event = _Event(owner.name, owner.count, by)
+    for frame in frames:
+        frame.count += 1
+    return event
+
+
+@contextmanager
+def _frames(model: nn.Module) -> Iterator[list[_Frame]]:
+    """The stack of running modules, outermost first, kept up to date while the block runs the model."""
+    frames: list[_Frame] = []
+    handles = []
+
+    def leave(*_: Any) -> None:
+        frames.pop()
+
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda m, _, name=name: frames.append(_Frame(name, m))))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield frames
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,67 @@
+"""CMC and average precision as functions of arrays: by hand and against torchreid's."""
+
+import numpy as np
+import pytest
+import torch
+
+from oskt_torchreid import ConfigError, DataError, rank
+from oskt_torchreid.host import ranking
+from oskt_torchreid.host.compat import torchreid
+
+
+def test_four_entries_by_hand():
+    distances, pids = [[0.1, 0.2, 0.3, 0.4]], [2, 1, 1, 3]
+    cmc, mean_ap = rank(distances, [1], pids)
+    assert cmc.tolist() == [0, 1, 1, 1] and mean_ap == pytest.approx((1 / 2 + 2 / 3) / 2)
+    cmc, mean_ap = rank(distances, [1], pids, ap="trapezoid")
+    assert cmc.tolist() == [0, 1, 1, 1] and mean_ap == pytest.approx(5 / 12)
+
+
+def test_own_camera_is_left_out_and_queries_without_match_count_for_nothing():
+    distances = [[0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]]
+    # The first query's first place is of its own camera; the second has no other match, the third none.
+    cmc, mean_ap = rank(distances, [1, 2, 3], [1, 2, 1, 2], [0, 0, 0], [0, 0, 1, 0], max_rank=2)
+    assert cmc.tolist() == [0, 1] and mean_ap == pytest.approx(1 / 2)
+    without_cameras = ((1 + 2 / 3) / 2 + (1 / 2 + 1 / 2) / 2) / 2
+    assert rank(distances, [1, 2, 3], [1, 2, 1, 2]).mean_ap == pytest.approx(without_cameras)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("tied", [False, True])
+def test_torchreids_numbers(seed, tied, monkeypatch):
+    """On random labels, some queries without a match, and distances of which many are equal."""
+    monkeypatch.setattr(ranking, "_PAIRS_AT_ONCE", 400)  # several chunks
+    random = np.random.default_rng(seed)
+    queries, gallery = 23, 90
+    distances = random.random((queries, gallery))
+    distances = np.round(distances, 1 if tied else 9)
+    limits = ((9, queries), (7, gallery), (3, queries), (3, gallery))
+    labels = [random.integers(0, limit, count) for limit, count in limits]
+    cmc, mean_ap = torchreid.metrics.evaluate_rank(distances, *labels, use_cython=False)
+    found = rank(torch.from_numpy(distances), *labels)
+    np.testing.assert_allclose(found.cmc, cmc, atol=1e-6)
+    assert found.mean_ap == pytest.approx(mean_ap, abs=1e-6)
+    trapezoid = rank(distances, *labels, ap="trapezoid")
+    assert np.array_equal(trapezoid.cmc, found.cmc) and trapezoid.mean_ap != pytest.approx(found.mean_ap, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"distmat": np.zeros((0, 4))}, r"shape \(0, 4\); it must be \[queries, gallery\] with at least one of each"),
+        ({"distmat": np.zeros((1, 0)), "g_pids": []}, r"shape \(1, 0\)"),
+        ({"distmat": [[0, 1, np.nan, 2]]}, "1 of 4 distances are not numbers"),
+        ({"g_pids": [1, 2]}, r"g_pids has shape \(2,\), and the distance matrix is of 1 queries and 4 gallery"),
+        ({"q_camids": [1]}, "cameras are given of one side only"),
+        ({"q_pids": [7]}, "none of 1 queries has a match among 4 gallery entries"),
+    ],
+)
+def test_bad_data(change, message):
+    given = {"distmat": [[0.1, 0.2, 0.3, 0.4]], "q_pids": [1], "g_pids": [1, 2, 1, 2]}
+    with pytest.raises(DataError, match=message):
+        rank(**{**given, **change})
+
+
+def test_unknown_average_precision():
+    with pytest.raises(ConfigError, match="average precision is 'area'; allowed: interpolated, trapezoid"):
+        rank([[0.0]], [1], [1], ap="area")
