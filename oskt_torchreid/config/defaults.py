@@ -174,7 +174,10 @@ def _own_tree() -> dict[str, Any]:
         },
         "vkd": {
             "teacher": "",  # checkpoint; empty: train one first
-            "student": "",  # backbone, or a chain file with a width; empty: the teacher's own backbone
+            # Backbone; or a chain file, expanded to student_width; or width=0.5, params=1M, like=NAME of a chain of the
+            # teacher, clustered in this run; empty: the teacher's own backbone.
+            "student": "",
+            "student_width": 0.5,
             "num_views": 8,  # frames of a set, which the teacher sees
             "num_student_views": 2,  # of these, which the student sees
             "strategy": "multiview",  # where the frames of a set come from
@@ -185,6 +188,9 @@ def _own_tree() -> dict[str, Any]:
             "beta": 1e-4,  # weight of the preserved distances
             "generations": 1,  # every student but the last is the next one's teacher
             "reinit_last_stage": True,  # last stage and head restart instead of following the teacher
+            "last_stage_weights": "",  # published weights of the backbone that the stage restarts from; empty: fresh
+            "protocols": ["V2V", "I2V"],  # evaluated: query and gallery as tracklets (V) or as their first frames (I)
+            "query_in_gallery": False,  # queries join the gallery, as is usual on MARS
             # Batches are sets: batch_size / sampler.num_instances identities, each with num_instances sets.
             "teacher_stage": {**_schedule_node(max_epoch=300, lr=1e-4), "weight_decay": 1e-5},
             "student_stage": {**_schedule_node(max_epoch=500, lr=1e-4), "weight_decay": 1e-5, "batch_size": 48},
@@ -260,6 +266,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "oskt.controls": _BASELINES,
     "comparison.methods": _BASELINES,
     "vkd.strategy": ("multiview", "temporal", "chunk", "random"),
+    "vkd.protocols": ("V2V", "I2V", "V2I", "I2I"),
     "oskt.distillation.start": tuple(name for name in _BASELINES if name != "kd++"),
     **{f"{stage}.lr_scheduler": _SCHEDULES for stage in _STAGES},
 }
@@ -295,6 +302,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "vkd.num_student_views": (1, INFINITY),
     "vkd.test_frames": (0, INFINITY),
     "vkd.temperature": (1e-6, INFINITY),
+    "vkd.student_width": (1e-6, 1),
     "vkd.alpha": (0, INFINITY),
     "vkd.beta": (0, INFINITY),
     "vkd.generations": (1, INFINITY),

@@ -31,6 +31,7 @@ from .baselines import FILE_METHOD, STUDENT_NAME, finetuned, run_baseline, run_f
 from .ladder import refine_rung, save_unrefined
 from .plan import RunPlan, StudentPlan, make_plan
 from .report import counted_epochs, write_report
+from .sets import run_sets
 from .single import train_only
 from .stages import Facts, Stage
 from .training import Trainer, first_target, network_size, schedule
@@ -58,6 +59,8 @@ def run(config: Any) -> Results:
     folder = Path(config.data.save_dir)
     method = config.engine or config.loss.name
     engine_class(method)
+    if method == "vkd":
+        return run_sets(config, folder)
     if method != "oskt" and method != config.loss.name:
         raise ConfigError(
             f"engine is '{method}', but loss.name is '{config.loss.name}', which decides what is trained; set both to "

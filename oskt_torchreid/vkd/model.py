@@ -99,6 +99,32 @@ class SetModel(FrameAverage, NeckModel):
             self.register_buffer("block_without_relu", torch.ones((), dtype=torch.bool))
 
 
+def as_set_model(network: nn.Module, num_classes: int, input_size: tuple[int, int, int]) -> nn.Module:
+    """A network of sets, for the triplet loss, of any network of images; with it a narrow student learns from views.
+
+    Args:
+        network: changed: its weights become the result's. A neck, and a classifier of as many classes, are kept.
+        num_classes: training identities.
+        input_size: ``(channels, height, width)`` of a frame.
+
+    Raises:
+        ConfigError: no or several classifiers.
+    """
+    if not isinstance(network, NeckModel):
+        return SetModel(network, num_classes, "triplet", input_size=input_size)
+    if not isinstance(network, SetModel):
+        # The same parts in the class that averages them over frames.
+        network.__class__ = SetModel
+        network.last_relu = find_last_relu(network.backbone, input_size)
+        network.feature = "before"
+        remove_last_relu(network.backbone, network.last_relu)
+    network.loss = "triplet"
+    if network.classifier.out_features != num_classes:
+        network.classifier = nn.Linear(network.feature_dim, num_classes, bias=False)
+        nn.init.normal_(network.classifier.weight, std=0.001)
+    return network
+
+
 class SetVisionTransformer(FrameAverage, VisionTransformer):
     """A vision transformer with its own necks, over sets; no ReLU makes its feature."""
 
