@@ -41,6 +41,14 @@ def test_graph_command_shows_errors_in_one_line(capsys, arguments, message):
     assert not message or (printed.out == "" and printed.err.startswith(message) and printed.err.count("\n") == 1)
 
 
+def test_graph_command_says_what_networks_of_sets_change(capsys):
+    assert tool("graph").main(["--sets", "resnet18"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [cell.strip() for cell in printed[-1].strip("|").split("|")] == ["resnet18", "yes", "yes, of 2 layers"]
+    assert tool("graph").main(["--sets", "resnet19"]) == 2
+    assert "unknown model 'resnet19'; did you mean 'resnet" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["osnet_x0_25", "--size", "0", "32"], ["osnet_x0_25", "--size", "64"], []])
 def test_graph_command_refuses_bad_arguments(arguments):
     with pytest.raises(SystemExit) as stopped:

@@ -124,6 +124,21 @@ def test_without_a_teacher_it_trains_one():
     assert engine.loss.cross_entropy.eps == 0 and engine.loss.triplet is oskt.soft_margin_triplet_loss
 
 
+def test_mixed_precision_keeps_the_losses_in_32_bits():
+    """The engine asks for it on a GPU alone; the same code runs here in torch's bfloat16 of the CPU."""
+    engine, exact = make_engine(), make_engine()
+    engine.mixed_precision = True
+    data = engine.datamanager.train_loader[0]
+    dtypes = []
+    engine.teacher.register_forward_hook(lambda module, inputs, outputs: dtypes.append(outputs[0].dtype))
+    for each in (engine, exact):
+        torch.manual_seed(3)
+        each.forward_backward(data)
+    assert dtypes == [torch.bfloat16]
+    assert engine.last_summary == pytest.approx(exact.last_summary, rel=0.1, abs=1e-2)
+    assert engine.last_summary != exact.last_summary
+
+
 def test_half_resolution_and_single_images():
     engine = make_engine(half_resolution_epochs=1)
     images, _ = engine.prepare(engine.datamanager.train_loader[0])

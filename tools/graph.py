@@ -11,6 +11,7 @@ import oskt_torchreid as oskt  # noqa: E402
 from oskt_torchreid.host import models  # noqa: E402
 from oskt_torchreid.models import backbone_names  # noqa: E402
 from oskt_torchreid.report.support import exactness, support_table, width_grid  # noqa: E402
+from oskt_torchreid.vkd.model import set_model_table  # noqa: E402
 
 NUM_CLASSES = 751  # as in Market-1501; only the last group depends on it
 
@@ -28,6 +29,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("name", metavar="NAME", nargs="?", help="name of a registered model, such as osnet_x1_0")
     what.add_argument("--support", action="store_true", help="the table of all registered backbones, in Markdown")
+    what.add_argument(
+        "--sets", nargs="*", metavar="NAME", help="what vkd_<backbone> changes in backbones (default: all), in Markdown"
+    )
     parser.add_argument(
         "--size", nargs=2, type=_positive, metavar=("H", "W"), help="image to trace (default: the backbone's own)"
     )
@@ -40,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if parsed.support:
             print(support_table(backbone_names()))
+            return 0
+        if parsed.sets is not None:
+            print(set_model_table(parsed.sets))
             return 0
         graph = oskt.trace(models.build(parsed.name, NUM_CLASSES), (3, *parsed.size) if parsed.size else None)
         print(graph.summary())

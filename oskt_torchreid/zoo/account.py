@@ -88,8 +88,8 @@ class StateReader:
     def _given(self, key: str) -> Tensor:
         if key not in self.state:
             raise ZooError(
-                f"'{self.path}' lacks '{key}' ({len(self.state)} tensors are there); it is incomplete, or of a network "
-                "of another depth than its labels"
+                f"'{self.path}' lacks '{key}' ({len(self.state)} tensors are there); it is incomplete, or of another "
+                "network than the file beside it says"
             )
         return self.state[key]
 
