@@ -19,7 +19,7 @@ from .errors import (
 from .graph import ChannelGraph, register_rule
 from .host.engine import publish
 from .host.losses import soft_margin_triplet_loss
-from .models import NeckModel, register_all
+from .models import NeckModel, register_all, without_neck
 from .models.registration import register_backbone
 from .oskt.chain import WeightChain
 from .oskt.distance import feature_scale
@@ -27,7 +27,7 @@ from .oskt.engine import OSKTEngine
 from .oskt.ladder import Ladder
 from .oskt.network import trace
 from .oskt.recalibration import recalibrate
-from .oskt.students import choose_widths, expand, load_student, save_student, width_plan
+from .oskt.students import choose_widths, expand, load_student, save_plain, save_student, width_plan
 from .registry import build_engine, engine_names, register_engine
 
 __version__ = "0.1.0"
@@ -58,10 +58,12 @@ __all__ = [
     "register_backbone",
     "register_engine",
     "register_rule",
+    "save_plain",
     "save_student",
     "soft_margin_triplet_loss",
     "trace",
     "width_plan",
+    "without_neck",
     "zoo",
 ]
 

@@ -11,13 +11,15 @@ import pytest
 import torch
 from backbones import NUM_CLASSES
 from chains import arbitrary_chain
+from small_networks import Head, Network, conv
+from torch import nn
 
 import oskt_torchreid as oskt
 from oskt_torchreid.deploy import latency as measuring
 from oskt_torchreid.deploy import measure_latency
 from oskt_torchreid.errors import ConfigError, WidthError
 from oskt_torchreid.host import models
-from oskt_torchreid.oskt.amounts import parse_amount, show_amount
+from oskt_torchreid.oskt.amounts import parse_amount, show_amount, show_ratio
 from oskt_torchreid.oskt.counting import Costs
 from oskt_torchreid.oskt.expand import expand_to_plan
 from oskt_torchreid.oskt.search import _bisect, ratios_of
@@ -91,7 +93,10 @@ def test_a_choice_says_what_it_costs(small, caplog):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"params": 1000}, r"params=1000 cannot be met: .* from 56.1k \(width ratio 0.5\) to 202k \(the teacher's"),
+        (
+            {"params": 1000},
+            r"params=1000 cannot be met: .* from 56.1k \(the chain's own widths, ratio 0.5\) to 202k \(th",
+        ),
         ({"flops": "1k"}, r"flops='1k' cannot be met: .* from [\d.]+M .* to [\d.]+M"),
         ({"size": "1kB"}, r"size='1kB' cannot be met: .* from \d+kB .* to [\d.]+MB"),
         ({"params": "1 furlong"}, "params='1 furlong' is no budget; .* one of the units k, M, G, such as params='1M'"),
@@ -138,6 +143,72 @@ def test_ratios_are_those_at_which_widths_change(small):
     assert all(before != after for before, after in zip(plans, plans[1:], strict=False))
     between = [small.graph.ratio_plan(ratio) for ratio in (ratios[1:] + ratios[:-1]) / 2]
     assert between == plans[:-1]
+
+
+def test_a_chain_of_uneven_widths_gives_its_own_widths_too():
+    """Made like a stock model that keeps its feature whole; no group gets narrower than in the chain."""
+    teacher = models.build("osnet_x0_5", NUM_CLASSES)
+    top = arbitrary_chain(teacher, 0.25, SIZE)
+    chain = arbitrary_chain(teacher, oskt.width_plan(top, like="osnet_x0_25"), SIZE)
+    ratios = ratios_of(chain)
+    plans = [chain.graph.ratio_plan(ratio, chain.widths) for ratio in ratios]
+    assert plans[0] == chain.widths and plans[-1] == chain.graph.sizes and ratios[0] < 0.6
+    for narrow, wide in zip(plans, plans[1:], strict=False):
+        chain.graph.check_plan(wide)
+        assert narrow != wide and all(narrow[name] <= width for name, width in wide.items())
+    own = int(Costs(chain).count([chain.widths]).params[0])
+    choice = choose_widths(chain, params=own)
+    assert choice.widths == chain.widths and choice.cost == own
+    assert choice.held == 1 and "(1 groups wider, as in the chain)" in str(choice), "the feature"
+    with pytest.raises(WidthError, match="cannot be met"):
+        choose_widths(chain, params=own - 1)
+
+
+def test_plans_that_no_group_goes_below():
+    graph = oskt.trace(models.build("resnext50_32x4d", NUM_CLASSES), SIZE)
+    least = graph.ratio_plan(0.5)
+    uneven = {**least, "conv1": 64}
+    plan = graph.ratio_plan(0.3, uneven)
+    assert plan == uneven and graph.ratio_plan(0.75, uneven)["conv1"] == 64
+    assert graph.ratio_plan(0.3)["conv1"] == 19, "without it they do"
+
+
+def test_ratios_in_messages_can_be_typed_in():
+    """A third of 96 channels is 32, but 0.333 of them are 31."""
+    assert [show_ratio(ratio) for ratio in (1 / 3, 0.5, 1 / 2048, 0.3334, 1)] == [
+        "0.3334",
+        "0.5",
+        "0.0005",
+        "0.3334",
+        "1",
+    ]
+    chain = arbitrary_chain(nn.Sequential(conv(3, 96), Head(96)), {"0": 32}, (3, 8, 8))
+    with pytest.raises(WidthError, match="ask for a ratio of at least 0.3334, or"):
+        oskt.width_plan(chain, 0.333)
+    assert oskt.width_plan(chain, 0.3334) == chain.widths
+
+
+def test_a_budget_whose_widths_had_to_be_lowered_says_so(caplog):
+    """Norm blocks of 3 + 5 and 4 + 4 channels at half their width are 1 + 2 and 2 + 2: one channel gives way."""
+    chain = arbitrary_chain(uneven_blocks(), {}, (3, 8, 8))
+    chain = arbitrary_chain(uneven_blocks(), {g.name: 1 for g in chain.graph.groups if not g.fixed}, (3, 8, 8))
+    asked = chain.graph.rounded_down(0.5)
+    plan = chain.graph.ratio_plan(0.5)
+    assert asked != plan
+    with caplog.at_level(logging.WARNING, logger="oskt_torchreid"):
+        choose_widths(chain, params=int(Costs(chain).count([plan]).params[0]))
+    assert "widths lowered to the next legal ones" in caplog.text
+
+
+def uneven_blocks():
+    """A norm of two blocks of 8 channels that four layers produce: 3 + 5 and 4 + 4."""
+
+    def forward(self, images):
+        parts = torch.cat([self.a(images), self.b(images), self.c(images), self.d(images)], 1)
+        return self.head(self.norm(parts))
+
+    layers = {name: conv(3, width) for name, width in zip("abcd", (3, 5, 4, 4), strict=True)}
+    return Network(forward, **layers, norm=nn.GroupNorm(2, 16), head=Head(16))
 
 
 def test_bisection_by_hand():

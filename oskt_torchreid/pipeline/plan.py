@@ -100,12 +100,29 @@ def make_plan(config: Any, num_classes: int) -> RunPlan:
     return RunPlan(teacher, graph, rungs[0], students, tuple(config.oskt.controls), rungs=rungs[1:])
 
 
+def check_start(config: Any) -> None:
+    """Raises ``ConfigError`` where a run would start from two things, or from none."""
+    oskt = config.oskt
+    for key, value in (("teacher", oskt.teacher), ("controls", list(oskt.controls)), ("ladder", list(oskt.ladder))):
+        if oskt.chain and value:
+            raise ConfigError(
+                f"oskt.chain is given, so there is no teacher and nothing is refined, but oskt.{key} is {value!r}; "
+                "empty one of them"
+            )
+    is_oskt = (config.engine or config.loss.name) == "oskt"
+    given = oskt.chain or oskt.teacher if is_oskt else config.test.evaluate
+    node = config.train
+    if not given and node.start_epoch >= node.max_epoch:
+        raise ConfigError(
+            f"train.max_epoch is {node.max_epoch} and train.start_epoch {node.start_epoch}, so that nothing would be "
+            "trained; set max_epoch above it, give a trained teacher as oskt.teacher, or set test.evaluate to evaluate "
+            "a network as it is"
+        )
+
+
 def _plan_of_chain(config: Any) -> RunPlan:
     """Students of a chain that an earlier run refined, perhaps on other data."""
     oskt = config.oskt
-    for key, value in (("oskt.teacher", oskt.teacher), ("oskt.controls", oskt.controls)):
-        if value:
-            raise ConfigError(f"oskt.chain is given, so there is no teacher, but {key} is {value!r}; empty one of them")
     chain = WeightChain.load(oskt.chain)
     name = chain.spec.name if chain.spec else ""
     if name.removeprefix("oskt_") != config.model.name.removeprefix("oskt_"):
@@ -115,6 +132,7 @@ def _plan_of_chain(config: Any) -> RunPlan:
     for name in oskt.students:
         if method_of(name):
             raise ConfigError(f"oskt.chain is given, so there is no teacher that '{name}' could be made of; drop it")
+    check_foldable(chain, oskt.distance)
     plans = _plans(config, chain, {name: parse_wish(name) for name in oskt.students})
     students = tuple(StudentPlan(name, plan) for name, plan in plans.items())
     return RunPlan(chain.model, chain.graph, chain.widths, students, (), chain)

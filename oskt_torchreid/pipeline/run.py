@@ -29,7 +29,7 @@ from ..registry import engine_class
 from ..report import Results, Row, write_results
 from .baselines import STUDENT_NAME, finetuned, run_baseline
 from .ladder import refine_rung, save_unrefined
-from .plan import RunPlan, StudentPlan, make_plan
+from .plan import RunPlan, StudentPlan, check_start, make_plan
 from .report import write_report
 from .stages import Facts, Stage
 from .training import Trainer, first_target, network_size, schedule
@@ -62,6 +62,7 @@ def run(config: Any) -> Results:
             f"engine is '{method}', but loss.name is '{config.loss.name}', which decides what is trained; set both to "
             "one of softmax and triplet"
         )
+    check_start(config)
     trainer = Trainer(config)
     if method == "oskt":
         plan = make_plan(config, trainer.num_classes)
