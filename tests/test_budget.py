@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from backbones import NUM_CLASSES
+from backbones import NUM_CLASSES, build, input_size
 from chains import arbitrary_chain
 from small_networks import Head, Network, conv
 from torch import nn
@@ -134,6 +134,7 @@ def test_amounts(way, text, amount):
 def test_amounts_are_shown():
     shown = [show_amount("params", 2_193_616), show_amount("size", 999_900), show_amount("flops", 12)]
     assert shown == ["2.19M", "1.00MB", "12"] and show_amount("latency", 4.8712) == "4.87ms"
+    assert show_amount("latency", 1234) == "1.23s"
 
 
 def test_ratios_are_those_at_which_widths_change(small):
@@ -304,14 +305,17 @@ def test_latency_is_measured_here(small):
 
 
 @pytest.mark.slow
-def test_latency_with_onnxruntime(small):
+@pytest.mark.parametrize("name", ["osnet_x0_25", "shufflenet_v2_x0_5", "hacnn"])
+def test_latency_with_onnxruntime(name):
+    """The last two run code of students: index buffers, and weights of a mean over channels."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    student = expand_to_plan(small, small.widths)
-    seen = measure_latency(student, SIZE, threads=1, backend="onnxruntime", warmup=1, repeats=3)
+    size = input_size(name)
+    student = oskt.expand(arbitrary_chain(build(name), 0.4, size), 0.6)
+    seen = measure_latency(student, size, threads=1, backend="onnxruntime", warmup=1, repeats=3)
     assert seen.median_ms > 0 and seen.backend == "onnxruntime"
-    session = measuring._session(student.eval(), torch.rand(1, *SIZE), 1, "cpu")
-    images = torch.rand(1, *SIZE)
+    session = measuring._session(student.eval(), torch.rand(1, *size), 1, "cpu")
+    images = torch.rand(1, *size)
     (feature,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(feature), student(images), rtol=1e-3, atol=1e-4)

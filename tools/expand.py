@@ -23,6 +23,7 @@ from oskt_torchreid.deploy import measure_latency  # noqa: E402
 from oskt_torchreid.oskt.amounts import in_half_precision, show_amount  # noqa: E402
 from oskt_torchreid.oskt.counting import Costs  # noqa: E402
 from oskt_torchreid.oskt.expand import expand_to_plan  # noqa: E402
+from oskt_torchreid.oskt.search import held_groups  # noqa: E402
 from oskt_torchreid.oskt.students import choose_widths  # noqa: E402
 from oskt_torchreid.pipeline.wishes import parse_wish  # noqa: E402
 from oskt_torchreid.report.costs import cost_table, evenly_spaced  # noqa: E402
@@ -117,9 +118,9 @@ def show_table(arguments: argparse.Namespace, chain: oskt.WeightChain, _: oskt.L
     print(f"params and FLOPs (multiply-adds of one {size} image) without the classifier, files with everything")
     if measure is not None:
         print(f"latency of {arguments.batch} image(s) by {arguments.backend} on {arguments.device}, median")
-    table = cost_table(chain, evenly_spaced(chain, arguments.rows), measure)
-    print(table)
-    if "+" in table:
+    ratios = evenly_spaced(chain, arguments.rows)
+    print(cost_table(chain, ratios, measure))
+    if held_groups(chain, ratios[0]):
         print("+ some groups are wider, as in the chain (--widths prints them)")
 
 

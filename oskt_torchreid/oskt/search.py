@@ -78,12 +78,12 @@ class Choice:
 def ratios_of(chain: WeightChain) -> np.ndarray:
     """Every width ratio at which some group gets wider, increasing; before them the one of the chain's own widths."""
     own = chain.widths
-    ranges = {(own[group.name], group.size) for group in chain.graph.groups if not group.fixed}
-    wider = np.unique(np.concatenate([np.arange(least + 1, size + 1) / size for least, size in ranges] or [[]]))
-    if not len(wider):
+    ranges = {(own[group.name], group.size) for group in chain.graph.groups if own[group.name] < group.size}
+    if not ranges:
         return np.ones(1)
-    below = np.concatenate([np.arange(1, size + 1) / size for _, size in ranges])
-    ratios = np.concatenate([[below[below < wider[0]].max()], wider])
+    wider = np.unique(np.concatenate([np.arange(least + 1, size + 1) / size for least, size in ranges]))
+    first = max(least / size for least, size in ranges if least / size < wider[0])
+    ratios = np.concatenate([[first], wider])
     same = bisect_right(ratios, False, key=lambda ratio: chain.graph.ratio_plan(ratio, own) != own)
     return ratios[max(0, same - 1) :]
 

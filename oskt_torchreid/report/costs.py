@@ -60,9 +60,8 @@ def cost_table(
     if measure is not None:
         students = (expand_to_plan(chain, plan) for plan in tqdm(plans, disable=None, unit="student", leave=False))
         seen = [measure(student, chain.input_size) for student in students]
-        rows = [
-            (*row, f"{each.median_ms:.3g}ms", f"{each.spread_ms:.2g}ms") for row, each in zip(rows, seen, strict=True)
-        ]
+        times = ([show_amount("latency", ms) for ms in (each.median_ms, each.spread_ms)] for each in seen)
+        rows = [(*row, *pair) for row, pair in zip(rows, times, strict=True)]
     headers = HEADERS + (LATENCY_HEADERS if measure is not None else ())
     return tabulate(rows, headers=headers, disable_numparse=True, stralign="right")
 
