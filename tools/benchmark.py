@@ -1,4 +1,9 @@
-"""What refining and expanding cost: `python tools/benchmark.py refine`, `python tools/benchmark.py expand`."""
+"""What refining and expanding cost, and what a chain's students are worth before any fine-tuning.
+
+python tools/benchmark.py refine
+python tools/benchmark.py expand --all
+python tools/benchmark.py untrained log/oskt_osnet/chain.safetensors --config-file configs/oskt_osnet.yaml
+"""
 
 import argparse
 import sys
@@ -11,8 +16,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from oskt_torchreid.config import load_config  # noqa: E402
 from oskt_torchreid.errors import OsktError  # noqa: E402
 from oskt_torchreid.host import models  # noqa: E402
+from oskt_torchreid.oskt.chain import WeightChain  # noqa: E402
+from oskt_torchreid.pipeline import untrained_table  # noqa: E402
 from oskt_torchreid.report import benchmark  # noqa: E402
 
 MEGABYTE = 2**20
@@ -60,6 +68,14 @@ def _expand_costs(arguments: argparse.Namespace) -> Iterable[benchmark.ExpandCos
     return tqdm(benchmark.measure_expand_all(arguments.rounds, names), total=len(names), disable=None, leave=False)
 
 
+def show_untrained(arguments: argparse.Namespace) -> None:
+    """Prints the mAP of students as they are expanded, by choice of statistics and distance."""
+    config = load_config(arguments.config_file, arguments.options, {"data.root": arguments.root})
+    table = untrained_table(config, WeightChain.load(arguments.chain), arguments.students, arguments.batches)
+    print(f"mAP in % on {config.data.targets[0]}, before any fine-tuning")
+    print(table)
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -68,8 +84,8 @@ def _positive(text: str) -> int:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Command line of both subcommands; `run` is the chosen one."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Command line of all subcommands; `run` is the chosen one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=_positive, help="threads of torch (default: its own choice)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     refine = commands.add_parser("refine", help="one refinement step against one teacher-only step")
@@ -84,6 +100,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     expand.add_argument("--all", action="store_true", help="every backbone, at half its width")
     expand.add_argument("--names", nargs="+", help="with --all: these backbones alone")
     expand.set_defaults(run=show_expand)
+    untrained = commands.add_parser("untrained", help="mAP of a chain's students before any fine-tuning")
+    untrained.add_argument("chain", help="file that WeightChain.save or tools/main.py wrote")
+    untrained.add_argument("--options", nargs="*", default=[], help="KEY VALUE or KEY=VALUE, as in the YAML")
+    untrained.add_argument("--config-file", default="", help="of the run: its data and its test settings")
+    untrained.add_argument("--root", default="", help="folder that holds the data sets")
+    untrained.add_argument("--students", nargs="+", default=["width=0.5", "width=0.75"], help="as in oskt.students")
+    untrained.add_argument("--batches", type=_positive, default=24, help="for recalibration (default: 24)")
+    untrained.set_defaults(run=show_untrained)
     return parser.parse_args(arguments)
 
 

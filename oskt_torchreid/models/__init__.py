@@ -7,7 +7,8 @@ from torch import nn
 
 from ..host.models import build
 from .backbone_weights import load_backbone_weights
-from .neck import NeckModel, find_classifier, register_neck_models, set_last_stride, without_neck
+from .neck import NeckModel, find_classifier, register_neck_models, set_last_stride
+from .stock_form import without_neck
 from .vit import VisionTransformer, register_vits
 from .vit_weights import LoadAccount, load_vit_weights
 

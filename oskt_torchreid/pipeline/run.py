@@ -28,7 +28,7 @@ from ..oskt.students import save_student
 from ..registry import engine_class
 from ..report import Results, Row, write_results
 from .baselines import STUDENT_NAME, finetuned, run_baseline
-from .ladder import refine_rung, save_unrefined
+from .ladder import log_ladder, refine_rung, save_unrefined
 from .plan import RunPlan, StudentPlan, check_start, make_plan
 from .report import write_report
 from .stages import Facts, Stage
@@ -135,6 +135,7 @@ class OSKTRun:
         ladder = [(chain, chain_key)]
         for widths in self.plan.rungs:
             ladder.append(self._refine_rung(widths, *ladder[-1]))
+        log_ladder([rung for rung, _ in ladder])
         for student in self.plan.students:
             if student.method:
                 self._baseline_student(student, teacher_key)
