@@ -21,7 +21,7 @@ from .host import image_engines  # noqa: F401  registers them
 from .host.engine import publish
 from .host.losses import kd_loss, soft_margin_triplet_loss
 from .host.ranking import rank
-from .models import NeckModel, register_all
+from .models import NeckModel, register_all, without_neck
 from .models.registration import register_backbone
 from .oskt.chain import WeightChain
 from .oskt.distance import feature_scale
@@ -29,7 +29,7 @@ from .oskt.engine import OSKTEngine
 from .oskt.ladder import Ladder
 from .oskt.network import trace
 from .oskt.recalibration import recalibrate
-from .oskt.students import choose_widths, expand, load_student, save_student, width_plan
+from .oskt.students import choose_widths, expand, load_student, save_plain, save_student, width_plan
 from .registry import build_engine, engine_names, register_engine
 from .vkd.engine import VKDEngine
 from .vkd.losses import distance_preservation_loss
@@ -69,11 +69,13 @@ __all__ = [
     "register_backbone",
     "register_engine",
     "register_rule",
+    "save_plain",
     "save_student",
     "soft_margin_triplet_loss",
     "student_from",
     "trace",
     "width_plan",
+    "without_neck",
     "zoo",
 ]
 

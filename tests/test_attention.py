@@ -190,6 +190,20 @@ def test_folding_is_exact_and_leaving_it_out_is_not():
     assert paper["chain"] > 0.3 and paper["full"] <= 1e-10
 
 
+def test_values_could_have_clusters_of_their_own():
+    """One head of 4 channels: queries and keys share clusters and are folded, values are merged in another way."""
+    of_keys, of_values = torch.tensor([0, 1, 0, 0]), torch.tensor([1, 0, 0, 1])
+    narrow = [torch.randn(2, 5, 2, dtype=torch.float64) for _ in range(3)]
+    queries, keys, values = (
+        part[..., labels] for part, labels in zip(narrow, (of_keys, of_keys, of_values), strict=True)
+    )
+    factors = torch.bincount(of_keys).double().sqrt() * (2 / 4) ** 0.25
+    merged = attend(narrow[0] * factors, narrow[1] * factors, narrow[2])
+    torch.testing.assert_close(merged[..., of_values], attend(queries, keys, values))
+    unfolded = attend(*narrow)[..., of_values]
+    assert (unfolded - attend(queries, keys, values)).abs().max() > 0.1
+
+
 def test_folding_with_a_scale_of_the_codes():
     """The size of a head plays no part in the scale, so multiplicities alone are folded."""
     assert max(errors(separate(scale=0.5), "folded").values()) <= 1e-10

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from backbones import NUM_CLASSES
+from backbones import NUM_CLASSES, build, input_size
 from chains import arbitrary_chain
+from small_networks import Head, Network, conv
+from torch import nn
 
 import oskt_torchreid as oskt
 from oskt_torchreid.deploy import latency as measuring
 from oskt_torchreid.deploy import measure_latency
 from oskt_torchreid.errors import ConfigError, WidthError
 from oskt_torchreid.host import models
-from oskt_torchreid.oskt.amounts import parse_amount, show_amount
+from oskt_torchreid.oskt.amounts import parse_amount, show_amount, show_ratio
 from oskt_torchreid.oskt.counting import Costs
 from oskt_torchreid.oskt.expand import expand_to_plan
 from oskt_torchreid.oskt.search import _bisect, ratios_of
@@ -91,7 +93,10 @@ def test_a_choice_says_what_it_costs(small, caplog):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"params": 1000}, r"params=1000 cannot be met: .* from 56.1k \(width ratio 0.5\) to 202k \(the teacher's"),
+        (
+            {"params": 1000},
+            r"params=1000 cannot be met: .* from 56.1k \(the chain's own widths, ratio 0.5\) to 202k \(th",
+        ),
         ({"flops": "1k"}, r"flops='1k' cannot be met: .* from [\d.]+M .* to [\d.]+M"),
         ({"size": "1kB"}, r"size='1kB' cannot be met: .* from \d+kB .* to [\d.]+MB"),
         ({"params": "1 furlong"}, "params='1 furlong' is no budget; .* one of the units k, M, G, such as params='1M'"),
@@ -129,6 +134,7 @@ def test_amounts(way, text, amount):
 def test_amounts_are_shown():
     shown = [show_amount("params", 2_193_616), show_amount("size", 999_900), show_amount("flops", 12)]
     assert shown == ["2.19M", "1.00MB", "12"] and show_amount("latency", 4.8712) == "4.87ms"
+    assert show_amount("latency", 1234) == "1.23s"
 
 
 def test_ratios_are_those_at_which_widths_change(small):
@@ -138,6 +144,72 @@ def test_ratios_are_those_at_which_widths_change(small):
     assert all(before != after for before, after in zip(plans, plans[1:], strict=False))
     between = [small.graph.ratio_plan(ratio) for ratio in (ratios[1:] + ratios[:-1]) / 2]
     assert between == plans[:-1]
+
+
+def test_a_chain_of_uneven_widths_gives_its_own_widths_too():
+    """Made like a stock model that keeps its feature whole; no group gets narrower than in the chain."""
+    teacher = models.build("osnet_x0_5", NUM_CLASSES)
+    top = arbitrary_chain(teacher, 0.25, SIZE)
+    chain = arbitrary_chain(teacher, oskt.width_plan(top, like="osnet_x0_25"), SIZE)
+    ratios = ratios_of(chain)
+    plans = [chain.graph.ratio_plan(ratio, chain.widths) for ratio in ratios]
+    assert plans[0] == chain.widths and plans[-1] == chain.graph.sizes and ratios[0] < 0.6
+    for narrow, wide in zip(plans, plans[1:], strict=False):
+        chain.graph.check_plan(wide)
+        assert narrow != wide and all(narrow[name] <= width for name, width in wide.items())
+    own = int(Costs(chain).count([chain.widths]).params[0])
+    choice = choose_widths(chain, params=own)
+    assert choice.widths == chain.widths and choice.cost == own
+    assert choice.held == 1 and "(1 groups wider, as in the chain)" in str(choice), "the feature"
+    with pytest.raises(WidthError, match="cannot be met"):
+        choose_widths(chain, params=own - 1)
+
+
+def test_plans_that_no_group_goes_below():
+    graph = oskt.trace(models.build("resnext50_32x4d", NUM_CLASSES), SIZE)
+    least = graph.ratio_plan(0.5)
+    uneven = {**least, "conv1": 64}
+    plan = graph.ratio_plan(0.3, uneven)
+    assert plan == uneven and graph.ratio_plan(0.75, uneven)["conv1"] == 64
+    assert graph.ratio_plan(0.3)["conv1"] == 19, "without it they do"
+
+
+def test_ratios_in_messages_can_be_typed_in():
+    """A third of 96 channels is 32, but 0.333 of them are 31."""
+    assert [show_ratio(ratio) for ratio in (1 / 3, 0.5, 1 / 2048, 0.3334, 1)] == [
+        "0.3334",
+        "0.5",
+        "0.0005",
+        "0.3334",
+        "1",
+    ]
+    chain = arbitrary_chain(nn.Sequential(conv(3, 96), Head(96)), {"0": 32}, (3, 8, 8))
+    with pytest.raises(WidthError, match="ask for a ratio of at least 0.3334, or"):
+        oskt.width_plan(chain, 0.333)
+    assert oskt.width_plan(chain, 0.3334) == chain.widths
+
+
+def test_a_budget_whose_widths_had_to_be_lowered_says_so(caplog):
+    """Norm blocks of 3 + 5 and 4 + 4 channels at half their width are 1 + 2 and 2 + 2: one channel gives way."""
+    chain = arbitrary_chain(uneven_blocks(), {}, (3, 8, 8))
+    chain = arbitrary_chain(uneven_blocks(), {g.name: 1 for g in chain.graph.groups if not g.fixed}, (3, 8, 8))
+    asked = chain.graph.rounded_down(0.5)
+    plan = chain.graph.ratio_plan(0.5)
+    assert asked != plan
+    with caplog.at_level(logging.WARNING, logger="oskt_torchreid"):
+        choose_widths(chain, params=int(Costs(chain).count([plan]).params[0]))
+    assert "widths lowered to the next legal ones" in caplog.text
+
+
+def uneven_blocks():
+    """A norm of two blocks of 8 channels that four layers produce: 3 + 5 and 4 + 4."""
+
+    def forward(self, images):
+        parts = torch.cat([self.a(images), self.b(images), self.c(images), self.d(images)], 1)
+        return self.head(self.norm(parts))
+
+    layers = {name: conv(3, width) for name, width in zip("abcd", (3, 5, 4, 4), strict=True)}
+    return Network(forward, **layers, norm=nn.GroupNorm(2, 16), head=Head(16))
 
 
 def test_bisection_by_hand():
@@ -233,14 +305,17 @@ def test_latency_is_measured_here(small):
 
 
 @pytest.mark.slow
-def test_latency_with_onnxruntime(small):
+@pytest.mark.parametrize("name", ["osnet_x0_25", "shufflenet_v2_x0_5", "hacnn"])
+def test_latency_with_onnxruntime(name):
+    """The last two run code of students: index buffers, and weights of a mean over channels."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    student = expand_to_plan(small, small.widths)
-    seen = measure_latency(student, SIZE, threads=1, backend="onnxruntime", warmup=1, repeats=3)
+    size = input_size(name)
+    student = oskt.expand(arbitrary_chain(build(name), 0.4, size), 0.6)
+    seen = measure_latency(student, size, threads=1, backend="onnxruntime", warmup=1, repeats=3)
     assert seen.median_ms > 0 and seen.backend == "onnxruntime"
-    session = measuring._session(student.eval(), torch.rand(1, *SIZE), 1, "cpu")
-    images = torch.rand(1, *SIZE)
+    session = measuring._session(student.eval(), torch.rand(1, *size), 1, "cpu")
+    images = torch.rand(1, *size)
     (feature,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(feature), student(images), rtol=1e-3, atol=1e-4)

@@ -202,6 +202,12 @@ def test_backbones_whose_features_cannot_be_scaled(name):
     assert torch.allclose(found, distances(teacher, images)[0], rtol=1e-6)
 
 
+def test_a_neck_takes_the_factors_of_a_backbone_that_cannot():
+    model = NeckModel(build("mobilenetv2_x1_0"), 7, input_size=(3, 64, 32)).eval()
+    nn.init.uniform_(model.neck.weight, 0.5, 1.5)
+    check_distances(calibrate(model, torch.randn(8, 3, 64, 32)), (3, 64, 32))
+
+
 def test_a_students_file_needs_nothing_new(tmp_path):
     chain = WeightChain.from_teacher(build("osnet_x1_0"), 0.5, input_size=(3, 64, 32))
     student = oskt.expand(chain, like="osnet_x0_5", distance="teacher")

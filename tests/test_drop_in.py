@@ -88,6 +88,22 @@ def test_students_like_a_halved_resnet(teacher, block, layers, tmp_path, capsys)
     assert same(oskt.expand(chain_of(teacher), 0.5).state_dict(), student.state_dict())
 
 
+def test_a_student_with_a_neck_takes_its_place_without(tmp_path, capsys):
+    """The demonstration's teacher has a neck: its students do, and give it up for the stock model's form."""
+    chain = arbitrary_chain(models.build("oskt_osnet_x0_5", NUM_CLASSES), 0.5, SIZE)
+    student = oskt.expand(chain, like="osnet_x0_25")
+    assert all(name.startswith(("backbone.", "neck.", "classifier.")) for name in student.state_dict())
+    oskt.save_plain(oskt.without_neck(student), tmp_path / "osnet_x0_25.pth")
+    stock = models.build("osnet_x0_25", NUM_CLASSES)
+    torchreid.utils.load_pretrained_weights(stock, str(tmp_path / "osnet_x0_25.pth"))
+    said = capsys.readouterr().out
+    assert "Successfully loaded" in said and "discarded" not in said
+    student.feature = "before"
+    images = torch.randn(2, *SIZE)
+    with torch.no_grad():
+        assert torch.equal(stock.eval()(images), student(images))
+
+
 def test_a_file_in_half_precision_is_taken_in_full(tmp_path, capsys):
     student = oskt.expand(chain_of("osnet_x1_0"), like="osnet_x0_25")
     oskt.save_student(student, tmp_path / "student.pth", half=True)
@@ -119,6 +135,57 @@ def test_tensors_that_do_not_fit_each_other(tmp_path, name, change, message):
     content["state_dict"][name] = change(content["state_dict"][name]).clone()
     torch.save(content, path)
     with pytest.raises(CheckpointError, match=rf"tensors of '.*student.pth' do not fit each other: {message}"):
+        oskt.load_student(path)
+
+
+def _set(name, change):
+    return lambda content: content["state_dict"].update({name: change(content["state_dict"][name])})
+
+
+def _say(**facts):
+    return lambda content: content["oskt"].update(facts)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("fc.0.weight", lambda t: t.long()), r"'fc.0.weight' .* has 2 dimensions of torch.int64.*must have 2 of"),
+        (_set("fc.0.weight", lambda t: t > 0), "'fc.0.weight' .* of torch.bool"),
+        (_set("fc.0.weight", lambda t: t[0, 0]), "'fc.0.weight' .* has 0 dimensions of torch.float32"),
+        (_set("fc.0.weight", lambda t: t.to_sparse()), "'fc.0.weight' .*torch.sparse_coo"),
+        (
+            _set("fc.0.weight", lambda t: t * torch.nan),
+            "'fc.0.weight' .* NaN or infinite: .*diverged.*Nothing was load",
+        ),
+        (_set("fc.1.num_batches_tracked", lambda t: t.repeat(3)), "'fc.1.num_batches_tracked' .* has 1 dimensions"),
+        (_say(feature_dim=3), "features are 3 long, which no layer of it takes"),
+        (_say(feature_dim=-1), "is no student of this package"),
+        (_say(num_classes=-1), "is no student of this package"),
+        (_say(distance="tacher"), "is no student of this package"),
+        (_say(input_size=(3, 64)), "is no student of this package"),
+    ],
+)
+def test_files_that_say_what_no_student_is(tmp_path, change, message):
+    path = tmp_path / "student.pth"
+    oskt.save_student(oskt.expand(chain_of("osnet_x1_0"), like="osnet_x0_25"), path)
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=message):
+        oskt.load_student(path)
+
+
+def test_a_missing_order_of_channels_is_seen(tmp_path):
+    """An index buffer that is not there would mean: channels as they come."""
+    path = tmp_path / "student.pth"
+    oskt.save_student(oskt.expand(chain_of("shufflenet_v2_x0_5"), 0.6), path)
+    content = torch.load(path, weights_only=True)
+    name = next(name for name in content["state_dict"] if ".route_" in name)
+    del content["state_dict"][name]
+    torch.save(content, path)
+    with pytest.raises(
+        CheckpointError, match=f"description of the student's code is not one of this network: '{name}'"
+    ):
         oskt.load_student(path)
 
 

@@ -11,6 +11,7 @@ from test_tools import tool
 import oskt_torchreid as oskt
 from oskt_torchreid.host import models
 from oskt_torchreid.oskt.amounts import parse_amount
+from oskt_torchreid.oskt.expand import expand_to_plan
 
 COMMAND = tool("expand")
 
@@ -85,7 +86,52 @@ def test_the_table_with_latency(paths, capsys):
     assert COMMAND.main([paths[0], "--table", "--rows", "2", "--threads", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].split()[-2:] == ["latency", "spread"]
-    assert all(float(line.split()[-2].removesuffix("ms")) > 0 for line in lines[4:]) and len(lines) == 6
+    assert all(parse_amount("latency", line.split()[-2]) > 0 for line in lines[4:]) and len(lines) == 6
+
+
+def test_the_range_of_widths(paths, capsys):
+    assert COMMAND.main([paths[0], "--widths"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("students have ") and "conv5.conv" in printed and "output of the network" in printed
+
+
+def test_a_chain_that_has_some_groups_wider(tmp_path, capsys):
+    chain = arbitrary_chain(models.build("osnet_x0_25", NUM_CLASSES), {"conv?.*": 0.5}, (3, 64, 32))
+    chain.save(tmp_path / "chain.safetensors")
+    assert COMMAND.main([str(tmp_path / "chain.safetensors"), "--table", "--no-latency", "--rows", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[3:6]] == ["0.5+", "0.75+", "1"]
+    assert lines[6] == "+ some groups are wider, as in the chain (--widths prints them)"
+
+
+def test_a_ladder_gives_the_nearest_chain(tmp_path, capsys):
+    top = arbitrary_chain(models.build("osnet_x0_25", NUM_CLASSES), 0.5, (3, 64, 32))
+    below = oskt.WeightChain.from_student(expand_to_plan(top, top.widths), top, 0.5)
+    files = [str(tmp_path / name) for name in ("chain.safetensors", "chain-2.safetensors")]
+    for chain, path in zip((top, below), files, strict=True):
+        chain.save(path)
+    ladder, output = oskt.Ladder((top, below)), tmp_path / "student.pth"
+    for ratio, nearest in (("0.75", files[0]), ("0.3", files[1])):
+        assert COMMAND.main([*files, "--width", ratio, "-o", str(output)]) == 0
+        assert f"expanded from '{nearest}', the nearest of 2" in capsys.readouterr().out
+        expected = ladder.expand(float(ratio)).state_dict()
+        assert all(torch.equal(t, expected[name]) for name, t in oskt.load_student(output).state_dict().items())
+    assert COMMAND.main([*files, "--widths"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-4:]] == ["rung", "------", "1", "2"]
+    assert COMMAND.main([files[1], files[0], "--table"]) == 2
+    assert capsys.readouterr().err.startswith("error: the first chain of a ladder is one of a first teacher")
+
+
+def test_the_stock_form_of_a_student_with_a_neck(tmp_path, capsys):
+    chain = arbitrary_chain(models.build("oskt_osnet_x0_5", NUM_CLASSES), 0.5, (3, 64, 32))
+    chain.save(tmp_path / "chain.safetensors")
+    command = [str(tmp_path / "chain.safetensors"), "--like", "osnet_x0_25", "-o", str(tmp_path / "osnet_x0_25.pth")]
+    assert COMMAND.main(command) == 0
+    assert "its shapes under 'backbone.', and a neck; --plain" in capsys.readouterr().out
+    assert COMMAND.main([*command, "--plain"]) == 0
+    assert "the state dict loads strictly into it" in capsys.readouterr().out
+    content = torch.load(tmp_path / "osnet_x0_25.pth", weights_only=True)
+    models.build("osnet_x0_25", NUM_CLASSES).load_state_dict(content["state_dict"], strict=True)
 
 
 @pytest.mark.parametrize(

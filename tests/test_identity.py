@@ -84,6 +84,12 @@ def identity_errors(name: str, dtype: torch.dtype) -> tuple[dict[str, float], fl
     return errors, float((before - expected).abs().max() / spread)
 
 
+def test_the_table_has_every_backbone_of_the_host():
+    names = stock_names()
+    assert len(names) == len(set(names)) >= 49, "torchreid registers 49"
+    assert {"shufflenet", "shufflenet_v2_x1_0", "hacnn", "resnet50_ibn_a"} <= set(names), "those that need routing"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", stock_names())
 def test_identity(name: str) -> None:

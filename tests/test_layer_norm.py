@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,33 @@ def test_clusters_of_unequal_size_are_not_exact():
     found = errors(random_labels, parts=(4, 2, 1))
     assert found[1] <= 1e-10, "nothing is merged at full width"
     assert found[4] > 0.1, found
+
+
+def weighted(module, weights, tokens):
+    """A layer norm whose mean and variance count every slot as often as it has members."""
+    mean = (tokens * weights).sum(-1, keepdim=True)
+    variance = ((tokens - mean).square() * weights).sum(-1, keepdim=True)
+    return (tokens - mean) / (variance + module.eps).sqrt() * module.weight + module.bias
+
+
+def test_a_norm_that_counts_members_would_be_exact_for_any_clusters():
+    """What is missing for unequal clusters is these weights alone; without them the error is as large as the output."""
+    model = tiny().double()
+    traced = trace(model, IMAGE)
+    labels = random_labels(traced)
+    collapse(model, traced, labels)
+    images = torch.randn(8, *IMAGE, dtype=torch.float64)
+    expected = logits(model, images)
+    chain = WeightChain.from_labels(model, traced, labels)
+    student = expand_to_plan(chain, chain.widths)
+    error = float((logits(student, images) - expected).abs().max() / expected.std())
+    assert 0.1 < error < 2, error
+    for norm in traced.norms:
+        members = chain.layout.members[norm.channels[0]]
+        weights = torch.from_numpy(members[members > 0] / members.sum())
+        module = student.get_submodule(norm.module)
+        module.forward = partial(weighted, module, weights)
+    torch.testing.assert_close(logits(student, images), expected)
 
 
 # ---- balanced clustering -----------------------------------------------------------------------------------------

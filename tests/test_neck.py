@@ -10,7 +10,7 @@ from oskt_torchreid import models
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.host import models as host_models
-from oskt_torchreid.models import NeckModel, find_classifier, set_last_stride
+from oskt_torchreid.models import NeckModel, find_classifier, set_last_stride, without_neck
 
 BACKBONES = {"osnet_x0_25": 512, "resnet18": 512, "densenet121": 1024, "mobilenetv2_x1_0": 1280}
 SEVERAL_CLASSIFIERS = ("pcb_p4", "hacnn")
@@ -48,6 +48,53 @@ def test_feature_before_the_neck_is_the_backbones():
         expected = backbone(IMAGES)
         model = NeckModel(backbone, 5, feature="before").eval()
         assert torch.equal(model(IMAGES), expected)
+
+
+class OneFeature(nn.Module):
+    """A feature of one number, and one class."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(1, 1)
+
+    def forward(self, images):
+        feature = images.flatten(1)
+        return self.fc(feature) if self.training else feature
+
+
+def test_the_documented_example_of_a_folded_neck():
+    model = NeckModel(OneFeature(), 1, input_size=(1, 1, 1)).eval()
+    neck = model.neck
+    for tensor, value in (
+        (neck.weight, 2.0),
+        (neck.bias, 3.0),
+        (neck.running_mean, 1.0),
+        (model.classifier.weight, 5.0),
+    ):
+        tensor.data.fill_(value)
+    neck.running_var.fill_(4 - neck.eps)
+    stock = without_neck(model)
+    assert (stock.fc.weight.item(), stock.fc.bias.item()) == (pytest.approx(5), pytest.approx(10))
+    assert (model(torch.full((1, 1, 1, 1), 4.0)) @ model.classifier.weight).item() == pytest.approx(30)
+
+
+def test_the_stock_form_of_a_backbone_with_a_neck():
+    model = NeckModel(host_models.build("osnet_x0_25", 3), 5).eval()
+    for tensor in (*model.neck.parameters(), model.neck.running_mean, model.neck.running_var):
+        nn.init.uniform_(tensor, 0.5, 1.5)
+    before = copy.deepcopy(model.state_dict())
+    stock = without_neck(model)
+    twin = host_models.build("osnet_x0_25", 5)
+    twin.load_state_dict(stock.state_dict(), strict=True)
+    with torch.no_grad():
+        model.feature = "before"
+        assert torch.equal(twin.eval()(IMAGES), model(IMAGES))
+        for network in (model, twin):
+            network.training = True
+        torch.testing.assert_close(twin(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(ConfigError, match="OSNet is no network with a neck"):
+        without_neck(twin)
 
 
 def test_head_is_bias_free_and_small():

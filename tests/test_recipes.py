@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from chains import arbitrary_chain
 
 from oskt_torchreid.config import default_config, get, load_config
-from oskt_torchreid.errors import ChainError, ConfigError
+from oskt_torchreid.errors import ChainError, ConfigError, GraphError
+from oskt_torchreid.host import models
 from oskt_torchreid.host.engine import TransferEngine
 from oskt_torchreid.models import build_model
 from oskt_torchreid.oskt.chain import WeightChain
 from oskt_torchreid.oskt.students import load_student
 from oskt_torchreid.pipeline import rehearse, run
-from oskt_torchreid.pipeline.plan import make_plan
+from oskt_torchreid.pipeline.plan import check_start, make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "configs" / "paper" / "oskt"
@@ -277,11 +279,37 @@ def test_a_given_chain_is_checked_first(chain_file):
     for options, error, message in [
         (["oskt.teacher=teacher.pth"], ConfigError, "oskt.chain is given.* but oskt.teacher is 'teacher.pth'"),
         (["oskt.controls=['scratch']"], ConfigError, r"oskt.chain is given.* but oskt.controls is \['scratch'\]"),
+        (["oskt.ladder=[0.5, 0.25]"], ConfigError, r"nothing is refined, but oskt.ladder is \[0.5, 0.25\]; empty one"),
         (["model.name=osnet_x0_5"], ConfigError, "is a chain of 'osnet_x0_25', but model.name is 'osnet_x0_5'"),
         (["oskt.chain=absent.safetensors"], ChainError, "no file at 'absent.safetensors'"),
     ]:
+        config = small(f"oskt.chain={chain_file}", *options)
         with pytest.raises(error, match=message):
-            make_plan(small(f"oskt.chain={chain_file}", *options), 3)
+            check_start(config)
+            make_plan(config, 3)
+
+
+def test_a_run_that_would_train_nothing_is_refused(chain_file):
+    """With a trained teacher, a chain, or nothing but evaluation to do, no epoch is needed."""
+    message = "train.max_epoch is 0 and train.start_epoch 0, so that nothing would be trained; .* as oskt.teacher"
+    for options in ((), ("engine=triplet",)):
+        with pytest.raises(ConfigError, match=message):
+            run(small("train.max_epoch=0", *options))
+        with pytest.raises(ConfigError, match=message):
+            rehearse(small("train.max_epoch=0", *options))
+    with pytest.raises(ConfigError, match="train.max_epoch is 3 and train.start_epoch 3"):
+        run(small("train.max_epoch=3", "train.start_epoch=3"))
+    for options in ((f"oskt.chain={chain_file}",), ("oskt.teacher=t.pth",), ("engine=triplet", "test.evaluate=True")):
+        check_start(small("train.max_epoch=0", *options))
+
+
+def test_a_given_chain_whose_features_cannot_be_scaled(tmp_path):
+    size = (3, 64, 32)
+    chain = arbitrary_chain(models.build("mobilenetv2_x1_0", 3), 0.5, size)
+    chain.save(tmp_path / "chain.safetensors")
+    config = small(f"oskt.chain={tmp_path}/chain.safetensors", "model.name=mobilenetv2_x1_0", "oskt.distance=teacher")
+    with pytest.raises(GraphError, match="cannot be scaled for distance='teacher': .*relu6"):
+        make_plan(config, 3)
 
 
 # ---- files on files ------------------------------------------------------------------------------------------------

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from backbones import stock_names
 from small_networks import IMAGE, Head, Network, conv, of_everything
 from torch import nn
 from vits import IMAGE as VIT_IMAGE
 from vits import tiny
 
 import oskt_torchreid as oskt
+from oskt_torchreid.host.models import model_names
 from oskt_torchreid.report.support import exactness, support_table, width_grid
 
 
@@ -84,3 +88,16 @@ def test_table_in_markdown():
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells == ["osnet_x0_25", "587 k", "3015", "63", "575 plans; coarsest 1/2 (2 groups)", "exact", "yes"]
     assert neck.strip("| ").endswith("has one")
+
+
+def test_the_readme_shows_every_backbone():
+    """Made by ``python tools/graph.py --support``; one row is made again here."""
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("<!-- support:begin -->")[2].partition("<!-- support:end -->")[0]
+    rows = {cells[0]: cells for cells in map(_cells, table.strip().splitlines()[2:])}
+    assert set(stock_names()) | {name for name in model_names() if name.startswith("vit_")} == rows.keys()
+    assert rows["osnet_x0_25"] == _cells(support_table(["osnet_x0_25"]).splitlines()[2])
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("| ").split("|")]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from test_identity import collapse, logits
 from test_pipeline import SMALL
@@ -326,6 +327,17 @@ def test_imagenet_weights(tmp_path):
     assert torch.equal(model.cls_pos, state["pos_embed"][:, :1]) and torch.equal(model.part_token1, first)
     torch.testing.assert_close(model.pos_embed.data, resized_positions(state["pos_embed"][:, 1:], (4, 4), (4, 2)))
     assert "tensors taken (pos_embed interpolated" in account.summary()
+
+
+def test_a_network_of_timm_computes_the_same_here(tmp_path):
+    """The published weights' own program, with random weights: after loading, its class token is our feature."""
+    shape = {"img_size": (32, 16), "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+    theirs = timm.models.VisionTransformer(**shape, num_classes=9).eval()
+    ours = VisionTransformer(5, **TINY, num_parts=0).eval()
+    load_vit_weights(ours, file_of(theirs.state_dict(), tmp_path))
+    images = torch.randn(2, *IMAGE)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs.forward_features(images)[:, 0])
 
 
 def test_dino_weights(tmp_path):

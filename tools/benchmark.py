@@ -4,6 +4,7 @@ python tools/benchmark.py refine      one refinement step against one of the tea
 python tools/benchmark.py expand      expansion from a loaded chain
 python tools/benchmark.py accuracy --config-file configs/comparison/resnet18.yaml
 python tools/benchmark.py views       drawing the sets of a batch, beside a scan of the data set
+python tools/benchmark.py untrained log/oskt_osnet/chain.safetensors --config-file configs/oskt_osnet.yaml
 """
 
 import argparse
@@ -21,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from oskt_torchreid.config import load_config  # noqa: E402
 from oskt_torchreid.errors import OsktError  # noqa: E402
 from oskt_torchreid.models import backbone_names  # noqa: E402
+from oskt_torchreid.oskt.chain import WeightChain  # noqa: E402
+from oskt_torchreid.pipeline import untrained_table  # noqa: E402
 from oskt_torchreid.pipeline.comparison import compare  # noqa: E402
 from oskt_torchreid.report import benchmark, benchmark_views  # noqa: E402
 from oskt_torchreid.report.comparison import MARKDOWN_NAME  # noqa: E402
@@ -89,6 +92,14 @@ def show_views(arguments: argparse.Namespace) -> None:
     print(tabulate(rows, headers=("strategy", "ms per batch"), disable_numparse=True, stralign="right"))
 
 
+def show_untrained(arguments: argparse.Namespace) -> None:
+    """Prints the mAP of students as they are expanded, by choice of statistics and distance."""
+    config = load_config(arguments.config_file, arguments.options, {"data.root": arguments.root})
+    table = untrained_table(config, WeightChain.load(arguments.chain), arguments.students, arguments.batches)
+    print(f"mAP in % on {config.data.targets[0]}, before any fine-tuning")
+    print(table)
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -98,7 +109,7 @@ def _positive(text: str) -> int:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line of all subcommands; `run` is the chosen one."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=_positive, help="threads of torch (default: its own choice)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     refine = commands.add_parser("refine", help="one refinement step against one teacher-only step")
@@ -123,6 +134,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     views.add_argument("--views", type=_positive, default=8, help="frames of a set (default: 8)")
     views.add_argument("--rounds", type=_positive, default=30, help="timed batches (default: 30)")
     views.set_defaults(run=show_views)
+    untrained = commands.add_parser("untrained", help="mAP of a chain's students before any fine-tuning")
+    untrained.add_argument("chain", help="file that WeightChain.save or tools/main.py wrote")
+    untrained.add_argument("--options", nargs="*", default=[], help="KEY VALUE or KEY=VALUE, as in the YAML")
+    untrained.add_argument("--config-file", default="", help="of the run: its data and its test settings")
+    untrained.add_argument("--root", default="", help="folder that holds the data sets")
+    untrained.add_argument("--students", nargs="+", default=["width=0.5", "width=0.75"], help="as in oskt.students")
+    untrained.add_argument("--batches", type=_positive, default=24, help="for recalibration (default: 24)")
+    untrained.set_defaults(run=show_untrained)
     return parser.parse_args(arguments)
 
 

@@ -3,6 +3,9 @@
 python tools/expand.py chain.safetensors --latency 5ms -o student.pth
 python tools/expand.py chain.safetensors --like osnet_x0_5 -o student.pth
 python tools/expand.py chain.safetensors --table --no-latency
+python tools/expand.py chain.safetensors chain-2.safetensors --width 0.2 -o student.pth
+
+Several chains are a ladder, from wide to narrow: the student is expanded from the nearest.
 """
 
 import argparse
@@ -13,10 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch  # noqa: E402
+
 import oskt_torchreid as oskt  # noqa: E402
 from oskt_torchreid.deploy import measure_latency  # noqa: E402
 from oskt_torchreid.oskt.amounts import in_half_precision, show_amount  # noqa: E402
 from oskt_torchreid.oskt.counting import Costs  # noqa: E402
+from oskt_torchreid.oskt.expand import expand_to_plan  # noqa: E402
+from oskt_torchreid.oskt.search import held_groups  # noqa: E402
 from oskt_torchreid.oskt.students import choose_widths  # noqa: E402
 from oskt_torchreid.pipeline.wishes import parse_wish  # noqa: E402
 from oskt_torchreid.report.costs import cost_table, evenly_spaced  # noqa: E402
@@ -41,15 +48,17 @@ def _positive(text: str) -> int:
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("chain", help="file that WeightChain.save or tools/main.py wrote")
+    parser.add_argument("chains", nargs="+", metavar="chain", help="file that WeightChain.save or tools/main.py wrote")
     ways = parser.add_mutually_exclusive_group(required=True)
     for way, text in WAYS.items():
         ways.add_argument(f"--{way}", metavar=way.upper(), help=text)
     ways.add_argument(
         "--table", action="store_true", help="print what students of a range of widths cost, write nothing"
     )
-    parser.add_argument("-o", "--output", help="checkpoint to write; not with --table")
+    ways.add_argument("--widths", action="store_true", help="print which widths each channel group can have")
+    parser.add_argument("-o", "--output", help="checkpoint to write; not with --table or --widths")
     parser.add_argument("--half", action="store_true", help="write numbers in half precision")
+    parser.add_argument("--plain", action="store_true", help="write the stock form: no neck, a state dict alone")
     parser.add_argument("--attention", choices=("folded", "paper"), help="queries and keys (default: as the chain's)")
     parser.add_argument("--distance", choices=("none", "chain", "teacher"), default="none", help="of features")
     table = parser.add_argument_group("table")
@@ -61,34 +70,65 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     latency.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
     latency.add_argument("--backend", default="pytorch", choices=("pytorch", "onnxruntime"), help="default: pytorch")
     parsed = parser.parse_args(arguments)
-    if not parsed.table and not parsed.output:
+    if not (parsed.table or parsed.widths or parsed.output):
         parser.error("-o/--output says where the student goes, such as -o student.pth")
     return parsed
 
 
-def make_student(arguments: argparse.Namespace, chain: oskt.WeightChain) -> None:
-    """Writes the student and prints what it costs."""
+def load_ladder(paths: list[str]) -> oskt.Ladder | None:
+    """The chains as a ladder; ``None`` for a single one."""
+    return oskt.Ladder(tuple(map(oskt.WeightChain.load, paths))) if len(paths) > 1 else None
+
+
+def make_student(arguments: argparse.Namespace, chain: oskt.WeightChain, ladder: oskt.Ladder | None) -> None:
+    """Writes the student and prints what it costs; ``chain`` says which widths there are."""
     way, value = next((way, getattr(arguments, way)) for way in WAYS if getattr(arguments, way) is not None)
     wish = parse_wish(f"{way}={value}", "the command line")
     choice = choose_widths(chain, **wish, measure=_measure(arguments))
-    student = oskt.expand(chain, choice.widths, attention=arguments.attention, distance=arguments.distance)
+    nearest = ladder.nearest(choice.widths) if ladder else chain
+    student = expand_to_plan(nearest, choice.widths, arguments.attention, arguments.distance)
     half = arguments.half or (way == "size" and in_half_precision(value))
-    oskt.save_student(student, arguments.output, half=half)
+    if arguments.plain:
+        has_neck = isinstance(student, oskt.NeckModel)
+        oskt.save_plain(oskt.without_neck(student) if has_neck else student, arguments.output, half=half)
+    else:
+        oskt.save_student(student, arguments.output, half=half)
     counts = Costs(chain).count([choice.widths])
     costs = {"params": counts.params[0], "flops": counts.flops[0], "size": Path(arguments.output).stat().st_size}
     shown = ", ".join(f"{name} {show_amount(name, cost)}" for name, cost in costs.items())
-    print(f"{way}={value}: {choice}" if choice.budget is not None else f"{way}={value}")
+    print(f"{way}={value}: {choice}" if choice.budget is not None else f"{way}={value}{_form(arguments, student, way)}")
+    if ladder:
+        print(f"expanded from '{arguments.chains[ladder.chains.index(nearest)]}', the nearest of {len(ladder.chains)}")
     print(f"wrote {arguments.output}: {shown} (parameters and multiply-adds without the classifier)")
 
 
-def show_table(arguments: argparse.Namespace, chain: oskt.WeightChain) -> None:
+def _form(arguments: argparse.Namespace, student: torch.nn.Module, way: str) -> str:
+    """What a student like a stock model has in common with it."""
+    if way != "like":
+        return ""
+    if isinstance(student, oskt.NeckModel) and not (arguments.plain or arguments.like.startswith("oskt_")):
+        return ": its shapes under 'backbone.', and a neck; --plain writes the stock model's own form"
+    return ": its shapes; the state dict loads strictly into it"
+
+
+def show_table(arguments: argparse.Namespace, chain: oskt.WeightChain, _: oskt.Ladder | None) -> None:
     """Prints the costs of a range of widths."""
     measure = None if arguments.no_latency else _measure(arguments)
     size = "x".join(str(length) for length in chain.input_size[1:])
     print(f"params and FLOPs (multiply-adds of one {size} image) without the classifier, files with everything")
     if measure is not None:
         print(f"latency of {arguments.batch} image(s) by {arguments.backend} on {arguments.device}, median")
-    print(cost_table(chain, evenly_spaced(chain, arguments.rows), measure))
+    ratios = evenly_spaced(chain, arguments.rows)
+    print(cost_table(chain, ratios, measure))
+    if held_groups(chain, ratios[0]):
+        print("+ some groups are wider, as in the chain (--widths prints them)")
+
+
+def show_widths(_: argparse.Namespace, chain: oskt.WeightChain, ladder: oskt.Ladder | None) -> None:
+    """Prints the range of widths of every channel group, and of every chain of a ladder."""
+    print(chain.summary())
+    if ladder:
+        print(f"\n{ladder.summary()}")
 
 
 def _measure(arguments: argparse.Namespace) -> partial:
@@ -103,8 +143,10 @@ def main(arguments: list[str] | None = None) -> int:
     if parsed.latency:
         logging.getLogger("oskt_torchreid.oskt.search").setLevel(logging.INFO)  # every measurement
     try:
-        chain = oskt.WeightChain.load(parsed.chain)
-        (show_table if parsed.table else make_student)(parsed, chain)
+        ladder = load_ladder(parsed.chains)
+        chain = ladder.span if ladder else oskt.WeightChain.load(parsed.chains[0])
+        action = show_table if parsed.table else show_widths if parsed.widths else make_student
+        action(parsed, chain, ladder)
     except oskt.OsktError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

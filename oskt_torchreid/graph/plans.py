@@ -21,12 +21,19 @@ if TYPE_CHECKING:
 class WidthPlans:
     """The part of ``ChannelGraph`` that makes and checks width plans."""
 
-    def ratio_plan(self, ratio: float) -> dict[str, int]:
-        """Width plan of a width ratio: ``rounded_down``, and ``balanced`` where blocks would get unequal lengths."""
-        return self.balanced(self.rounded_down(ratio))
+    def ratio_plan(self, ratio: float, least: Mapping[str, int] | None = None) -> dict[str, int]:
+        """Width plan of a width ratio: ``rounded_down``, and ``balanced`` where blocks would get unequal lengths.
 
-    def rounded_down(self, ratio: float) -> dict[str, int]:
+        Args:
+            ratio: share of the channels to keep.
+            least: a legal plan below which no group goes, such as a chain's widths.
+        """
+        return self.balanced(self.rounded_down(ratio, least), least)
+
+    def rounded_down(self, ratio: float, least: Mapping[str, int] | None = None) -> dict[str, int]:
         """``floor(ratio * size)`` channels of each group, at least one; fixed groups whole. It may be no legal plan.
+
+        With ``least``, at least that many.
 
         Rounding down is what the stock families do (``mid_channels // 16`` gates), so that a ratio of 0.25 of
         ``osnet_x1_0`` gives exactly the widths of ``osnet_x0_25``.
@@ -36,30 +43,35 @@ class WidthPlans:
         """
         if not 0 < ratio <= 1:
             raise WidthError(f"width ratio {ratio} is outside of (0, 1]; give the share of the channels to keep")
-        return {g.name: g.size if g.fixed else max(1, int(ratio * g.size + 1e-6)) for g in self.groups}
+        widths = {g.name: g.size if g.fixed else max(1, int(ratio * g.size + 1e-6)) for g in self.groups}
+        return {name: max(width, least[name]) for name, width in widths.items()} if least else widths
 
-    def balanced(self, widths: Mapping[str, int]) -> dict[str, int]:
+    def balanced(self, widths: Mapping[str, int], least: Mapping[str, int] | None = None) -> dict[str, int]:
         """The nearest legal widths below: lowered where blocks side by side would get different lengths.
 
         In every block that is wider than the narrowest, the groups with the largest share of their channels give way,
         one channel at a time, until all axes agree. Example: blocks of 27 + 26 and 26 + 27 channels at widths 14 + 13
         and 13 + 13 become 13 + 13 each.
 
+        Args:
+            widths: width per group name.
+            least: narrowest width per group name; by default one channel, and fixed groups whole.
+
         Raises:
             WidthError: a block that cannot be as narrow as another one beside it.
         """
         width = np.array([widths[group.name] for group in self.groups])
-        while sum(self._lower(blocks, width) for blocks in self._blocked_groups):
+        lowest = np.array([least[group.name] if least else _least(group) for group in self.groups])
+        while sum(self._lower(blocks, width, lowest) for blocks in self._blocked_groups):
             pass  # what one axis gives up, others may have to give up as well
         return {group.name: int(value) for group, value in zip(self.groups, width, strict=True)}
 
-    def _lower(self, blocks: list[np.ndarray], width: np.ndarray) -> bool:
+    def _lower(self, blocks: list[np.ndarray], width: np.ndarray, least: np.ndarray) -> bool:
         """Lowers widths, ``[groups]``, in place, until the blocks of one axis agree; whether it had to."""
         totals = [int(width[groups].sum()) for groups in blocks]
         if max(totals) == min(totals):
             return False
         size = np.array([group.size for group in self.groups])
-        least = np.array([_least(group) for group in self.groups])
         for groups, total in zip(blocks, totals, strict=True):
             for _ in range(total - min(totals)):
                 share = np.where(width[groups] > least[groups], width[groups] / size[groups], 0)

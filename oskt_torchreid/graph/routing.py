@@ -51,6 +51,10 @@ class Routed(nn.Module):
             sources.append(self.get_submodule(call)(self._gather(sources, number)))
         return self._gather(sources, len(self.route_calls))
 
+    def ordered(self) -> list[bool]:
+        """Whether each call, and at last the output, has an index buffer."""
+        return [getattr(self, f"route_{number}") is not None for number in range(len(self.route_reads))]
+
     def _gather(self, sources: list[Tensor], number: int) -> Tensor:
         read = [sources[source] for source in self.route_reads[number]]
         joined = torch.cat(read, 1) if len(read) > 1 else read[0]
@@ -157,7 +161,7 @@ def describe_code(student: nn.Module, graph: ChannelGraph) -> dict:
     return {
         "splits": [[s.module, s.attribute, getattr(modules[s.module], s.attribute)] for s in graph.splits],
         "routes": [
-            [name, list(module.route_calls), [list(reads) for reads in module.route_reads]]
+            [name, list(module.route_calls), [list(reads) for reads in module.route_reads], module.ordered()]
             for name, module in modules.items()
             if isinstance(module, Routed)
         ],
@@ -180,9 +184,9 @@ def restore_code(model: nn.Module, code: Mapping, shapes: Mapping[str, tuple]) -
     try:
         for module, attribute, length in code.get("splits", ()):
             setattr(student.get_submodule(module), attribute, int(length))
-        for name, calls, reads in code.get("routes", ()):
-            names = [f"{name}.route_{number}" for number in range(len(calls) + 1)]
-            orders = [torch.empty(shapes[n], dtype=torch.int64) if n in shapes else None for n in names]
+        for name, calls, reads, ordered in code.get("routes", ()):
+            names = [f"{name}.route_{number}" if has_order else "" for number, has_order in enumerate(ordered)]
+            orders = [torch.empty(shapes[n], dtype=torch.int64) if n else None for n in names]
             _replace(student, name, Routed(student.get_submodule(name), calls, reads, orders))
         for name in code.get("weighted", ()):
             _set_weights(student.get_submodule(name), torch.empty(shapes[f"{name}.{WEIGHT}"]))

@@ -11,6 +11,7 @@ from .backbone_weights import load_backbone_weights
 from .bam import BAM, register_bams
 from .neck import PREFIX, NeckModel, find_classifier, register_neck_model, set_last_stride
 from .registration import backbone_names, register_wrapper
+from .stock_form import without_neck
 from .vit import VisionTransformer, register_vits
 from .vit_weights import LoadAccount, load_vit_weights
 
@@ -28,6 +29,7 @@ __all__ = [
     "register_all",
     "register_wrapper",
     "set_last_stride",
+    "without_neck",
 ]
 
 

@@ -64,6 +64,7 @@ class NeckModel(nn.Module):
         self.feature = feature
         self.feature_dim = backbone.get_submodule(name).in_features
         backbone.set_submodule(name, nn.Identity())
+        self.replaced = name
         self.backbone = backbone
         self.neck = nn.BatchNorm1d(self.feature_dim)
         self.neck.bias.requires_grad_(False)  # keeps the neck's features centred, as its authors do

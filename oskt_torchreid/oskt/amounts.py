@@ -55,7 +55,12 @@ def show_amount(way: str, amount: float) -> str:
     """An amount with three digits and a unit: 2193616 parameters -> '2.19M'."""
     units = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
     if way == "latency":
-        return f"{amount:.3g}ms"
+        return f"{amount:.3g}ms" if amount < 999.5 else f"{amount / 1e3:.3g}s"
     unit = max((name for name, scale in units.items() if amount >= 0.9995 * scale), key=units.get, default="")
     digits = f"{amount / units[unit]:#.3g}".rstrip(".") if unit else f"{amount:.0f}"
     return f"{digits}{unit}{'B' if way == 'size' else ''}"
+
+
+def show_ratio(ratio: float) -> str:
+    """A width ratio with four digits, rounded up: typed in again it makes no group narrower. 1/3 -> '0.3334'."""
+    return f"{math.ceil(1e4 * ratio - 1e-6) / 1e4:g}"

@@ -11,6 +11,7 @@ from ..errors import WidthError
 from ..graph import ChannelGraph, Tie
 from ..graph.shell import student_shapes
 from ..host.models import inner_names, is_classifier, is_foreign_classifier
+from .amounts import show_ratio
 from .chain import WeightChain
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -25,8 +26,8 @@ def check_range(chain: WeightChain, plan: Mapping[str, int]) -> None:
         ratio = max(least / chain.graph.sizes[group] for group, _, least in narrower)
         raise WidthError(
             f"width {got} of group '{name}' is outside of [{least}, {chain.graph.sizes[name]}], from the chain's to "
-            f"the teacher's ({len(narrower)} groups are too narrow); ask for a ratio of at least {ratio:.3g}, or "
-            "refine a narrower chain"
+            f"the teacher's ({len(narrower)} groups are too narrow); ask for a ratio of at least {show_ratio(ratio)}, "
+            "or refine a narrower chain"
         )
 
 

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from .. import files
-from ..errors import ChainError, ConfigError, OsktError
+from ..errors import ChainError
 from ..graph import ChannelGraph, FeaturePath
-from ..graph.routing import describe_code
-from ..graph.storage import from_arrays, to_arrays
 from ..host.models import ModelSpec
-from . import descent, network
+from . import chain_file, descent, network, validation
 from .algebra import average_rows, rows_first
 from .clustering import cluster_teacher
 from .folding import check_attention
 from .layout import Layout
 from .widths import Width, full_plan
-
-FORMAT = "oskt-weight-chain"
-VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +91,7 @@ class WeightChain:
         graph = graph or network.trace(teacher, input_size)
         widths = full_plan(graph, width)
         state = network.state_of(teacher)
-        _check_graph_fits(graph, state)
+        validation.check_graph_fits(graph, state)
         normalize = bool(graph.attentions) if normalize_rows is None else normalize_rows
         labels = cluster_teacher(graph, state, widths, normalize, clustering, seed)
         return cls.from_labels(teacher, graph, labels, attention)
@@ -124,8 +117,8 @@ class WeightChain:
             ChainError: labels or a graph that do not fit, or weights that are not finite.
         """
         state = network.state_of(teacher)
-        _check_graph_fits(graph, state)
-        _check_labels(graph, teacher_to_chain)
+        validation.check_graph_fits(graph, state)
+        validation.check_labels(graph, teacher_to_chain)
         labels = {group.name: np.asarray(teacher_to_chain[group.name], np.int64) for group in graph.groups}
         layout = Layout(graph, labels, _cluster_counts(labels))
         tied = {tie.tensor for tie in graph.ties}
@@ -218,7 +211,7 @@ class WeightChain:
         """Raises ``ChainError`` unless a network has the names and shapes of the chain's teacher."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
         try:
-            _check_tensors("teacher tensor", network.state_of(teacher), shapes)
+            validation.check_tensors("teacher tensor", network.state_of(teacher), shapes)
         except ChainError as error:
             raise ChainError(f"the chain was not made of this {type(teacher).__name__}: {error}") from error
 
@@ -242,44 +235,13 @@ class WeightChain:
         Raises:
             ChainError: says which tensor or group, what it is and what it must be.
         """
-        state = self.model.state_dict()
-        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        _check_labels(self.graph, self.teacher_to_chain)
-        descent.check_origin(self.graph, self.origin_to_teacher)
-        _check_graph_fits(self.graph, state)
-        tied = {tie.tensor for tie in self.graph.ties}
-        narrow = dict(shapes)
-        for tie in self.graph.ties:
-            if tie.role == "row":
-                axis, is_matrix = self.layout.axis(tie), tie.tensor in self.graph.matrices
-                shape = list(rows_first(state[tie.tensor], tie).shape if is_matrix else shapes[tie.tensor])
-                shape[0 if is_matrix else tie.axis] = axis.blocks * axis.length
-                narrow[tie.tensor] = tuple(shape)
-        vectors = [name for name in shapes if name in tied and name not in self.graph.matrices]
-        _check_tensors("chain row", self.rows, {name: narrow[name] for name in self.graph.matrices})
-        _check_tensors("vector", self.vectors, {name: shapes[name] for name in vectors})
-        _check_tensors("fixed tensor", self.fixed, {name: shapes[name] for name in shapes if name not in tied})
-        _check_tensors("statistic", self.statistics, {name: narrow[name] for name in self.statistics if name in narrow})
+        validation.validate(self)
 
     # ---- files ---------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
         """Writes the chain as one safetensors file, whole or not at all."""
-        arrays, description = to_arrays(self.graph)
-        labels = np.empty(self.graph.num_channels, np.int32)
-        for group in self.graph.groups:
-            labels[group.channels] = self.teacher_to_chain[group.name]
-        arrays["teacher_to_chain"] = labels
-        arrays["origin_to_teacher"], origin_lengths = descent.join_origin(self.graph, self.origin_to_teacher)
-        tensors = {f"graph/{name}": torch.from_numpy(array) for name, array in arrays.items()}
-        for kind in _KINDS:
-            tensors.update({f"{kind}/{name}": tensor for name, tensor in getattr(self, kind).items()})
-        spec = asdict(self.spec) if self.spec else None
-        metadata = {"format": FORMAT, "version": VERSION, "model": spec, "graph": description, "origin": origin_lengths}
-        metadata["attention"] = self.attention
-        if self.origin_to_teacher:
-            metadata["code"] = describe_code(self.model, self.graph)
-        files.save_tensors(path, tensors, metadata)
+        chain_file.write(self, path)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None) -> WeightChain:
@@ -292,61 +254,7 @@ class WeightChain:
         Raises:
             ChainError: missing, truncated, foreign or damaged file, or a chain of another network.
         """
-        tensors, metadata = files.load_tensors(path, ChainError)
-        said = [metadata.get(key) for key in ("format", "version")] if isinstance(metadata, dict) else [None, None]
-        if said != [FORMAT, VERSION]:
-            raise ChainError(
-                f"'{path}' is no weight chain of version {VERSION} (it says format {said[0]!r}, version {said[1]!r}); "
-                "give a file written by WeightChain.save"
-            )
-        try:
-            chain = cls._assemble(path, tensors, metadata, model)
-            chain.validate()
-        except OsktError as error:
-            raise ChainError(f"'{path}' cannot be used as a weight chain: {error}") from error
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = f"{type(error).__name__}: {error}"  # metadata of other types than were written
-            raise ChainError(f"'{path}' cannot be used as a weight chain: it is damaged ({reason})") from error
-        return chain
-
-    @classmethod
-    def _assemble(cls, path: str | Path, tensors: dict[str, Tensor], metadata: dict, model: nn.Module | None):
-        parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*_KINDS, "graph")}
-        for key, tensor in tensors.items():
-            kind, _, name = key.partition("/")
-            if kind not in parts:
-                raise ChainError(f"it holds a tensor '{key}' of unknown kind; kinds: {', '.join(parts)}")
-            parts[kind][name] = tensor
-        arrays = {name: tensor.numpy() for name, tensor in parts.pop("graph").items()}
-        graph = from_arrays(arrays, metadata.get("graph") or {})
-        labels = arrays.get("teacher_to_chain", np.empty(0, np.int32)).astype(np.int64)
-        if labels.shape != (graph.num_channels,):
-            raise ChainError(f"it labels {labels.shape} channels, its graph has {graph.num_channels}")
-        spec = _spec(metadata.get("model"), needed=model is None)
-        if model is None and spec is None:
-            raise ChainError(
-                "its teacher is not a registered model; pass the teacher's network: WeightChain.load(path, model=...)"
-            )
-        skeleton = network.skeleton_of(model) if model is not None else network.new_skeleton(spec)
-        origin = arrays.get("origin_to_teacher", np.empty(0, np.int32))
-        origin = descent.cut_origin(graph, origin, metadata.get("origin") or [])
-        if origin:
-            others = {**parts["vectors"], **parts["fixed"]}
-            skeleton = descent.narrow_skeleton(skeleton, metadata.get("code") or {}, graph, parts["rows"], others)
-        teacher_to_chain = {group.name: labels[group.channels] for group in graph.groups}
-        attention = check_attention(metadata.get("attention", "folded"))
-        return cls(
-            graph=graph,
-            teacher_to_chain=teacher_to_chain,
-            model=skeleton,
-            spec=spec,
-            attention=attention,
-            origin_to_teacher=origin,
-            **parts,
-        )
-
-
-_KINDS = ("rows", "vectors", "fixed", "statistics")
+        return chain_file.read(path, model, cls)
 
 
 def _cluster_counts(teacher_to_chain: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -355,53 +263,3 @@ def _cluster_counts(teacher_to_chain: Mapping[str, np.ndarray]) -> dict[str, int
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone()
-
-
-def _spec(model: dict | None, needed: bool) -> ModelSpec | None:
-    if model is None:
-        return None
-    try:
-        spec = ModelSpec(str(model["name"]), int(model["num_classes"]), str(model["loss"]))
-        network.models.builder_of(spec.name)
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
-        if not needed and isinstance(error, ConfigError):
-            return None  # registered where the chain was made, not here; the network itself is given
-        raise ChainError(f"its teacher's model {model!r} cannot be built here: {error}") from error
-    return spec
-
-
-def _check_labels(graph: ChannelGraph, teacher_to_chain: Mapping[str, np.ndarray]) -> None:
-    for group in graph.groups:
-        labels = teacher_to_chain.get(group.name)
-        if labels is None or np.shape(labels) != (group.size,):
-            raise ChainError(f"group '{group.name}' of {group.size} channels has no label for each of them")
-        if labels.min() < 0 or len(np.unique(labels)) != labels.max() + 1:
-            raise ChainError(f"labels of group '{group.name}' are not 0..K-1 with every cluster in use")
-
-
-def _check_graph_fits(graph: ChannelGraph, state: Mapping[str, Tensor]) -> None:
-    for tie in graph.ties:
-        expected = tie.shaped(tie.channels.shape[1])
-        found = state[tie.tensor].shape if tie.tensor in state else None
-        if found is None or len(found) <= tie.axis or found[tie.axis] != expected:
-            raise ChainError(
-                f"the channel graph belongs to another network: axis {tie.axis} of '{tie.tensor}' must be {expected} "
-                f"long, the network has {'no such tensor' if found is None else tuple(found)}"
-            )
-    for name in sorted(graph.matrices | graph.heads):
-        if name not in graph.matrices or graph.row_tie(name) is None:
-            raise ChainError(f"the channel graph is damaged: '{name}' is no matrix with rows in it")
-
-
-def _check_tensors(kind: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple]) -> None:
-    missing = sorted(shapes.keys() - tensors.keys())
-    unexpected = sorted(tensors.keys() - shapes.keys())
-    if missing or unexpected:
-        raise ChainError(
-            f"{len(missing)} {kind}s are missing {missing[:3]} and {len(unexpected)} unexpected {unexpected[:3]}"
-        )
-    for name, tensor in tensors.items():
-        if tuple(tensor.shape) != tuple(shapes[name]):
-            raise ChainError(f"{kind} '{name}' has shape {tuple(tensor.shape)}, it must be {tuple(shapes[name])}")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ChainError(f"{kind} '{name}' has values that are NaN or infinite")

@@ -15,7 +15,7 @@ from ..graph.routing import describe_code
 from ..host.models import ModelSpec, set_feature_dim
 from .algebra import average_rows, gather_rows, rows_first, sum_columns
 from .chain import WeightChain
-from .distance import scale_features
+from .distance import DISTANCES, scale_features
 from .folding import attention_factors, fold
 from .layout import Layout, student_to_chain
 
@@ -114,6 +114,11 @@ class StudentRecord:
         student.student_record = self
         return student
 
+    def is_possible(self) -> bool:
+        """Whether the numbers are those of any network."""
+        sizes = len(self.input_size) == 3 and min(self.input_size) > 0
+        return sizes and self.num_classes > 0 and self.feature_dim >= 0 and self.distance in DISTANCES
+
     def to_dict(self) -> dict:
         """Plain values, for a file."""
         return {"format": "oskt-student", **asdict(self)}
@@ -126,7 +131,9 @@ class StudentRecord:
                 numbers = int(content["num_classes"]), str(content["loss"]), int(content["feature_dim"])
                 distance = str(content.get("distance", "none"))
                 size = tuple(int(length) for length in content.get("input_size", cls.input_size))
-                return cls(str(content["name"]), *numbers, content["code"], distance, size)
+                record = cls(str(content["name"]), *numbers, content["code"], distance, size)
+                if record.is_possible():
+                    return record
         except (KeyError, TypeError, ValueError):
             pass
         raise CheckpointError(f"'{path}' is no student of this package (no valid 'oskt' entry); see save_student")

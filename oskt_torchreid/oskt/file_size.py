@@ -43,11 +43,20 @@ def file_content(student: nn.Module, half: bool = False) -> dict:
     record = getattr(student, "student_record", None)
     if not isinstance(record, StudentRecord):
         raise CheckpointError(f"this {type(student).__name__} was not made by expand; save it with torch.save instead")
-    state = student.state_dict()
+    return {"state_dict": file_state(student, half), "oskt": record.to_dict()}
+
+
+def file_state(network: nn.Module, half: bool = False) -> dict[str, Tensor]:
+    """The state dict of a network as it is written.
+
+    Raises:
+        CheckpointError: values beyond the range of half precision.
+    """
+    state = network.state_dict()
     if half:
         for name, tensor in state.items():
             state[name] = _halved(name, tensor) if tensor.is_floating_point() else tensor
-    return {"state_dict": state, "oskt": record.to_dict()}
+    return state
 
 
 def _halved(name: str, tensor: Tensor) -> Tensor:

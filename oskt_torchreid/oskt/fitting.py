@@ -1,12 +1,49 @@
-"""Whether the tensors of a student's file fit each other: one image is sent through the network that they make."""
+"""Whether the tensors of a student's file make its network: names and kinds, then one image is sent through it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..errors import CheckpointError
+
+
+def check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, target: str) -> None:
+    """Raises ``CheckpointError`` unless tensors have the names, kinds of numbers and dimensions of a network.
+
+    Args:
+        state: of a file.
+        expected: of the network, in any widths.
+        source: where they come from, for the message.
+        target: what they are to make, for the message.
+    """
+    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{source} does not make a student of {target}: {len(missing)} tensors are missing {missing[:3]}, "
+            f"{len(unexpected)} unexpected {unexpected[:3]}"
+        )
+    for name, tensor in state.items():
+        if _kind(tensor) != _kind(expected[name]):
+            raise CheckpointError(
+                f"tensor '{name}' of {source} has {tensor.dim()} dimensions of {tensor.dtype} ({tensor.layout}), it "
+                f"must have {expected[name].dim()} of {expected[name].dtype} (torch.strided). Nothing was loaded; give "
+                "a file that save_student wrote"
+            )
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"tensor '{name}' of {source} has values that are NaN or infinite: the training that made it diverged, "
+                "or the file is damaged. Nothing was loaded"
+            )
+
+
+def _kind(tensor: Tensor) -> tuple:
+    """What does not depend on widths, nor on the precision of a file."""
+    numbers = (tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool)
+    return tensor.dim(), tensor.layout, *numbers
 
 
 def check_tensors_fit(student: nn.Module, input_size: tuple[int, ...], source: str) -> None:

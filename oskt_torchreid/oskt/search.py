@@ -2,11 +2,15 @@
 
 A group of ``N`` channels changes its width at the ratios ``1/N .. N/N``, so a network has finitely many different
 uniform plans. Example: groups of 4 and 6 channels change at 1/6, 1/4, 1/3, 1/2, 2/3, 3/4, 5/6 and 1.
+
+No group is narrower than in the chain. Where a chain has some groups wider than others (it was made like a stock model
+that keeps its feature whole, say), these stay as they are until the ratio reaches them: its own widths come first.
 """
 
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,10 +19,11 @@ import numpy as np
 from torch import nn
 
 from ..errors import WidthError
-from .amounts import in_half_precision, parse_amount, show_amount
+from .amounts import in_half_precision, parse_amount, show_amount, show_ratio
 from .chain import WeightChain
 from .counting import Costs
 from .expand import expand_to_plan
+from .widths import report_lowered
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +52,7 @@ class Choice:
         budget: the bound, in parameters, multiply-adds, bytes or milliseconds; ``None`` without one.
         cost: what the widths cost in the same unit.
         half: whether ``cost`` is the size of a file in half precision.
+        held: number of groups that the chain has wider than the ratio.
     """
 
     widths: dict[str, int]
@@ -55,33 +61,37 @@ class Choice:
     budget: float | None = None
     cost: float | None = None
     half: bool = False
+    held: int = 0
 
     def __str__(self) -> str:
         if self.budget is None:
-            return self.way if self.ratio is None else f"width ratio {self.ratio:.4g}"
+            return self.way if self.ratio is None else f"width ratio {show_ratio(self.ratio)}"
+        held = f" ({self.held} groups wider, as in the chain)" if self.held else ""
         share, note = self.cost / self.budget, ""
         if self.way == "latency":
             below = "the teacher's own width" if self.ratio == 1 else "the closest below the budget"
             note = ", within 5 % of the budget" if share >= CLOSE_ENOUGH else f", {below}"
         shown = (show_amount(self.way, amount) for amount in (self.cost, self.budget))
-        return f"width ratio {self.ratio:.4g}: {self.way} {' of '.join(shown)} ({share:.1%}{note})"
+        return f"width ratio {show_ratio(self.ratio)}{held}: {self.way} {' of '.join(shown)} ({share:.1%}{note})"
 
 
 def ratios_of(chain: WeightChain) -> np.ndarray:
-    """Every width ratio at which some group's width changes, from the narrowest that the chain can give, increasing."""
-    free = [group for group in chain.graph.groups if not group.fixed]
-    sizes = sorted({group.size for group in free})
-    ratios = np.unique(np.concatenate([np.arange(1, size + 1) / size for size in sizes] or [[1.0]]))
-    least = max((chain.widths[g.name] / g.size for g in free if chain.widths[g.name] > 1), default=0)
-    ratios = ratios[ratios >= least]
-    first = next((index for index, ratio in enumerate(ratios) if _reaches(chain, ratio)), len(ratios) - 1)
-    return ratios[first:]
+    """Every width ratio at which some group gets wider, increasing; before them the one of the chain's own widths."""
+    own = chain.widths
+    ranges = {(own[group.name], group.size) for group in chain.graph.groups if own[group.name] < group.size}
+    if not ranges:
+        return np.ones(1)
+    wider = np.unique(np.concatenate([np.arange(least + 1, size + 1) / size for least, size in ranges]))
+    first = max(least / size for least, size in ranges if least / size < wider[0])
+    ratios = np.concatenate([[first], wider])
+    same = bisect_right(ratios, False, key=lambda ratio: chain.graph.ratio_plan(ratio, own) != own)
+    return ratios[max(0, same - 1) :]
 
 
-def _reaches(chain: WeightChain, ratio: float) -> bool:
-    """Whether a ratio's plan is at least as wide as the chain everywhere (balancing may have lowered some groups)."""
-    plan = chain.graph.ratio_plan(ratio)
-    return all(plan[name] >= width for name, width in chain.widths.items())
+def held_groups(chain: WeightChain, ratio: float) -> int:
+    """How many groups a chain has wider than a ratio gives them."""
+    plan = chain.graph.rounded_down(ratio)
+    return sum(width > plan[name] for name, width in chain.widths.items())
 
 
 def widest_within(chain: WeightChain, way: str, budget: float | str, measure: Measure | None = None) -> Choice:
@@ -107,12 +117,14 @@ def widest_within(chain: WeightChain, way: str, budget: float | str, measure: Me
     if cost(0) > amount:
         smallest, largest = (show_amount(way, cost(index)) for index in (0, len(ratios) - 1))
         raise WidthError(
-            f"{way}={budget!r} cannot be met: students of this chain have from {smallest} (width ratio "
-            f"{ratios[0]:.3g}) to {largest} (the teacher's width); ask for at least {smallest}, or refine a "
-            "narrower chain"
+            f"{way}={budget!r} cannot be met: students of this chain have from {smallest} (the chain's own widths, "
+            f"ratio {show_ratio(ratios[0])}) to {largest} (the teacher's width); ask for at least {smallest}, or "
+            "refine a narrower chain"
         )
     index = _bisect(cost, len(ratios) - 1, amount, CLOSE_ENOUGH * amount if way == "latency" else amount)
-    choice = Choice(cost.plan(index), way, float(ratios[index]), amount, cost(index), half)
+    ratio, plan = float(ratios[index]), cost.plan(index)
+    report_lowered(chain.graph.rounded_down(ratio, chain.widths), plan)
+    choice = Choice(plan, way, ratio, amount, cost(index), half, held_groups(chain, ratio))
     logger.info("%s=%s gives %s", way, budget, choice)
     return choice
 
@@ -139,10 +151,11 @@ class _Memory:
 
     def __init__(self, chain: WeightChain, ratios: np.ndarray, cost: Callable[[dict[str, int]], float]) -> None:
         self._graph, self._ratios, self._cost = chain.graph, ratios, cost
+        self._least = chain.widths
         self._known: dict[tuple[int, ...], float] = {}
 
     def plan(self, index: int) -> dict[str, int]:
-        return self._graph.ratio_plan(float(self._ratios[index]))
+        return self._graph.ratio_plan(float(self._ratios[index]), self._least)
 
     def __call__(self, index: int) -> float:
         plan = self.plan(index)

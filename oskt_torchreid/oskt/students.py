@@ -17,8 +17,8 @@ from ..host import models
 from .budget import check_range, plan_like, shapes_of
 from .chain import WeightChain
 from .expand import StudentRecord, expand_to_plan
-from .file_size import file_content
-from .fitting import check_tensors_fit
+from .file_size import file_content, file_state
+from .fitting import check_tensors, check_tensors_fit
 from .search import Choice, Measure, widest_within
 from .widths import Width, full_plan
 
@@ -137,6 +137,20 @@ def save_student(student: nn.Module, path: str | Path, half: bool = False) -> No
     files.save_checkpoint(path, file_content(student, half))
 
 
+def save_plain(network: nn.Module, path: str | Path, half: bool = False) -> None:
+    """Writes a state dict alone, ``{"state_dict": ...}``, for programs that know the network by its name.
+
+    Args:
+        network: any; of one with a neck, ``without_neck`` makes the stock form first.
+        path: written whole or not at all.
+        half: numbers in half precision, for half the bytes.
+
+    Raises:
+        CheckpointError: values beyond the range of half precision.
+    """
+    files.save_checkpoint(path, {"state_dict": file_state(network, half)})
+
+
 def load_student(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """Reads a student that ``save_student`` wrote; everything is checked before anything is returned.
 
@@ -160,15 +174,15 @@ def load_student(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     except GraphError as error:
         raise CheckpointError(f"'{path}' does not make a student of {type(model).__name__}: {error}") from error
     expected = student.state_dict()
-    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    if missing or unexpected:
-        raise CheckpointError(
-            f"'{path}' does not make a student of {record.name or type(model).__name__}: {len(missing)} tensors are "
-            f"missing {missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}"
-        )
-    full = {name: t.to(expected[name].dtype) if t.is_floating_point() else t for name, t in state.items()}
+    check_tensors(state, expected, f"'{path}'", record.name or type(model).__name__)
+    full = {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
     student = rebuild(student, full).eval()
     check_tensors_fit(student, record.input_size, str(path))
+    if record.feature_dim and record.feature_dim not in {t.shape[1] for t in state.values() if t.dim() == 2}:
+        raise CheckpointError(
+            f"'{path}' says that its features are {record.feature_dim} long, which no layer of it takes; give a file "
+            "that save_student wrote"
+        )
     return record.attach(student)
 
 

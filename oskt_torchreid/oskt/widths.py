@@ -39,6 +39,12 @@ def full_plan(graph: ChannelGraph, width: Width) -> dict[str, int]:
         asked = graph.rounded_down(float(width))
     graph.check_widths(asked)
     plan = graph.balanced(asked)
+    report_lowered(asked, plan)
+    return plan
+
+
+def report_lowered(asked: Mapping[str, int], plan: Mapping[str, int]) -> None:
+    """Warns of the groups whose widths were lowered to make a plan legal."""
     lowered = [f"'{name}' {asked[name]} -> {plan[name]}" for name in asked if plan[name] != asked[name]]
     if lowered:
         more = f" and {len(lowered) - 5} more" if len(lowered) > 5 else ""
@@ -47,7 +53,6 @@ def full_plan(graph: ChannelGraph, width: Width) -> dict[str, int]:
             ", ".join(lowered[:5]),
             more,
         )
-    return plan
 
 
 def _named(graph: ChannelGraph, widths: Mapping[str, float]) -> dict[str, int]:

@@ -2,5 +2,6 @@
 
 from .dry_run import rehearse
 from .run import run
+from .untrained import untrained_table
 
-__all__ = ["rehearse", "run"]
+__all__ = ["rehearse", "run", "untrained_table"]

@@ -27,7 +27,7 @@ from ..oskt.counting import Costs
 from ..oskt.engine import OSKTEngine
 from ..oskt.expand import expand_to_plan
 from .baselines import FILE_METHOD, method_of
-from .plan import RunPlan, make_plan, stand_in_chain
+from .plan import RunPlan, check_start, make_plan, stand_in_chain
 from .training import Trainer, network_size
 
 IDENTITIES = 2
@@ -110,6 +110,7 @@ def rehearse(config: Any, plan: RunPlan | None = None, step: bool = True) -> Reh
     Raises:
         OsktError: as the run itself would, before it trains.
     """
+    check_start(config)
     with _rehearsal_config(config) as small:
         trainer = Trainer(small)
         num_classes = trainer.num_classes

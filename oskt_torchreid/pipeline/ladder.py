@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
@@ -15,6 +16,7 @@ from ..errors import ConfigError
 from ..oskt.chain import WeightChain
 from ..oskt.engine import OSKTEngine
 from ..oskt.expand import expand_to_plan
+from ..oskt.ladder import Ladder
 from ..oskt.losses import row_dispersion
 from ..oskt.sstudent import Refinement
 from ..oskt.students import width_plan
@@ -22,6 +24,7 @@ from .stages import Facts, Stage
 from .training import Trainer, first_target
 
 Widths = dict[str, int]
+logger = logging.getLogger(__name__)
 
 
 def plan_rungs(anything: WeightChain, entries: Sequence[tuple[str, dict[str, Any]]]) -> tuple[Widths, ...]:
@@ -89,6 +92,12 @@ def refine_rung(
 
     facts = stage.complete(work)
     return WeightChain.load(path, model=above.model), key, facts
+
+
+def log_ladder(chains: Sequence[WeightChain]) -> None:
+    """Says in the log which widths each chain of a ladder gives."""
+    if len(chains) > 1:
+        logger.info("students come from the nearest of these chains:\n%s", Ladder(tuple(chains)).summary())
 
 
 def save_unrefined(chain: WeightChain, teacher: nn.Module, path: Path) -> Facts:

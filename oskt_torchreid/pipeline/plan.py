@@ -94,6 +94,26 @@ def make_plan(config: Any, num_classes: int) -> RunPlan:
     return RunPlan(teacher, graph, rungs[0], students, tuple(config.oskt.controls), rungs=rungs[1:])
 
 
+def check_start(config: Any) -> None:
+    """Raises ``ConfigError`` where a run would start from two things, or from none."""
+    oskt = config.oskt
+    for key in ("controls", "ladder"):
+        if oskt.chain and oskt[key]:
+            raise ConfigError(
+                f"oskt.chain is given, so nothing is refined, but oskt.{key} is {list(oskt[key])!r}; empty one of them "
+                "(with oskt.teacher, baselines beside a given chain are named in oskt.students: slice:width=0.5)"
+            )
+    is_oskt = (config.engine or config.loss.name) == "oskt"
+    given = oskt.chain or oskt.teacher if is_oskt else config.test.evaluate
+    node = config.train
+    if not given and node.start_epoch >= node.max_epoch:
+        raise ConfigError(
+            f"train.max_epoch is {node.max_epoch} and train.start_epoch {node.start_epoch}, so that nothing would be "
+            "trained; set max_epoch above it, give a trained teacher as oskt.teacher, or set test.evaluate to evaluate "
+            "a network as it is"
+        )
+
+
 def _teacher(config: Any, num_classes: int) -> nn.Module:
     """The teacher's network, with the weights of its checkpoint, or those that its training starts from."""
     path = config.oskt.teacher
@@ -153,11 +173,6 @@ def _students(
 def _plan_of_chain(config: Any, num_classes: int) -> RunPlan:
     """Students of a chain that an earlier run refined, perhaps on other data; baselines where its teacher is given."""
     oskt = config.oskt
-    if oskt.controls:
-        raise ConfigError(
-            f"oskt.chain is given, so nothing is refined that oskt.controls {oskt.controls} could be compared with; "
-            "name them in oskt.students, such as slice:width=0.5, with oskt.teacher"
-        )
     chain = WeightChain.load(oskt.chain)
     name = chain.spec.name if chain.spec else ""
     if name.removeprefix("oskt_") != config.model.name.removeprefix("oskt_"):
@@ -183,6 +198,7 @@ def _plan_of_chain(config: Any, num_classes: int) -> RunPlan:
             f"'{distilled[0]}' is trained by class scores of its teacher, which knows {chain.spec.num_classes} "
             f"identities, but the data have {num_classes}; drop it, or distil on the teacher's own identities"
         )
+    check_foldable(chain, oskt.distance)
     students = _students(config, chain, teacher, methods, wishes, (chain.widths,))
     return RunPlan(teacher, chain.graph, chain.widths, students, (), chain)
 

@@ -28,8 +28,8 @@ from ..oskt.students import save_student
 from ..registry import engine_class
 from ..report import Results, Row, write_results
 from .baselines import FILE_METHOD, STUDENT_NAME, finetuned, run_baseline, run_file
-from .ladder import refine_rung, save_unrefined
-from .plan import RunPlan, StudentPlan, make_plan
+from .ladder import log_ladder, refine_rung, save_unrefined
+from .plan import RunPlan, StudentPlan, check_start, make_plan
 from .report import counted_epochs, write_report
 from .sets import run_sets
 from .single import train_only
@@ -66,6 +66,7 @@ def run(config: Any) -> Results:
             f"engine is '{method}', but loss.name is '{config.loss.name}', which decides what is trained; set both to "
             "one of softmax and triplet"
         )
+    check_start(config)
     trainer = Trainer(config)
     if method == "oskt":
         plan = make_plan(config, trainer.num_classes)
@@ -118,6 +119,7 @@ class OSKTRun:
         ladder = [(chain, chain_key)]
         for widths in self.plan.rungs:
             ladder.append(self._refine_rung(widths, *ladder[-1]))
+        log_ladder([rung for rung, _ in ladder])
         for student in self.plan.students:
             if student.method == FILE_METHOD:
                 self._file_student(student)

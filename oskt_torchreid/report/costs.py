@@ -10,11 +10,11 @@ from torch import nn
 from tqdm import tqdm
 
 from ..deploy import Latency
-from ..oskt.amounts import show_amount
+from ..oskt.amounts import show_amount, show_ratio
 from ..oskt.chain import WeightChain
 from ..oskt.counting import Costs
 from ..oskt.expand import expand_to_plan
-from ..oskt.search import ratios_of
+from ..oskt.search import held_groups, ratios_of
 
 HEADERS = ("width", "params", "FLOPs", "size", "size fp16")
 LATENCY_HEADERS = ("latency", "spread")
@@ -23,7 +23,9 @@ LATENCY_HEADERS = ("latency", "spread")
 def evenly_spaced(chain: WeightChain, count: int) -> list[float]:
     """Width ratios from the chain's to the teacher's, ``count`` at most."""
     ratios = ratios_of(chain)
-    return list(np.unique(np.linspace(ratios[0], 1.0, count).round(4))) if len(ratios) > 1 else [1.0]
+    if len(ratios) == 1:
+        return [1.0]
+    return sorted({float(show_ratio(ratio)) for ratio in np.linspace(ratios[0], 1.0, count)})
 
 
 def cost_table(
@@ -35,29 +37,34 @@ def cost_table(
 
     Args:
         chain: only read.
-        ratios: width ratios, none narrower than the chain.
+        ratios: width ratios; no group gets narrower than in the chain.
         measure: measures the latency of a student; ``None`` leaves it out.
 
     Returns:
         Parameters and FLOPs (multiply-adds of one image) without the classifier, sizes of the saved files with
-        everything, and the median latency with the distance of its quartiles.
+        everything, and the median latency with the distance of its quartiles. Ratios that some groups of the chain are
+        wider than are marked with ``+``.
 
     Raises:
         WidthError: a ratio out of range.
     """
-    plans = [chain.graph.ratio_plan(ratio) for ratio in ratios]
+    plans = [chain.graph.ratio_plan(ratio, chain.widths) for ratio in ratios]
     costs = Costs(chain)
     counts, sizes, halves = costs.count(plans), costs.file_sizes(plans), costs.file_sizes(plans, half=True)
     columns = zip(ratios, counts.params, counts.flops, sizes, halves, strict=True)
+    ways = ("params", "flops", "size", "size")
     rows = [
-        (f"{ratio:.4g}", *(show_amount(*pair) for pair in zip(("params", "flops", "size", "size"), row, strict=True)))
+        (_shown(chain, ratio), *(show_amount(way, cost) for way, cost in zip(ways, row, strict=True)))
         for ratio, *row in columns
     ]
     if measure is not None:
         students = (expand_to_plan(chain, plan) for plan in tqdm(plans, disable=None, unit="student", leave=False))
         seen = [measure(student, chain.input_size) for student in students]
-        rows = [
-            (*row, f"{each.median_ms:.3g}ms", f"{each.spread_ms:.2g}ms") for row, each in zip(rows, seen, strict=True)
-        ]
+        times = ([show_amount("latency", ms) for ms in (each.median_ms, each.spread_ms)] for each in seen)
+        rows = [(*row, *pair) for row, pair in zip(rows, times, strict=True)]
     headers = HEADERS + (LATENCY_HEADERS if measure is not None else ())
     return tabulate(rows, headers=headers, disable_numparse=True, stralign="right")
+
+
+def _shown(chain: WeightChain, ratio: float) -> str:
+    return f"{show_ratio(ratio)}{'+' * bool(held_groups(chain, ratio))}"
