@@ -94,7 +94,8 @@ class VKDEngine(TransferEngine):
         _check_network(model, "teacher" if teacher is None else "student")
         if teacher is not None:
             _check_network(teacher, "teacher")
-            _check_views(num_student_views, getattr(datamanager, "num_views", num_student_views))
+            sets = getattr(datamanager.train_loader, "dataset", None)
+            _check_views(num_student_views, getattr(sets, "num_views", num_student_views))
         if loss is None:
             on_gpu = device(use_gpu).type == "cuda"
             loss = ReidLoss(datamanager.num_train_pids, weight_t=1.0, margin=None, label_smooth=False, use_gpu=on_gpu)
