@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -194,10 +195,18 @@ def test_torchreids_names(tmp_path):
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 
-class Views(SetManager):
-    """A manager that says how many views its sets have."""
+class Batches(list):
+    """Batches of a data set that says how many views its sets have."""
 
-    num_views = 4
+    dataset = SimpleNamespace(num_views=4)
+
+
+class Views(SetManager):
+    """A manager of such batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.train_loader = Batches(self.train_loader)
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,8 @@ class VKDEngine(TransferEngine):
         _check_network(model, "teacher" if teacher is None else "student")
         if teacher is not None:
             _check_network(teacher, "teacher")
-            check_view_counts(getattr(datamanager, "num_views", max(1, num_student_views)), num_student_views)
+            sets = getattr(datamanager.train_loader, "dataset", None)
+            check_view_counts(getattr(sets, "num_views", max(1, num_student_views)), num_student_views)
         if loss is None:
             on_gpu = device(use_gpu).type == "cuda"
             loss = ReidLoss(datamanager.num_train_pids, weight_t=1.0, margin=None, label_smooth=False, use_gpu=on_gpu)

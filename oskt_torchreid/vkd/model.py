@@ -192,7 +192,8 @@ def _changes(name: str) -> tuple[str, str]:
         strided = last_strided(name)
     except ConfigError:
         return "-", "no: several classifiers"
-    return last_relu_of(name).removable, f"yes, of {len(strided)} layers" if strided else "as it was"
+    layers = f"yes, of {len(strided)} layer{'s' * (len(strided) > 1)}"
+    return last_relu_of(name).removable, layers if strided else "as it was"
 
 
 # ---- trained networks ------------------------------------------------------------------------------------------------
