@@ -114,12 +114,12 @@ def _cuhk03_protocol(split: dict[str, list[tuple[str, int, int]]]) -> dict[str, 
     }
 
 
-LAYOUTS: dict[str, Callable[[Path, int], None]] = {
+IMAGE_LAYOUTS: dict[str, Callable[[Path, int], None]] = {
     "market1501": _market1501,
     "msmt17": _msmt17,
     "cuhk03": _cuhk03,
-    **VIDEO_LAYOUTS,
 }
+LAYOUTS = IMAGE_LAYOUTS | VIDEO_LAYOUTS
 
 
 def _views(first_identity: int, identities: int, count: int, first: int = 0) -> Iterator[View]:
