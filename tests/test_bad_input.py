@@ -196,8 +196,8 @@ def test_exploding_training_stops_and_says_where(tiny_net, data_root, tmp_path, 
     words += ["train.lr_scheduler=warmup_multi_step", "train.warmup_epochs=1", "train.warmup_factor=0.0"]
     assert command([*words, "train.lr=1e30"]) == 2
     message = (
-        r"TrainingError: loss is (nan|inf) at epoch 2 of 9, iteration [23] of 3 \(loss_x=.*\); the state after epoch 1 "
-        r"is in '.*model.pth.tar-last'; lower the learning rate \(now 1e\+30\) or check the images"
+        r"TrainingError: stage 'teacher': loss is (nan|inf) at epoch 2 of 9, iteration [23] of 3 \(loss_x=.*\); the "
+        r"state after epoch 1 is in '.*model.pth.tar-last'; lower the learning rate \(now 1e\+30\) or check the images"
     )
     last = capsys.readouterr().err.splitlines()[-1]
     assert re.match(message, last), last

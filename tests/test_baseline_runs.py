@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from test_pipeline import _forbidden, configured
+from runs import tiny
+from test_pipeline import _forbidden
 
 from oskt_torchreid.baselines import BASELINES
 from oskt_torchreid.config import load_config
@@ -16,11 +17,11 @@ from oskt_torchreid.report import read_results
 
 
 @pytest.fixture(scope="module")
-def teacher(data_root, tmp_path_factory):
+def teacher(tiny_net, data_root, tmp_path_factory):
     """A trained teacher, and the rows of the run that made it."""
     folder = tmp_path_factory.mktemp("teacher")
     options = ("oskt.students=['width=0.5']", "oskt.refine.max_epoch=0", "oskt.finetune.max_epoch=0")
-    results = run(configured(data_root, folder, *options))
+    results = run(tiny(data_root, folder, *options))
     return f"oskt.teacher={folder / 'teacher' / 'teacher.pth'}", folder, results
 
 
@@ -32,12 +33,12 @@ def untrained(monkeypatch):
 @pytest.mark.slow
 def test_every_baseline_in_a_run(data_root, teacher, tmp_path):
     pytest.importorskip("torch_pruning")
-    names = [f"{method}:width=0.25" for method in BASELINES] + ["width=0.5", "kd++:like=osnet_x0_25"]
-    results = run(configured(data_root, tmp_path, teacher[0], f"oskt.students={names}"))
+    names = [f"{method}:width=0.25" for method in BASELINES] + ["width=0.5", "kd++:like=tiny_net"]
+    results = run(tiny(data_root, tmp_path, teacher[0], f"oskt.students={names}"))
     rows = {row.name: row for row in results.rows[1:]}
     assert list(rows) == names
     assert {row.kind for name, row in rows.items() if ":" in name} == {"control"}
-    assert rows["kd++:like=osnet_x0_25"].params == results.rows[0].params
+    assert rows["kd++:like=tiny_net"].params == results.rows[0].params
     assert len({rows[f"{method}:width=0.25"].params for method in BASELINES}) == 1
     assert rows["slice:width=0.25"].params < rows["width=0.5"].params, "below the chain's width"
     trained = load_checkpoint(tmp_path / "students" / "kd++-width=0.25" / "student.pth")["state_dict"]
@@ -48,7 +49,7 @@ def test_every_baseline_in_a_run(data_root, teacher, tmp_path):
 
 def test_one_baseline_and_its_second_run(data_root, teacher, tmp_path, monkeypatch):
     options = (teacher[0], "oskt.students=['kd++:width=0.25']", "oskt.controls=['first']", "oskt.refine.max_epoch=0")
-    config = configured(data_root, tmp_path, *options, "oskt.distillation.start=slice")
+    config = tiny(data_root, tmp_path, *options, "oskt.distillation.start=slice")
     results = run(config)
     assert [row.name for row in results.rows] == ["teacher", "kd++:width=0.25", "first", "first, 1 epoch"]
     monkeypatch.setattr("oskt_torchreid.pipeline.training.Trainer.train", _forbidden)
@@ -75,7 +76,7 @@ def test_a_run_without_refinement(teacher):
     ],
 )
 def test_ablations_in_a_run(data_root, teacher, tmp_path, options):
-    results = run(configured(data_root, tmp_path, teacher[0], *options))
+    results = run(tiny(data_root, tmp_path, teacher[0], *options))
     assert [row.name for row in results.rows] == ["teacher", "width=0.5"]
 
 
@@ -97,16 +98,16 @@ def test_rates_are_set_by_name_on_the_command_line():
         (["oskt.statistics=none"], ConfigError, r"oskt.statistics is 'none'.*allowed: 'own', 'merged', 'initial'"),
     ],
 )
-def test_mistakes_are_found_before_training(data_root, tmp_path, untrained, options, error, match):
+def test_mistakes_are_found_before_training(tiny_net, data_root, tmp_path, untrained, options, error, match):
     with pytest.raises(error, match=match):
-        run(configured(data_root, tmp_path, *options))
+        run(tiny(data_root, tmp_path, *options))
 
 
 def test_a_backbone_that_depgraph_misunderstands(data_root, tmp_path, untrained):
     pytest.importorskip("torch_pruning")
     options = ("model.name=shufflenet", "oskt.students=['depgraph:width=0.5']", "data.height=64", "data.width=32")
     with pytest.raises(GraphError, match="torch_pruning misunderstands ShuffleNet at"):
-        run(configured(data_root, tmp_path, *options))
+        run(tiny(data_root, tmp_path, *options))
 
 
 @pytest.mark.slow
@@ -139,4 +140,4 @@ def test_a_file_that_is_not_there(data_root, tmp_path, untrained):
 def test_a_given_chain_has_no_teacher_for_baselines(data_root, teacher, tmp_path, untrained):
     options = (f"oskt.chain={teacher[1] / 'chain.safetensors'}", "oskt.students=['width=0.5', 'slice:width=0.5']")
     with pytest.raises(ConfigError, match="no teacher that 'slice:width=0.5' could be made of"):
-        run(configured(data_root, tmp_path, *options))
+        run(tiny(data_root, tmp_path, *options))

@@ -40,18 +40,25 @@ def collapse(model: nn.Module, graph: ChannelGraph, labels: dict[str, np.ndarray
     for index, group in enumerate(graph.groups):
         cluster[group.channels] = labels[group.name] + index * graph.num_channels
     state = model.state_dict(keep_vars=True)
+    keys: dict[int, torch.Tensor] = {}  # ties along one axis share an array
     for tie in graph.ties:
         if tie.role == "column":
             continue
-        channels = tie.channels.reshape(-1)
-        occurrence = np.array([np.count_nonzero(channels[:i] == c) for i, c in enumerate(channels)])
-        _, key = np.unique(np.stack([cluster[channels], occurrence]), axis=1, return_inverse=True)
-        key = torch.from_numpy(key.reshape(-1))
+        if id(tie.channels) not in keys:
+            keys[id(tie.channels)] = _common_values(tie.channels.reshape(-1), cluster)
+        key = keys[id(tie.channels)]
         view = state[tie.tensor].data.unflatten(0, (tie.blocks, -1)).movedim(tie.axis + 1, 1)
         rows = view.flatten(0, 1)
         total = torch.zeros(int(key.max()) + 1, *rows.shape[1:], dtype=rows.dtype).index_add_(0, key, rows)
         mean = total / torch.bincount(key).reshape(-1, *[1] * (rows.dim() - 1))
         view.copy_(mean[key].reshape(view.shape))
+
+
+def _common_values(channels: np.ndarray, cluster: np.ndarray) -> torch.Tensor:
+    """One number per position of an axis: equal for the same occurrence of channels of one cluster."""
+    occurrence = np.array([np.count_nonzero(channels[:i] == c) for i, c in enumerate(channels)])
+    _, key = np.unique(np.stack([cluster[channels], occurrence]), axis=1, return_inverse=True)
+    return torch.from_numpy(key.reshape(-1))
 
 
 def logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from backbones import build, input_size, one_of_each_kind
+from runs import TINY
 from small_networks import of_everything
 from test_identity import collapse, logits
-from test_pipeline import SMALL
 from torch import nn
 from torch.nn import functional
 
@@ -28,9 +28,10 @@ from oskt_torchreid.oskt.sstudent import Refinement
 from oskt_torchreid.pipeline import run
 
 NAME, SIZE = "osnet_x0_25", (3, 64, 32)
-SOME = ("resnet18", "osnet_x0_25", "resnet50_ibn_a", "shufflenet_v2_x1_0")  # the last two adapt code to their widths
+SOME = ("resnet18", "osnet_x0_25", "shufflenet_v2_x0_5")  # the last one adapts code to its widths
 
-
+# Of a family that stays, with another head or size.
+ALIKE = ("resnet50_fc512", "resnet50mid", "resnet50_ibn_b", "osnet_x1_0", "osnet_ain_x1_0", "shufflenet_v2_x1_0")
 STOCK = ("osnet_x0_5", "osnet_x0_25")
 
 
@@ -61,37 +62,37 @@ def ladder():
     return Ladder(rungs(build(NAME), SIZE))
 
 
-def check_identity(name):
-    """A chain of a student keeps the identity property, as a file too; its students save and load like others."""
-    size, dtype = input_size(name), torch.float64 if name != "hacnn" else torch.float32
+def check_identity(name, dtype, bound):
+    """A chain of a student keeps the identity property; errors are over the output's spread."""
+    size = input_size(name)
     top = WeightChain.from_teacher(build(name).to(dtype), 0.5, input_size=size)
     student = sstudent_of(top)
-    plan = narrowed(top, 0.5)
-    labels = WeightChain.from_student(student, top, plan).teacher_to_chain
+    made = WeightChain.from_student(student, top, narrowed(top, 0.5))
     images = torch.randn(2, *size, dtype=dtype)
     before = logits(student, images)
-    collapse(student, WeightChain.from_student(student, top, plan).graph, labels)
+    collapse(student, made.graph, made.teacher_to_chain)
     expected = logits(student, images)
     assert (before - expected).abs().max() > 1e-2 * expected.std()
-    chain = WeightChain.from_student(student, top, plan)
+    chain = WeightChain.from_student(student, top, made.widths)
     middle = chain.graph.balanced({k: (width + chain.graph.sizes[k]) // 2 for k, width in chain.widths.items()})
     for widths in (chain.widths, middle, chain.graph.sizes):
         error = (logits(expand_to_plan(chain, widths), images) - expected).abs().max() / expected.std()
-        assert error < (1e-10 if dtype == torch.float64 else 1e-4)
+        assert error < bound
 
 
 @pytest.mark.parametrize("name", SOME)
 def test_identity_of_a_chain_of_a_student(name):
-    check_identity(name)
+    check_identity(name, torch.float64, 1e-10)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in one_of_each_kind() if name not in SOME])
+@pytest.mark.parametrize("name", [name for name in one_of_each_kind() if name not in (*SOME, *ALIKE)])
 def test_identity_of_a_chain_of_a_student_of_every_kind_of_backbone(name):
-    check_identity(name)
+    """In single precision, which is several times as fast."""
+    check_identity(name, torch.float32, 1e-4)
 
 
-@pytest.mark.parametrize("name", ["resnet50_ibn_a", "shufflenet_v2_x1_0"])
+@pytest.mark.parametrize("name", ["resnet50_ibn_a", "shufflenet_v2_x0_5"])
 def test_files_of_a_chain_of_a_student(name, tmp_path):
     """Networks whose code follows their widths: the files alone bring all of it back."""
     _, chain = rungs(build(name), input_size(name), 2)
@@ -216,7 +217,7 @@ def test_damaged_files(ladder, tmp_path, change, message):
 
 def test_every_width_comes_from_the_nearest_chain(ladder):
     top = ladder.chains[0].graph
-    for ratio, rung in ((0.75, 0), (0.5, 0), (0.3, 1), (0.125, 2)):
+    for ratio, rung in ((0.5, 0), (0.3, 1), (0.125, 2)):
         widths = top.ratio_plan(ratio)
         widths = {name: max(width, ladder.chains[-1].widths[name]) for name, width in widths.items()}
         if rung == 1:  # rounding may leave single groups at the first chain's width, which both rungs have
@@ -296,7 +297,7 @@ def test_a_rung_can_be_refined_like_any_chain(ladder):
 # ---- in a run ----------------------------------------------------------------------------------------------------
 
 LADDER = "oskt.ladder=[0.5, 0.25]"
-RUN = [*SMALL, "oskt.students=['width=0.75', 'width=0.3']", "oskt.finetune.max_epoch=0"]
+RUN = [*TINY, "oskt.students=['width=0.75', 'width=0.3']", "oskt.finetune.max_epoch=0"]
 
 
 def configured(root, folder, *options):
@@ -304,9 +305,9 @@ def configured(root, folder, *options):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    root, folder = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("run")
-    return root, folder, run(configured(root, folder, LADDER))
+def finished(tiny_net, data_root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return data_root, folder, run(configured(data_root, folder, LADDER))
 
 
 def test_a_run_refines_every_rung_and_expands_from_the_nearest(finished):

@@ -10,7 +10,7 @@ import torch
 from backbones import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_networks import Head, conv
+from small_networks import IMAGE, Head, conv, of_everything
 from torch import nn
 from torch.nn import functional
 
@@ -44,12 +44,13 @@ def membership(labels):
 # ---- outputs and gradients ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["osnet_x0_25", "resnet50_ibn_a", "shufflenet", "oskt_resnet18"])
-def test_its_output_is_that_of_the_student_of_the_chains_width(name):
-    teacher = build(name)
-    chain = WeightChain.from_teacher(teacher, 0.5, input_size=SIZE)
+@pytest.mark.parametrize("name", ["osnet_x0_25", "shufflenet", "oskt_tiny_net", "of everything"])
+def test_its_output_is_that_of_the_student_of_the_chains_width(name, tiny_net):
+    size = IMAGE if name == "of everything" else SIZE
+    teacher = of_everything().eval() if name == "of everything" else build(name)
+    chain = WeightChain.from_teacher(teacher, 0.5, input_size=size)
     sstudent = SStudent(chain).eval()
-    images = torch.randn(2, *SIZE)
+    images = torch.randn(2, *size)
     with torch.no_grad():
         torch.testing.assert_close(sstudent(images, teacher), expand_to_plan(chain, chain.widths)(images))
 
@@ -157,8 +158,8 @@ def test_parameters_are_the_chains_rows_and_nothing_of_the_shell():
     other.load_state_dict(refinement.state_dict())
 
 
-def test_the_head_is_its_own_and_is_not_refined():
-    teacher = build("oskt_resnet18")
+def test_the_head_is_its_own_and_is_not_refined(tiny_net):
+    teacher = build("oskt_tiny_net")
     chain = WeightChain.from_teacher(teacher, 0.5, input_size=SIZE)
     refinement = Refinement(teacher, chain).train()
     sstudent = refinement.sstudent
@@ -166,11 +167,11 @@ def test_the_head_is_its_own_and_is_not_refined():
     assert sstudent.own_vectors["neck/weight"].requires_grad
     assert not sstudent.own_vectors["neck/bias"].requires_grad
     refined = [tuple(weight.shape) for weight, _, _ in sstudent.row_pairs(teacher)]
-    assert len(refined) == len(chain.rows) - 1 and (7, 512) not in refined
+    assert len(refined) == len(chain.rows) - 1 and (7, 24) not in refined
     _, logits = refinement(torch.randn(4, *SIZE))
     logits.square().sum().backward()
     assert teacher.neck.weight.grad is None and sstudent.own_vectors["neck/weight"].grad.abs().max() > 0
-    assert teacher.backbone.bn1.weight.grad.abs().max() > 0
+    assert teacher.backbone.norm.weight.grad.abs().max() > 0
 
 
 def test_in_evaluation_it_is_the_teacher():

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, TrainingError
 from ..files import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,9 @@ class Stage:
 
         Returns:
             What ``work`` returned, now or then, with ``seconds``, those of interrupted attempts included.
+
+        Raises:
+            TrainingError: training cannot go on; says in which stage.
         """
         known = self._read(RESULT_NAME)
         if known is not None and all((self.folder / name).is_file() for name in self.outputs):
@@ -52,8 +55,10 @@ class Stage:
         start = time.perf_counter()
         try:
             facts = work(started is not None)
-        except BaseException:
+        except BaseException as stop:
             self._note_start(spent + time.perf_counter() - start)
+            if isinstance(stop, TrainingError):
+                raise TrainingError(f"stage '{self.folder.name}': {stop}") from stop
             raise
         facts = {"seconds": spent + time.perf_counter() - start, **facts}
         write_json(self.folder / RESULT_NAME, {"digest": self.digest, "facts": facts})

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import digest, get, save_resolved
@@ -185,7 +186,8 @@ def network_size(model: nn.Module, head: frozenset[str], image_size: tuple[int, 
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # Torch has no count for some of its fused attention kernels, and which one runs depends on the machine.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, *image_size, device=device))
     model.train(training)
     return params, counter.get_total_flops() // 2
