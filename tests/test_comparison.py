@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_pipeline import SMALL
+from runs import SMALL
 
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError
@@ -44,7 +44,7 @@ COMPARED = [
 
 def configured(folder, *options):
     # Four pictures of each of 16 identities at 2 cameras: half of the identities make a gallery that is long enough.
-    sizes = ["synthped.num_train=16", "synthped.num_test=14", "oskt.refine.lr=0.002"]
+    sizes = ["model.name=tiny_net", "synthped.num_train=16", "synthped.num_test=14", "oskt.refine.lr=0.002"]
     places = [f"data.root={folder / 'data'}", f"data.save_dir={folder / 'comparison'}"]
     return load_config(options=[*SMALL, *sizes, *COMPARED, *places, *options])
 
@@ -169,8 +169,7 @@ def test_crossover_by_hand():
     assert cells == [["slice", "0.5", "35", "175", "5 students"], ["oskt", "0.5", "110", "150", ""]]
 
 
-@pytest.mark.slow
-def test_a_whole_comparison(tmp_path, monkeypatch):
+def test_a_whole_comparison(tiny_net, tmp_path, monkeypatch):
     config = configured(tmp_path)
     folder = compare(config)
     content = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))

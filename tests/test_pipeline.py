@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from runs import SMALL, configured, tiny
+from runs import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from oskt_torchreid.files import load_checkpoint
@@ -12,9 +12,6 @@ from oskt_torchreid.oskt.students import load_student
 from oskt_torchreid.pipeline import run
 from oskt_torchreid.pipeline.stages import Stage
 from oskt_torchreid.report import read_results
-
-__all__ = ["SMALL", "configured"]  # other tests take them from here
-
 
 STUDENTS_AND_CONTROLS = ("oskt.students=['width=0.5', 'width=0.75']", "oskt.controls=['scratch', 'slice']")
 

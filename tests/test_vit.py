@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import timm
 import torch
+from runs import SMALL
 from test_identity import collapse, logits
-from test_pipeline import SMALL
 from torch import nn
 from torch.func import functional_call
 from vits import IMAGE, TINY, disturbed, equal_labels, tiny

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_pipeline import SMALL
+from runs import SMALL
 
 from oskt_torchreid.config import load_config
 from oskt_torchreid.deploy import Latency
