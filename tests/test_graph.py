@@ -243,13 +243,14 @@ def test_image_size_does_not_change_the_graph():
 
 
 def test_tracing_again_gives_the_same_graph_quickly():
+    """ResNet-50 at its own size, in a second; its own seconds, and the best, for other work only ever adds some."""
     model = models.build("resnet50", 5)
     seconds, found = [], []
-    for _ in range(4):
-        start = time.perf_counter()
+    for _ in range(3):
+        start = time.process_time()
         found.append(network.trace(model, (3, 256, 128)))
-        seconds.append(time.perf_counter() - start)
-    print(f"tracing resnet50 at 256x128: first {seconds[0]:.2f} s, then {min(seconds[1:]):.2f} s")
+        seconds.append(time.process_time() - start)
+    assert min(seconds) <= 1.0, seconds
     assert all(to_arrays(other)[1] == to_arrays(found[0])[1] for other in found[1:])
 
 

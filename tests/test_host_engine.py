@@ -1,6 +1,9 @@
 """The engine: torchreid's loop with whole checkpoints, frozen modules, finite losses, schedules and kept results."""
 
+import io
 import os
+import re
+import sys
 
 import pytest
 import torch
@@ -379,6 +382,32 @@ def test_progress_loader_is_the_loader(datamanager, config):
     assert isinstance(engine.train_loader, ProgressLoader)
     assert len(engine.train_loader) == 3 and engine.train_loader.batch_size == 8
     assert len(list(engine.train_loader)) == 3
+
+
+def test_bars_with_eta_on_a_terminal(datamanager, config, tmp_path, monkeypatch):
+    """One for training, with losses and rate, one for every evaluation."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    make_engine(datamanager, config).run(str(tmp_path), max_epoch=2)
+    shown = sys.stderr.getvalue()
+    assert re.search(r"epoch 2/2: 100%.* 6/6 \[\d\d:\d\d<00:00.*batch/s, .*loss_x=.*, lr=0.0003\]", shown)
+    assert re.search(r"evaluation: +\d+%.*<", shown)
+
+
+def test_a_run_that_only_has_its_last_test_left(datamanager, config, tmp_path):
+    """Interrupted after the last epoch: the checkpoint has its number, and the time that training took."""
+    first = make_engine(datamanager, config)
+    first.run(str(tmp_path / "first"), max_epoch=2)
+    again = make_engine(datamanager, config)
+    assert again.resume(tmp_path / "first" / "model" / "model.pth.tar-2") == 2
+    again.run(str(tmp_path / "again"), max_epoch=2, start_epoch=2)
+    assert files_below(tmp_path / "again") == ["model.pth.tar-2"]
+    assert again.train_seconds == first.train_seconds > 0
+    assert again.results == first.results
 
 
 def test_center_loss_moves_centers_by_their_own_sgd():

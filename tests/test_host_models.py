@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 
 import pytest
@@ -184,30 +185,6 @@ def test_device_is_the_cpu_when_no_gpu_is_wanted():
     assert compat.device(use_gpu=False) == torch.device("cpu")
 
 
-def run_with_fake_torchreid(body):
-    """Runs a script in a fresh interpreter where `torchreid` is a module tree in the source repository's layout."""
-    script = """
-        import sys, types
-        def module(name, **members):
-            made = types.ModuleType(name)
-            made.__dict__.update(members)
-            sys.modules[name] = made
-            return made
-        factory_code = '''
-        __model_factory = {"tiny": lambda num_classes, loss, pretrained, use_gpu: __import__("torch").nn.Linear(2, 2)}
-        def build_model(name, **kwargs): return __model_factory[name](**kwargs)
-        '''
-        import textwrap
-        names = ("data", "engine", "losses", "metrics", "models", "optim", "utils")
-        parts = {name: module(f"torchreid.{name}") for name in names}
-        exec(textwrap.dedent(factory_code), parts["models"].__dict__)
-        fake = module("torchreid", __file__="/fake/torchreid/__init__.py", __path__=[], **parts)
-    """
-    code = textwrap.dedent(script) + textwrap.dedent(body)
-    root = Path(__file__).resolve().parents[1]
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False)
-
-
 def test_the_source_layout_works():
     """The parts of the installed torchreid, rearranged as the source repository has them: no `torchreid.reid`."""
     script = """
@@ -232,22 +209,16 @@ def test_the_source_layout_works():
     assert result.stdout.split() == ["True", "NeckModel"], result.stderr
 
 
-def test_an_incomplete_torchreid_is_named():
-    result = run_with_fake_torchreid(
-        """
-        del fake.metrics, fake.optim
-        import oskt_torchreid.host.compat
-        """
-    )
-    assert "ConfigError: the torchreid at '/fake/torchreid/__init__.py' has no metrics, optim" in result.stderr
+def test_an_incomplete_torchreid_is_named(monkeypatch):
+    fake = types.ModuleType("torchreid")
+    fake.__dict__.update(dict.fromkeys(set(compat.ATTRIBUTES) - {"metrics", "optim"}), __file__="/fake/__init__.py")
+    monkeypatch.setitem(sys.modules, "torchreid", fake)
+    with pytest.raises(ConfigError, match="the torchreid at '/fake/__init__.py' has no metrics, optim: an incomplete"):
+        compat._find_torchreid()
 
 
-def test_a_missing_torchreid_is_named():
-    result = run_with_fake_torchreid(
-        """
-        sys.modules["torchreid"] = None
-        import oskt_torchreid.host.compat
-        """
-    )
-    assert "ConfigError: cannot import torchreid: 'torchreid' is missing" in result.stderr
-    assert "run `pip install torchreid`" in result.stderr
+def test_a_missing_torchreid_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchreid", None)
+    message = r"cannot import torchreid: 'torchreid' is missing .*; run `pip install torchreid`"
+    with pytest.raises(ConfigError, match=message):
+        compat._find_torchreid()

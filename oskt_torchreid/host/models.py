@@ -15,6 +15,7 @@ from ..errors import CheckpointError, ConfigError
 from ..files import load_checkpoint
 from ..registry import nearest
 from .compat import host_table, quiet, torchreid
+from .initialization import NoInitialization
 
 Builder = Callable[..., nn.Module]
 
@@ -128,7 +129,7 @@ def skeleton(name: str, num_classes: int, loss: str = "softmax") -> nn.Module:
 def without_memory(make: Callable[[], nn.Module]) -> nn.Module:
     """What `make` builds, on the meta device. Consumes no random numbers of torch."""
     with torch.random.fork_rng(devices=[]):
-        with contextlib.suppress(NotImplementedError, RuntimeError), torch.device("meta"):
+        with contextlib.suppress(NotImplementedError, RuntimeError), torch.device("meta"), NoInitialization():
             model = make()
             if not _keeps_plain_tensors(model):
                 return model
@@ -155,14 +156,14 @@ def identify(model: nn.Module) -> ModelSpec | None:
     Where two names build the same network, the first registered is given.
     """
     loss = getattr(model, "loss", "softmax")
-    shapes = _shapes(model)
+    shapes, kernels = _shapes(model), _kernels(model)
     for name in _candidates(model):
         for num_classes in _class_counts(model):
             twin = skeleton(name, num_classes, loss if loss in LOSSES else "softmax")
             if _shapes(twin) == shapes and str(twin) == str(model):
                 return ModelSpec(name, num_classes, twin.loss if hasattr(twin, "loss") else "softmax")
-            if _shapes(twin).keys() != shapes.keys():
-                break  # another class count does not change names
+            if _shapes(twin).keys() != shapes.keys() or _kernels(twin) != kernels:
+                break  # another class count changes neither names nor kernels
     return None
 
 
