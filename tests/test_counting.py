@@ -11,6 +11,7 @@ from backbones import NUM_CLASSES, input_size, stock_names
 from chains import arbitrary_chain
 from small_networks import IMAGE, Head, Network, of_everything
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import oskt_torchreid as oskt
@@ -57,7 +58,7 @@ def deployed_params(chain, student):
 
 
 def multiply_adds(student, size):
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         student(torch.zeros(1, *size))
     return counter.get_total_flops() // 2
 
@@ -128,10 +129,10 @@ def test_shapes_of_every_backbone(name):
 def test_two_hundred_widths_are_counted_at_once(name):
     chain = arbitrary_chain(models.build(name, NUM_CLASSES), 0.25, (3, 256, 128))
     seconds = []
-    for _ in range(3):  # the best, for other work on the machine only ever adds some
-        start = time.perf_counter()
+    for _ in range(3):  # of this process, on its one thread: what it takes where nothing else runs
+        start = time.process_time()
         Costs(chain).count([chain.graph.ratio_plan(ratio) for ratio in np.linspace(0.25, 1, 200)])
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) <= 0.5
 
 

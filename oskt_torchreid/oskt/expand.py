@@ -65,8 +65,14 @@ def expand_to_plan(
     lengths = {tensors[name].shape[1] for name in chain.graph.heads}
     feature_dim = lengths.pop() if len(chain.graph.heads) == 1 else 0
     spec = asdict(chain.spec) if chain.spec else {}
-    code = describe_code(student, chain.graph)
-    record = StudentRecord(**spec, feature_dim=feature_dim, code=code, distance=distance, input_size=chain.input_size)
+    record = StudentRecord(
+        **spec,
+        feature_dim=feature_dim,
+        code=describe_code(student, chain.graph),
+        distance=distance,
+        input_size=chain.input_size,
+        blocks=chain.graph.module_blocks,
+    )
     return record.attach(student)
 
 
@@ -82,6 +88,7 @@ class StudentRecord:
         code: how the student's own code was adapted, see ``graph.routing.describe_code``.
         distance: whose distances its features were scaled to, see ``distance.py``.
         input_size: ``(channels, height, width)`` of the image that the teacher was traced with.
+        blocks: heads of each attention and blocks of each norm over channels, see ``ChannelGraph.module_blocks``.
     """
 
     name: str = ""
@@ -91,6 +98,7 @@ class StudentRecord:
     code: dict = field(default_factory=dict)
     distance: str = "none"
     input_size: tuple[int, ...] = (3, 256, 128)
+    blocks: dict[str, int] = field(default_factory=dict)
 
     def attach(self, student: nn.Module) -> nn.Module:
         """Gives a student, in place, its record and the attribute that holds its feature's length."""
@@ -116,10 +124,11 @@ class StudentRecord:
                 numbers = int(content["num_classes"]), str(content["loss"]), int(content["feature_dim"])
                 distance = str(content.get("distance", "none"))
                 size = tuple(int(length) for length in content.get("input_size", cls.input_size))
-                record = cls(str(content["name"]), *numbers, content["code"], distance, size)
+                blocks = {str(name): int(count) for name, count in content.get("blocks", {}).items()}
+                record = cls(str(content["name"]), *numbers, content["code"], distance, size, blocks)
                 if record.is_possible():
                     return record
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             pass
         raise CheckpointError(f"'{path}' is no student of this package (no valid 'oskt' entry); see save_student")
 
