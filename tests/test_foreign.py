@@ -160,6 +160,15 @@ def test_chain_and_student_files_with_the_network_itself(name: str, tmp_path) ->
     assert 0.4 < params[0] / params[1] < 0.7
 
 
+def test_files_of_a_network_with_other_norm_blocks(tmp_path) -> None:
+    chain = oskt.WeightChain.from_teacher(build("decoder"), width=0.5, input_size=(3, 16, 8))
+    chain.save(tmp_path / "chain.safetensors")
+    other = Decoder()
+    other.stem_norm.num_groups = 2
+    with pytest.raises(oskt.ChainError, match="module 'stem_norm' of Decoder takes its channels as 2 heads or norm bl"):
+        oskt.WeightChain.load(tmp_path / "chain.safetensors", model=other)
+
+
 def test_refinement_of_a_network_with_transposed_convolutions() -> None:
     """The S-student computes what the student of the chain's width computes, and gradient reaches rows and teacher."""
     model = build("decoder")

@@ -18,7 +18,7 @@ from vits import IMAGE, TINY, disturbed, equal_labels, tiny
 
 import oskt_torchreid as oskt
 from oskt_torchreid.config import load_config
-from oskt_torchreid.errors import CheckpointError, ConfigError
+from oskt_torchreid.errors import ChainError, CheckpointError, ConfigError
 from oskt_torchreid.host import models
 from oskt_torchreid.host.data import build_datamanager
 from oskt_torchreid.host.losses import ReidLoss
@@ -219,6 +219,21 @@ def test_chain_and_student_files(tmp_path):
     assert torch.equal(again(images), student(images)) and torch.equal(student(images), oskt.expand(chain, 0.5)(images))
     assert student.feature_dim == again.feature_dim == 24
     assert student.blocks[0].attn.qkv.weight.shape == (36, 12)
+
+
+def test_files_of_another_number_of_heads(tmp_path):
+    """The same tensors, other heads: shapes do not tell them apart."""
+    chain = WeightChain.from_teacher(tiny(), 0.5, graph=trace(tiny(), IMAGE))
+    chain.save(tmp_path / "chain.safetensors")
+    oskt.save_student(oskt.expand(chain, 0.5), tmp_path / "student.pth")
+    other = tiny(num_heads=4)
+    message = "module 'blocks.0.attn' of VisionTransformer takes its channels as 4 heads .*, the teacher's as 3; build"
+    with pytest.raises(ChainError, match=f"cannot be used as a weight chain: {message}"):
+        WeightChain.load(tmp_path / "chain.safetensors", other)
+    with pytest.raises(CheckpointError, match=f"student.pth' was made of another network: {message}"):
+        oskt.load_student(tmp_path / "student.pth", other)
+    with pytest.raises(ChainError, match=f"the chain was not made of this VisionTransformer: {message}"):
+        Refinement(other, chain)
 
 
 def test_a_student_of_a_registered_name_needs_no_network(tmp_path):

@@ -218,6 +218,11 @@ class ChannelGraph(WidthPlans):
         """Teacher's width per group name."""
         return {group.name: group.size for group in self.groups}
 
+    @cached_property
+    def module_blocks(self) -> dict[str, int]:
+        """Heads of each attention, and blocks of each norm over channels: what shapes of tensors do not tell."""
+        return {axis.module: len(axis.channels) for axis in (*self.norms, *self.attentions)}
+
     def ties_of(self, tensor: str) -> tuple[Tie, ...]:
         """The ties of one tensor; empty where it has none."""
         return self._ties_of.get(tensor, ())

@@ -12,7 +12,7 @@ import numpy as np
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from ..errors import ChainError
+from ..errors import ChainError, OsktError
 from ..graph import ChannelGraph, FeaturePath
 from ..host.models import ModelSpec
 from . import chain_file, descent, network, validation
@@ -208,11 +208,12 @@ class WeightChain:
         return head + tabulate(rows, headers=("group", "narrowest", "widest", "ratio", "to", "fixed"))
 
     def check_teacher(self, teacher: nn.Module) -> None:
-        """Raises ``ChainError`` unless a network has the names and shapes of the chain's teacher."""
+        """Raises ``ChainError`` unless a network has names, shapes, heads and norm blocks of the chain's teacher."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
         try:
             validation.check_tensors("teacher tensor", network.state_of(teacher), shapes)
-        except ChainError as error:
+            network.check_blocks(teacher, self.graph.module_blocks, self.input_size)
+        except OsktError as error:
             raise ChainError(f"the chain was not made of this {type(teacher).__name__}: {error}") from error
 
     def with_tensors(

@@ -89,6 +89,8 @@ def _attributes(tensors: dict[str, Tensor], metadata: dict, model: nn.Module | N
             "its teacher is not a registered model; pass the teacher's network: WeightChain.load(path, model=...)"
         )
     skeleton = network.skeleton_of(model) if model is not None else network.new_skeleton(spec)
+    if model is not None:
+        network.check_blocks(skeleton, graph.module_blocks, graph.input_size)
     origin = arrays.get("origin_to_teacher", np.empty(0, np.int32))
     origin = descent.cut_origin(graph, origin, metadata.get("origin") or [])
     if origin:

@@ -12,14 +12,16 @@ first weight has ``2 * 3`` numbers instead of ``4 * 3``, is applied once per ima
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from ..graph import ChannelGraph, rebuild
 from ..graph.routing import WEIGHT
@@ -187,6 +189,26 @@ def _multiplicities(graph: ChannelGraph, channels: np.ndarray) -> np.ndarray:
 # ---- operators ---------------------------------------------------------------------------------------------------
 
 
+def plain_attention() -> AbstractContextManager:
+    """For the while attention is plain products: torch's counters do not know every fused kernel."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def multiply_adds(model: nn.Module, image_size: tuple[int, ...]) -> int:
+    """Multiply-adds of one image through a network in evaluation, by torch's own counter.
+
+    Args:
+        model: left as it is.
+        image_size: ``(channels, height, width)``.
+    """
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    with torch.no_grad(), plain_attention(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, *image_size, device=device))
+    model.train(training)
+    return counter.get_total_flops() // 2  # torch counts both halves
+
+
 @dataclass(frozen=True)
 class Operators:
     """What one image costs in the teacher, by what it depends on.
@@ -220,7 +242,7 @@ def _run(chain: WeightChain, input_size: tuple[int, ...], device: str) -> Operat
     zeros = {name: torch.zeros(tensor.shape, dtype=tensor.dtype, device=device) for name, tensor in state.items()}
     model = rebuild(chain.model, zeros).eval()
     recorder = _Recorder(model, {attention.module for attention in chain.graph.attentions})
-    with torch.no_grad(), recorder:
+    with torch.no_grad(), plain_attention(), recorder:
         model(torch.zeros(1, *input_size, device=device))
     numbers = {name: zeros[name].numel() for name in recorder.weights}
     positions = {name: flops // numbers[name] for name, flops in recorder.weights.items()}

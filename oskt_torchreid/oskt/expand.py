@@ -79,9 +79,15 @@ def attach_record(
     state = student.state_dict()
     lengths = {state[name].shape[1] for name in graph.heads}
     feature_dim = lengths.pop() if len(graph.heads) == 1 else 0
-    code = describe_code(student, graph)
     known = asdict(spec) if spec else {}
-    record = StudentRecord(**known, feature_dim=feature_dim, code=code, distance=distance, input_size=graph.input_size)
+    record = StudentRecord(
+        **known,
+        feature_dim=feature_dim,
+        code=describe_code(student, graph),
+        distance=distance,
+        input_size=graph.input_size,
+        blocks=graph.module_blocks,
+    )
     return record.attach(student)
 
 
@@ -97,6 +103,7 @@ class StudentRecord:
         code: how the student's own code was adapted, see ``graph.routing.describe_code``.
         distance: whose distances its features were scaled to, see ``distance.py``.
         input_size: ``(channels, height, width)`` of the image that the teacher was traced with.
+        blocks: heads of each attention and blocks of each norm over channels, see ``ChannelGraph.module_blocks``.
     """
 
     name: str = ""
@@ -106,6 +113,7 @@ class StudentRecord:
     code: dict = field(default_factory=dict)
     distance: str = "none"
     input_size: tuple[int, ...] = (3, 256, 128)
+    blocks: dict[str, int] = field(default_factory=dict)
 
     def attach(self, student: nn.Module) -> nn.Module:
         """Gives a student, in place, its record and the attribute that holds its feature's length."""
@@ -131,10 +139,11 @@ class StudentRecord:
                 numbers = int(content["num_classes"]), str(content["loss"]), int(content["feature_dim"])
                 distance = str(content.get("distance", "none"))
                 size = tuple(int(length) for length in content.get("input_size", cls.input_size))
-                record = cls(str(content["name"]), *numbers, content["code"], distance, size)
+                blocks = {str(name): int(count) for name, count in content.get("blocks", {}).items()}
+                record = cls(str(content["name"]), *numbers, content["code"], distance, size, blocks)
                 if record.is_possible():
                     return record
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             pass
         raise CheckpointError(f"'{path}' is no student of this package (no valid 'oskt' entry); see save_student")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import graph
-from ..errors import ChainError
+from ..errors import ChainError, GraphError
 from ..graph import ChannelGraph, FeaturePath
 from ..host import models
 
@@ -48,6 +48,28 @@ def trace_features(skeleton: nn.Module, channels: ChannelGraph, tensors: Mapping
     model = graph.rebuild(skeleton, {**zeros, **tensors})
     with _logits_only(model):
         return graph.feature_path(model, channels)
+
+
+def check_blocks(model: nn.Module, blocks: Mapping[str, int], input_size: tuple[int, ...]) -> None:
+    """Raises ``GraphError`` unless modules have the heads and norm blocks of another network of the same shapes.
+
+    Args:
+        model: traced where there is anything to compare; on the meta device with zeros for its tensors. Not changed.
+        blocks: of the other network, see ``ChannelGraph.module_blocks``.
+        input_size: ``(channels, height, width)`` of an image that it runs on.
+    """
+    if not blocks:
+        return
+    state = model.state_dict()
+    if any(tensor.is_meta for tensor in state.values()):
+        model = graph.rebuild(model, {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in state.items()})
+    found = trace(model, input_size).module_blocks
+    wrong = next((name for name in (*blocks, *found) if found.get(name) != blocks.get(name)), None)
+    if wrong is not None:
+        raise GraphError(
+            f"module '{wrong}' of {type(model).__name__} takes its channels as {found.get(wrong, 'no')} heads or norm "
+            f"blocks side by side, the teacher's as {blocks.get(wrong, 'no')}; build the network with the same number"
+        )
 
 
 @contextlib.contextmanager

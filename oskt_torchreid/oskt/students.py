@@ -14,6 +14,7 @@ from ..errors import CheckpointError, ConfigError, GraphError, WidthError
 from ..graph import rebuild
 from ..graph.routing import restore_code
 from ..host import models
+from . import network
 from .budget import check_range, plan_like, shapes_of
 from .chain import WeightChain
 from .expand import StudentRecord, expand_to_plan
@@ -137,18 +138,18 @@ def save_student(student: nn.Module, path: str | Path, half: bool = False) -> No
     files.save_checkpoint(path, file_content(student, half))
 
 
-def save_plain(network: nn.Module, path: str | Path, half: bool = False) -> None:
+def save_plain(model: nn.Module, path: str | Path, half: bool = False) -> None:
     """Writes a state dict alone, ``{"state_dict": ...}``, for programs that know the network by its name.
 
     Args:
-        network: any; of one with a neck, ``without_neck`` makes the stock form first.
+        model: any; of one with a neck, ``without_neck`` makes the stock form first.
         path: written whole or not at all.
         half: numbers in half precision, for half the bytes.
 
     Raises:
         CheckpointError: values beyond the range of half precision.
     """
-    files.save_checkpoint(path, {"state_dict": file_state(network, half)})
+    files.save_checkpoint(path, {"state_dict": file_state(model, half)})
 
 
 def load_student(path: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -167,7 +168,8 @@ def load_student(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     content = files.load_checkpoint(path)
     record = StudentRecord.from_dict(content.get("oskt") if isinstance(content, dict) else None, path)
     state = models.state_dict_of(content, path)
-    if model is None:
+    is_given = model is not None
+    if not is_given:
         model = _skeleton(record, path)
     try:
         student = restore_code(model, record.code, {name: tensor.shape for name, tensor in state.items()})
@@ -178,12 +180,21 @@ def load_student(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     full = {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
     student = rebuild(student, full).eval()
     check_tensors_fit(student, record.input_size, str(path))
+    if is_given:
+        _check_blocks(student, record, path)
     if record.feature_dim and record.feature_dim not in {t.shape[1] for t in state.values() if t.dim() == 2}:
         raise CheckpointError(
             f"'{path}' says that its features are {record.feature_dim} long, which no layer of it takes; give a file "
             "that save_student wrote"
         )
     return record.attach(student)
+
+
+def _check_blocks(student: nn.Module, record: StudentRecord, path: str | Path) -> None:
+    try:
+        network.check_blocks(student, record.blocks, record.input_size)
+    except GraphError as error:
+        raise CheckpointError(f"'{path}' was made of another network: {error}") from error
 
 
 def _skeleton(record: StudentRecord, path: str | Path) -> nn.Module:

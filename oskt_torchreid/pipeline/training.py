@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import digest, get, save_resolved
 from ..data import synthped, synthped_video
@@ -22,6 +20,7 @@ from ..host.compat import seed_everything
 from ..host.engine import LAST_GOOD, TransferEngine
 from ..host.losses import loss_from_config
 from ..host.optimization import build_optimizer, build_scheduler
+from ..oskt.counting import multiply_adds
 
 logger = logging.getLogger(__name__)
 
@@ -183,14 +182,7 @@ def network_size(model: nn.Module, head: frozenset[str], image_size: tuple[int, 
     """
     owners = {name.rpartition(".")[0] for name in head}
     params = sum(p.numel() for name, p in model.named_parameters() if name.rpartition(".")[0] not in owners)
-    training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    # Torch has no count for some of its fused attention kernels, and which one runs depends on the machine.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, *image_size, device=device))
-    model.train(training)
-    return params, counter.get_total_flops() // 2
+    return params, multiply_adds(model, image_size)
 
 
 def schedule(config: Any, key: str, **changes: Any) -> Any:
