@@ -130,11 +130,11 @@ def test_shapes_of_every_kind_of_backbone(name):
 def test_two_hundred_widths_are_counted_at_once(name):
     chain = arbitrary_chain(models.build(name, NUM_CLASSES), 0.25, (3, 256, 128))
     seconds = []
-    for _ in range(3):  # of this process, on its one thread: what it takes where nothing else runs
+    for _ in range(3):  # the best of this process's own seconds, for other work on the machine only ever adds some
         start = time.process_time()
         Costs(chain).count([chain.graph.ratio_plan(ratio) for ratio in np.linspace(0.25, 1, 200)])
         seconds.append(time.process_time() - start)
-    assert min(seconds) <= 0.5
+    assert min(seconds) <= 2, "about 0.3 s; four times that, and every width is built or counted one by one"
 
 
 # ---- files in half precision -------------------------------------------------------------------------------------
