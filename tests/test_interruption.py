@@ -22,6 +22,14 @@ from oskt_torchreid.report import read_results
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """SIGINT does what it does in a terminal, in commands that a test starts as well; in the background it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def command():
     """``tools/main.py`` as a function of its words."""
