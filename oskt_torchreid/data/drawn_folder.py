@@ -22,7 +22,7 @@ from .synthetic import Renderer, SyntheticSettings
 MANIFEST = "manifest.json"
 _LEFTOVER_SECONDS = 3600
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def drawn_folder(root: str | Path, name: str, settings: SyntheticSettings) -> Path:
@@ -45,7 +45,7 @@ def drawn_folder(root: str | Path, name: str, settings: SyntheticSettings) -> Pa
         return folder
     files = list(picture_files(settings))
     if folder.exists():
-        _log.warning("%s is not whole; its pictures are drawn again", folder)
+        logger.warning("%s is not whole; its pictures are drawn again", folder)
         _check_ours(folder, files)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def _draw(folder: Path, settings: SyntheticSettings, files: list[PictureFile]) -
         _rename(drawing, folder, settings)
     finally:
         shutil.rmtree(drawing, ignore_errors=True)
-    _log.info("drew %d pictures into %s", len(files), folder)
+    logger.info("drew %d pictures into %s", len(files), folder)
 
 
 def _rename(drawing: Path, folder: Path, settings: SyntheticSettings) -> None:

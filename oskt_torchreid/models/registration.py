@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..host.models import register_model, without_memory
 from .neck import PREFIX, register_neck_models
 
-_LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _ARGUMENTS = {"num_classes": 2, "loss": "softmax", "pretrained": False, "use_gpu": False}
 
 
@@ -37,7 +37,7 @@ class PlainBuilder:
     ) -> nn.Module:
         """The network as the builder makes it, whatever the loss."""
         if pretrained:
-            _LOGGER.warning(
+            logger.warning(
                 "the builder of '%s' takes no argument 'pretrained': weights are as it makes them", self.name
             )
         return self.builder(num_classes=num_classes)
