@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(autouse=True)
 def interruptible():
-    """SIGINT does what it does in a terminal, in commands that a test starts as well; in the background it is ignored."""
+    """SIGINT does what it does in a terminal; in the background it is ignored, by what is started there too."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

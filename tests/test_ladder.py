@@ -30,8 +30,17 @@ from oskt_torchreid.pipeline import run
 NAME, SIZE = "osnet_x0_25", (3, 64, 32)
 SOME = ("resnet18", "osnet_x0_25", "shufflenet_v2_x0_5")  # the last one adapts code to its widths
 
-# Of a family that stays, with another head or size.
-ALIKE = ("resnet50_fc512", "resnet50mid", "resnet50_ibn_b", "osnet_x1_0", "osnet_ain_x1_0", "shufflenet_v2_x1_0")
+# Of a family that stays, with another head or size; or built of parts that smaller ones have.
+ALIKE = (
+    "inceptionv4",
+    "xception",
+    "resnet50_fc512",
+    "resnet50mid",
+    "resnet50_ibn_b",
+    "osnet_x1_0",
+    "osnet_ain_x1_0",
+    "shufflenet_v2_x1_0",
+)
 STOCK = ("osnet_x0_5", "osnet_x0_25")
 
 

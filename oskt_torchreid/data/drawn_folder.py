@@ -22,7 +22,7 @@ from .synthetic import Renderer, SyntheticSettings
 MANIFEST = "manifest.json"
 _LEFTOVER_SECONDS = 3600
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def drawn_folder(root: str | Path, name: str, settings: SyntheticSettings, layout: Layout = MARKET) -> Path:
@@ -46,7 +46,7 @@ def drawn_folder(root: str | Path, name: str, settings: SyntheticSettings, layou
         return folder
     files = list(layout.picture_files(settings))
     if folder.exists():
-        _log.warning("%s is not whole; its pictures are drawn again", folder)
+        logger.warning("%s is not whole; its pictures are drawn again", folder)
         _check_ours(folder, files, layout)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def _draw(folder: Path, settings: SyntheticSettings, files: list[PictureFile], l
         _rename(drawing, folder, settings, layout)
     finally:
         shutil.rmtree(drawing, ignore_errors=True)
-    _log.info("drew %d pictures into %s", len(files), folder)
+    logger.info("drew %d pictures into %s", len(files), folder)
 
 
 def _rename(drawing: Path, folder: Path, settings: SyntheticSettings, layout: Layout) -> None:

@@ -19,7 +19,7 @@ from .frames import Passage
 from .tracing import tracing_mode
 from .types import Route
 
-_LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _BATCH = 2  # more than one, so that code that mixes the images of a batch is seen
 
 Origin = tuple[tuple[int, ...], np.ndarray]
@@ -40,7 +40,7 @@ def _route(module: nn.Module, passage: Passage) -> Route | None:
     try:
         evaluation, training = (_origins(module, passage, training) for training in (False, True))
     except Exception as error:  # foreign code, on inputs that it was never meant for
-        _LOGGER.debug("'%s' cannot be run on noise: %s", passage.module, error)
+        logger.debug("'%s' cannot be run on noise: %s", passage.module, error)
         return None
     if evaluation is None or training is None:
         return None

@@ -19,7 +19,7 @@ from ..errors import ConfigError
 ATTRIBUTES = ("data", "engine", "losses", "metrics", "models", "optim", "utils")
 INSTALL = "pip install torchreid"
 
-_log = logging.getLogger("oskt_torchreid.host")
+logger = logging.getLogger("oskt_torchreid.host")
 
 
 def _find_torchreid() -> ModuleType:
@@ -86,7 +86,7 @@ class _LogWriter(io.TextIOBase):
     def write(self, text: str) -> int:
         *lines, self._line = (self._line + text).split("\n")
         for line in filter(str.strip, lines):
-            _log.info(line.rstrip())
+            logger.info(line.rstrip())
         return len(text)
 
     def finish(self) -> None:

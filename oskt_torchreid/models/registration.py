@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..host.models import model_names, register_model, without_memory
 
-_LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _WRAPPERS: dict[str, Callable[[str], None]] = {}  # prefix of names -> what registers `<prefix><backbone>`
 _ARGUMENTS = {"num_classes": 2, "loss": "softmax", "pretrained": False, "use_gpu": False}
 
@@ -55,7 +55,7 @@ class PlainBuilder:
     ) -> nn.Module:
         """The network as the builder makes it, whatever the loss."""
         if pretrained:
-            _LOGGER.warning(
+            logger.warning(
                 "the builder of '%s' takes no argument 'pretrained': weights are as it makes them", self.name
             )
         return self.builder(num_classes=num_classes)
