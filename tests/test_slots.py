@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oskt_torchreid.errors import WidthError
-from oskt_torchreid.oskt.slots import make_slots
+from oskt_torchreid.oskt.slots import make_slots, slots_of_groups
 
 
 def literal_slots(labels: list[int], width: int) -> tuple[list[int], list[int]]:
@@ -52,6 +52,19 @@ def test_every_slot_stands_for_members_of_its_own_cluster(case):
     slots = make_slots(np.array(labels), width)
     assert np.array_equal(slots.slot_to_cluster[slots.teacher_to_slot], labels)
     assert np.bincount(slots.teacher_to_slot, minlength=width).min() >= 1
+
+
+@given(st.lists(labels_and_width(), min_size=1, max_size=4))
+def test_groups_together_are_as_each_by_itself(cases):
+    found = slots_of_groups([np.array(labels) for labels, _ in cases], [width for _, width in cases])
+    assert [(s.slot_to_cluster.tolist(), s.teacher_to_slot.tolist()) for s in found] == [
+        literal_slots(*case) for case in cases
+    ]
+
+
+def test_a_width_out_of_range_among_others():
+    with pytest.raises(WidthError, match=r"width 5 is outside of \[2, 4\]"):
+        slots_of_groups([np.array([0, 0]), np.array([0, 1, 0, 0])], [1, 5])
 
 
 def test_the_worked_example_of_four_channels():

@@ -47,28 +47,36 @@ def rebuild(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
 
 def _copy_structure(model: nn.Module, memo: dict[int, object]) -> nn.Module:
     """``copy.deepcopy(model, memo)``, several times faster: only what is neither immutable nor known needs it."""
-    for module in model.modules():
+    modules = list(model.modules())
+    for module in modules:
         memo[id(module)] = type(module).__new__(type(module))
-    for module in model.modules():
+    for module in modules:
         attributes = memo[id(module)].__dict__
         for name, value in module.__dict__.items():
-            if isinstance(value, dict):
-                attributes[name] = type(value)((key, _copied(item, memo)) for key, item in value.items())
+            kind = type(value)
+            if kind in _IMMUTABLE:
+                attributes[name] = value
+            elif isinstance(value, dict):  # mostly a table of hooks, and empty
+                items = [(key, _copied(item, memo)) for key, item in value.items()] if value else ()
+                attributes[name] = kind(items)
             else:
                 attributes[name] = _copied(value, memo)
     return memo[id(model)]
 
 
-_IMMUTABLE = (type(None), bool, int, float, str, type, FunctionType)
+_IMMUTABLE = {type(None), bool, int, float, str, type, FunctionType}
 
 
 def _copied(value: object, memo: dict[int, object]) -> object:
-    if isinstance(value, _IMMUTABLE) or (type(value) is tuple and all(isinstance(item, _IMMUTABLE) for item in value)):
-        return value
-    if type(value) is set and all(isinstance(item, _IMMUTABLE) for item in value):
-        return set(value)
+    kind = type(value)
     known = memo.get(id(value))
-    return copy.deepcopy(value, memo) if known is None else known
+    if known is not None:
+        return known
+    if kind in _IMMUTABLE or (kind is tuple and _IMMUTABLE.issuperset(map(type, value))):
+        return value
+    if kind is set and _IMMUTABLE.issuperset(map(type, value)):
+        return set(value)
+    return copy.deepcopy(value, memo)
 
 
 # ---- attributes that repeat a shape ----------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def expand_to_plan(
     chain = chain if statistics == "own" else replace(chain, statistics={})
     layout = Layout(chain.graph, chain.teacher_to_chain, widths)
     tensors = {name: student_matrix(chain, layout, name) for name in chain.rows}
-    tensors.update({name: _student_vector(chain, layout, name) for name in chain.vectors})
+    tensors.update(student_vectors(chain, layout))
     tensors.update({name: tensor.clone() for name, tensor in chain.fixed.items()})
     for name, factor in attention_factors(chain.graph, layout, attention or chain.attention).items():
         tensors[name] = fold(tensors[name], factor)
@@ -165,10 +165,20 @@ def sum_columns_of(chain_rows: Tensor, column: Tie, layout: Layout) -> Tensor:
     return chain_rows if axis.is_identity else sum_columns(chain_rows, axis)
 
 
-def _student_vector(chain: WeightChain, layout: Layout, name: str) -> Tensor:
-    """Mean over members of the teacher's entries; a slot's refined statistics are its cluster's."""
-    tie = chain.graph.row_tie(name)
-    axis = layout.axis(tie)
-    if name in chain.statistics:
-        return gather_rows(chain.statistics[name], student_to_chain(axis, chain.layout.axis(tie)))
-    return average_rows(chain.vectors[name], axis, tie.axis)
+def student_vectors(chain: WeightChain, layout: Layout) -> dict[str, Tensor]:
+    """Means over members of the teacher's entries; a slot's refined statistics are its cluster's."""
+    vectors: dict[str, Tensor] = {}
+    alike: dict[tuple, list[str]] = {}
+    for name, vector in chain.vectors.items():
+        tie = chain.graph.row_tie(name)
+        if name in chain.statistics:
+            index = student_to_chain(layout.axis(tie), chain.layout.axis(tie))
+            vectors[name] = gather_rows(chain.statistics[name], index)
+        else:
+            alike.setdefault((id(tie.channels), tie.axis, vector.shape, vector.dtype), []).append(name)
+    for names in alike.values():  # those of a norm, say: averaged together
+        tie = chain.graph.row_tie(names[0])
+        stacked = torch.stack([chain.vectors[name] for name in names], -1)
+        means = average_rows(stacked, layout.axis(tie), tie.axis).unbind(-1)
+        vectors.update({name: mean.contiguous() for name, mean in zip(names, means, strict=True)})
+    return {name: vectors[name] for name in chain.vectors}

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..graph import ChannelGraph, Tie
 from ..graph.plans import occupied
 from ..graph.shell import student_axis
-from .slots import Slots, make_slots
+from .slots import Slots, slots_of_groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +56,11 @@ class Layout:
         graph.check_plan(widths)
         self.graph = graph
         self.widths = dict(widths)
-        self.slots: dict[str, Slots] = {}
+        names = [group.name for group in graph.groups]
+        made = slots_of_groups([teacher_to_chain[name] for name in names], [widths[name] for name in names])
+        self.slots: dict[str, Slots] = dict(zip(names, made, strict=True))
         place = np.empty(graph.num_channels, np.int64)
-        for group in graph.groups:
-            slots = self.slots[group.name] = make_slots(teacher_to_chain[group.name], widths[group.name])
+        for group, slots in zip(graph.groups, made, strict=True):
             place[group.channels] = group.channels[slots.teacher_to_slot]
         self._place = place
         self._occupied = occupied(graph, widths)
