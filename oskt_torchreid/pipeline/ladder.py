@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ..config import digest, get
 from ..errors import ConfigError
 from ..oskt.chain import WeightChain
-from ..oskt.engine import OSKTEngine
 from ..oskt.expand import expand_to_plan
 from ..oskt.ladder import Ladder
-from ..oskt.losses import row_dispersion
-from ..oskt.sstudent import Refinement
 from ..oskt.students import width_plan
+from .refinement import clustering_choices, refine
 from .stages import Facts, Stage
-from .training import Trainer, first_target
+from .training import Trainer
 
 Widths = dict[str, int]
 logger = logging.getLogger(__name__)
@@ -67,8 +62,7 @@ def refine_rung(
         The chain, the digest of how it was made, and what was measured.
     """
     node, oskt = get(config, "oskt.refine"), config.oskt
-    choices = {"clustering": oskt.clustering, "attention": oskt.attention}
-    choices["normalize_rows"] = {"auto": None, "yes": True, "no": False}[oskt.normalize_rows]
+    choices = clustering_choices(oskt)
     key = digest("rung", above_key, widths, choices, node)
     path = folder / f"chain-{number}.safetensors"
     stage = Stage(folder / f"refine-{number}", key, (f"../{path.name}",))
@@ -76,19 +70,7 @@ def refine_rung(
     def work(continued: bool) -> Facts:
         teacher = expand_to_plan(above, above.widths)
         chain = WeightChain.from_student(teacher, above, widths, **choices)
-        if node.max_epoch == 0:
-            return save_unrefined(chain, teacher, path)
-        build = partial(
-            OSKTEngine,
-            chain=chain,
-            lambda_weight=node["lambda"],
-            lambda_shape=node["lambda_schedule"],
-            vector_copies=node["vector_copies"],
-            sstudent_weight=node["sstudent_weight"],
-        )
-        engine = trainer.train(teacher, node, stage.folder, continued, build)
-        engine.chain.save(path)
-        return {"refined_teacher": first_target(engine), "row_dispersion": engine.dispersion}
+        return refine(trainer, chain, teacher, node, stage.folder, continued, path)
 
     facts = stage.complete(work)
     return WeightChain.load(path, model=above.model), key, facts
@@ -98,9 +80,3 @@ def log_ladder(chains: Sequence[WeightChain]) -> None:
     """Says in the log which widths each chain of a ladder gives."""
     if len(chains) > 1:
         logger.info("students come from the nearest of these chains:\n%s", Ladder(tuple(chains)).summary())
-
-
-def save_unrefined(chain: WeightChain, teacher: nn.Module, path: Path) -> Facts:
-    """Writes a chain as it was clustered, for a run without refinement, and measures it."""
-    chain.save(path)
-    return {"row_dispersion": row_dispersion(Refinement(teacher, chain).sstudent.row_pairs(teacher))}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,15 @@ from ..host.compat import seed_everything
 from ..host.models import load_weights
 from ..oskt.amounts import HALF
 from ..oskt.chain import WeightChain
-from ..oskt.engine import OSKTEngine
 from ..oskt.expand import expand_to_plan
 from ..oskt.recalibration import recalibrate
 from ..oskt.relabelling import relabel
 from ..oskt.students import save_student
 from ..report import Results, Row, write_results
 from .baselines import FILE_METHOD, STUDENT_NAME, finetuned, run_baseline, run_file
-from .ladder import log_ladder, refine_rung, save_unrefined
+from .ladder import log_ladder, refine_rung
 from .plan import RunPlan, StudentPlan
+from .refinement import clustering_choices, refine
 from .report import counted_epochs, write_report
 from .stages import Facts, Stage
 from .training import Trainer, first_target, network_size, schedule
@@ -120,35 +119,16 @@ class OSKTRun:
     def _refine(self, teacher_key: str) -> tuple[WeightChain, str]:
         """Clusters the teacher and refines the chain, together with a copy of the teacher."""
         node, oskt = get(self.config, "oskt.refine"), self.config.oskt
-        choices = (oskt.clustering, oskt.normalize_rows, oskt.attention)
-        key = digest("refine", teacher_key, oskt.width, *choices, node)
+        choices = clustering_choices(oskt)
+        key = digest("refine", teacher_key, oskt.width, choices, node)
         stage = Stage(self.folder / "refine", key, (f"../{CHAIN_NAME}",))
         path = self.folder / CHAIN_NAME
 
         def work(continued: bool) -> Facts:
             teacher = copy.deepcopy(self.plan.teacher)
-            chain = WeightChain.from_teacher(
-                teacher,
-                self.plan.chain_widths,
-                graph=self.plan.graph,
-                normalize_rows={"auto": None, "yes": True, "no": False}[oskt.normalize_rows],
-                clustering=oskt.clustering,
-                attention=oskt.attention,
-                seed=self.config.train.seed,
-            )
-            if node.max_epoch == 0:
-                return save_unrefined(chain, teacher, path)
-            build = partial(
-                OSKTEngine,
-                chain=chain,
-                lambda_weight=node["lambda"],
-                lambda_shape=node["lambda_schedule"],
-                vector_copies=node["vector_copies"],
-                sstudent_weight=node["sstudent_weight"],
-            )
-            engine = self.trainer.train(teacher, node, stage.folder, continued, build)
-            engine.chain.save(path)
-            return {"refined_teacher": first_target(engine), "row_dispersion": engine.dispersion}
+            widths, graph, seed = self.plan.chain_widths, self.plan.graph, self.config.train.seed
+            chain = WeightChain.from_teacher(teacher, widths, graph=graph, seed=seed, **choices)
+            return refine(self.trainer, chain, teacher, node, stage.folder, continued, path)
 
         facts = stage.complete(work)
         self.facts["refine"] = facts
