@@ -11,6 +11,7 @@ from oskt_torchreid.errors import ConfigError, GraphError, WidthError
 from oskt_torchreid.files import load_checkpoint
 from oskt_torchreid.oskt.chain import WeightChain
 from oskt_torchreid.oskt.expand import expand_to_plan
+from oskt_torchreid.oskt.students import load_student
 from oskt_torchreid.pipeline import run
 from oskt_torchreid.report import read_results
 
@@ -107,6 +108,33 @@ def test_a_backbone_that_depgraph_misunderstands(data_root, tmp_path, untrained)
     options = ("model.name=shufflenet", "oskt.students=['depgraph:width=0.5']", "data.height=64", "data.width=32")
     with pytest.raises(GraphError, match="torch_pruning misunderstands ShuffleNet at"):
         run(tiny(data_root, tmp_path, *options))
+
+
+@pytest.mark.slow
+def test_students_and_baselines_of_a_given_chain_on_other_people(data_root, teacher, tmp_path, untrained):
+    """A chain, its teacher and a student of an earlier run, on data of another number of identities."""
+    option, folder, _ = teacher
+    saved = folder / "students" / "width=0.5" / "student.pth"
+    names = ["width=0.5", "slice:width=0.25", f"file={saved}"]
+    options = (option, f"oskt.chain={folder / 'chain.safetensors'}", f"oskt.students={names}", "synthped.num_train=5")
+    results = run(tiny(data_root, tmp_path, *options, "oskt.finetune.max_epoch=0", "synthped.seed=3"))
+    assert [row.name for row in results.rows] == names
+    assert [row.kind for row in results.rows] == ["student", "control", "control"]
+    assert results.rows[0].map_before == results.rows[2].map_before, "the very same network"
+    sliced = load_student(tmp_path / "students" / "slice-width=0.25" / "student.pth")
+    assert sliced(torch.zeros(1, 3, 32, 16)).shape == (1, 128)
+    assert load_student(next(tmp_path.glob("students/file=*/student.pth"))).student_record.num_classes == 5
+
+
+def test_a_teacher_of_other_identities_cannot_be_distilled(data_root, teacher, tmp_path, untrained):
+    options = (teacher[0], f"oskt.chain={teacher[1] / 'chain.safetensors'}", "oskt.students=['kd++:width=0.5']")
+    with pytest.raises(ConfigError, match="its teacher, which knows 6 identities, but the data have 5; drop it"):
+        run(tiny(data_root, tmp_path, *options, "synthped.num_train=5"))
+
+
+def test_a_file_that_is_not_there(data_root, tmp_path, untrained):
+    with pytest.raises(ConfigError, match="oskt.students has 'file=nowhere.pth', and there is no such file"):
+        run(tiny(data_root, tmp_path, "oskt.students=['file=nowhere.pth']"))
 
 
 def test_a_given_chain_has_no_teacher_for_baselines(data_root, teacher, tmp_path, untrained):

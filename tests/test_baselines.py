@@ -190,8 +190,9 @@ def test_every_method_has_a_name_a_summary_and_a_rate():
 
 def test_a_method_is_added_in_one_line(monkeypatch):
     monkeypatch.setattr("oskt_torchreid.baselines.BASELINES", dict(BASELINES))
-    register_baseline("last", Baseline(lambda teacher, graph, widths: teacher, "none at all"))
-    assert make_baseline("last", network := nn.Linear(1, 1), None, {}) is network
+    network = of_four()
+    register_baseline("whole", Baseline(lambda teacher, graph, widths: teacher, "none at all"))
+    assert make_baseline("whole", network, trace(network, (3, 1, 1)), {}) is network
     with pytest.raises(ConfigError, match="baseline name 'norm' is taken .channels with the largest rows."):
         register_baseline("norm", Baseline(lambda teacher, graph, widths: teacher, "another"))
 

@@ -57,6 +57,11 @@ def test_every_scenario_has_a_recipe():
     assert sorted(names) == sorted(path.stem for path in RECIPES)
 
 
+def test_the_readme_lists_every_recipe():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [path.stem for path in RECIPES if f"| `{path.stem}` |" not in readme] == []
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_can_be_rehearsed(path):
     config = load_config(path)

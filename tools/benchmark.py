@@ -1,6 +1,12 @@
-"""What refining and expanding cost: `python tools/benchmark.py refine`, `python tools/benchmark.py expand`."""
+"""What the method costs and what it is worth.
+
+python tools/benchmark.py refine      one refinement step against one of the teacher alone
+python tools/benchmark.py expand      expansion from a loaded chain
+python tools/benchmark.py accuracy --config-file configs/comparison/resnet18.yaml
+"""
 
 import argparse
+import logging
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,9 +17,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from oskt_torchreid.config import load_config  # noqa: E402
 from oskt_torchreid.errors import OsktError  # noqa: E402
 from oskt_torchreid.host import models  # noqa: E402
+from oskt_torchreid.pipeline.comparison import compare  # noqa: E402
 from oskt_torchreid.report import benchmark  # noqa: E402
+from oskt_torchreid.report.comparison import MARKDOWN_NAME  # noqa: E402
 
 MEGABYTE = 2**20
 
@@ -60,6 +69,15 @@ def _expand_costs(arguments: argparse.Namespace) -> Iterable[benchmark.ExpandCos
     return tqdm(benchmark.measure_expand_all(arguments.rounds, names), total=len(names), disable=None, leave=False)
 
 
+def run_accuracy(arguments: argparse.Namespace) -> None:
+    """Runs a comparison of the chain with baselines and prints its report."""
+    config = load_config(arguments.config_file, arguments.options)
+    logging.basicConfig(level=logging.WARNING)
+    folder = compare(config, arguments.processes)
+    print((folder / MARKDOWN_NAME).read_text(encoding="utf-8"))
+    print(f"written to {folder}")
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -84,6 +102,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     expand.add_argument("--all", action="store_true", help="every backbone, at half its width")
     expand.add_argument("--names", nargs="+", help="with --all: these backbones alone")
     expand.set_defaults(run=show_expand)
+    accuracy = commands.add_parser("accuracy", help="the chain against baselines, over seeds; goes on where it was")
+    accuracy.add_argument("--config-file", required=True, help="YAML with a comparison node")
+    accuracy.add_argument("--processes", type=_positive, default=1, help="runs at a time, of one thread each")
+    accuracy.add_argument("options", nargs="*", help="KEY VALUE or KEY=VALUE, as in the YAML")
+    accuracy.set_defaults(run=run_accuracy)
     return parser.parse_args(arguments)
 
 

@@ -12,6 +12,8 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..graph import ChannelGraph
+from ..host.models import identify
+from ..oskt.expand import attach_record
 from ..registry import nearest
 from .depgraph import check_depgraph, prune_by_depgraph
 from .distillation import DistillationEngine
@@ -67,7 +69,7 @@ def baseline(name: str) -> Baseline:
 
 
 def make_baseline(name: str, teacher: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> nn.Module:
-    """A network of the given widths by the named method; the teacher is left as it is.
+    """A network of the given widths by the named method, for ``save_student``; the teacher is left as it is.
 
     What is random in it (fresh weights, starts of k-means) comes from torch's generator.
 
@@ -76,7 +78,8 @@ def make_baseline(name: str, teacher: nn.Module, graph: ChannelGraph, widths: Ma
         GraphError: a network that the method does not support.
         WidthError: widths that the graph does not allow.
     """
-    return baseline(name).make(teacher, graph, widths)
+    student = baseline(name).make(teacher, graph, widths)
+    return attach_record(student, graph, identify(teacher))
 
 
 register_baseline("scratch", Baseline(from_scratch, "fresh weights"))

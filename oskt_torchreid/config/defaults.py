@@ -132,6 +132,7 @@ def _own_tree() -> dict[str, Any]:
                 "vector_copies": False,  # norm parameters and biases of the S-student's own, refined as rows are
             },
             # width=0.5, like=NAME, ...; by a baseline instead of the chain: slice:width=0.5, kd++:like=osnet_x0_25, ...
+            # file=PATH: a student of an earlier run
             "students": ["width=0.25"],
             # How latency budgets are measured; threads 0: torch's own number.
             "latency": {"batch": 1, "threads": 0, "device": "cpu", "backend": "pytorch"},
@@ -139,6 +140,7 @@ def _own_tree() -> dict[str, Any]:
             "distance": "none",  # whose distances students' features have before fine-tuning: chain, teacher
             "recalibrate": 0,  # batches of training images that re-estimate norm statistics before fine-tuning
             "finetune": _schedule_node(max_epoch=60, lr=3.5e-4),
+            "curves": False,  # evaluate students and controls after every epoch of fine-tuning, and keep the numbers
             "controls": [],  # baselines at the chain's width, fine-tuned as long as the students
             # Freshly inherited and untrained narrow networks want a higher rate than refined students.
             "control_lr": dict.fromkeys(_BASELINES, 3e-3),
@@ -149,7 +151,30 @@ def _own_tree() -> dict[str, Any]:
                 "weight_nd": 1.0,
             },
         },
+        # tools/benchmark.py accuracy: chain against baselines, with teacher, chain and schedules of the other nodes.
+        "comparison": {
+            "widths": [0.25, 0.5, 0.75],  # of students by chain and baselines
+            "methods": [name for name in _BASELINES if name != "depgraph"],  # which needs a package more
+            "seeds": [1, 2, 3],  # train.seed
+            "data_seeds": [0, 1],  # synthped.seed; one entry for data that are not drawn
+            "equal_passes_widths": [0.25],  # at which baselines also get the passes that the chain was refined for
+            "refine_rates": [],  # candidates for the refinement; empty: oskt.refine.lr as it is
+            "rates": [0.001, 0.003, 0.01],  # candidates for every student
+            "tuning_width": 0.25,
+            "validation_share": 0.25,  # of the training identities, on which rates are chosen
+            "transfer": {
+                "identities": [],  # numbers of identities of other people to learn from: [16, 32]
+                "data_seed": 100,  # added to the data seed of the source
+                "widths": [0.25],
+                "max_epoch": 20,
+                "half_resolution_epochs": 0,
+            },
+            "ablations": [],  # 'random labels: oskt.clustering=random', ...: name and changed keys
+            "ablation_epochs": 0,  # of refinement in ablations; 0: oskt.refine.max_epoch
+        },
         "few_shot": {"ratio": 1.0, "seed": 0},  # share of the training identities that is kept, drawn by the seed
+        # Share of the training identities that is held out and takes the place of query and gallery; 0: the test set.
+        "validation": {"share": 0.0, "seed": 0},
         "synthped": {
             "preset": "quick",
             "seed": 0,
@@ -207,6 +232,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "oskt.distance": ("none", "chain", "teacher"),
     "oskt.statistics": ("own", "merged", "initial"),
     "oskt.controls": _BASELINES,
+    "comparison.methods": _BASELINES,
     "oskt.distillation.start": tuple(name for name in _BASELINES if name != "kd++"),
     **{f"{stage}.lr_scheduler": _SCHEDULES for stage in _STAGES},
 }
@@ -239,7 +265,13 @@ RANGES: dict[str, tuple[float, float]] = {
     **{f"oskt.control_lr.{name}": (0, INFINITY) for name in _BASELINES},
     "train.bias_lr_factor": (0, INFINITY),
     "few_shot.ratio": (1e-6, 1),
+    "comparison.tuning_width": (1e-6, 1),
+    "comparison.validation_share": (0.01, 0.9),
+    "comparison.ablation_epochs": (0, INFINITY),
+    "comparison.transfer.max_epoch": (1, INFINITY),
     "few_shot.seed": (0, INFINITY),
+    "validation.share": (0, 0.9),
+    "validation.seed": (0, INFINITY),
     "synthped.seed": (0, INFINITY),
     "synthped.num_train": (0, INFINITY),
     "synthped.num_test": (0, INFINITY),

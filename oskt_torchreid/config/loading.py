@@ -62,6 +62,26 @@ def load_config(
     return config
 
 
+def merged(config: CfgNode, changes: Mapping[str, Any], source: str = "the changes") -> CfgNode:
+    """A frozen copy of a tree, some of its values changed.
+
+    Args:
+        config: stays as it is.
+        changes: dotted key -> value, or the word for it as on the command line.
+        source: where the changes come from, for messages.
+
+    Raises:
+        ConfigError: unknown key, wrong type, value out of range.
+    """
+    changed = config.clone()
+    changed.defrost()
+    for key, value in changes.items():
+        _set(changed, key, value, source)
+    check_config(changed)
+    changed.freeze()
+    return changed
+
+
 def check_config(config: CfgNode) -> None:
     """Checks ranges and choices of a whole tree.
 

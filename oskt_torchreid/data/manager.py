@@ -1,4 +1,4 @@
-"""torchreid's data manager with what this package adds: protocol checks, few-shot subsets, transforms."""
+"""torchreid's data manager with what this package adds: protocol checks, subsets of the identities, transforms."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from ..host import data as host_data
 from .fewshot import few_shot_dataset
 from .protocols import check_protocol
 from .transforms import complete_transforms
+from .validation import validation_dataset
 
 
 def build_datamanager(config: Any, batch_size: int = 0) -> Any:
     """Builds the image data manager of a configuration.
 
     Args:
-        config: whole tree; beside what ``host.data.build_datamanager`` reads, few_shot and data.interpolation.
+        config: whole tree; beside what ``host.data.build_datamanager`` reads, few_shot, validation and
+            data.interpolation.
         batch_size: images in a training batch; 0: ``train.batch_size``.
 
     Raises:
@@ -28,8 +30,13 @@ def build_datamanager(config: Any, batch_size: int = 0) -> Any:
         check_protocol(data.root, name)
     chosen = config.clone()
     chosen.defrost()
-    few = config.few_shot
-    chosen.data.sources = [few_shot_dataset(name, few.ratio, few.seed) for name in data.sources]
+    few, held_out = config.few_shot, config.validation
+    sources, targets = (
+        [validation_dataset(name, held_out.share, held_out.seed) for name in names]
+        for names in (data.sources, data.targets)
+    )
+    chosen.data.sources = [few_shot_dataset(name, few.ratio, few.seed) for name in sources]
+    chosen.data.targets = targets
     datamanager = host_data.build_datamanager(chosen, batch_size)
     complete_transforms(datamanager, data.transforms, data.interpolation)
     return datamanager

@@ -69,6 +69,7 @@ class TransferEngine(torchreid.engine.Engine):
         self.half_resolution_epochs = half_resolution_epochs
         self.last_summary: dict[str, float] = {}
         self.results: dict[str, dict[str, float]] = {}
+        self.curve: list[dict[str, float]] = []  # evaluations of the run: epoch, and the first target's mAP and rank1
         self.train_seconds = 0.0  # of all epochs so far, evaluation left out
         self._frozen_parameters: list[nn.Parameter] = []
         self._frozen_modules: list[nn.Module] = []
@@ -131,6 +132,7 @@ class TransferEngine(torchreid.engine.Engine):
         """
         self._run_folder = Path(save_dir)
         self._kept_epoch = 0
+        self.curve = []
         try:
             with quiet():
                 super().run(save_dir, *args, **kwargs)
@@ -258,6 +260,9 @@ class TransferEngine(torchreid.engine.Engine):
         for target, (cmc, mean_ap) in zip(self.test_loader, rankings, strict=True):
             ranks = {f"rank{rank}": float(cmc[rank - 1]) for rank in REPORTED_RANKS}
             self.results[target] = {"mAP": float(mean_ap), **ranks}
+        if self._run_folder is not None:
+            first = next(iter(self.results.values()))
+            self.curve.append({"epoch": self.epoch + 1, "mAP": first["mAP"], "rank1": first["rank1"]})
         return float(rank1)
 
     def evaluate(self, **kwargs: Any) -> dict[str, float]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
-from ..graph import Tie, adapt_code, rebuild
+from ..graph import ChannelGraph, Tie, adapt_code, rebuild
 from ..graph.routing import describe_code
-from ..host.models import set_feature_dim
+from ..host.models import ModelSpec, set_feature_dim
 from .algebra import average_rows, gather_rows, rows_first, sum_columns
 from .chain import WeightChain
 from .distance import scale_features
@@ -62,11 +62,24 @@ def expand_to_plan(
     for module in student.modules() if statistics == "initial" else ():
         if hasattr(module, "reset_running_stats"):
             module.reset_running_stats()
-    lengths = {tensors[name].shape[1] for name in chain.graph.heads}
-    feature_dim = lengths.pop() if len(chain.graph.heads) == 1 else 0
-    spec = asdict(chain.spec) if chain.spec else {}
-    code = describe_code(student, chain.graph)
-    record = StudentRecord(**spec, feature_dim=feature_dim, code=code, distance=distance, input_size=chain.input_size)
+    return attach_record(student, chain.graph, chain.spec, distance)
+
+
+def attach_record(student: nn.Module, graph: ChannelGraph, spec: ModelSpec | None, distance: str = "none") -> nn.Module:
+    """Gives a narrowed network, in place, what ``save_student`` needs to know of it, and returns it.
+
+    Args:
+        student: of the teacher's class.
+        graph: the teacher's channel graph.
+        spec: how the teacher is built by its registered name; ``None`` where it has none.
+        distance: whose distances its features were scaled to.
+    """
+    state = student.state_dict()
+    lengths = {state[name].shape[1] for name in graph.heads}
+    feature_dim = lengths.pop() if len(graph.heads) == 1 else 0
+    code = describe_code(student, graph)
+    known = asdict(spec) if spec else {}
+    record = StudentRecord(**known, feature_dim=feature_dim, code=code, distance=distance, input_size=graph.input_size)
     return record.attach(student)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,22 +11,28 @@ from torch import nn
 
 from ..baselines import DistillationEngine, baseline, make_baseline
 from ..config import digest
-from ..files import save_checkpoint
+from ..files import sha256
 from ..graph import ChannelGraph
 from ..host.compat import seed_everything
 from ..host.engine import TransferEngine
+from ..oskt.network import trace
+from ..oskt.relabelling import relabel
+from ..oskt.students import load_student, save_student
 from .stages import Facts, Stage
 from .training import EngineBuilder, Trainer, first_target
 
 STUDENT_NAME = "student.pth"
+FILE_METHOD = "file"
 
 
 def method_of(name: str) -> str:
-    """The baseline in ``slice:width=0.5``; empty for ``width=0.5``, a student of the chain.
+    """The baseline in ``slice:width=0.5``, ``file`` for ``file=PATH``; empty for ``width=0.5``, a student of the chain.
 
     Raises:
         ConfigError: an unknown baseline.
     """
+    if name.startswith(f"{FILE_METHOD}="):
+        return FILE_METHOD
     method, colon, _ = name.partition(":")
     if colon:
         baseline(method)
@@ -65,23 +72,59 @@ def run_baseline(
         evaluate_before: whether to evaluate it untrained.
 
     Returns:
-        The student (trained, if this call trained it), and ``before``, ``after`` and ``finetune_seconds``.
+        The student (trained, if this call trained it), and ``before``, ``after``, ``finetune_seconds``, ``curve`` and
+        ``expand_seconds``.
     """
     config = trainer.config
     distillation = config.oskt.distillation if baseline(method).distils else None
-    key = digest("control", method, teacher_key, widths, node, distillation, evaluate_before)
-    stage = Stage(folder, key, (STUDENT_NAME,))
+    key = digest("control", method, teacher_key, widths, node, distillation, evaluate_before, config.oskt.curves)
     seed_everything(config.train.seed)
+    start = time.perf_counter()
     student = make_baseline(distillation.start if distillation else method, teacher, graph, widths)
+    student = relabel(student, graph.heads, trainer.num_classes)
+    making = {"expand_seconds": time.perf_counter() - start}
     engine = partial(_distilling, distillation, teacher, graph) if distillation else TransferEngine
+    return student, run_control(trainer, student, node, folder, key, engine, evaluate_before, making)
+
+
+def run_file(trainer: Trainer, path: Path, node: Any, folder: Path) -> tuple[nn.Module, Facts]:
+    """A student that an earlier run saved, evaluated, trained on this run's data and evaluated again.
+
+    Args:
+        trainer: of the run.
+        path: file of ``save_student``; its classifiers are made anew where the identities are others.
+        node: schedule of its training.
+        folder: of this student.
+    """
+    key = digest("file", sha256(path), node, trainer.data_key, trainer.config.oskt.curves)
+    student = load_student(path)
+    seed_everything(trainer.config.train.seed)
+    heads = trace(student, (3, trainer.config.data.height, trainer.config.data.width)).heads
+    return relabel(student, heads, trainer.num_classes), run_control(trainer, student, node, folder, key)
+
+
+def run_control(
+    trainer: Trainer,
+    student: nn.Module,
+    node: Any,
+    folder: Path,
+    key: str,
+    engine: EngineBuilder = TransferEngine,
+    evaluate_before: bool = True,
+    making: Facts | None = None,
+) -> Facts:
+    """The stage of a student that comes of no chain: evaluates it, trains it in place, evaluates it again, saves it.
+
+    What was measured when it was made is kept among the stage's facts.
+    """
 
     def work(continued: bool) -> Facts:
         before = trainer.evaluate(student) if evaluate_before else {}
-        after, seconds = finetuned(trainer, student, node, folder, continued, engine)
-        save_checkpoint(folder / STUDENT_NAME, {"state_dict": student.cpu().state_dict()})
-        return {"before": before, "after": after, "finetune_seconds": seconds}
+        facts = finetuned(trainer, student, node, folder, continued, engine)
+        save_student(student.cpu().eval(), folder / STUDENT_NAME)
+        return {"before": before, **(making or {}), **facts}
 
-    return student, stage.complete(work)
+    return Stage(folder, key, (STUDENT_NAME,)).complete(work)
 
 
 def finetuned(
@@ -91,12 +134,17 @@ def finetuned(
     folder: Path,
     continued: bool,
     engine: EngineBuilder = TransferEngine,
-) -> tuple[Facts, float]:
-    """Fine-tunes a network in place; its numbers afterwards, and the seconds that training took."""
+) -> Facts:
+    """Fine-tunes a network in place.
+
+    Returns:
+        ``after`` (its numbers), ``finetune_seconds`` (of training) and ``curve`` ((epoch, mAP) of every evaluation).
+    """
     if node.max_epoch == 0:
-        return trainer.evaluate(network), 0.0
-    trained = trainer.train(network, node, folder, continued, engine)
-    return first_target(trained), trained.train_seconds
+        return {"after": trainer.evaluate(network), "finetune_seconds": 0.0, "curve": []}
+    trained = trainer.train(network, node, folder, continued, engine, curve=trainer.config.oskt.curves)
+    curve = [(point["epoch"], point["mAP"]) for point in trained.curve]
+    return {"after": first_target(trained), "finetune_seconds": trained.train_seconds, "curve": curve}
 
 
 def _distilling(

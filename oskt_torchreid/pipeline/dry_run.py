@@ -26,6 +26,7 @@ from ..models import build_model, find_classifier
 from ..oskt.counting import Costs
 from ..oskt.engine import OSKTEngine
 from ..oskt.expand import expand_to_plan
+from .baselines import FILE_METHOD, method_of
 from .plan import RunPlan, make_plan, stand_in_chain
 from .training import Trainer, network_size
 
@@ -131,6 +132,8 @@ def _rehearsal_config(config: Any) -> Iterator[Any]:
     identities = round(IDENTITIES / config.few_shot.ratio + 0.499999)  # as many as leave two in the subset
     small.model.pretrained, small.model.load_weights = False, ""
     small.oskt.teacher = small.oskt.chain = ""
+    small.oskt.students = [name for name in config.oskt.students if method_of(name) != FILE_METHOD]
+    small.validation.share = 0.0
     small.data.workers, small.use_gpu = 0, False
     small.sampler.num_instances = min(small.sampler.num_instances, INSTANCES)
     for node in (small.train, small.oskt.refine, small.oskt.finetune):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..baselines import baseline
 from ..errors import CheckpointError, ConfigError, WidthError
 from ..graph import ChannelGraph
 from ..host.compat import seed_everything
+from ..host.models import build as build_registered
 from ..host.models import load_weights
 from ..models import build_model
 from ..models import load_weights as load_any_weights
@@ -21,7 +23,7 @@ from ..oskt.ladder import nearest_rung
 from ..oskt.network import trace
 from ..oskt.students import width_plan
 from ..oskt.widths import full_plan
-from .baselines import check_baselines, method_of
+from .baselines import FILE_METHOD, check_baselines, method_of
 from .ladder import plan_rungs
 from .wishes import Wish, chosen_widths, latency_measure, parse_wish
 
@@ -78,23 +80,17 @@ def make_plan(config: Any, num_classes: int) -> RunPlan:
         ChainError: a given chain that cannot be read.
     """
     if config.oskt.chain:
-        return _plan_of_chain(config)
+        return _plan_of_chain(config, num_classes)
     for name in config.oskt.controls:
         baseline(name)
-    methods = {name: method_of(name) for name in config.oskt.students}
-    wishes = {name: parse_wish(name.rpartition(":")[2]) for name in config.oskt.students}
+    methods, wishes = _wishes(config)
     teacher = _teacher(config, num_classes)
     graph = trace(teacher, (3, config.data.height, config.data.width))
     rungs = _rungs(teacher, graph, config.oskt.ladder) or (full_plan(graph, config.oskt.width),)
     stand_in = stand_in_chain(teacher, graph, rungs[-1])
     check_foldable(stand_in, config.oskt.distance)
-    check_baselines({*config.oskt.controls, *methods.values()} - {""}, teacher, graph)
-    plans = _plans(config, stand_in, {name: wish for name, wish in wishes.items() if not methods[name]})
-    free = {name: wish for name, wish in wishes.items() if methods[name]}
-    if free:  # baselines are bound to no chain's width
-        plans.update(_plans(config, _narrowest_chain(teacher, graph), free))
-    rung_of = {name: 0 if methods[name] else nearest_rung(rungs, graph.sizes, plan) for name, plan in plans.items()}
-    students = tuple(StudentPlan(name, plans[name], rung_of[name], methods[name]) for name in wishes)
+    check_baselines({*config.oskt.controls, *methods.values()} - {"", FILE_METHOD}, teacher, graph)
+    students = _students(config, stand_in, teacher, methods, wishes, rungs)
     return RunPlan(teacher, graph, rungs[0], students, tuple(config.oskt.controls), rungs=rungs[1:])
 
 
@@ -118,24 +114,77 @@ def _teacher(config: Any, num_classes: int) -> nn.Module:
     return teacher
 
 
-def _plan_of_chain(config: Any) -> RunPlan:
-    """Students of a chain that an earlier run refined, perhaps on other data."""
+def _wishes(config: Any) -> tuple[dict[str, str], dict[str, Wish]]:
+    """Method and wish of every student, by name; a file of an earlier run has the method ``file`` and no wish.
+
+    Raises:
+        ConfigError: see ``parse_wish``; or a file that is not there.
+    """
+    methods = {name: method_of(name) for name in config.oskt.students}
+    files = [name for name, method in methods.items() if method == FILE_METHOD]
+    for name in files:
+        path = Path(name.partition("=")[2])
+        if not path.is_file():
+            raise ConfigError(f"oskt.students has '{name}', and there is no such file (looked in '{path.absolute()}')")
+    wishes = {name: parse_wish(name.rpartition(":")[2]) for name in config.oskt.students if name not in files}
+    return methods, wishes
+
+
+def _students(
+    config: Any,
+    chain: WeightChain,
+    teacher: nn.Module,
+    methods: dict[str, str],
+    wishes: dict[str, Wish],
+    rungs: tuple[dict[str, int], ...],
+) -> tuple[StudentPlan, ...]:
+    """Plans of all students, in order; those of the chain are checked against its widths, baselines have any."""
+    graph = chain.graph
+    plans = _plans(config, chain, {name: wish for name, wish in wishes.items() if not methods[name]})
+    free = {name: wish for name, wish in wishes.items() if methods[name]}
+    if free:
+        plans.update(_plans(config, _narrowest_chain(teacher, graph), free))
+    rung_of = {name: 0 if methods[name] else nearest_rung(rungs, graph.sizes, plan) for name, plan in plans.items()}
+    return tuple(
+        StudentPlan(name, plans.get(name, {}), rung_of.get(name, 0), method) for name, method in methods.items()
+    )
+
+
+def _plan_of_chain(config: Any, num_classes: int) -> RunPlan:
+    """Students of a chain that an earlier run refined, perhaps on other data; baselines where its teacher is given."""
     oskt = config.oskt
-    for key, value in (("oskt.teacher", oskt.teacher), ("oskt.controls", oskt.controls)):
-        if value:
-            raise ConfigError(f"oskt.chain is given, so there is no teacher, but {key} is {value!r}; empty one of them")
+    if oskt.controls:
+        raise ConfigError(
+            f"oskt.chain is given, so nothing is refined that oskt.controls {oskt.controls} could be compared with; "
+            "name them in oskt.students, such as slice:width=0.5, with oskt.teacher"
+        )
     chain = WeightChain.load(oskt.chain)
     name = chain.spec.name if chain.spec else ""
     if name.removeprefix("oskt_") != config.model.name.removeprefix("oskt_"):
         raise ConfigError(
             f"'{oskt.chain}' is a chain of '{name}', but model.name is '{config.model.name}'; set it to '{name}'"
         )
-    for name in oskt.students:
-        if method_of(name):
-            raise ConfigError(f"oskt.chain is given, so there is no teacher that '{name}' could be made of; drop it")
-    plans = _plans(config, chain, {name: parse_wish(name) for name in oskt.students})
-    students = tuple(StudentPlan(name, plan) for name, plan in plans.items())
-    return RunPlan(chain.model, chain.graph, chain.widths, students, (), chain)
+    methods, wishes = _wishes(config)
+    teacher = chain.model
+    baselines = {method for method in methods.values() if method not in ("", FILE_METHOD)}
+    if baselines and not oskt.teacher:
+        named = next(name for name, method in methods.items() if method in baselines)
+        raise ConfigError(
+            f"oskt.chain is given, so there is no teacher that '{named}' could be made of; give it as oskt.teacher, or "
+            "drop the student"
+        )
+    if oskt.teacher:
+        teacher = build_registered(chain.spec.name, chain.spec.num_classes, chain.spec.loss)
+        load_weights(teacher, oskt.teacher)
+        check_baselines(baselines, teacher, chain.graph)
+    distilled = [name for name, method in methods.items() if method in baselines and baseline(method).distils]
+    if distilled and chain.spec.num_classes != num_classes:
+        raise ConfigError(
+            f"'{distilled[0]}' is trained by class scores of its teacher, which knows {chain.spec.num_classes} "
+            f"identities, but the data have {num_classes}; drop it, or distil on the teacher's own identities"
+        )
+    students = _students(config, chain, teacher, methods, wishes, (chain.widths,))
+    return RunPlan(teacher, chain.graph, chain.widths, students, (), chain)
 
 
 def _plans(config: Any, chain: WeightChain, wanted: dict[str, Wish]) -> dict[str, dict[str, int]]:

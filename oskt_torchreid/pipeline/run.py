@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..config import digest, get
-from ..errors import ConfigError, GraphError
+from ..errors import ConfigError
 from ..files import save_checkpoint, sha256
 from ..host.compat import seed_everything
 from ..host.models import load_weights
@@ -21,16 +22,16 @@ from ..oskt.amounts import HALF
 from ..oskt.chain import WeightChain
 from ..oskt.engine import OSKTEngine
 from ..oskt.expand import expand_to_plan
-from ..oskt.network import trace
 from ..oskt.recalibration import recalibrate
 from ..oskt.relabelling import relabel
 from ..oskt.students import save_student
 from ..registry import engine_class
 from ..report import Results, Row, write_results
-from .baselines import STUDENT_NAME, finetuned, run_baseline
+from .baselines import FILE_METHOD, STUDENT_NAME, finetuned, run_baseline, run_file
 from .ladder import refine_rung, save_unrefined
 from .plan import RunPlan, StudentPlan, make_plan
 from .report import counted_epochs, write_report
+from .single import train_only
 from .stages import Facts, Stage
 from .training import Trainer, first_target, network_size, schedule
 from .wishes import keep_chosen_widths
@@ -78,26 +79,6 @@ def run(config: Any) -> Results:
     return train_only(config, trainer, model, folder, method)
 
 
-def train_only(config: Any, trainer: Trainer, model: nn.Module, folder: Path, method: str) -> Results:
-    """One network, trained and evaluated as torchreid's own script does; ``test.evaluate`` evaluates only."""
-    size = (3, config.data.height, config.data.width)
-    try:
-        heads = trace(model, size).heads
-    except GraphError as error:
-        logger.warning("parameters are counted with the classifier, which was not found: %s", error)
-        heads = frozenset()
-    if config.test.evaluate:
-        facts = trainer.evaluate(model)
-    else:
-        facts = first_target(trainer.train(model, config.train, folder))
-    params, flops = network_size(model, heads, size)
-    epochs = 0 if config.test.evaluate else config.train.max_epoch
-    row = Row(config.model.name, "teacher", params, flops, None, None, facts["mAP"], facts["rank1"], epochs)
-    results = Results((row,), {"engine": method, "data": list(config.data.targets)})
-    write_results(folder / "results.json", results.rows, results.facts)
-    return results
-
-
 class OSKTRun:
     """One run of the method.
 
@@ -121,9 +102,6 @@ class OSKTRun:
             "data": list(config.data.targets),
             "seed": config.train.seed,
         }
-        shared = [get(config, key) for key in ("model", "data", "sampler", "loss", "test", "sgd", "rmsprop", "adam")]
-        self._shared = [{**node, "save_dir": "", "root": "", "workers": 0} for node in shared]
-        self._shared += [config.synthped, config.few_shot]
 
     def complete(self) -> Results:
         """All stages in order, then the report; a report of what there is so far is written after every stage."""
@@ -131,13 +109,16 @@ class OSKTRun:
             teacher_key = self._teacher()
             chain, chain_key = self._refine(teacher_key)
         else:
-            teacher_key = ""
-            chain, chain_key = self.plan.chain, digest("chain", sha256(self.config.oskt.chain), *self._shared)
+            teacher_key = self._given_teacher()
+            chain = self.plan.chain
+            chain_key = digest("chain", sha256(self.config.oskt.chain), self.trainer.data_key)
         ladder = [(chain, chain_key)]
         for widths in self.plan.rungs:
             ladder.append(self._refine_rung(widths, *ladder[-1]))
         for student in self.plan.students:
-            if student.method:
+            if student.method == FILE_METHOD:
+                self._file_student(student)
+            elif student.method:
                 self._baseline_student(student, teacher_key)
             else:
                 self._student(student, *ladder[student.rung])
@@ -155,7 +136,7 @@ class OSKTRun:
         """Trains the teacher, or takes the given one; the plan's network holds its weights afterwards."""
         config, teacher = self.config, self.plan.teacher
         given = sha256(config.oskt.teacher) if config.oskt.teacher else ""
-        key = digest("teacher", *self._shared, given or config.train)
+        key = digest("teacher", self.trainer.data_key, given or config.train)
         stage = Stage(self.folder / "teacher", key, (TEACHER_NAME,))
 
         def work(continued: bool) -> Facts:
@@ -170,8 +151,13 @@ class OSKTRun:
         load_weights(teacher, stage.folder / TEACHER_NAME)
         teacher.cpu()
         epochs = 0 if given else config.train.max_epoch
-        self._row("teacher", "teacher", teacher, {}, facts, epochs, facts["seconds"])
+        self._row("teacher", "teacher", teacher, {"after": facts, "finetune_seconds": facts["seconds"]}, epochs)
         return key
+
+    def _given_teacher(self) -> str:
+        """Beside a given chain, the teacher that baselines are made of, if one is given; it is not evaluated here."""
+        path = self.config.oskt.teacher
+        return digest("teacher", self.trainer.data_key, sha256(path)) if path else ""
 
     def _refine(self, teacher_key: str) -> tuple[WeightChain, str]:
         """Clusters the teacher and refines the chain, together with a copy of the teacher."""
@@ -223,10 +209,12 @@ class OSKTRun:
         node = get(self.config, "oskt.finetune")
         distance, batches = self.config.oskt.distance, self.config.oskt.recalibrate
         statistics = self.config.oskt.statistics
-        key = digest("student", chain_key, student.widths, distance, batches, statistics, node)
+        key = digest("student", chain_key, student.widths, distance, batches, statistics, node, self.config.oskt.curves)
         stage = Stage(self.folder / "students" / student.name, key, (EXPANDED_NAME, STUDENT_NAME))
         seed_everything(self.config.train.seed)
+        start = time.perf_counter()
         network = expand_to_plan(chain, student.widths, distance=distance, statistics=statistics)
+        making = {"expand_seconds": time.perf_counter() - start}
         network = relabel(network, chain.graph.heads, self.trainer.num_classes)
 
         def work(continued: bool) -> Facts:
@@ -234,14 +222,11 @@ class OSKTRun:
                 recalibrate(network, self.trainer.datamanager(node.batch_size).train_loader, batches)
             save_student(network, stage.folder / EXPANDED_NAME)
             before = self.trainer.evaluate(network)
-            after, seconds = finetuned(self.trainer, network, node, stage.folder, continued)
+            facts = finetuned(self.trainer, network, node, stage.folder, continued)
             save_student(network.cpu().eval(), stage.folder / STUDENT_NAME, half=student.name.endswith(HALF))
-            return {"before": before, "after": after, "finetune_seconds": seconds}
+            return {"before": before, **making, **facts}
 
-        facts = stage.complete(work)
-        self._row(
-            student.name, "student", network, facts["before"], facts["after"], node.max_epoch, facts["finetune_seconds"]
-        )
+        self._row(student.name, "student", network, stage.complete(work), node.max_epoch)
 
     def _control(self, name: str, teacher_key: str, equal_passes: bool) -> None:
         """A baseline at the chain's widths, given the students' epochs, or as many as refinement and they together."""
@@ -261,6 +246,14 @@ class OSKTRun:
         folder = self.folder / "students" / student.name.replace(":", "-")
         self._baseline(student.name, student.method, student.widths, node, folder, teacher_key)
 
+    def _file_student(self, student: StudentPlan) -> None:
+        """A student of an earlier run, given the students' epochs on this run's data."""
+        path = Path(student.name.partition("=")[2])
+        node = get(self.config, "oskt.finetune")
+        folder = self.folder / "students" / student.name.replace("/", "-")
+        network, facts = run_file(self.trainer, path, node, folder)
+        self._row(student.name, "control", network, facts, node.max_epoch)
+
     def _baseline(
         self,
         title: str,
@@ -275,14 +268,22 @@ class OSKTRun:
         network, facts = run_baseline(
             self.trainer, method, plan.teacher, plan.graph, widths, node, folder, teacher_key, evaluate_before
         )
-        self._row(title, "control", network, facts["before"], facts["after"], node.max_epoch, facts["finetune_seconds"])
+        self._row(title, "control", network, facts, node.max_epoch)
 
     # ---- parts of stages -----------------------------------------------------------------------------------------
 
-    def _row(
-        self, name: str, kind: str, network: nn.Module, before: Facts, after: Facts, epochs: int, seconds: float
-    ) -> None:
+    def _row(self, name: str, kind: str, network: nn.Module, facts: Facts, epochs: int) -> None:
+        """Adds a network's numbers to the results.
+
+        Args:
+            name: how the run calls it.
+            kind: of ``report.results.KINDS``.
+            network: to be counted.
+            facts: ``after``, ``finetune_seconds``, and where there are any ``before``, ``curve``, ``expand_seconds``.
+            epochs: behind ``after``.
+        """
         params, flops = network_size(network, self.plan.graph.heads, self.image_size)
+        before, after = facts.get("before", {}), facts["after"]
         row = Row(
             name=name,
             kind=kind,
@@ -293,7 +294,9 @@ class OSKTRun:
             map_after=after.get("mAP"),
             rank1_after=after.get("rank1"),
             epochs=epochs,
-            seconds=seconds,
+            seconds=facts["finetune_seconds"],
+            curve=facts.get("curve", ()),
+            expand_seconds=facts.get("expand_seconds"),
         )
         self.rows.append(row)
         write_results(self.folder / "results.json", self.rows, self.facts)

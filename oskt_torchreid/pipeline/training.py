@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..config import get, save_resolved
+from ..config import digest, get, save_resolved
 from ..data import synthped
 from ..data.fewshot import save_list
 from ..data.manager import build_datamanager
@@ -24,6 +24,15 @@ from ..host.losses import loss_from_config
 from ..host.optimization import build_optimizer, build_scheduler
 
 logger = logging.getLogger(__name__)
+
+_SHARED_NODES = (
+    *("model", "data", "sampler", "loss", "test", "sgd", "rmsprop", "adam"),
+    *("synthped", "few_shot", "validation"),
+)
+_SHARED_TRAIN_KEYS = (
+    *("seed", "optim", "bias_lr_factor", "staged_lr", "new_layers", "base_lr_mult", "open_layers"),
+    *("mixed_precision", "channels_last"),
+)
 
 Facts = dict[str, Any]
 EngineBuilder = Callable[..., TransferEngine]
@@ -52,6 +61,14 @@ class Trainer:
         """Training identities of the data."""
         return self.datamanager(self.config.train.batch_size).num_train_pids
 
+    @cached_property
+    def data_key(self) -> str:
+        """Digest of all that decides what a network learns and is measured by, but schedules and students."""
+        nodes = [get(self.config, key) for key in _SHARED_NODES]
+        nodes = [{**node, "save_dir": "", "root": "", "workers": 0} for node in nodes]
+        train = {key: self.config.train[key] for key in _SHARED_TRAIN_KEYS}
+        return digest("data", *nodes, train)
+
     def record(self, folder: Path) -> None:
         """Keeps in a run's folder what it is about to do: the resolved configuration, and a few-shot run's pictures."""
         save_resolved(self.config, folder)
@@ -67,6 +84,7 @@ class Trainer:
         folder: Path,
         continued: bool = False,
         engine: EngineBuilder = TransferEngine,
+        curve: bool = False,
     ) -> TransferEngine:
         """Trains a network, in place, and evaluates it.
 
@@ -76,6 +94,7 @@ class Trainer:
             folder: for checkpoints and TensorBoard files.
             continued: go on from the last whole epoch of an interrupted attempt, if there is one.
             engine: called with data manager, model and the arguments of ``TransferEngine``.
+            curve: evaluate after every epoch, whatever ``test.eval_freq`` says.
 
         Returns:
             The engine after its run, with ``results``.
@@ -110,7 +129,7 @@ class Trainer:
             fixbase_epoch=stage.get("fixbase_epoch", 0),
             open_layers=list(config.train.open_layers),
             start_eval=config.test.start_eval,
-            eval_freq=config.test.eval_freq,
+            eval_freq=1 if curve else config.test.eval_freq,
             **self._test_settings(),
         )
         return trainer

@@ -26,6 +26,8 @@ class Row:
         map_after, rank1_after: fractions after training (teacher) or fine-tuning (others); None: not measured.
         epochs: epochs behind `map_after`.
         seconds: time that training took, or None.
+        curve: (epoch, mAP) of every evaluation during training, oldest first; empty: only the last was made.
+        expand_seconds: time that making the network took, without any training; None: not measured.
     """
 
     name: str
@@ -38,8 +40,11 @@ class Row:
     rank1_after: float | None = None
     epochs: int = 0
     seconds: float | None = None
+    curve: tuple[tuple[int, float], ...] = ()
+    expand_seconds: float | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "curve", tuple((int(epoch), float(value)) for epoch, value in self.curve))
         if self.kind not in KINDS:
             raise ConfigError(f"kind of result '{self.name}' is '{self.kind}'; allowed: {', '.join(KINDS)}")
 

@@ -1,0 +1,90 @@
+"""Validation without the test set: some training identities are held out, and stand in for query and gallery.
+
+Learning rates and other choices are made on them; the identities that results are reported on are not looked at.
+
+Example: identities a, b, c, d with pictures of two cameras. A share of 0.5 holds two of them out, say a and c. Training
+sees b and d (labels 0 and 1); of a and of c the first picture of each camera is a query, the others are the gallery.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from ..errors import DataError
+from ..host.data import image_dataset_class, register_image_dataset
+from .fewshot import Item, few_identities
+
+
+class HeldOut:
+    """Mixed into a data set's class: some training identities take the place of query and gallery.
+
+    Attributes:
+        share: of the training identities that are held out.
+        seed: of the draw.
+    """
+
+    share: ClassVar[float]
+    seed: ClassVar[int]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        before = {"train": self.train, "query": self.query, "gallery": self.gallery}
+        self.train, self.query, self.gallery = hold_out(self.train, self.share, self.seed)
+        self.num_train_pids = self.get_num_pids(self.train)
+        self.num_train_cams = self.get_num_cams(self.train)
+        for name, items in before.items():
+            if self.data is items:
+                self.data = getattr(self, name)
+
+
+def hold_out(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item], list[Item], list[Item]]:
+    """Training pictures, queries and gallery.
+
+    Args:
+        items: (path, person, camera, ...) of every training picture.
+        share: of the identities that are held out; what stays in training is rounded down.
+        seed: decides which.
+
+    Returns:
+        Pictures of the identities that stay, relabelled from 0 in the order of their files; of the others the first
+        picture of each identity and camera; and the rest of theirs, the gallery.
+
+    Raises:
+        DataError: a share that leaves nobody to train on.
+    """
+    train = few_identities(items, 1 - share, seed)
+    kept = {path for path, *_ in train}
+    query: dict[tuple[int, int], Item] = {}
+    gallery: list[Item] = []
+    for item in sorted(item for item in items if item[0] not in kept):
+        first = query.setdefault((item[1], item[2]), item)
+        if first is not item:
+            gallery.append(item)
+    if not gallery:
+        raise DataError(
+            f"validation.share {share:g} holds out {len(query)} pictures that leave no gallery; raise the share, or "
+            "use a data set with several pictures of an identity at a camera"
+        )
+    return train, list(query.values()), gallery
+
+
+def validation_dataset(name: str, share: float, seed: int) -> str:
+    """Registers the variant of a data set with identities held out and returns its name; doing it again is harmless.
+
+    Args:
+        name: of a registered image data set.
+        share: of the training identities; 0 gives `name` itself.
+        seed: of the draw.
+    """
+    if share == 0:
+        return name
+    variant = f"{name}-validation-{share:g}-{seed}"
+    register_image_dataset(variant, _held_out_class(image_dataset_class(name), share, seed))
+    return variant
+
+
+@functools.cache
+def _held_out_class(whole: type, share: float, seed: int) -> type:
+    return type(f"HeldOut{whole.__name__}", (HeldOut, whole), {"share": share, "seed": seed, "__doc__": whole.__doc__})

@@ -1,0 +1,156 @@
+"""Runs the jobs of a comparison, several at a time, and gathers their results."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ...config import save_resolved
+from ...files import write_json
+from ...report import read_results
+from ...report.comparison import Measurement, write_comparison
+from ..run import run
+from .jobs import Job, Rates, check_comparison, seed_jobs, source_jobs, split_name, tuning_jobs
+
+logger = logging.getLogger(__name__)
+
+RATES_NAME, DATA_NAME = "rates.json", "comparison.json"
+SOURCE_METHOD = "source-trained"
+
+
+def compare(config: Any, processes: int = 1) -> Path:
+    """Runs a whole comparison; what was run before with the same configuration is not run again.
+
+    Args:
+        config: whole tree; the node ``comparison`` says what is compared, the others how everything is trained.
+        processes: runs at a time, with one thread each; 1 runs them here, one after the other, with torch's threads.
+
+    Returns:
+        The folder, ``data.save_dir``, with ``comparison.json``, ``comparison.md``, pictures, and a folder per run.
+
+    Raises:
+        OsktError: everything that can be known beforehand is checked before anything is trained.
+    """
+    check_comparison(config)
+    folder = Path(config.data.save_dir)
+    save_resolved(config, folder)
+    rates = tune(config, folder, processes)
+    first = seed_jobs(config, rates, "finetune")
+    run_all(config, first, processes, "teachers, chains and students")
+    rest = seed_jobs(config, rates, "rest")
+    run_all(config, rest, processes, "equal passes, transfer, ablations")
+    last = source_jobs(config, rates)
+    run_all(config, last, processes, "transfer from the source")
+    measurements = [row for job in (*first, *rest, *last) for row in measurements_of(folder, job)]
+    facts = [read_results(folder / job.folder / "results.json").facts["refine"] for job in first]
+    write_comparison(folder, config, measurements, facts, rates)
+    return folder
+
+
+def tune(config: Any, folder: Path, processes: int) -> Rates:
+    """Chooses every learning rate on held-out training identities, and writes down what was tried."""
+    run_all(config, tuning_jobs(config, "teacher"), processes, "tuning, teacher")
+    refinements = tuning_jobs(config, "refine")
+    run_all(config, refinements, processes, "tuning, refinement")
+    rates, tried = choose_rates(folder, refinements)
+    candidates = tuning_jobs(config, "rates", rates)
+    run_all(config, candidates, processes, "tuning, students")
+    of_students, tried_students = choose_rates(folder, candidates)
+    write_json(folder / RATES_NAME, {"chosen": rates | of_students, "mAP": tried | tried_students})
+    return rates | of_students
+
+
+def run_all(config: Any, jobs: Sequence[Job], processes: int, title: str) -> None:
+    """Runs jobs that do not depend on one another; the first failure stops those that have not begun."""
+    bar = tqdm(total=len(jobs), desc=title, unit="run", disable=None, leave=False)
+    with bar:
+        if processes == 1 or len(jobs) < 2:
+            for job in jobs:
+                _run_apart(job.config(config))
+                bar.update()
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(processes, len(jobs)), context, initializer=_one_thread) as pool:
+            pending = [pool.submit(_run_apart, job.config(config)) for job in jobs]
+            for done in as_completed(pending):
+                if done.exception() is not None:
+                    pool.shutdown(wait=True, cancel_futures=True)
+                done.result()
+                bar.update()
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    logging.getLogger("oskt_torchreid").setLevel(logging.INFO)
+
+
+def _run_apart(config: Any) -> None:
+    """One run in a process of its own; its messages go to its own folder."""
+    folder = Path(config.data.save_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / "log.txt")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    root = logging.getLogger("oskt_torchreid")
+    root.addHandler(handler)
+    try:
+        run(config)
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+        clear_checkpoints(folder)
+
+
+def clear_checkpoints(folder: Path) -> None:
+    """Removes the checkpoints of training, which nothing needs once a run is whole, and which add up."""
+    for path in folder.rglob("model.pth.tar-*"):
+        path.unlink()
+
+
+def choose_rates(folder: Path, candidates: Sequence[Job]) -> tuple[dict, dict]:
+    """The rate of the highest mAP on the held-out identities.
+
+    Args:
+        folder: of the comparison.
+        candidates: runs that are done.
+
+    Returns:
+        Rate by scenario and method; and the mAP of every candidate, by scenario, method and rate.
+    """
+    tried: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for job in candidates:
+        scenario, rate = job.labels.get("scenario", "refine"), job.labels["rate"]
+        for row in read_results(folder / job.folder / "results.json").rows:
+            named = split_name(row.name)
+            if named is not None:
+                tried[scenario][named[0]][f"{rate:g}"] = row.map_after
+    chosen = {
+        scenario: {method: float(max(curve, key=curve.get)) for method, curve in methods.items()}
+        for scenario, methods in tried.items()
+    }
+    return chosen, {scenario: dict(methods) for scenario, methods in tried.items()}
+
+
+def measurements_of(folder: Path, job: Job) -> list[Measurement]:
+    """All rows of a job that is done, each with the scenario, method, width and seeds it belongs to."""
+    found = []
+    for row in read_results(folder / job.folder / "results.json").rows:
+        if row.name.startswith("file="):
+            width = float(Path(row.name).parent.name.rpartition("=")[2])
+            named = SOURCE_METHOD, width
+        else:
+            named = split_name(row.name)
+        if named is None:
+            if job.scenario != "finetune":
+                continue
+            named = "teacher", 1.0
+        scenario = job.scenario
+        found.append(Measurement(scenario, *named, job.labels["data_seed"], job.labels["seed"], row))
+    return found

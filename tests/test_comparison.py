@@ -1,0 +1,189 @@
+"""The comparison with baselines: what it runs, how it chooses rates, what it reports, on a tiny set."""
+
+import json
+
+import pytest
+from test_pipeline import SMALL
+
+from oskt_torchreid.config import load_config
+from oskt_torchreid.errors import ConfigError
+from oskt_torchreid.pipeline.comparison import compare, jobs, seed_jobs, tuning_jobs
+from oskt_torchreid.pipeline.comparison.comparison import choose_rates
+from oskt_torchreid.report import Row, write_results
+from oskt_torchreid.report.comparison import (
+    Measurement,
+    Spread,
+    cost_table,
+    crossover,
+    gain,
+    map_table,
+    transfer_table,
+)
+
+RATES = {
+    "refine": {"oskt": 0.002},
+    "finetune": {"oskt": 0.001, "scratch": 0.01, "slice": 0.003},
+    "passes": {"scratch": 0.02, "slice": 0.004},
+    "transfer": {"oskt": 0.005, "scratch": 0.006, "slice": 0.007},
+}
+COMPARED = [
+    "comparison.widths=[0.5, 0.75]",
+    "comparison.methods=['scratch', 'slice']",
+    "comparison.seeds=[1]",
+    "comparison.data_seeds=[0]",
+    "comparison.equal_passes_widths=[0.5]",
+    "comparison.rates=[0.001, 0.01]",
+    "comparison.tuning_width=0.5",
+    "comparison.validation_share=0.5",
+    "comparison.transfer.identities=[3]",
+    "comparison.transfer.widths=[0.5]",
+    "comparison.transfer.max_epoch=1",
+    "comparison.ablations=['random labels: oskt.clustering=random', 'merged: oskt.statistics=merged']",
+]
+
+
+def configured(folder, *options):
+    # Four pictures of each of 16 identities at 2 cameras: half of the identities make a gallery that is long enough.
+    sizes = ["synthped.num_train=16", "synthped.num_test=14", "oskt.refine.lr=0.002"]
+    places = [f"data.root={folder / 'data'}", f"data.save_dir={folder / 'comparison'}"]
+    return load_config(options=[*SMALL, *sizes, *COMPARED, *places, *options])
+
+
+def measured(method, width, value, seed=1, scenario="finetune", before=0.1, seconds=10.0, params=1000):
+    row = Row(f"{method}:width={width}", "control", params, 1, before, None, value, None, 2, seconds)
+    return Measurement(scenario, method, width, 0, seed, row)
+
+
+# ---- what is run ---------------------------------------------------------------------------------------------------
+
+
+def test_jobs_of_a_seed(tmp_path):
+    config = configured(tmp_path, "comparison.seeds=[1, 2]", "comparison.data_seeds=[0, 5]")
+    first = seed_jobs(config, RATES, "finetune")
+    assert [job.folder for job in first] == [f"data-{d}/seed-{s}/finetune" for d in (0, 5) for s in (1, 2)]
+    run = first[3].config(config)
+    assert (run.synthped.seed, run.train.seed, run.oskt.refine.lr) == (5, 2, 0.002)
+    expected = ["width=0.5", "scratch:width=0.5", "slice:width=0.5", "width=0.75", "scratch:width=0.75"]
+    assert run.oskt.students == [*expected, "slice:width=0.75"]
+    assert (run.oskt.finetune.lr, run.oskt.control_lr.scratch, run.oskt.control_lr.slice) == (0.001, 0.01, 0.003)
+
+
+def test_what_follows_a_chain(tmp_path):
+    config = configured(tmp_path, "oskt.refine.half_resolution_epochs=1", "oskt.refine.max_epoch=3")
+    rest = {job.scenario: job.config(config) for job in seed_jobs(config, RATES, "rest")}
+    assert list(rest) == ["passes", "transfer-3", "ablation:random labels", "ablation:merged"]
+    passes = rest["passes"]
+    assert passes.oskt.students == ["scratch:width=0.5", "slice:width=0.5"]
+    assert passes.oskt.finetune.max_epoch == 3 + 1 and passes.oskt.finetune.half_resolution_epochs == 1
+    assert passes.oskt.control_lr.scratch == 0.02
+    assert passes.oskt.chain.endswith("data-0/seed-1/finetune/chain.safetensors")
+    transfer = rest["transfer-3"]
+    assert transfer.synthped.seed == 100 and transfer.few_shot.ratio == 3 / 16 and transfer.oskt.finetune.lr == 0.005
+    assert transfer.oskt.students == ["width=0.5", "scratch:width=0.5", "slice:width=0.5"]
+    random, merged = rest["ablation:random labels"], rest["ablation:merged"]
+    assert random.oskt.clustering == "random" and not random.oskt.chain and random.oskt.teacher
+    assert merged.oskt.statistics == "merged" and merged.oskt.chain, "only expansion changes, so the chain stays"
+
+
+def test_rates_are_tuned_on_held_out_identities(tmp_path):
+    config = configured(tmp_path, "comparison.refine_rates=[0.001, 0.002]")
+    steps = [tuning_jobs(config, step, {"refine": {"oskt": 0.002}}) for step in ("teacher", "refine", "rates")]
+    assert [len(step) for step in steps] == [1, 2, 2 * 3]
+    for job in (job for step in steps for job in step):
+        assert job.config(config).validation.share == 0.5
+    rates = {job.folder: job.config(config) for job in steps[2]}
+    few = rates["tuning/transfer-0.01"]
+    assert few.few_shot.ratio == 3 / 8 and few.synthped.seed == 100, "three of the eight that are not held out"
+    assert few.oskt.finetune.lr == few.oskt.control_lr.slice == 0.01
+    assert few.oskt.chain.endswith("tuning/refine-0.002/chain.safetensors")
+
+
+def test_the_rate_of_the_highest_map_is_chosen(tmp_path):
+    candidates = [
+        jobs.Job("tuning", f"tuning/finetune-{rate:g}", {}, {"scenario": "finetune", "rate": rate})
+        for rate in (0.001, 0.01)
+    ]
+    for job, (ours, slices) in zip(candidates, [(0.6, 0.2), (0.5, 0.4)], strict=True):
+        rows = [
+            Row("teacher", "teacher", 9, 9, None, None, 0.9),
+            Row("width=0.5", "student", 1, 1, 0.1, 0.1, ours),
+            Row("slice:width=0.5", "control", 1, 1, 0.1, 0.1, slices),
+        ]
+        write_results(tmp_path / job.folder / "results.json", rows)
+    chosen, tried = choose_rates(tmp_path, candidates)
+    assert chosen == {"finetune": {"oskt": 0.001, "slice": 0.01}}
+    assert tried["finetune"]["slice"] == {"0.001": 0.2, "0.01": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (["comparison.widths=[0.3]"], r"comparison has width 0.3, and the chain oskt.width=0.5"),
+        (["comparison.seeds=[]"], r"comparison.seeds is empty"),
+        (["comparison.methods=['slize']"], r"comparison.methods is 'slize'; did you mean 'slice'"),
+        (["comparison.ablations=['x: oskt.clustring=random']"], r"unknown key 'oskt.clustring'.*clustering"),
+        (["comparison.ablations=[': oskt.clustering=random']"], r"an entry without a name"),
+        (["data.sources=['market1501']"], r"need data that are drawn by a seed, and data.sources is \['market1501'\]"),
+    ],
+)
+def test_mistakes_are_found_first(tmp_path, options, match):
+    with pytest.raises(ConfigError, match=match):
+        compare(configured(tmp_path, *options))
+    assert not (tmp_path / "comparison").exists()
+
+
+# ---- what is reported ----------------------------------------------------------------------------------------------
+
+
+def test_spread_by_hand():
+    assert Spread.of([0.5, None, 0.7]) == Spread(pytest.approx(0.6), pytest.approx(0.02**0.5), 2)
+    assert Spread.of([0.5]).percent() == "50.0" and Spread.of([0.5, 0.7]).percent() == "60.0 ± 14.1"
+    assert Spread.of([None]) is None
+
+
+def test_tables_by_hand():
+    rows = [measured("slice", 0.5, 0.5), measured("oskt", 0.5, 0.8), measured("oskt", 0.5, 0.6, seed=2)]
+    lines = map_table([*rows, measured("slice", 0.75, 0.7)]).splitlines()
+    assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == ["oskt", "70.0 ± 14.1", "-"]
+    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["slice", "50.0", "70.0"]
+    few = transfer_table([measured("oskt", 0.5, 0.5, scenario="transfer-16")], ["transfer-16"]).splitlines()
+    assert [cell.strip() for cell in few[2].split("|")[1:-1]] == ["oskt", "0.5", "10.0", "50.0"]
+
+
+def test_gain_is_taken_pair_by_pair_over_the_best():
+    rows = [
+        *(measured("oskt", 0.5, value, seed) for seed, value in ((1, 0.80), (2, 0.70))),
+        *(measured("slice", 0.5, value, seed) for seed, value in ((1, 0.70), (2, 0.64))),
+        *(measured("scratch", 0.5, 0.1, seed) for seed in (1, 2)),
+    ]
+    assert gain(rows, 0.5) == "+8.0 ± 2.0 over slice (mean of 2 pairs of runs, standard error)"
+
+
+def test_crossover_by_hand():
+    refinement, ours = Spread(100, 0, 1), Spread(10, 0, 1)
+    assert crossover(refinement, ours, Spread(35, 0, 1)) == "5 students", "100 + 40 = 4 * 35 is no cheaper yet"
+    assert crossover(refinement, ours, Spread(10, 0, 1)) == "never"
+    rows = [measured("oskt", 0.5, 0.5), measured("slice", 0.5, 0.5, scenario="passes", seconds=35)]
+    table = cost_table(rows, refinement, (1, 5)).split("\n")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[2:]]
+    assert cells == [["slice", "0.5", "35", "175", "5 students"], ["oskt", "0.5", "110", "150", ""]]
+
+
+@pytest.mark.slow
+def test_a_whole_comparison(tmp_path, monkeypatch):
+    config = configured(tmp_path)
+    folder = compare(config)
+    content = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    found = {(m["scenario"], m["method"], m["width"]) for m in content["measurements"]}
+    both = {(s, m, w) for s, w in (("finetune", 0.5), ("finetune", 0.75)) for m in ("oskt", "scratch", "slice")}
+    assert both <= found and ("passes", "slice", 0.5) in found and ("finetune", "teacher", 1.0) in found
+    assert {("transfer-3", "source-trained", 0.5), ("transfer-3", "oskt", 0.5)} <= found
+    assert {("ablation:random labels", "oskt", 0.5), ("ablation:merged", "oskt", 0.75)} <= found
+    passes = next(m["row"] for m in content["measurements"] if m["scenario"] == "passes")
+    assert [epoch for epoch, _ in passes["curve"]] == [1, 2]
+    report = (folder / "comparison.md").read_text(encoding="utf-8")
+    assert "## Equal passes: 2 epochs" in report and "## Cost" in report and "source-trained" in report
+    assert all((folder / name).stat().st_size > 10_000 for name in ("map_against_size.png", "convergence.png"))
+    assert not list(folder.rglob("model.pth.tar-*")), "checkpoints of training add up"
+    monkeypatch.setattr("oskt_torchreid.pipeline.training.Trainer.train", None)
+    assert compare(config) == folder, "nothing is trained again"
