@@ -65,9 +65,7 @@ def expand_to_plan(
     return attach_record(student, chain.graph, chain.spec, distance)
 
 
-def attach_record(
-    student: nn.Module, graph: ChannelGraph, spec: ModelSpec | None, distance: str = "none"
-) -> nn.Module:
+def attach_record(student: nn.Module, graph: ChannelGraph, spec: ModelSpec | None, distance: str = "none") -> nn.Module:
     """Gives a narrowed network, in place, what ``save_student`` needs to know of it, and returns it.
 
     Args:
