@@ -50,9 +50,9 @@ def _video(name: str, **changes: Any) -> VideoSettings:
     return VideoSettings(**{**PRESETS[name].as_dict(), **sizes, **changes})
 
 
-# A small network trained on single pictures of "quick" (64x32, ten epochs, one seed) reaches an mAP of 76.9 from tracklet
-# to tracklet, 69.3 from one picture to tracklet and 60.2 from picture to picture; with turning 0.5 and crossing 0.6, the
-# first two are 80.5 and 75.2.
+# A small network trained on single pictures of "quick" (64x32, ten epochs, one seed) reaches an mAP of 76.9 from
+# tracklet to tracklet, 69.3 from one picture to tracklet and 60.2 from picture to picture; with turning 0.5 and
+# crossing 0.6 the first two are 80.5 and 75.2.
 VIDEO_PRESETS = {"quick": _video("quick"), "medium": _video("medium", turning=0.9, crossing=0.95)}
 """As difficult in everything else as the presets of single pictures."""
 
