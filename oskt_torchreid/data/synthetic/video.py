@@ -29,8 +29,8 @@ class VideoSettings(SyntheticSettings):
     """
 
     frames: int = 8
-    turning: float = 0.5
-    crossing: float = 0.6
+    turning: float = 0.7
+    crossing: float = 0.85
 
     _gallery_items: ClassVar[tuple[str, str]] = ("tracklets", "walks")
 
@@ -50,7 +50,10 @@ def _video(name: str, **changes: Any) -> VideoSettings:
     return VideoSettings(**{**PRESETS[name].as_dict(), **sizes, **changes})
 
 
-VIDEO_PRESETS = {"quick": _video("quick"), "medium": _video("medium", crossing=0.8, turning=0.7)}
+# A small network trained on single pictures of "quick" (64x32, ten epochs, one seed) reaches an mAP of 76.9 from
+# tracklet to tracklet, 69.3 from one picture to tracklet and 60.2 from picture to picture; with turning 0.5 and
+# crossing 0.6 the first two are 80.5 and 75.2.
+VIDEO_PRESETS = {"quick": _video("quick"), "medium": _video("medium", turning=0.9, crossing=0.95)}
 """As difficult in everything else as the presets of single pictures."""
 
 
