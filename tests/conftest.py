@@ -52,6 +52,18 @@ def tiny_net():
     models.skeleton.cache_clear()
 
 
+@pytest.fixture(autouse=True)
+def registered_models():
+    """Names of models that a test registers end with it."""
+    factory = host_table(torchreid.models.build_model, "__model_factory")
+    before = set(factory)
+    yield
+    if added := factory.keys() - before:
+        for name in added:
+            del factory[name]
+        models.skeleton.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory) -> Path:
     """A data root for the tiny runs, which draw their pictures there once."""

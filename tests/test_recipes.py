@@ -10,7 +10,7 @@ import yaml
 from chains import arbitrary_chain
 
 from oskt_torchreid.config import default_config, get, load_config
-from oskt_torchreid.errors import ChainError, ConfigError, GraphError
+from oskt_torchreid.errors import ChainError, CheckpointError, ConfigError, GraphError
 from oskt_torchreid.host import models
 from oskt_torchreid.host.engine import TransferEngine
 from oskt_torchreid.models import build_model
@@ -277,7 +277,7 @@ def test_mixed_precision_trains_on_losses_of_32_bits():
 
 def test_a_given_chain_is_checked_first(chain_file):
     for options, error, message in [
-        (["oskt.teacher=teacher.pth"], ConfigError, "oskt.chain is given.* but oskt.teacher is 'teacher.pth'"),
+        (["oskt.teacher=teacher.pth"], CheckpointError, "no file at 'teacher.pth'"),
         (["oskt.controls=['scratch']"], ConfigError, r"oskt.chain is given.* but oskt.controls is \['scratch'\]"),
         (["oskt.ladder=[0.5, 0.25]"], ConfigError, r"nothing is refined, but oskt.ladder is \[0.5, 0.25\]; empty one"),
         (["model.name=osnet_x0_5"], ConfigError, "is a chain of 'osnet_x0_25', but model.name is 'osnet_x0_5'"),

@@ -94,7 +94,10 @@ class FileSize:
         tensors = [state[name] for name in names if name in state]
         self._itemsize = np.array([tensor.element_size() for tensor in tensors])
         self._dimensions = np.array([tensor.dim() for tensor in tensors])
-        after = [follower[str(order[name])] for name in names if name in state]
+        present = [name for name in names if name in state]
+        # Of one classifier, the length of its feature is written down too.
+        self._head = [present.index(name) for name in chain.graph.heads] if len(chain.graph.heads) == 1 else []
+        after = [follower[str(order[name])] for name in present]
         self._extra = np.array([CHECKSUM + HEADER + len(record.filename) for record in after])
         self._description = records[0].file_size + CHECKSUM + HEADER + len(records[1].filename)
         shapes = _padded(tensors)[None]
@@ -111,18 +114,23 @@ class FileSize:
         return _aligned(self._description + self._digits(shapes)) + numbers
 
     def _digits(self, shapes: np.ndarray) -> np.ndarray:
-        """Bytes that the description spends on lengths and strides: 2 up to 255, 3 up to 65,535, 5 beyond; [plans]."""
+        """Bytes that the description spends on lengths and strides, [plans]."""
         strides = np.flip(np.cumprod(np.flip(shapes, 2), 2), 2) // shapes
         real = np.arange(shapes.shape[2]) < self._dimensions[:, None]
         written = np.concatenate([np.where(real, shapes, 0), np.where(real, strides, 0)], 2)
         written = np.concatenate([written, shapes.prod(2, keepdims=True)], 2)
-        return (2 + (written > 255) + 2 * (written > 65535)).sum((1, 2))
+        return _bytes_of(written).sum((1, 2)) + _bytes_of(shapes[:, self._head, 1]).sum(1)
 
 
 def _padded(tensors: Sequence[Tensor]) -> np.ndarray:
     """Shapes filled up with ones, ``[tensors, dimensions]``."""
     dimensions = max(tensor.dim() for tensor in tensors)
     return np.array([[*tensor.shape, *[1] * (dimensions - tensor.dim())] for tensor in tensors], np.int64)
+
+
+def _bytes_of(numbers: np.ndarray) -> np.ndarray:
+    """Bytes that a pickle spends on whole numbers: 2 up to 255, 3 up to 65,535, 5 beyond."""
+    return 2 + (numbers > 255) + 2 * (numbers > 65535)
 
 
 def _aligned(length: np.ndarray) -> np.ndarray:
