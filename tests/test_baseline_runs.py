@@ -121,7 +121,7 @@ def test_students_and_baselines_of_a_given_chain_on_other_people(tiny_net, data_
     assert [row.kind for row in results.rows] == ["student", "control", "control"]
     assert results.rows[0].map_before == results.rows[2].map_before, "the very same network"
     sliced = load_student(tmp_path / "students" / "slice-width=0.25" / "student.pth")
-    assert sliced(torch.zeros(1, 3, 32, 16)).shape == (1, sliced.student_record.feature_dim)
+    assert sliced(torch.zeros(1, 3, 32, 16)).shape == (1, 6)
     assert load_student(next(tmp_path.glob("students/file=*/student.pth"))).student_record.num_classes == 5
 
 
