@@ -31,6 +31,10 @@ def feature(model, size=SIZE):
         return model.eval()(torch.randn(2, *size))
 
 
+def make_chain_of(model, width, size):
+    return WeightChain.from_teacher(model, width, input_size=size)
+
+
 def make_chain(name, width):
     return WeightChain.from_teacher(build(name), width, input_size=SIZE)
 
@@ -63,6 +67,16 @@ def test_a_ratio_is_the_plan_it_stands_for(small):
     assert oskt.trace(student, SIZE).sizes == plan
     assert (student.conv1.conv.out_channels, student.conv1.bn.num_features) == (12, 12)
     assert not student.training and all(p.requires_grad for p in student.parameters())
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.75, 1.0])
+def test_no_two_tensors_of_a_student_share_memory(small, ratio):
+    """Vectors of one norm are averaged together and stand alone afterwards, those of a single channel as well."""
+    chain = make_chain_of(of_everything(), 0.3, (3, 8, 8))
+    for student in (oskt.expand(small, ratio), oskt.expand(chain, ratio)):
+        tensors = [tensor for tensor in student.state_dict().values() if tensor.numel()]
+        assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tensors)
+        assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == len(tensors)
 
 
 def test_a_partial_plan_leaves_other_groups_whole(small):

@@ -178,6 +178,6 @@ def student_vectors(chain: WeightChain, layout: Layout) -> dict[str, Tensor]:
         tie = chain.graph.row_tie(names[0])
         stacked = torch.stack([chain.vectors[name] for name in names], -1)
         means = average_rows(stacked, layout.axis(tie), tie.axis).unbind(-1)
-        own = (mean.clone(memory_format=torch.contiguous_format) for mean in means)  # no memory in common
+        own = (mean.clone(memory_format=torch.contiguous_format) for mean in means)  # memory of their own
         vectors.update(zip(names, own, strict=True))
     return {name: vectors[name] for name in chain.vectors}
