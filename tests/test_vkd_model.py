@@ -19,7 +19,7 @@ WIDTHS = {"resnet18": 512, "mobilenetv2_x1_0": 1280, "osnet_x0_25": 512, "vit_sm
 SETS = torch.rand(3, 4, 3, 64, 32, generator=torch.Generator().manual_seed(0))
 
 
-def close(first, second):
+def assert_close(first, second):
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
@@ -48,12 +48,12 @@ def test_outputs_are_means_over_frames(name, width):
     with torch.no_grad():
         embeddings = model(SETS)
         assert embeddings.shape == (3, width)
-        close(embeddings, torch.stack([model(SETS[:, view]) for view in range(4)]).mean(0))
+        assert_close(embeddings, torch.stack([model(SETS[:, view]) for view in range(4)]).mean(0))
         model.training = True  # the root alone: the classifier runs, statistics stay
         logits, features = model(SETS)
         assert logits.shape == (3, 5)
-        close(features, embeddings)
-        close(logits, torch.stack([model(SETS[:, view])[0] for view in range(4)]).mean(0))
+        assert_close(features, embeddings)
+        assert_close(logits, torch.stack([model(SETS[:, view])[0] for view in range(4)]).mean(0))
         assert model.per_frame(SETS)[0].shape == (3, 4, 5)
 
 
@@ -62,7 +62,7 @@ def test_class_scores_are_those_of_each_frame_behind_the_neck(resnet):
     with torch.no_grad():
         logits, _ = resnet(SETS)
         frames = resnet.backbone(SETS.flatten(0, 1))
-        close(logits, resnet.classifier(resnet.neck(frames)).unflatten(0, (3, 4)).mean(1))
+        assert_close(logits, resnet.classifier(resnet.neck(frames)).unflatten(0, (3, 4)).mean(1))
     resnet.eval()
 
 
@@ -77,7 +77,7 @@ def test_statistics_of_training_are_over_all_frames(resnet):
     model(SETS)
     norm = model.backbone.bn1
     expected = model.backbone.conv1(SETS.flatten(0, 1)).mean((0, 2, 3))
-    close(norm.running_mean, expected)  # momentum 1
+    assert_close(norm.running_mean, expected)  # momentum 1
 
 
 # ---- the last ReLU ---------------------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_residual_networks_lose_the_last_relu_and_keep_the_others(resnet):
         block = backbone.layer4[1]
         inner = block.bn1(block.conv1(maps)).relu()
         expected = (maps + block.bn2(block.conv2(inner))).mean((2, 3))
-        close(resnet(images), expected)
+        assert_close(resnet(images), expected)
     assert (expected < 0).any() and (maps >= 0).all()
     assert type(block).__name__ == "BasicBlock" and isinstance(block.relu, nn.ReLU)
 
@@ -108,7 +108,7 @@ def test_the_whole_block_without_relu_is_another_network(resnet):
         maps = nn.Sequential(*list(resnet.backbone.children())[4:7], resnet.backbone.layer4[0])(maps)
         block = resnet.backbone.layer4[1]
         expected = (maps + block.bn2(block.conv2(block.bn1(block.conv1(maps))))).mean((2, 3))
-        close(whole(images), expected)
+        assert_close(whole(images), expected)
     with pytest.raises(CheckpointError, match="does not fit SetModel .* 1 unexpected: block_without_relu"):
         models.check_state_dict(whole.state_dict(), resnet.state_dict(), "'whole.pth'", type(resnet).__name__)
 
@@ -129,7 +129,7 @@ def test_rectifications_in_a_networks_own_code(name):
             for stage in list(backbone.children())[:8]:
                 maps = stage(maps)
             expected = backbone.conv9.bn(backbone.conv9.conv(maps)).mean((2, 3))
-        close(model(images), expected)
+        assert_close(model(images), expected)
     assert 0.05 < (expected < 0).float().mean() < 0.95
 
 
@@ -234,7 +234,7 @@ def test_a_chain_of_a_network_of_sets_gives_students_of_sets(resnet):
     graph = oskt.trace(resnet, (3, 64, 32))
     whole = oskt.expand(oskt.WeightChain.from_teacher(resnet, 1.0, graph=graph), 1.0).eval()
     with torch.no_grad():
-        close(whole(SETS), resnet(SETS))
+        assert_close(whole(SETS), resnet(SETS))
     narrow = oskt.expand(oskt.WeightChain.from_teacher(resnet, 0.25, graph=graph), 0.25).train()
     logits, embeddings = parse_outputs(narrow(SETS), training=True, loss="triplet")
     assert isinstance(narrow, SetModel) and embeddings[0].shape == (3, 128) and logits[0].shape == (3, 5)

@@ -9,7 +9,6 @@ of some seed, a ratio of 0.5 keeps the places 2 and 0, that is c and a; they get
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +17,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import atomic
-from ..host.data import dataset_class, register_dataset
+from .variants import register_variant
 
 LIST_NAME = "few_shot_list.txt"
 
@@ -82,14 +81,7 @@ def few_shot_dataset(name: str, ratio: float, seed: int, kind: str = "image") ->
     """
     if ratio == 1:
         return name
-    variant = f"{name}-few-shot-{ratio:g}-{seed}"
-    register_dataset(variant, _few_shot_class(dataset_class(name, kind), ratio, seed), kind)
-    return variant
-
-
-@functools.cache
-def _few_shot_class(whole: type, ratio: float, seed: int) -> type:
-    return type(f"FewShot{whole.__name__}", (FewShot, whole), {"ratio": ratio, "seed": seed, "__doc__": whole.__doc__})
+    return register_variant(name, f"few-shot-{ratio:g}-{seed}", kind, FewShot, ratio=ratio, seed=seed)
 
 
 def save_list(folder: str | Path, items: Sequence[Item], root: str | Path, ratio: float, seed: int) -> Path:

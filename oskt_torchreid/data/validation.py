@@ -8,13 +8,12 @@ sees b and d (labels 0 and 1); of a and of c the first picture of each camera is
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ..errors import DataError
-from ..host.data import dataset_class, register_dataset
 from .fewshot import Item, few_identities
+from .variants import register_variant
 
 
 class HeldOut:
@@ -81,11 +80,4 @@ def validation_dataset(name: str, share: float, seed: int, kind: str = "image") 
     """
     if share == 0:
         return name
-    variant = f"{name}-validation-{share:g}-{seed}"
-    register_dataset(variant, _held_out_class(dataset_class(name, kind), share, seed), kind)
-    return variant
-
-
-@functools.cache
-def _held_out_class(whole: type, share: float, seed: int) -> type:
-    return type(f"HeldOut{whole.__name__}", (HeldOut, whole), {"share": share, "seed": seed, "__doc__": whole.__doc__})
+    return register_variant(name, f"validation-{share:g}-{seed}", kind, HeldOut, share=share, seed=seed)
