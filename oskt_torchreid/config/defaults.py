@@ -158,6 +158,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "oskt.width": (1e-6, 1),
     "oskt.latency.batch": (1, INFINITY),
     "oskt.latency.threads": (0, INFINITY),
+    "oskt.processes": (1, INFINITY),
     "oskt.recalibrate": (0, INFINITY),
     "oskt.refine.lambda": (0, INFINITY),
     "oskt.refine.sstudent_weight": (0, INFINITY),

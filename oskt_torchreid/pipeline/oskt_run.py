@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from ..oskt.students import save_student
 from ..report import Results, Row, write_results
 from .baselines import FILE_METHOD, STUDENT_NAME, finetuned, run_baseline, run_file
 from .ladder import log_ladder, refine_rung
-from .plan import RunPlan, StudentPlan
+from .plan import RunPlan, StudentPlan, make_plan
+from .processes import in_processes, logged
 from .refinement import clustering_choices, refine
 from .report import counted_epochs, write_report
 from .stages import Facts, Stage
@@ -43,13 +46,17 @@ class OSKTRun:
         trainer: trains and evaluates on the configuration's data.
         plan: what will be made; already checked.
         folder: where everything is kept.
+        keeps_results: whether rows are written and logged; not so where another process does.
     """
 
-    def __init__(self, config: Any, trainer: Trainer, plan: RunPlan, folder: Path) -> None:
+    def __init__(
+        self, config: Any, trainer: Trainer, plan: RunPlan, folder: Path, keeps_results: bool = True
+    ) -> None:
         self.config = config
         self.trainer = trainer
         self.plan = plan
         self.folder = folder
+        self.keeps_results = keeps_results
         self.image_size = (3, config.data.height, config.data.width)
         self.rows: list[Row] = []
         self.facts: Facts = {
@@ -61,6 +68,20 @@ class OSKTRun:
 
     def complete(self) -> Results:
         """All stages in order, then the report; a report of what there is so far is written after every stage."""
+        networks = self.begin()
+        processes = self.config.oskt.processes
+        if processes > 1:
+            logger.info("%d students and controls, %d at a time", len(networks), processes)
+            pieces = [(self.config, self.folder, number) for number in range(len(networks))]
+            in_processes(_complete_network, pieces, processes, "students and controls")
+        for complete_network in networks:  # what other processes have made is there already
+            complete_network()
+        results = Results(tuple(self.rows), self.facts)
+        write_report(self.folder, results, self.config)
+        return results
+
+    def begin(self) -> list[Callable[[], None]]:
+        """Makes teacher and chains; what is left is one call per student and control, and none needs another."""
         if self.plan.chain is None:
             teacher_key = self._teacher()
             chain, chain_key = self._refine(teacher_key)
@@ -72,20 +93,20 @@ class OSKTRun:
         for widths in self.plan.rungs:
             ladder.append(self._refine_rung(widths, *ladder[-1]))
         log_ladder([rung for rung, _ in ladder])
-        for student in self.plan.students:
-            if student.method == FILE_METHOD:
-                self._file_student(student)
-            elif student.method:
-                self._baseline_student(student, teacher_key)
-            else:
-                self._student(student, *ladder[student.rung])
-        for name in self.plan.controls:
-            self._control(name, teacher_key, equal_passes=False)
-        for name in self.plan.controls:
-            self._control(name, teacher_key, equal_passes=True)
-        results = Results(tuple(self.rows), self.facts)
-        write_report(self.folder, results, self.config)
-        return results
+        networks = [self._completion(student, teacher_key, ladder) for student in self.plan.students]
+        for equal_passes in (False, True):
+            networks += [partial(self._control, name, teacher_key, equal_passes) for name in self.plan.controls]
+        return networks
+
+    def _completion(
+        self, student: StudentPlan, teacher_key: str, ladder: list[tuple[WeightChain, str]]
+    ) -> Callable[[], None]:
+        """The call that makes a student."""
+        if student.method == FILE_METHOD:
+            return partial(self._file_student, student)
+        if student.method:
+            return partial(self._baseline_student, student, teacher_key)
+        return partial(self._student, student, *ladder[student.rung])
 
     # ---- stages --------------------------------------------------------------------------------------------------
 
@@ -237,6 +258,16 @@ class OSKTRun:
             expand_seconds=facts.get("expand_seconds"),
         )
         self.rows.append(row)
+        if not self.keeps_results:
+            return
         write_results(self.folder / "results.json", self.rows, self.facts)
         shown = " -> ".join(f"{100 * value:.1f}" for value in (row.map_before, row.map_after) if value is not None)
         logger.info("%s: mAP %s (%d parameters)", name, shown, params)
+
+
+def _complete_network(config: Any, folder: Path, number: int) -> None:
+    """One student or control of a run whose teacher and chain are made, in a process of its own."""
+    with logged(folder / "log.txt"):
+        trainer = Trainer(config)
+        plan = make_plan(config, trainer.num_classes)
+        OSKTRun(config, trainer, plan, folder, keeps_results=False).begin()[number]()

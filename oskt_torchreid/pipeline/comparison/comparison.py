@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
-
-import torch
-from tqdm import tqdm
 
 from ...config import save_resolved
 from ...files import write_json
 from ...report import read_results
 from ...report.comparison import Measurement, write_comparison
+from ..processes import in_processes, logged
 from ..run import run
 from .jobs import Job, Rates, check_comparison, seed_jobs, source_jobs, split_name, tuning_jobs
 
@@ -70,41 +66,16 @@ def tune(config: Any, folder: Path, processes: int) -> Rates:
 
 def run_all(config: Any, jobs: Sequence[Job], processes: int, title: str) -> None:
     """Runs jobs that do not depend on one another; the first failure stops those that have not begun."""
-    bar = tqdm(total=len(jobs), desc=title, unit="run", disable=None, leave=False)
-    with bar:
-        if processes == 1 or len(jobs) < 2:
-            for job in jobs:
-                _run_apart(job.config(config))
-                bar.update()
-            return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(processes, len(jobs)), context, initializer=_one_thread) as pool:
-            pending = [pool.submit(_run_apart, job.config(config)) for job in jobs]
-            for done in as_completed(pending):
-                if done.exception() is not None:
-                    pool.shutdown(wait=True, cancel_futures=True)
-                done.result()
-                bar.update()
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-    logging.getLogger("oskt_torchreid").setLevel(logging.INFO)
+    in_processes(_run_apart, [(job.config(config),) for job in jobs], processes, title)
 
 
 def _run_apart(config: Any) -> None:
-    """One run in a process of its own; its messages go to its own folder."""
+    """One run, perhaps in a process of its own; its messages go to its own folder."""
     folder = Path(config.data.save_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / "log.txt")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    root = logging.getLogger("oskt_torchreid")
-    root.addHandler(handler)
     try:
-        run(config)
+        with logged(folder / "log.txt"):
+            run(config)
     finally:
-        root.removeHandler(handler)
-        handler.close()
         clear_checkpoints(folder)
 
 
