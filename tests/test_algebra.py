@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oskt_torchreid.oskt.algebra import average_rows, gather_rows, sum_columns
-from oskt_torchreid.oskt.layout import AxisMap
+from oskt_torchreid.oskt.layout import AxisMap, joined
 
 EXAMPLE = AxisMap(blocks=1, length=3, teacher_to_student=torch.tensor([0, 1, 0, 2]))
 
@@ -90,3 +90,14 @@ def test_identity_is_told():
     assert AxisMap(2, 2, torch.arange(4)).is_identity
     assert not AxisMap(1, 2, torch.tensor([1, 0])).is_identity
     assert not EXAMPLE.is_identity
+
+
+def test_axes_behind_one_another_are_one():
+    """Vectors joined, averaged and split again are the vectors averaged one by one."""
+    axes = [EXAMPLE, AxisMap(2, 1, torch.tensor([0, 0, 1]))]
+    vectors = [torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([5.0, 7.0, 9.0])]
+    together = joined(axes)
+    assert together.teacher_to_student.tolist() == [0, 1, 0, 2, 3, 3, 4]
+    means = average_rows(torch.cat(vectors), together).split([3, 2])
+    assert [mean.tolist() for mean in means] == [[2, 2, 4], [6, 9]]
+    assert [average_rows(*pair).tolist() for pair in zip(vectors, axes, strict=True)] == [[2, 2, 4], [6, 9]]

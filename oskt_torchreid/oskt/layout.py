@@ -7,7 +7,7 @@ occurrence by occurrence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,6 +45,17 @@ class AxisMap:
     def members(self) -> Tensor:
         """Teacher positions per student position, shape ``[blocks * length]``."""
         return torch.bincount(self.teacher_to_student, minlength=self.blocks * self.length)
+
+
+def joined(axes: Sequence[AxisMap]) -> AxisMap:
+    """Several axes, one behind the other, as one.
+
+    Example: the maps ``0 1 0`` (two student positions) and ``0 0`` (one) are together ``0 1 0 2 2``.
+    """
+    lengths = [axis.blocks * axis.length for axis in axes]
+    starts = np.cumsum([0, *lengths])
+    positions = [axis.teacher_to_student + int(start) for axis, start in zip(axes, starts[:-1], strict=True)]
+    return AxisMap(1, int(starts[-1]), torch.cat(positions))
 
 
 class Layout:

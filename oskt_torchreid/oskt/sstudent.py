@@ -8,7 +8,7 @@ of the FLOPs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from . import network
 from .algebra import average_rows, rows_first, sum_columns
 from .chain import WeightChain
 from .folding import attention_factors, fold
+from .layout import joined
 from .losses import RowPair
 
 
@@ -59,6 +60,7 @@ class SStudent(nn.Module):
         self._code_buffers = code_buffers(chain.graph)
         self._register_indices(chain)
         self._register_factors(chain)
+        self._join_vectors(chain)
 
     def _make_shell(self, chain: WeightChain) -> nn.Module:
         """Buffers start as the merged statistics of the chain; parameters are emptied, for they are never read."""
@@ -107,25 +109,43 @@ class SStudent(nn.Module):
             self._factor_names[name] = f"factor_{number}"
             self.register_buffer(self._factor_names[name], factor.to(like), persistent=False)
 
+    def _join_vectors(self, chain: WeightChain) -> None:
+        """Names of the learned vectors, and the narrow lengths of those of one dimension, behind one another."""
+        names = [name for name in self._parameter_names if _key(name) not in self.rows]
+        self._vectors = [n for n in names if n not in chain.graph.matrices and chain.graph.row_tie(n) is not None]
+        axes = {name: self._axis(chain, name)[0] for name in self._vectors if chain.vectors[name].dim() == 1}
+        self._short = {name: axis.blocks * axis.length for name, axis in axes.items()}
+        self._short_axis = joined(list(axes.values())) if axes else None
+
     def weights(self, teacher: nn.Module) -> dict[str, Tensor]:
         """The S-student's parameters by name, differentiable in the chain's rows and the teacher's vectors."""
         graph = self._chain.graph
         teachers = dict(teacher.named_parameters())
-        weights = {}
+        weights = self._averages(teachers)
         for name in self._parameter_names:
             key = _key(name)
             if key in self.rows:
                 weights[name] = self._matrix(name, self.rows[key])
             elif name in graph.matrices:
                 weights[name] = self._matrix(name, rows_first(teachers[name], graph.row_tie(name)))
-            elif graph.row_tie(name) is not None:
-                vector = self.own_vectors[key] if key in self.own_vectors else teachers[name]
-                weights[name] = average_rows(vector, *self._axis(self._chain, name))
-            else:
+            elif name not in weights:
                 weights[name] = teachers[name]
         for name, factor in self._factor_names.items():
             weights[name] = fold(weights[name], getattr(self, factor))
         return weights
+
+    def _averages(self, teachers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The vectors of the narrow network; the short ones, of which there are hundreds, are averaged as one."""
+        own = {name: self.own_vectors[_key(name)] for name in self._vectors if _key(name) in self.own_vectors}
+        vectors = {name: own.get(name, teachers[name]) for name in self._vectors}
+        averages = {}
+        for name in self._vectors:
+            if name not in self._short:
+                averages[name] = average_rows(vectors[name], *self._axis(self._chain, name))
+        if self._short:
+            means = average_rows(torch.cat([vectors[name] for name in self._short]), self._short_axis)
+            averages.update(zip(self._short, means.split(list(self._short.values())), strict=True))
+        return averages
 
     def forward(self, images: Tensor, teacher: nn.Module) -> Any:
         """Output of the narrow network, in the form of the teacher's own."""
