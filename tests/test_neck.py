@@ -11,6 +11,7 @@ from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.host import models as host_models
 from oskt_torchreid.models import NeckModel, find_classifier, set_last_stride, without_neck
+from oskt_torchreid.oskt.chain import WeightChain
 
 BACKBONES = {"osnet_x0_25": 512, "resnet18": 512, "densenet121": 1024, "mobilenetv2_x1_0": 1280}
 SEVERAL_CLASSIFIERS = ("pcb_p4", "hacnn")
@@ -197,3 +198,15 @@ def test_configured_model():
     assert host_models.identify(model) == host_models.ModelSpec("oskt_resnet18", 3, "triplet")
     named = models.build_model(load_config(options=[*options[:-3], "model.neck=True", "model.name=oskt_resnet18"]), 3)
     assert isinstance(named.backbone, type(plain))
+
+
+def test_a_neck_alone_has_a_name_by_which_chains_are_loaded(tmp_path):
+    """A configured neck without last stride 1 is a registered network: its chain needs no network to be loaded."""
+    config = load_config(options=["model.name=resnet18", "model.neck=True", "model.pretrained=False"])
+    model = models.build_model(config, 7)
+    assert host_models.identify(model) == host_models.ModelSpec("neck_resnet18", 7, "softmax")
+    assert models.bare_name("neck_resnet18") == models.bare_name("oskt_resnet18") == models.bare_name("resnet18")
+    WeightChain.from_teacher(model, 0.125, input_size=(3, 64, 32)).save(tmp_path / "chain.safetensors")
+    assert WeightChain.load(tmp_path / "chain.safetensors").spec.name == "neck_resnet18"
+    same = host_models.identify(host_models.build("neck_osnet_x0_25", 7, "triplet"))
+    assert same.name == "oskt_osnet_x0_25"  # its last downsampling is a pool of the backbone's own

@@ -106,7 +106,7 @@ def _form(arguments: argparse.Namespace, student: torch.nn.Module, way: str) -> 
     """What a student like a stock model has in common with it."""
     if way != "like":
         return ""
-    if isinstance(student, oskt.NeckModel) and not (arguments.plain or arguments.like.startswith("oskt_")):
+    if isinstance(student, oskt.NeckModel) and not (arguments.plain or arguments.like.startswith(("oskt_", "neck_"))):
         return ": its shapes under 'backbone.', and a neck; --plain writes the stock model's own form"
     return ": its shapes; the state dict loads strictly into it"
 

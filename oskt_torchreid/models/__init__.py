@@ -9,8 +9,16 @@ from ..errors import OsktError, ZooError
 from ..host.models import build
 from .backbone_weights import load_backbone_weights
 from .bam import BAM, register_bams
-from .neck import PREFIX, NeckModel, find_classifier, register_neck_model, set_last_stride
-from .registration import backbone_names, register_wrapper
+from .neck import (
+    NECK_PREFIX,
+    PREFIX,
+    NeckModel,
+    find_classifier,
+    register_neck_alone,
+    register_neck_model,
+    set_last_stride,
+)
+from .registration import backbone_names, bare_name, register_wrapper
 from .stock_form import without_neck
 from .vit import VisionTransformer, register_vits
 from .vit_weights import LoadAccount, load_vit_weights
@@ -21,6 +29,7 @@ __all__ = [
     "NeckModel",
     "VisionTransformer",
     "backbone_names",
+    "bare_name",
     "build_model",
     "find_classifier",
     "load_backbone_weights",
@@ -38,6 +47,7 @@ def register_all() -> None:
     register_vits()
     register_bams()
     register_wrapper(PREFIX, register_neck_model)
+    register_wrapper(NECK_PREFIX, register_neck_alone)
 
 
 def build_model(config: Any, num_classes: int) -> nn.Module:

@@ -10,17 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..host.models import (
-    LOSSES,
-    build,
-    builder_of,
-    input_size,
-    parse_outputs,
-    register_model,
-    skeleton,
-)
+from ..host.models import LOSSES, build, builder_of, input_size, parse_outputs, register_model, skeleton
 
 PREFIX = "oskt_"
+NECK_PREFIX = "neck_"
 DEFAULT_INPUT = (3, 256, 128)
 # Re-identification networks keep a map of 1/16 of the input's height; classification networks end at 1/32.
 LAST_REDUCTION = 16
@@ -124,15 +117,24 @@ def set_last_stride(
 
 @dataclass(frozen=True)
 class NeckBuilder:
-    """Builds `oskt_<backbone>`: a neck on the backbone, with last stride 1 where the backbone allows it."""
+    """Builds `oskt_<backbone>`, a neck on the backbone with last stride 1 where it allows that; or `neck_<backbone>`.
+
+    Attributes:
+        backbone: registered name.
+        keeps_stride: whether the backbone's own last stride is kept.
+    """
 
     backbone: str
+    keeps_stride: bool = False
     has_neck: ClassVar[bool] = True
 
     def __call__(
         self, num_classes: int, loss: str = "softmax", pretrained: bool = True, use_gpu: bool = True
     ) -> NeckModel:
         """Arguments as every builder of torchreid's factory."""
+        if self.keeps_stride:
+            backbone = build(self.backbone, num_classes, loss, pretrained, use_gpu)
+            return NeckModel(backbone, num_classes, loss, classifier=_layout(self.backbone).classifier)
         backbone, classifier = build_for_neck(self.backbone, num_classes, loss, pretrained, use_gpu)
         return NeckModel(backbone, num_classes, loss, classifier=classifier)
 
@@ -141,6 +143,12 @@ def register_neck_model(name: str) -> None:
     """Registers `oskt_<name>` for a backbone without a neck; doing it again changes nothing."""
     if not getattr(builder_of(name), "has_neck", False):
         register_model(PREFIX + name, NeckBuilder(name), wraps=name)
+
+
+def register_neck_alone(name: str) -> None:
+    """Registers `neck_<name>`, the backbone with a neck and its own last stride; doing it again changes nothing."""
+    if not getattr(builder_of(name), "has_neck", False):
+        register_model(NECK_PREFIX + name, NeckBuilder(name, keeps_stride=True), wraps=name)
 
 
 def build_for_neck(

@@ -38,6 +38,12 @@ def backbone_names() -> list[str]:
     return [name for name in model_names() if not name.startswith(tuple(_WRAPPERS))]
 
 
+def bare_name(name: str) -> str:
+    """The backbone's name in the name of a network around it: `oskt_osnet_x1_0` -> `osnet_x1_0`."""
+    prefix = next((prefix for prefix in _WRAPPERS if name.startswith(prefix)), "")
+    return name.removeprefix(prefix)
+
+
 @dataclass(frozen=True)
 class PlainBuilder:
     """A builder that knows of class counts alone, with the arguments of every builder of torchreid's factory.

@@ -49,9 +49,7 @@ class OSKTRun:
         keeps_results: whether rows are written and logged; not so where another process does.
     """
 
-    def __init__(
-        self, config: Any, trainer: Trainer, plan: RunPlan, folder: Path, keeps_results: bool = True
-    ) -> None:
+    def __init__(self, config: Any, trainer: Trainer, plan: RunPlan, folder: Path, keeps_results: bool = True) -> None:
         self.config = config
         self.trainer = trainer
         self.plan = plan

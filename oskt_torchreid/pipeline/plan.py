@@ -15,7 +15,7 @@ from ..graph import ChannelGraph
 from ..host.compat import seed_everything
 from ..host.models import build as build_registered
 from ..host.models import load_weights
-from ..models import build_model
+from ..models import bare_name, build_model
 from ..models import load_weights as load_any_weights
 from ..oskt.chain import WeightChain
 from ..oskt.distance import check_foldable
@@ -175,7 +175,7 @@ def _plan_of_chain(config: Any, num_classes: int) -> RunPlan:
     oskt = config.oskt
     chain = WeightChain.load(oskt.chain)
     name = chain.spec.name if chain.spec else ""
-    if name.removeprefix("oskt_") != config.model.name.removeprefix("oskt_"):
+    if bare_name(name) != bare_name(config.model.name):
         raise ConfigError(
             f"'{oskt.chain}' is a chain of '{name}', but model.name is '{config.model.name}'; set it to '{name}'"
         )
