@@ -12,7 +12,6 @@ from torch.nn import functional
 from oskt_torchreid.errors import ConfigError, GraphError
 from oskt_torchreid.host import models
 from oskt_torchreid.vkd.gradcam import ClassScore, MapLayer, Similarity, find_map_layer, heat_maps
-from oskt_torchreid.vkd.model import FrameAverage
 
 needs_grad_cam = pytest.mark.usefixtures("grad_cam")
 
@@ -47,8 +46,8 @@ def test_a_map_by_hand():
     expected = (weights[:, :, None, None] * maps).sum(1).relu()
     expected = expected - expected.amin((1, 2), keepdim=True)
     expected = expected / expected.amax((1, 2), keepdim=True)
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
-    assert found.shape == (2, 4, 2) and found.max() == pytest.approx(1, abs=1e-4)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-3)
+    assert found.shape == (2, 4, 2) and found.max() == pytest.approx(1, abs=1e-3)
 
 
 @needs_grad_cam
@@ -113,7 +112,7 @@ def test_tokens_are_a_map(grad_cam):
     assert MapLayer("", (4, 2)).as_map(tokens)[0, 0].tolist() == [[3, 4], [5, 6], [7, 8], [9, 10]]
 
 
-class Rows(FrameAverage, nn.Module):
+class Rows(nn.Module):
     """Embeds every row of pixels as a token, without any map."""
 
     def __init__(self):

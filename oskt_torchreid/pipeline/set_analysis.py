@@ -52,7 +52,7 @@ class SetRun:
     @property
     def target(self) -> str:
         """The data set that is looked at: the first target."""
-        return self.config.data.targets[0]
+        return next(iter(self.manager.test_loader))
 
     def embed(self, network: nn.Module, frames: Tensor) -> Tensor:
         """Features ``[frames, channels]`` of frames or sets, on the CPU."""
@@ -134,7 +134,7 @@ def probe_cameras(
     probes = {}
     for name, query, gallery in run.features():
         both = query.followed_by(gallery)
-        side = both.side(run.config.vkd.test_frames or int(both.lengths.max()))
+        side = both.side(run.config.vkd.test_frames)
         kinds = {"tracklets": side.sets, "images": side.images}
         probes[name] = {kind: camera_probe(each, side.pids, side.camids, folds, seed) for kind, each in kinds.items()}
     if picture:

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from ..errors import ConfigError
@@ -65,15 +66,15 @@ def heat_map_sheet(rows: Sequence[HeatMapRow], path: str | Path, title: str = ""
     grid = figure.subplots(len(rows), len(ratios[:-1]), width_ratios=ratios[:-1], squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for line, row in zip(grid, rows, strict=True):
+    for number, (line, row) in enumerate(zip(grid, rows, strict=True)):
         for frame in range(count):
             for place, name in enumerate(names):
                 axes = line[frame * (len(names) + 1) + place]
                 _draw(axes, row.pictures[frame], row.maps[name][frame] if place else None)
-                if line is grid[0] or row is rows[0]:
+                if number == 0:
                     axes.set_title(name, fontsize=8)
         line[0].text(-0.12, 0.5, row.label, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
-    colours = ScalarMappable(cmap=COLOURS)
+    colours = ScalarMappable(Normalize(0, 1), COLOURS)
     bar = figure.colorbar(colours, ax=grid, location="right", fraction=0.03, pad=0.01, ticks=(0, 1), aspect=30)
     bar.ax.set_yticklabels(("least", "most"), fontsize=8)
     with atomic(path) as temporary:

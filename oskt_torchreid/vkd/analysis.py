@@ -73,10 +73,15 @@ class FrameFeatures:
         return sum(self.frames[place] for place in places.unbind(1)) / places.shape[1]
 
     def side(self, count: int) -> SideFeatures:
-        """A side whose tracklets have ``count`` evenly spaced frames each (shorter ones are cycled)."""
-        frames = evenly_spaced(self.lengths, count)
-        own = np.broadcast_to(np.arange(len(self.lengths))[:, None], frames.shape)
-        return SideFeatures(self.set_embeddings(own, frames), self.first_frames(), self.pids, self.camids)
+        """A side whose tracklets have ``count`` evenly spaced frames each (shorter ones are cycled); 0: all frames."""
+        if count:
+            frames = evenly_spaced(self.lengths, count)
+            own = np.broadcast_to(np.arange(len(self.lengths))[:, None], frames.shape)
+            sets = self.set_embeddings(own, frames)
+        else:
+            places = zip(self.starts, self.starts + self.lengths, strict=True)
+            sets = torch.stack([self.frames[start:end].mean(dim=0) for start, end in places])
+        return SideFeatures(sets, self.first_frames(), self.pids, self.camids)
 
     def first_frames(self) -> Tensor:
         """Features of the tracklets' first frames ``[tracklets, channels]``."""

@@ -4,7 +4,8 @@ The package ``grad-cam`` weighs the channels of a map by the mean gradient of a 
 score is, and which map is looked at, is decided here:
 
 * The score of *similarity* is the cosine of a frame's embedding and a goal, another set's embedding: what retrieval
-  compares, also for identities that the network was not trained on.
+  compares, also for identities that the network was not trained on. A cosine sees no length, so the map shows which
+  places speak for the goal more than the frame does on the whole.
 * The score of a *class* is the frame's logit of a training identity, as in the paper's figure.
 * The map is the output of the last module that gives one and that the score depends on, found by running the network
   forwards and backwards; no backbone is named. Tokens are a map if the network has made a map of patches before (which
@@ -132,9 +133,9 @@ def heat_maps(
     given = goals if labels is None else labels
     if len(given) != len(frames):
         raise ConfigError(f"{len(given)} goals or labels were given for {len(frames)} frames; give one for each")
-    package = _grad_cam()
     own = copy.deepcopy(network).eval().requires_grad_(False)
     score = Similarity(own, goals) if labels is None else ClassScore(own, labels)
+    package = _grad_cam()
     first = slice(0, 2)
     layer = find_map_layer(own, score.of(first), frames[first])
     parts = [slice(start, start + FRAMES_AT_ONCE) for start in range(0, len(frames), FRAMES_AT_ONCE)]
