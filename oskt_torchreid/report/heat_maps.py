@@ -18,7 +18,7 @@ from ..files import atomic
 
 COLOURS = "cividis"  # even in lightness, and the same to colour-blind readers
 OPACITY = 0.6
-_CELL, _GAP = 1.25, 0.35  # inches: height of a frame, space between groups of frames
+_CELL, _GAP, _LETTER = 1.25, 0.35, 0.085  # inches: a frame's height, between groups of frames, a letter of a title
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,36 +52,34 @@ def heat_map_sheet(rows: Sequence[HeatMapRow], path: str | Path, title: str = ""
         raise ConfigError(f"heat maps on a sheet need one shape and the same networks, got {len(shapes)} kinds")
     ((count, height, width, _), networks) = shapes.pop()
     names = ("frame", *networks)
-    cell = _CELL * width / height
-    # Names of networks stand above the frames, upright where frames are narrow: they need their own width.
-    cell = max(cell, 0.085 * max(map(len, names)))
+    # The name of a network stands above a frame and needs its room.
+    cell = max(_CELL * width / height, _LETTER * max(map(len, names)))
     size = (1.3 + count * (len(names) * cell + _GAP), 1.0 + len(rows) * _CELL * 1.06)
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     FigureCanvasAgg(figure)  # draws without a display and leaves pyplot's state alone
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, hspace=0.02, wspace=0.02)
     if title:
-        figure.suptitle(title, fontsize=9)
-    # One narrow empty column between two groups of frames.
-    ratios = ([cell] * len(names) + [_GAP]) * count
-    grid = figure.subplots(len(rows), len(ratios[:-1]), width_ratios=ratios[:-1], squeeze=False)
+        figure.suptitle(title, fontsize=9, wrap=True)
+    # Between two groups of frames a narrow column stays empty.
+    columns = (([cell] * len(names) + [_GAP]) * count)[:-1]
+    grid = figure.subplots(len(rows), len(columns), width_ratios=columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for number, (line, row) in enumerate(zip(grid, rows, strict=True)):
-        for frame in range(count):
-            for place, name in enumerate(names):
-                axes = line[frame * (len(names) + 1) + place]
-                _draw(axes, row.pictures[frame], row.maps[name][frame] if place else None)
-                if number == 0:
-                    axes.set_title(name, fontsize=8)
-        line[0].text(-0.12, 0.5, row.label, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
-    colours = ScalarMappable(Normalize(0, 1), COLOURS)
-    bar = figure.colorbar(colours, ax=grid, location="right", fraction=0.03, pad=0.01, ticks=(0, 1), aspect=30)
-    bar.ax.set_yticklabels(("least", "most"), fontsize=8)
+    for line, row in zip(grid, rows, strict=True):
+        _fill(line, row, names)
+    for place, axes in enumerate(grid[0]):
+        axes.set_title((*names, "")[place % (len(names) + 1)], fontsize=8)
+    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), ax=grid, fraction=0.03, pad=0.01, aspect=30)
+    bar.set_ticks((0, 1), labels=("least", "most"), fontsize=8)
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
-def _draw(axes: Axes, picture: np.ndarray, heat: np.ndarray | None) -> None:
-    axes.imshow(picture)
-    if heat is not None:
-        axes.imshow(heat, cmap=COLOURS, vmin=0, vmax=1, alpha=OPACITY)
+def _fill(line: Sequence[Axes], row: HeatMapRow, names: Sequence[str]) -> None:
+    """One row: its label, then every frame without and with the maps."""
+    line[0].text(-0.12, 0.5, row.label, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
+    for frame, picture in enumerate(row.pictures):
+        for place, name in enumerate(names, frame * (len(names) + 1)):
+            line[place].imshow(picture)
+            if name in row.maps:
+                line[place].imshow(row.maps[name][frame], cmap=COLOURS, vmin=0, vmax=1, alpha=OPACITY)
