@@ -241,10 +241,10 @@ def _maps(package: ModuleType, score: Similarity | ClassScore, layer: MapLayer, 
     """Maps of frames in one pass; the parameters need no gradients, so the images are made to."""
     module = score.network.get_submodule(layer.name)
     reshape = layer.as_map if layer.grid else None
-    cam = package.GradCAM(score, [module], reshape_transform=reshape, compute_input_gradient=True)
+    cam = package.GradCAM(score, [module], reshape_transform=reshape)
     try:
         with torch.enable_grad():
-            return cam(frames, targets=[lambda value: value] * len(frames))
+            return cam(frames.detach().clone().requires_grad_(True), targets=[lambda value: value] * len(frames))
     finally:
         cam.activations_and_grads.release()
 
