@@ -160,7 +160,7 @@ def find_map_layer(network: nn.Module, score: Callable[[Tensor], Tensor], images
     calls = _recorded_calls(network, score, images)
     times = Counter(call.name for call in calls)
     grid = None
-    found: list[tuple[MapLayer, bool]] = []
+    found: list[MapLayer] = []
     for call in calls:
         spatial = call.output.dim() == 4 and call.output.shape[2:].numel() > 1
         if spatial:
