@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 README = Path(__file__).with_name("README.md")
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 BASELINES = ["torch_pruning"]
+ANALYSIS = ["grad-cam"]
 
 setup(
     name="oskt_torchreid",
@@ -38,8 +39,9 @@ setup(
         "pillow",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "timm", *EXPORT, *BASELINES],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "timm", *EXPORT, *BASELINES, *ANALYSIS],
         "export": EXPORT,
         "baselines": BASELINES,
+        "analysis": ANALYSIS,
     },
 )

@@ -4,6 +4,7 @@ python tools/benchmark.py refine      one refinement step against one of the tea
 python tools/benchmark.py expand      expansion from a loaded chain
 python tools/benchmark.py accuracy --config-file configs/comparison/resnet18.yaml
 python tools/benchmark.py views       drawing the sets of a batch, beside a scan of the data set
+python tools/benchmark.py vkd-ablation --config-file configs/vkd_synthped.yaml
 python tools/benchmark.py untrained log/oskt_osnet/chain.safetensors --config-file configs/oskt_osnet.yaml
 """
 
@@ -23,9 +24,10 @@ from oskt_torchreid.config import load_config  # noqa: E402
 from oskt_torchreid.errors import OsktError  # noqa: E402
 from oskt_torchreid.models import backbone_names  # noqa: E402
 from oskt_torchreid.oskt.chain import WeightChain  # noqa: E402
-from oskt_torchreid.pipeline import untrained_table  # noqa: E402
+from oskt_torchreid.pipeline import ablate, untrained_table  # noqa: E402
+from oskt_torchreid.pipeline.ablation import TERMS  # noqa: E402
 from oskt_torchreid.pipeline.comparison import compare  # noqa: E402
-from oskt_torchreid.report import benchmark, benchmark_views  # noqa: E402
+from oskt_torchreid.report import ablation, benchmark, benchmark_views  # noqa: E402
 from oskt_torchreid.report.comparison import MARKDOWN_NAME  # noqa: E402
 
 MEGABYTE = 2**20
@@ -92,6 +94,15 @@ def show_views(arguments: argparse.Namespace) -> None:
     print(tabulate(rows, headers=("strategy", "ms per batch"), disable_numparse=True, stralign="right"))
 
 
+def run_ablation(arguments: argparse.Namespace) -> None:
+    """Runs students of VKD with single terms left out and prints the report."""
+    config = load_config(arguments.config_file, arguments.options)
+    logging.basicConfig(level=logging.WARNING)
+    folder = ablate(config, arguments.terms, arguments.seeds, arguments.processes)
+    print((folder / ablation.MARKDOWN_NAME).read_text(encoding="utf-8"))
+    print(f"written to {folder}")
+
+
 def show_untrained(arguments: argparse.Namespace) -> None:
     """Prints the mAP of students as they are expanded, by choice of statistics and distance."""
     config = load_config(arguments.config_file, arguments.options, {"data.root": arguments.root})
@@ -134,6 +145,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     views.add_argument("--views", type=_positive, default=8, help="frames of a set (default: 8)")
     views.add_argument("--rounds", type=_positive, default=30, help="timed batches (default: 30)")
     views.set_defaults(run=show_views)
+    terms = commands.add_parser("vkd-ablation", help="students of VKD with single terms left out; goes on where it was")
+    terms.add_argument("--config-file", required=True, help="YAML of a run of VKD")
+    terms.add_argument("--terms", nargs="+", choices=list(TERMS), default=list(TERMS), help="(default: all)")
+    terms.add_argument(
+        "--seeds", type=int, nargs="+", default=[], help="of students (default: train.seed and the next 2)"
+    )
+    terms.add_argument("--processes", type=_positive, default=1, help="runs at a time, of one thread each")
+    terms.add_argument("--options", nargs="*", default=[], help="KEY VALUE or KEY=VALUE, as in the YAML")
+    terms.set_defaults(run=run_ablation)
     untrained = commands.add_parser("untrained", help="mAP of a chain's students before any fine-tuning")
     untrained.add_argument("chain", help="file that WeightChain.save or tools/main.py wrote")
     untrained.add_argument("--options", nargs="*", default=[], help="KEY VALUE or KEY=VALUE, as in the YAML")

@@ -1,8 +1,16 @@
-"""Pictures to look at: `python tools/visualize.py synthped --out sheet.png`, `... synthped_video --out sheet.png`."""
+"""Pictures to look at.
+
+python tools/visualize.py synthped -o sheet.png                   contact sheet of the synthetic pedestrians
+python tools/visualize.py synthped_video -o sheet.png             contact sheet of their tracklets
+python tools/visualize.py gradcam log/vkd_synthped -o maps.png    heat maps of teacher and students of a run of VKD
+python tools/visualize.py camera log/vkd_synthped -o camera.png   how well cameras are read off their embeddings
+python tools/visualize.py views log/vkd_synthped -o views.png     mAP to sets of views and to tracklets over time
+python tools/visualize.py gallery log/vkd_synthped -o sizes.png   mAP against frames per gallery tracklet
+"""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -16,6 +24,15 @@ from oskt_torchreid.data.synthetic import PRESETS, preset, video_preset  # noqa:
 from oskt_torchreid.data.synthped import SynthPed  # noqa: E402
 from oskt_torchreid.errors import DataError, OsktError  # noqa: E402
 from oskt_torchreid.files import atomic  # noqa: E402
+from oskt_torchreid.pipeline import (  # noqa: E402
+    compare_gallery_sizes,
+    compare_views,
+    draw_heat_maps,
+    probe_cameras,
+)
+from oskt_torchreid.pipeline.set_heat_maps import CLASS, SIMILARITY  # noqa: E402
+from oskt_torchreid.vkd.analysis import COUNTS, DRAWS  # noqa: E402
+from oskt_torchreid.vkd.camera_probe import FOLDS  # noqa: E402
 
 
 def show_synthped(arguments: argparse.Namespace) -> None:
@@ -39,6 +56,38 @@ def show_synthped_video(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     write_picture(out, sheet)
     print(f"wrote {out} ({sheet.shape[1]} x {sheet.shape[0]} pixels, a row per person and camera)")
+
+
+def show_heat_maps(arguments: argparse.Namespace) -> None:
+    """Writes Grad-CAM of a run's teacher and students on the same frames."""
+    sheet = (arguments.out, arguments.identities, arguments.frames, arguments.score)
+    draw_heat_maps(arguments.folder, *sheet, options=arguments.options)
+    print(f"wrote {arguments.out}")
+
+
+def show_cameras(arguments: argparse.Namespace) -> None:
+    """Prints, and draws, how well cameras are read off the embeddings of a run's networks."""
+    probe = (arguments.folder, arguments.out, arguments.folds, arguments.seed)
+    _print_table(probe_cameras(*probe, options=arguments.options), arguments.out)
+
+
+def show_views(arguments: argparse.Namespace) -> None:
+    """Prints, and draws, mAP to sets of views and to sets over time."""
+    drawn = (arguments.counts, arguments.draws, arguments.seed)
+    _print_table(compare_views(arguments.folder, arguments.out, *drawn, options=arguments.options), arguments.out)
+
+
+def show_gallery_sizes(arguments: argparse.Namespace) -> None:
+    """Prints, and draws, mAP against frames per gallery tracklet."""
+    sizes = (arguments.counts, arguments.protocol)
+    table = compare_gallery_sizes(arguments.folder, arguments.out, *sizes, options=arguments.options)
+    _print_table(table, arguments.out)
+
+
+def _print_table(table: str, out: str) -> None:
+    print(table)
+    if out:
+        print(f"wrote {out}")
 
 
 def _changes(arguments: argparse.Namespace) -> dict[str, int]:
@@ -71,7 +120,7 @@ def _positive(text: str) -> int:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line of all subcommands; `run` is the chosen one."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     synthped = commands.add_parser("synthped", help="contact sheet of the synthetic pedestrians")
     _add_sheet(synthped, rows=8)
@@ -81,7 +130,39 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     video = commands.add_parser("synthped_video", help="contact sheet of their tracklets")
     _add_sheet(video, rows=2)
     video.set_defaults(run=show_synthped_video)
+    _add_analyses(commands)
     return parser.parse_args(arguments)
+
+
+def _add_analyses(commands: argparse._SubParsersAction) -> None:
+    """Subcommands that look into a finished run of VKD."""
+    maps = _add_analysis(
+        commands, "gradcam", "heat maps of a run's teacher and students", show_heat_maps, "gradcam.png"
+    )
+    maps.add_argument("--identities", type=_positive, default=4, help="rows (default: 4)")
+    maps.add_argument("--frames", type=_positive, default=2, help="frames of each one's tracklet (default: 2)")
+    maps.add_argument("--score", choices=(SIMILARITY, CLASS), default=SIMILARITY, help="what the maps explain")
+    camera = _add_analysis(commands, "camera", "how well cameras are read off embeddings", show_cameras)
+    camera.add_argument("--folds", type=_positive, default=FOLDS, help=f"of identities (default: {FOLDS})")
+    views = _add_analysis(commands, "views", "mAP to sets of views and to tracklets over time", show_views)
+    views.add_argument("--draws", type=_positive, default=DRAWS, help=f"that are averaged (default: {DRAWS})")
+    for command in (camera, views):
+        command.add_argument("--seed", type=int, default=0, help="of what is drawn at random (default: 0)")
+    gallery = _add_analysis(commands, "gallery", "mAP against frames per gallery tracklet", show_gallery_sizes)
+    gallery.add_argument("--protocol", choices=("I2V", "V2V"), default="I2V", help="queries (default: I2V, images)")
+    for command in (views, gallery):
+        command.add_argument("--counts", type=_positive, nargs="+", default=list(COUNTS), help="numbers of frames")
+
+
+def _add_analysis(
+    commands: argparse._SubParsersAction, name: str, help: str, run: Callable[..., None], out: str = ""
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=help)
+    command.add_argument("folder", help="of a run of VKD, such as log/vkd_synthped")
+    command.add_argument("-o", "--out", default=out, help=f"PNG to write (default: {out or 'none'})")
+    command.add_argument("--options", nargs="*", default=[], help="KEY VALUE or KEY=VALUE, such as data.root=PATH")
+    command.set_defaults(run=run)
+    return command
 
 
 def _add_sheet(parser: argparse.ArgumentParser, rows: int) -> None:
@@ -92,7 +173,7 @@ def _add_sheet(parser: argparse.ArgumentParser, rows: int) -> None:
     parser.add_argument("--rows", type=_positive, default=rows, help=f"number of people (default: {rows})")
     parser.add_argument("--first", type=int, default=0, help="number of the first person (default: 0)")
     parser.add_argument("--test", action="store_true", help="people of the test split instead of train")
-    parser.add_argument("--out", default="sheet.png", help="picture to write (default: sheet.png)")
+    parser.add_argument("-o", "--out", default="sheet.png", help="picture to write (default: sheet.png)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

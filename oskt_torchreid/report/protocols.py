@@ -10,7 +10,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ..files import atomic, write_json
+from ..errors import ConfigError
+from ..files import atomic, read_json, write_json
 from .results import Row
 from .tables import human_count
 
@@ -77,6 +78,22 @@ def set_table(rows: Sequence[SetRow], style: str = "github") -> str:
     align = ("left", *["right"] * (len(headers) + 1))
     headers += ["epochs", "seconds"]
     return tabulate(cells, headers, tablefmt=style, colalign=align if cells else None, disable_numparse=True)
+
+
+def read_set_rows(path: str | Path) -> list[SetRow]:
+    """Reads the rows of a ``results.json`` that ``write_set_report`` wrote.
+
+    Raises:
+        ConfigError: missing, damaged, of another format version, or with rows of other fields.
+    """
+    content = read_json(path)
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise ConfigError(f"'{path}' has results format {version}; this version reads {FORMAT_VERSION}: run again")
+    try:
+        return [SetRow(**row) for row in content["rows"]]
+    except (KeyError, TypeError) as reason:
+        raise ConfigError(f"'{path}' does not hold the rows of a run of engine 'vkd' ({reason}); run again") from reason
 
 
 def write_set_report(folder: Path, rows: Sequence[SetRow], config: Any, facts: Mapping[str, Any]) -> None:

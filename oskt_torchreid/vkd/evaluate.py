@@ -6,7 +6,7 @@ image's, the feature of its first frame; ``V2V``, ``I2V``, ``V2I`` and ``I2I`` t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,20 +73,34 @@ def extract_side(
         ConfigError: ``frames_at_once`` below 1.
         DataError: no tracklets, or one without frames.
     """
-    if frames_at_once < 1:
-        raise ConfigError(f"frames_at_once is {frames_at_once}; allowed: 1 or more")
     sets, images, pids, camids = [], [], [], []
-    for batch in tqdm(loader, disable=None, leave=False, desc=side, unit="batch"):
-        features = _frame_features(embed, batch["img"], frames_at_once, side)
+    for features, labels, cameras in features_of_batches(embed, loader, frames_at_once, side):
         sets += [frames.mean(dim=0) for frames in features]
         images += [frames[0] for frames in features]
-        pids += np.asarray(batch["pid"]).tolist()
-        camids += np.asarray(batch["camid"]).tolist()
-    if not sets:
+        pids += labels
+        camids += cameras
+    return SideFeatures(torch.stack(sets), torch.stack(images), np.asarray(pids), np.asarray(camids))
+
+
+def features_of_batches(
+    embed: Embed, loader: Iterable[Any], frames_at_once: int, side: str
+) -> Iterator[tuple[list[Tensor], list[int], list[int]]]:
+    """Features ``[frames, channels]`` of each tracklet of a batch, their identities and their cameras, batch by batch.
+
+    Arguments and errors are those of ``extract_side``.
+    """
+    if frames_at_once < 1:
+        raise ConfigError(f"frames_at_once is {frames_at_once}; allowed: 1 or more")
+    found = False
+    for batch in tqdm(loader, disable=None, leave=False, desc=side, unit="batch"):
+        labels = (np.asarray(batch[name]).tolist() for name in ("pid", "camid"))
+        features = _frame_features(embed, batch["img"], frames_at_once, side)
+        found = found or bool(features)
+        yield features, *labels
+    if not found:
         raise DataError(
             f"the {side} has no tracklets, so there is nothing to evaluate; check the data set's {side} folder or list"
         )
-    return SideFeatures(torch.stack(sets), torch.stack(images), np.asarray(pids), np.asarray(camids))
 
 
 def _frame_features(embed: Embed, sets: Iterable[Tensor], frames_at_once: int, side: str) -> list[Tensor]:

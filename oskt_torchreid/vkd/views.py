@@ -114,22 +114,23 @@ def frame_of_chunk(
     return np.where(lengths < chunks, chunk % lengths, first)
 
 
-def evenly_spaced(length: int, count: int) -> np.ndarray:
+def evenly_spaced(length: int | np.ndarray, count: int) -> np.ndarray:
     """Frames of a tracklet that stand for it in evaluation.
 
     As torchreid's "evenly": nine frames and four of them give 0, 2, 4, 6. A shorter tracklet is cycled, where
     torchreid repeats its last frame: three frames give 0, 1, 2, 0.
 
     Args:
-        length: frames of the tracklet.
+        length: frames of the tracklet; with a `count` above 0 also of several, [T].
         count: how many to take; 0: all.
 
     Returns:
-        Frames within the tracklet, [count] or [length]; the first one is 0.
+        Frames within the tracklet, [count] or [length], of several [T, count]; the first one is 0.
     """
     if count == 0:
         return np.arange(length)
-    return np.arange(count) * max(1, length // count) % length
+    length = np.asarray(length)[..., None]
+    return np.arange(count) * np.maximum(1, length // count) % length
 
 
 def student_views(frames: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:

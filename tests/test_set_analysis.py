@@ -1,0 +1,176 @@
+"""Commands that look into a run of VKD, on a tiny run; and students with single terms left out."""
+
+import json
+import shutil
+
+import cv2
+import pytest
+import torch
+from test_sets_run import configured
+from test_tools import tool
+
+from oskt_torchreid.errors import ConfigError, DataError
+from oskt_torchreid.pipeline import ablate, compare_gallery_sizes, draw_heat_maps, run
+from oskt_torchreid.pipeline.set_analysis import open_run
+from oskt_torchreid.report.protocols import read_set_rows
+
+
+@pytest.fixture(scope="module")
+def finished(data_root, tiny_net, tmp_path_factory):
+    """A run, as its folder."""
+    folder = tmp_path_factory.mktemp("analysed")
+    run(configured(data_root, folder))
+    return folder
+
+
+def cells(printed: str) -> list[list[str]]:
+    lines = [line for line in printed.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_a_run_is_opened_as_it_was(finished, tiny_net):
+    opened = open_run(finished)
+    rows = read_set_rows(finished / "results.json")
+    assert list(opened.networks) == [row.name for row in rows] == ["teacher", "student"]
+    for row in rows:
+        assert opened.trainer.protocols(opened.networks[row.name]) == row.protocols
+
+
+@pytest.mark.parametrize("score", ["similarity", "class"])
+def test_heat_maps(finished, tiny_net, tmp_path, capsys, score):
+    pytest.importorskip("pytorch_grad_cam")
+    out = tmp_path / "maps.png"
+    arguments = ["--identities", "3", "--frames", "2", "--score", score]
+    assert tool("visualize").main(["gradcam", str(finished), "-o", str(out), *arguments]) == 0
+    assert capsys.readouterr().out == f"wrote {out}\n"
+    height, width, _ = cv2.imread(str(out)).shape
+    assert height > 300 and width > 300
+
+
+def test_cameras(finished, tiny_net, tmp_path, capsys):
+    out = tmp_path / "camera.png"
+    assert tool("visualize").main(["camera", str(finished), "-o", str(out), "--folds", "3"]) == 0
+    head, _, *rows = cells(capsys.readouterr().out)
+    assert head[1:] == ["from tracklets", "from images"]
+    assert [row[0] for row in rows] == ["teacher", "student", "chance: majority", "chance: uniform"]
+    assert rows[3][1:] == ["33.3", "33.3"] and out.is_file()
+
+
+def test_curves(finished, tiny_net, tmp_path, capsys):
+    out = tmp_path / "views.png"
+    command = tool("visualize").main
+    assert command(["views", str(finished), "-o", str(out), "--counts", "1", "3", "--draws", "1"]) == 0
+    head, _, *rows = cells(capsys.readouterr().out)
+    assert head == ["mAP in %", "1 frame", "3 frames"] and out.is_file()
+    assert [row[0] for row in rows] == ["teacher, views", "teacher, time", "student, views", "student, time"]
+    assert command(["gallery", str(finished), "--counts", "1", "3", "--protocol", "I2V"]) == 0
+    _, _, *rows = cells(capsys.readouterr().out)
+    # As many frames as the run's own evaluation took of each tracklet, and its numbers.
+    protocols = [row.protocols for row in read_set_rows(finished / "results.json")]
+    assert [row[2] for row in rows] == [f"{100 * numbers['I2V']['mAP_interpolated']:.1f}" for numbers in protocols]
+    assert [row[1] for row in rows] == [f"{100 * numbers['I2I']['mAP_interpolated']:.1f}" for numbers in protocols]
+
+
+@pytest.mark.parametrize("options", [["vkd.student=osnet_x0_25"], ["vkd.student=width=0.5"], ["vkd.generations=2"]])
+def test_students_of_other_kinds_are_opened(finished, data_root, tiny_net, tmp_path, options):
+    epochs = ["vkd.student_stage.max_epoch=0", f"vkd.teacher={finished / 'teacher' / 'network.pth'}"]
+    run(configured(data_root, tmp_path, *options, *epochs))
+    opened = open_run(tmp_path)
+    rows = read_set_rows(tmp_path / "results.json")
+    assert list(opened.networks) == [row.name for row in rows] and len(rows) == (3 if "gen" in options[0] else 2)
+    assert opened.trainer.protocols(opened.networks[rows[-1].name]) == rows[-1].protocols
+
+
+def test_mistakes_are_said(finished, tiny_net, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("oskt_torchreid.pipeline.set_analysis.extract_frames", None)
+    command = tool("visualize").main
+    assert command(["camera", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: no configuration file at '{tmp_path / 'config.yaml'}'")
+    with pytest.raises(ConfigError, match=r"the picture 'x\.jpg' ends in '\.jpg'; give a path that ends in \.png"):
+        compare_gallery_sizes(finished, "x.jpg")
+    with pytest.raises(ConfigError, match=r"numbers of frames are \[0\]"):
+        compare_gallery_sizes(finished, counts=[0])
+    with pytest.raises(ConfigError, match="the score of a heat map is 'norm'; allowed: similarity, class"):
+        draw_heat_maps(finished, "x.png", score="norm")
+    with pytest.raises(ConfigError, match="0 identities with 2 frames each leave nothing to draw"):
+        draw_heat_maps(finished, "x.png", identities=0)
+    with pytest.raises(DataError, match="27 identities were asked for, and 26 of 'synthped_video' have a query and"):
+        draw_heat_maps(finished, "x.png", identities=27)
+    with pytest.raises(DataError, match="7 identities were asked for, and there are 6 to train on"):
+        draw_heat_maps(finished, "x.png", identities=7, score="class")
+    assert command(["camera", str(finished), "--options", "vkd.no_camera=True"]) == 2
+    assert "error: vkd.no_camera says that cameras are unknown" in capsys.readouterr().err
+    assert command(["gallery", str(finished), "--options", "engine=oskt"]) == 2
+    assert f"error: '{finished}' is a run of engine 'oskt'; this looks into" in capsys.readouterr().err
+    shutil.copy(finished / "config.yaml", tmp_path)
+    with pytest.raises(ConfigError, match=r"is not finished: there is no 'teacher/network.pth'; run tools/main.py"):
+        open_run(tmp_path)
+
+
+# ---- terms of the loss ---------------------------------------------------------------------------------------------
+
+
+def test_terms_are_left_out(finished, data_root, tiny_net, tmp_path, monkeypatch):
+    """Two terms, two seeds: the run itself is one of the students with all terms; the second time nothing is run."""
+    shutil.copytree(finished, tmp_path / "run")
+    config = configured(data_root, tmp_path / "run")
+    folder = ablate(config, ["kd", "restart"], [1, 2])
+    content = json.loads((folder / "ablation.json").read_text(encoding="utf-8"))
+    found = [(each["term"], each["seed"]) for each in content["measurements"]]
+    assert found == [(term, seed) for term in ("all terms", "L_KD", "restart") for seed in (1, 2)]
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {
+        "all-seed-2",
+        *(f"{term}-seed-{seed}" for term in ("kd", "restart") for seed in (1, 2)),
+    }
+    rows = read_set_rows(tmp_path / "run" / "results.json")
+    assert content["measurements"][0]["row"]["protocols"] == rows[1].protocols
+    others = [read_set_rows(folder / f"{name}-seed-1" / "results.json") for name in ("kd", "restart")]
+    assert all(each[0].protocols == rows[0].protocols for each in others), "one teacher"
+    values = [each["row"]["protocols"]["V2V"]["mAP_interpolated"] for each in content["measurements"]]
+    assert len(set(values)) == len(values), "every student learnt something of its own"
+    assert content["mAP"]["L_KD"]["V2V"]["mean"] == pytest.approx(sum(values[2:4]) / 2)
+    table = cells((folder / "ablation.md").read_text(encoding="utf-8"))
+    assert [row[0] for row in table[2:]] == ["teacher", "all terms", "without L_KD", "without restart"]
+    differences = [100 * (values[place] - values[place - 2]) for place in (2, 3)]
+    assert table[4][2].startswith(f"{sum(differences) / 2:+.1f} ± ")
+    monkeypatch.setattr("oskt_torchreid.pipeline.training.Trainer.train", None)
+    before = (folder / "ablation.json").read_text(encoding="utf-8")
+    assert ablate(config, ["kd", "restart"], [1, 2]) == folder
+    assert (folder / "ablation.json").read_text(encoding="utf-8") == before
+
+
+def test_a_student_without_a_term_is_that_of_a_run_without_it(finished, data_root, tiny_net, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    config = configured(data_root, tmp_path / "run", "vkd.beta=0.0")
+    folder = ablate(config, ["kd"], [1])
+    plain = configured(data_root, tmp_path / "plain", "vkd.beta=0.0", "vkd.alpha=0.0")
+    run(plain)
+    states = [torch.load(path / "student" / "network.pth") for path in (folder / "kd-seed-1", tmp_path / "plain")]
+    assert all(torch.equal(tensor, states[1]["state_dict"][name]) for name, tensor in states[0]["state_dict"].items())
+
+
+@pytest.mark.parametrize(
+    ("options", "terms", "message"),
+    [
+        ([], ["kdd"], "unknown term 'kdd'; did you mean 'kd'"),
+        ([], [], r"terms are \[\], seeds .*; give at least one term"),
+        (["vkd.alpha=0.0"], ["kd"], "vkd.alpha is 0.0 already, so 'kd' cannot be left out"),
+        (["vkd.student=osnet_x0_25"], ["restart"], "does not start from its teacher, so there is no restart to leave"),
+        (["loss.triplet.weight_x=0.0"], ["triplet"], "without 'triplet' both loss.triplet.weight_t and .* are 0"),
+        (["engine=triplet"], ["kd"], "engine is 'triplet'; terms of the loss are left out of runs of engine 'vkd'"),
+    ],
+)
+def test_terms_that_cannot_be_left_out(data_root, tiny_net, tmp_path, monkeypatch, options, terms, message):
+    monkeypatch.setattr("oskt_torchreid.pipeline.ablation.run", None)
+    with pytest.raises(ConfigError, match=message):
+        ablate(configured(data_root, tmp_path, *options), terms)
+
+
+def test_the_command_prints_the_table(finished, data_root, tiny_net, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    options = ["--seeds", "1", "--terms", "dp", "--options", f"data.save_dir={tmp_path / 'run'}"]
+    file = str(finished / "config.yaml")
+    assert tool("benchmark").main(["vkd-ablation", "--config-file", file, *options]) == 0
+    printed = capsys.readouterr().out
+    assert [row[0] for row in cells(printed)[2:]] == ["teacher", "all terms", "without L_DP"]
+    assert printed.splitlines()[-1] == f"written to {tmp_path / 'run' / 'ablation'}"
