@@ -20,7 +20,7 @@ from oskt_torchreid.oskt.students import expand, load_student, save_student
 from oskt_torchreid.oskt.widths import full_plan
 from oskt_torchreid.pipeline import run
 from oskt_torchreid.pipeline.plan import stand_in_chain
-from oskt_torchreid.pipeline.set_plan import _of_sets
+from oskt_torchreid.pipeline.set_plan import SetPlan, _of_sets, start_student
 from oskt_torchreid.vkd.model import SetModel
 
 SMALL = [
@@ -94,7 +94,7 @@ def test_a_student_of_another_architecture_under_a_given_teacher(finished, data_
     options = (f"vkd.teacher={folder / 'teacher' / 'network.pth'}", "vkd.student=osnet_x0_25", "vkd.alpha=0.0")
     rows = run(configured(data_root, tmp_path, *options)).rows
     assert rows[0].map_after == results.rows[0].map_after and rows[0].epochs == 0
-    assert rows[1].params > rows[0].params
+    assert rows[1].params > rows[0].params and rows[1].name == "student (osnet_x0_25)"
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["chain of the run's teacher", "chain file"])
@@ -111,12 +111,27 @@ def test_a_student_expanded_from_a_chain(finished, data_root, tmp_path, tiny_net
         expected = expand(chain, 0.5).state_dict()
     rows = run(configured(data_root, tmp_path / "run", *options)).rows
     assert rows[1].params < rows[0].params == results.rows[0].params
+    assert [row.name for row in rows] == ["teacher", "student (width=0.5)"]
     student = load_student(tmp_path / "run" / "student" / "network.pth")
     assert isinstance(student, SetModel) and student.last_relu.removable == "yes" and student.feature == "before"
     assert student.student_record.name == "vkd_tiny_net" and student.loss == "triplet"
     if given:
         state = load_checkpoint(tmp_path / "run" / "student" / "network.pth")["state_dict"]
         assert {name: t.shape for name, t in state.items()} == {name: t.shape for name, t in expected.items()}
+
+
+def test_the_chain_of_a_runs_teacher_has_a_row_for_every_channel_of_the_student(tiny_net):
+    teacher = models.build("vkd_tiny_net", 6, "triplet").eval()
+    sets = torch.rand(2, 3, 3, 32, 16)
+
+    def student(wish):
+        config = configured("", "", f"vkd.student={wish}")
+        return start_student(config, SetPlan(teacher, "chain"), teacher, 6).eval()
+
+    half, whole = student("width=0.5"), student("width=1.0")
+    assert half.backbone.stem.weight.flatten(1).unique(dim=0).shape == (8, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(whole(sets), teacher(sets))
 
 
 def test_a_teacher_of_other_identities(finished, data_root, tmp_path, tiny_net, caplog):

@@ -76,8 +76,8 @@ def _oskt_node() -> dict[str, Any]:
 def _vkd_node() -> dict[str, Any]:
     return {
         "teacher": "",  # checkpoint; empty: train one first
-        # Backbone; or a chain file, expanded to student_width; or width=0.5, params=1M, like=NAME of a chain of the
-        # teacher, clustered in this run; empty: the teacher's own backbone.
+        # Backbone; or a chain file, expanded to student_width; or width=0.5, params=1M, like=NAME: of a chain of these
+        # widths that is made of the teacher in this run; empty: the teacher's own backbone.
         "student": "",
         "student_width": 0.5,
         "num_views": 8,  # frames of a set, which the teacher sees

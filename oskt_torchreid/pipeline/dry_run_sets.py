@@ -24,7 +24,17 @@ from .rehearsal import (
     network_cost,
     rehearsed_stage,
 )
-from .set_plan import CHAIN, CHAIN_SUFFIX, IMAGENET, SetPlan, check_set_start, plan_sets, start_student, student_kind
+from .set_plan import (
+    CHAIN,
+    CHAIN_SUFFIX,
+    IMAGENET,
+    SELF,
+    SetPlan,
+    check_set_start,
+    plan_sets,
+    start_student,
+    student_kind,
+)
 from .sets import SetTrainer
 
 INSTANCES = 2  # sets of an identity in the one batch
@@ -72,7 +82,9 @@ def rehearse_sets(config: Any, small: Any, step: bool = True) -> Rehearsal:
     generations = config.vkd.generations
     name = "student" if generations == 1 else f"{generations} students, one after another"
     stages.append(rehearsed_stage(config, small, trainer, STUDENT, name, optimizer))
-    networks = (("teacher", *network_cost(plan.teacher, small)), ("student", *network_cost(student, small)))
+    cost = network_cost(plan.teacher, small)
+    alike = plan.student == SELF
+    networks = (("teacher", *cost), ("student", *(cost if alike else network_cost(student, small))))
     terms = _one_step(small, trainer, plan, student) if step else {}
     return Rehearsal(_facts(config), tuple(stages), networks, terms)
 

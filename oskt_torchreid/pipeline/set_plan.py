@@ -14,6 +14,7 @@ from ..models import build_fetching
 from ..models import load_weights as load_any_weights
 from ..models.neck import PREFIX as NECK_PREFIX
 from ..oskt.chain import WeightChain
+from ..oskt.expand import expand_to_plan
 from ..oskt.network import trace
 from ..oskt.students import expand, width_plan
 from ..vkd.model import PREFIX, as_set_model, load_set_model
@@ -24,7 +25,6 @@ from .wishes import parse_wish
 CHAIN_SUFFIX = ".safetensors"
 IMAGENET = "imagenet"
 SELF, CROSS, CHAIN = "self", "cross", "chain"
-_NARROWEST = 1e-6  # a chain of one channel per group allows every width
 _REMEDY = "empty vkd.last_stage_weights to restart the last stage with fresh weights, or give a file of weights"
 
 
@@ -113,6 +113,12 @@ def student_kind(config: Any) -> str:
     return CHAIN if wish.endswith(CHAIN_SUFFIX) or "=" in wish else CROSS
 
 
+def wish_of(config: Any) -> str:
+    """What the first student is, where it is not of its teacher's widths: a backbone, ``width=0.5``, ..."""
+    node = config.vkd
+    return f"width={node.student_width:g}" if node.student.endswith(CHAIN_SUFFIX) else node.student
+
+
 def start_student(config: Any, plan: SetPlan, teacher: nn.Module, num_classes: int, generation: int = 1) -> nn.Module:
     """A student before its training; from the second generation on it is of its teacher's architecture.
 
@@ -129,8 +135,10 @@ def start_student(config: Any, plan: SetPlan, teacher: nn.Module, num_classes: i
         size = _size(config)
         if plan.chain is not None:
             return _of_sets(expand(plan.chain, width=node.student_width), num_classes, size)
-        chain = WeightChain.from_teacher(teacher, _NARROWEST, input_size=size)
-        return _of_sets(expand(chain, **parse_wish(node.student, "vkd.student")), num_classes, size)
+        graph = trace(teacher, size)
+        widths = width_plan(narrowest_chain(teacher, graph), **parse_wish(node.student, "vkd.student"))
+        chain = WeightChain.from_teacher(teacher, widths, graph=graph)  # of the student's widths: a cluster per channel
+        return _of_sets(expand_to_plan(chain, widths), num_classes, size)
     if kind == CROSS:
         name = PREFIX + node.student.removeprefix(PREFIX)
         return build_fetching(name, num_classes, "triplet", bool(config.model.pretrained))

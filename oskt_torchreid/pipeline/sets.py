@@ -19,7 +19,7 @@ from ..report import Results
 from ..report.protocols import SetRow, write_set_report
 from ..vkd.engine import VKDEngine
 from ..vkd.manager import build_set_datamanager
-from .set_plan import SetPlan, plan_sets, start_student
+from .set_plan import SetPlan, plan_sets, start_student, wish_of
 from .stages import Facts, Stage
 from .training import Trainer, network_size
 
@@ -145,7 +145,8 @@ class VKDRun:
 
         facts = stage.complete(work)
         load_weights(student, stage.folder / NETWORK_NAME)
-        self._row(name, "student", student.cpu(), node.num_student_views, facts, node.student_stage.max_epoch)
+        label = f"{name} ({wish_of(self.config)})" if generation == 1 and node.student else name
+        self._row(label, "student", student.cpu(), node.num_student_views, facts, node.student_stage.max_epoch)
         return student, key
 
     def _trained(self, model: nn.Module, stage: Any, folder: Path, continued: bool, engine: Any) -> Facts:
