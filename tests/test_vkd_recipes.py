@@ -102,25 +102,24 @@ def test_values_of_the_paper(path):
 # ---- rehearsals ----------------------------------------------------------------------------------------------------
 
 
-def small(*options):
-    return load_config(options=[*SMALL, *options])
+ON_MARS = [*SMALL, "model.name=tiny_net", "data.sources=['mars']", "data.targets=['mars']"]  # nothing is drawn
 
 
 def test_the_command_makes_one_step_and_leaves_nothing(tmp_path, monkeypatch, tiny_net, capsys):
     monkeypatch.chdir(tmp_path)
-    options = ["model.name=tiny_net", "model.pretrained=True", "vkd.teacher=weights/teacher.pth", "vkd.generations=3"]
-    options += ["vkd.student=chains/chain.safetensors", "vkd.last_stage_weights=weights/imagenet.pth"]
-    assert tool("main").main([*SMALL, *options, "vkd.student_width=0.5", "--dry-run"]) == 0
+    options = ["model.pretrained=True", "vkd.teacher=weights/teacher.pth", "vkd.generations=3"]
+    options += ["vkd.student=chains/chain.safetensors", "vkd.student_width=0.5"]
+    assert tool("main").main([*ON_MARS, *options, "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"one step on stand-in data: loss_t [\d.]+, loss_x [\d.]+, acc \S+, loss_dp \S+, loss_kd", printed)
     assert "vkd.teacher_stage" not in printed and "3 students, one after another" in printed
-    for name, path in (
-        ("teacher ", "weights/teacher.pth"),
-        ("student's chain", "chains/chain.safetensors"),
-        ("last stage", "weights/imagenet.pth"),
-    ):
+    for name, path in (("teacher ", "weights/teacher.pth"), ("student's chain", "chains/chain.safetensors")):
         assert re.search(rf"^{name} +{path} \(not there yet", printed, re.MULTILINE)
     assert re.search(r"^student +width 0.5 of the chain 'chain.safetensors'", printed, re.MULTILINE)
+    assert tool("main").main([*ON_MARS, "vkd.last_stage_weights=weights/imagenet.pth", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^last stage +weights/imagenet.pth \(not there yet", printed, re.MULTILINE)
+    assert "its teacher's weights, but for the last stage (weights/imagenet.pth) and the head (fresh)" in printed
     assert list(tmp_path.iterdir()) == []
 
 
@@ -137,13 +136,17 @@ def test_the_embedded_configurations_can_be_rehearsed(name):
 
 
 def test_a_rehearsal_refuses_what_the_run_would_refuse(tiny_net):
-    mars = ("model.name=tiny_net", "data.sources=['mars']", "data.targets=['mars']")
     for options, error, message in [
         (["vkd.student=wdith=0.5"], ConfigError, "vkd.student has 'wdith=0.5'; did you mean 'width'"),
         (["vkd.student_stage.max_epoch=0"], ConfigError, "vkd.student_stage.max_epoch is 0, so that no student"),
         (["vkd.teacher_stage.max_epoch=0"], ConfigError, "vkd.teacher_stage.max_epoch is 0, .* give a trained"),
         (["loss.name=softmax"], ConfigError, "engine vkd needs embeddings in training, but loss.name is 'softmax'"),
+        (
+            ["vkd.student=width=0.5", "vkd.generations=2", "vkd.last_stage_weights=imagenet"],
+            ConfigError,
+            "vkd.last_stage_weights is 'imagenet', but from the second generation on students have the widths of",
+        ),
         (["data.sources=['viper']"], ConfigError, "no stand-in of data set 'viper'"),
     ]:
         with pytest.raises(error, match=message):
-            rehearse(small(*mars, *options), step=False)
+            rehearse(load_config(options=[*ON_MARS, *options]), step=False)

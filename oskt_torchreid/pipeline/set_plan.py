@@ -77,14 +77,7 @@ def plan_sets(config: Any, num_classes: int) -> SetPlan:
 def _published(config: Any, name: str, num_classes: int) -> nn.Module | None:
     """A network with ImageNet weights, where a last stage of students restarts with them."""
     node = config.vkd
-    if not node.reinit_last_stage or not node.last_stage_weights:
-        return None
-    if student_kind(config) == CHAIN:
-        raise ConfigError(
-            f"vkd.last_stage_weights is '{node.last_stage_weights}', but from the second generation on students have "
-            "the widths of a chain's, which no published weights fit; empty it, or set vkd.generations to 1"
-        )
-    if node.last_stage_weights != IMAGENET:
+    if not node.reinit_last_stage or node.last_stage_weights != IMAGENET:
         return None
     return build_fetching(name, num_classes, "triplet", pretrained=True, remedy=_REMEDY)
 
@@ -103,6 +96,12 @@ def check_set_start(config: Any) -> None:
         )
     if not node.student_stage.max_epoch:
         raise ConfigError("vkd.student_stage.max_epoch is 0, so that no student would be trained; set it to 1 or more")
+    restarts = node.reinit_last_stage and node.last_stage_weights
+    if restarts and student_kind(config) == CHAIN and node.generations > 1:
+        raise ConfigError(
+            f"vkd.last_stage_weights is '{node.last_stage_weights}', but from the second generation on students have "
+            "the widths of a chain's, which no published weights fit; empty it, or set vkd.generations to 1"
+        )
 
 
 def student_kind(config: Any) -> str:
