@@ -13,6 +13,7 @@ from ..host.models import build
 from ..models import build_fetching
 from ..models import load_weights as load_any_weights
 from ..models.neck import PREFIX as NECK_PREFIX
+from ..models.neck import last_strided
 from ..oskt.chain import WeightChain
 from ..oskt.expand import expand_to_plan
 from ..oskt.network import trace
@@ -149,10 +150,13 @@ def start_student(config: Any, plan: SetPlan, teacher: nn.Module, num_classes: i
 
 def _of_sets(student: nn.Module, num_classes: int, size: tuple[int, int, int]) -> nn.Module:
     """An expanded student as a network of sets; its record, which its file holds, names that network."""
-    record, has_neck = student.student_record, getattr(student, "has_neck", False)
-    network = as_set_model(student, num_classes, size)
+    record = student.student_record
     name = record.name.removeprefix(NECK_PREFIX).removeprefix(PREFIX)
-    record = record if has_neck else record.inside("backbone")
+    if not getattr(student, "has_neck", False):
+        record = record.inside("backbone")
+        for strided in last_strided(name) if name else ():  # as vkd_<name> has it
+            student.get_submodule(strided).stride = (1, 1)
+    network = as_set_model(student, num_classes, size)
     changes = {"name": name and PREFIX + name, "num_classes": num_classes, "loss": "triplet"}
     return replace(record, **changes).attach(network)
 
