@@ -6,14 +6,17 @@ import signal
 
 import pytest
 import torch
+from sets import Tiny
 from test_interruption import check_whole
 from test_tools import tool
 
+import oskt_torchreid as oskt
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import CheckpointError, ConfigError, DataError, WidthError, ZooError
 from oskt_torchreid.files import load_checkpoint
 from oskt_torchreid.host import models
 from oskt_torchreid.host.engine import TransferEngine
+from oskt_torchreid.models.vit import VitBuilder
 from oskt_torchreid.oskt.chain import WeightChain
 from oskt_torchreid.oskt.network import trace
 from oskt_torchreid.oskt.students import expand, load_student, save_student
@@ -21,7 +24,7 @@ from oskt_torchreid.oskt.widths import full_plan
 from oskt_torchreid.pipeline import run
 from oskt_torchreid.pipeline.plan import stand_in_chain
 from oskt_torchreid.pipeline.set_plan import SetPlan, _of_sets, start_student
-from oskt_torchreid.vkd.model import SetModel
+from oskt_torchreid.vkd.model import SetModel, register_set_model
 
 SMALL = [
     "engine=vkd",
@@ -91,10 +94,11 @@ def test_the_second_time_nothing_is_trained(finished, monkeypatch):
 
 def test_a_student_of_another_architecture_under_a_given_teacher(finished, data_root, tmp_path, tiny_net):
     folder, _, results = finished
-    options = (f"vkd.teacher={folder / 'teacher' / 'network.pth'}", "vkd.student=osnet_x0_25", "vkd.alpha=0.0")
+    oskt.register_backbone("two_convolutions", lambda num_classes: Tiny(num_classes, width=40), (3, 32, 16))
+    options = (f"vkd.teacher={folder / 'teacher' / 'network.pth'}", "vkd.student=two_convolutions", "vkd.alpha=0.0")
     rows = run(configured(data_root, tmp_path, *options)).rows
     assert rows[0].map_after == results.rows[0].map_after and rows[0].epochs == 0
-    assert rows[1].params > rows[0].params and rows[1].name == "student (osnet_x0_25)"
+    assert rows[1].params > rows[0].params and rows[1].name == "student (two_convolutions)"
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["chain of the run's teacher", "chain file"])
@@ -158,10 +162,12 @@ def test_a_chain_of_other_identities(finished, data_root, tmp_path, tiny_net):
     assert student.classifier.out_features == 6 == student.student_record.num_classes
 
 
-@pytest.mark.parametrize("name", ["tiny_net", "shufflenet_v2_x0_5", "vit_small_patch16_plain", "vkd_osnet_x0_25"])
+@pytest.mark.parametrize("name", ["tiny_net", "shufflenet_v2_x0_5", "tiny_vit", "vkd_tiny_net"])
 def test_students_of_any_chain_become_networks_of_sets(tiny_net, tmp_path, name):
     """Of bare backbones, with routed channels, and of networks with necks of their own: saved, and the same again."""
     size = (3, 64, 32)
+    models.register_model("tiny_vit", VitBuilder("tiny_vit", 24, 3, 0), defined_in=VitBuilder.__module__)
+    register_set_model("tiny_vit")
     chain = stand_in_chain(*traced(models.build(name, 4, "triplet"), size))
     student = _of_sets(expand(chain, 0.5), 5, size).eval()
     save_student(student, tmp_path / "student.pth")
