@@ -14,10 +14,12 @@ import pytest
 from oskt_torchreid.config import load_config
 from oskt_torchreid.host.compat import torchreid
 from oskt_torchreid.host.models import model_names
+from oskt_torchreid.models import backbone_names
 from oskt_torchreid.oskt.counting import Costs
 from oskt_torchreid.pipeline.plan import make_plan, stand_in_chain
 from oskt_torchreid.report.support import support_table
 from oskt_torchreid.report.tables import human_count
+from oskt_torchreid.vkd.model import set_model_table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -133,3 +135,12 @@ def test_the_table_of_backbones_is_what_the_command_prints():
     some = ["osnet_x0_25", "shufflenet_v2_x0_5", "squeezenet1_1"]
     for row in parsed(support_table(some)):
         assert row == rows[row["backbone"]]
+
+
+def test_the_table_of_networks_of_sets_is_what_the_command_prints():
+    rows = {row["backbone"]: row for row in table("sets")}
+    assert list(rows) == backbone_names()
+    papers = ["resnet18", "resnet50_bam", "densenet121", "mobilenetv2_x1_0"]
+    for row in parsed(set_model_table([*papers, "osnet_x0_25", "squeezenet1_1", "pcb_p4", "vit_small_patch16"])):
+        assert row == rows[row["backbone"]]
+    assert {rows[name]["last ReLU removed"] for name in papers} == {"yes"}

@@ -1,13 +1,12 @@
 """The papers' recipes as configurations: each rehearsed on stand-in data, and its values those of the paper."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from chains import arbitrary_chain
+from test_tools import tool
 
 from oskt_torchreid.config import default_config, get, load_config
 from oskt_torchreid.errors import ChainError, CheckpointError, ConfigError, GraphError
@@ -33,7 +32,7 @@ TEACHERS = ("res50", "vit_s", "vit_b")
 SINGLE, CROSS = ("market1501", "msmt17"), (("msmt17", "market1501"), ("msmt17", "cuhk03"), ("market1501", "cuhk03"))
 RATIOS = (0.1, 0.3, 0.5)
 
-_plans = {}
+_built = {}
 
 
 def recipe(name):
@@ -43,10 +42,10 @@ def recipe(name):
 def rehearsed(config):
     """A rehearsal; the networks of one configuration serve the next of the same (one set is kept: they are large)."""
     key = str((config.model.name, config.oskt.width, config.oskt.students))
-    if key not in _plans:
-        _plans.clear()
-    result = rehearse(config, _plans.get(key), step=False)
-    _plans[key] = result.plan
+    if key not in _built:
+        _built.clear()
+    result = rehearse(config, _built.get(key), step=False)
+    _built[key] = result.built
     return result
 
 
@@ -72,7 +71,7 @@ def test_a_recipe_can_be_rehearsed(path):
     assert f"{config.model.name} at 256x128" in text and f"trained on  {config.data.sources[0]}" in text
     names = [stage.name for stage in result.stages]
     if "teacher" in path.stem:
-        assert names == ["train"] and result.plan is None
+        assert names == ["train"] and result.built is None
         return
     assert names == (["oskt.finetune"] if config.oskt.chain else ["oskt.refine", "oskt.finetune"])
     published = CHAINS[path.stem[: path.stem.index("_", path.stem.index("chain"))]]
@@ -212,12 +211,12 @@ def test_a_rehearsal_refuses_what_the_run_would_refuse():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["res50_teacher_market1501", "vit_s_chain120_msmt17_to_cuhk03"])
-def test_the_command_prints_the_plan(name):
-    path = PAPER / f"{name}.yaml"
-    command = [sys.executable, ROOT / "tools" / "main.py", "--config-file", path, "--dry-run"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "learning rate at epoch" in done.stdout and "one step on stand-in data: loss_t" in done.stdout
+def test_the_command_prints_the_plan(name, capsys):
+    """On small images, which take less time."""
+    arguments = ["--config-file", str(PAPER / f"{name}.yaml"), "--dry-run", "data.height=64", "data.width=32"]
+    assert tool("main").main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "learning rate at epoch" in printed and "one step on stand-in data: loss_t" in printed
 
 
 # ---- chains of other data ------------------------------------------------------------------------------------------

@@ -80,3 +80,15 @@ def test_drawing_views_is_measured_beside_a_scan(capsys):
     costs = {name: float(cost) for name, cost in map(str.split, rows)}
     assert list(costs) == ["multiview", "temporal", "chunk", "random", "scan"]
     assert costs["multiview"] < costs["scan"]
+
+
+def test_a_step_of_distillation_is_measured_beside_its_parts(capsys, tiny_net):
+    arguments = ["vkd", "--backbone", tiny_net, "--sets", "8", "--views", "4", "--size", "32", "16", "--rounds", "5"]
+    assert tool("benchmark").main(arguments) == 0
+    head, _, _, *rows = capsys.readouterr().out.splitlines()
+    assert head.startswith("tiny_net, 8 sets of 4 and 2 views at 32x16, ") and head.endswith("median of 5")
+    teacher, student, step, ratio = (float(row.split()[-1]) for row in rows)
+    assert min(teacher, student) > 0 and step > max(teacher, student)
+    assert ratio == pytest.approx(step / (teacher + student), rel=0.05)
+    assert tool("benchmark").main(["vkd", "--backbone", tiny_net, "--student-views", "9", "--rounds", "1"]) == 2
+    assert "vkd.num_student_views is 9; allowed: 1 to vkd.num_views=8" in capsys.readouterr().err

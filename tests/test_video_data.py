@@ -6,6 +6,7 @@ import torch
 
 from oskt_torchreid.config import load_config
 from oskt_torchreid.data import atrw, synthped_video, veri776
+from oskt_torchreid.data.protocols import PROTOCOLS
 from oskt_torchreid.data.stand_in import make_stand_in
 from oskt_torchreid.data.stand_in_video import VIDEO_LAYOUTS, write_picture
 from oskt_torchreid.data.synthetic import video_preset
@@ -309,6 +310,18 @@ def test_missing_info_files_of_mars_are_named(tmp_path):
     (tmp_path / "mars" / "info" / "query_IDX.mat").unlink()
     with pytest.raises(DataError, match="'mars' lacks info/query_IDX.mat .looked in '.*mars'.: .*MARS-evaluation"):
         build_set_datamanager(configured(tmp_path, "mars"))
+
+
+@pytest.mark.parametrize("name", VIDEO_LAYOUTS)
+def test_every_file_that_is_missing_is_named(name, tmp_path):
+    protocol = PROTOCOLS[name]
+    for number, missing in enumerate(protocol.files):
+        folder = tmp_path / str(number) / protocol.folders[0]
+        for file in protocol.files:
+            if file != missing:
+                (folder / file).mkdir(parents=True)
+        with pytest.raises(DataError, match=rf"data set '{name}' lacks {missing} .looked in '{folder}'.: "):
+            build_set_datamanager(configured(tmp_path / str(number), name))
 
 
 def test_an_empty_query_is_reported(tmp_path):

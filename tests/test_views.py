@@ -140,8 +140,27 @@ def test_every_strategy_gives_valid_views_of_the_identity(name, count):
         assert (frames >= 0).all() and (frames < INDEX.lengths[tracklets]).all()
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_draw_looks_at_one_identity_alone(name):
+    """Its cost does not grow with the data set: random numbers for the identity's tracklets and the views alone."""
+    others = [tracklet(label, camera, 9) for label in range(100, 400) for camera in range(3)]
+    index = IdentityIndex([*others, *INDEX.tracklets])
+    index.tracklets = None  # nothing is looked up in the data set
+    drawn = []
+
+    def counted(shape):
+        numbers = uniform()(shape)
+        drawn.append(numbers.size)
+        return numbers
+
+    tracklets, _ = strategy_of(name)(index, len(others) + 3, 8, counted)
+    assert set(tracklets.tolist()) <= {len(others) + own for own in (0, 2, 3, 4)}
+    assert sum(drawn) <= 2 * 4 + 8
+
+
 def test_the_configuration_knows_all_strategies():
     assert CHOICES["vkd.strategy"] == tuple(STRATEGIES)
+    assert CHOICES["vkd.teacher_stage.strategy"] == ("", *STRATEGIES)
 
 
 def test_unknown_strategy_names_the_nearest():

@@ -199,7 +199,9 @@ def test_table_says_what_each_backbone_allows():
 def test_every_backbone_has_a_name_over_sets():
     names = {name for name in models.model_names() if name.startswith("vkd_")}
     assert names == {f"vkd_{name}" for name in oskt.models.backbone_names()}
-    assert {"vkd_resnet34", "vkd_resnet101", "vkd_resnet101_bam", "vkd_densenet121", "vkd_vit_base_patch16"} <= names
+    papers = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet50_bam", "resnet101_bam", "densenet121")
+    others = ("mobilenetv2_x1_0", "osnet_x1_0", "vit_base_patch16")
+    assert {f"vkd_{name}" for name in (*papers, *others)} <= names
 
 
 @pytest.mark.parametrize("name", ["vkd_resnet18", "vkd_osnet_x0_25", "vkd_vit_small_patch16_plain"])

@@ -80,6 +80,11 @@ def test_published_weights_of_the_last_stage(teacher, tmp_path):
     assert changed_parts(student, teacher) == {"backbone.layer4", "neck", "classifier"}
     stage = published.layer4.state_dict()
     assert all(torch.equal(stage[name], tensor) for name, tensor in student.backbone.layer4.state_dict().items())
+    again = oskt.student_from(teacher, last_stage=student)
+    assert all(
+        torch.equal(tensor, student.backbone.layer4.state_dict()[name])
+        for name, tensor in again.backbone.layer4.state_dict().items()
+    )
     torch.save({f"layer4.{name}": tensor for name, tensor in stage.items()}, tmp_path / "part.pth")
     with pytest.raises(CheckpointError, match=r"part.pth' does not fit SetModel .* missing: backbone.conv1.weight"):
         oskt.student_from(teacher, last_stage=tmp_path / "part.pth")

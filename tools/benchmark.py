@@ -5,6 +5,7 @@ python tools/benchmark.py expand      expansion from a loaded chain
 python tools/benchmark.py accuracy --config-file configs/comparison/resnet18.yaml
 python tools/benchmark.py views       drawing the sets of a batch, beside a scan of the data set
 python tools/benchmark.py vkd-ablation --config-file configs/vkd_synthped.yaml
+python tools/benchmark.py vkd         one step of distillation against a teacher's forward pass and a student's step
 python tools/benchmark.py untrained log/oskt_osnet/chain.safetensors --config-file configs/oskt_osnet.yaml
 """
 
@@ -27,7 +28,7 @@ from oskt_torchreid.oskt.chain import WeightChain  # noqa: E402
 from oskt_torchreid.pipeline import ablate, untrained_table  # noqa: E402
 from oskt_torchreid.pipeline.ablation import TERMS  # noqa: E402
 from oskt_torchreid.pipeline.comparison import compare  # noqa: E402
-from oskt_torchreid.report import ablation, benchmark, benchmark_views  # noqa: E402
+from oskt_torchreid.report import ablation, benchmark, benchmark_sets, benchmark_views  # noqa: E402
 from oskt_torchreid.report.comparison import MARKDOWN_NAME  # noqa: E402
 
 MEGABYTE = 2**20
@@ -103,6 +104,24 @@ def run_ablation(arguments: argparse.Namespace) -> None:
     print(f"written to {folder}")
 
 
+def show_distillation(arguments: argparse.Namespace) -> None:
+    """Prints the cost of a step of view distillation beside those of its parts."""
+    views = (arguments.views, arguments.student_views)
+    cost = benchmark_sets.measure_distillation(
+        arguments.backbone, arguments.sets, views, tuple(arguments.size), arguments.rounds, arguments.gpu
+    )
+    size = "x".join(map(str, arguments.size))
+    print(f"{arguments.backbone}, {arguments.sets} sets of {views[0]} and {views[1]} views at {size}, ", end="")
+    print(f"{torch.get_num_threads()} threads, median of {arguments.rounds}")
+    rows = [
+        (f"teacher's forward pass, {views[0]} views", f"{cost.teacher_ms:.1f}"),
+        (f"student's step, {views[1]} views", f"{cost.student_ms:.1f}"),
+        ("step of distillation", f"{cost.step_ms:.1f}"),
+        ("ratio to the sum of both", f"{cost.ratio:.3f}"),
+    ]
+    print(tabulate(rows, headers=("", "ms"), disable_numparse=True, colalign=("left", "right")))
+
+
 def show_untrained(arguments: argparse.Namespace) -> None:
     """Prints the mAP of students as they are expanded, by choice of statistics and distance."""
     config = load_config(arguments.config_file, arguments.options, {"data.root": arguments.root})
@@ -154,6 +173,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     terms.add_argument("--processes", type=_positive, default=1, help="runs at a time, of one thread each")
     terms.add_argument("--options", nargs="*", default=[], help="KEY VALUE or KEY=VALUE, as in the YAML")
     terms.set_defaults(run=run_ablation)
+    vkd = commands.add_parser("vkd", help="one step of view distillation against its parts")
+    vkd.add_argument("--backbone", default="osnet_x0_25", help="of teacher and student (default: osnet_x0_25)")
+    vkd.add_argument("--sets", type=_positive, default=16, help="sets in a batch, 4 of an identity (default: 16)")
+    vkd.add_argument("--views", type=_positive, default=8, help="frames of a set, for the teacher (default: 8)")
+    vkd.add_argument("--student-views", type=_positive, default=2, help="of these, for the student (default: 2)")
+    vkd.add_argument("--size", type=_positive, nargs=2, default=[128, 64], metavar=("H", "W"), help="image size")
+    vkd.add_argument("--rounds", type=_positive, default=15, help="timed steps of each kind (default: 15)")
+    vkd.add_argument("--gpu", action="store_true", help="run on the GPU where there is one")
+    vkd.set_defaults(run=show_distillation)
     untrained = commands.add_parser("untrained", help="mAP of a chain's students before any fine-tuning")
     untrained.add_argument("chain", help="file that WeightChain.save or tools/main.py wrote")
     untrained.add_argument("--options", nargs="*", default=[], help="KEY VALUE or KEY=VALUE, as in the YAML")

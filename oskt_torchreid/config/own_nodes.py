@@ -77,8 +77,8 @@ def _oskt_node() -> dict[str, Any]:
 def _vkd_node() -> dict[str, Any]:
     return {
         "teacher": "",  # checkpoint; empty: train one first
-        # Backbone; or a chain file, expanded to student_width; or width=0.5, params=1M, like=NAME of a chain of the
-        # teacher, clustered in this run; empty: the teacher's own backbone.
+        # Backbone; or a chain file, expanded to student_width; or width=0.5, params=1M, like=NAME: of a chain of these
+        # widths that is made of the teacher in this run; empty: the teacher's own backbone.
         "student": "",
         "student_width": 0.5,
         "num_views": 8,  # frames of a set, which the teacher sees
@@ -91,11 +91,18 @@ def _vkd_node() -> dict[str, Any]:
         "beta": 1e-4,  # weight of the preserved distances
         "generations": 1,  # every student but the last is the next one's teacher
         "reinit_last_stage": True,  # last stage and head restart instead of following the teacher
-        "last_stage_weights": "",  # published weights of the backbone that the stage restarts from; empty: fresh
+        # What the stage restarts from: a file of published weights of the backbone, or imagenet, downloaded by
+        # torchreid; empty: fresh weights.
+        "last_stage_weights": "",
         "protocols": ["V2V", "I2V"],  # evaluated: query and gallery as tracklets (V) or as their first frames (I)
         "query_in_gallery": False,  # queries join the gallery, as is usual on MARS
         # Batches are sets: batch_size / sampler.num_instances identities, each with num_instances sets.
-        "teacher_stage": {**schedule_node(max_epoch=300, lr=1e-4), "weight_decay": 1e-5},
+        "teacher_stage": {
+            **schedule_node(max_epoch=300, lr=1e-4),
+            "weight_decay": 1e-5,
+            "num_views": 0,  # frames of a set that the teacher learns from; 0: vkd.num_views
+            "strategy": "",  # where they come from; empty: vkd.strategy
+        },
         "student_stage": {**schedule_node(max_epoch=500, lr=1e-4), "weight_decay": 1e-5, "batch_size": 48},
     }
 

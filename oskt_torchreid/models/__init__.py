@@ -30,6 +30,7 @@ __all__ = [
     "VisionTransformer",
     "backbone_names",
     "bare_name",
+    "build_fetching",
     "build_model",
     "find_classifier",
     "load_backbone_weights",
@@ -59,23 +60,47 @@ def build_model(config: Any, num_classes: int) -> nn.Module:
     """
     node = config.model
     size = (3, config.data.height, config.data.width)
-    try:
-        model = build(node.name, num_classes, config.loss.name, node.pretrained, config.use_gpu)
-    except OsktError:
-        raise
-    except Exception as reason:  # torchreid fetches weights in several ways, each with errors of its own
-        if not node.pretrained:
-            raise
-        raise ZooError(
-            f"torchreid cannot fetch the ImageNet weights of '{node.name}' ({type(reason).__name__}: {reason}); set "
-            "model.pretrained=False to start without them, and give a file of weights by model.load_weights where "
-            "there is one"
-        ) from reason
+    model = build_fetching(node.name, num_classes, config.loss.name, node.pretrained, config.use_gpu)
     if node.last_stride:
         set_last_stride(model, node.last_stride, size)
     if node.neck and not getattr(model, "has_neck", False):
         model = NeckModel(model, num_classes, config.loss.name, input_size=size)
     return model
+
+
+def build_fetching(
+    name: str,
+    num_classes: int,
+    loss: str,
+    pretrained: bool,
+    use_gpu: bool = False,
+    remedy: str = "set model.pretrained=False to start without them, and give a file of weights by model.load_weights "
+    "where there is one",
+) -> nn.Module:
+    """`host.models.build`, where torchreid fetches ImageNet weights on request.
+
+    Args:
+        name: registered name.
+        num_classes: training identities.
+        loss: softmax or triplet.
+        pretrained: whether to fetch weights.
+        use_gpu: as for every builder of torchreid.
+        remedy: what to do where they cannot be fetched, for the message.
+
+    Raises:
+        ConfigError: unknown name or loss.
+        ZooError: weights that cannot be fetched.
+    """
+    try:
+        return build(name, num_classes, loss, pretrained, use_gpu)
+    except OsktError:
+        raise
+    except Exception as reason:  # torchreid fetches weights in several ways, each with errors of its own
+        if not pretrained:
+            raise
+        raise ZooError(
+            f"torchreid cannot fetch the ImageNet weights of '{name}' ({type(reason).__name__}: {reason}); {remedy}"
+        ) from reason
 
 
 def load_weights(model: nn.Module, path: str | Path) -> LoadAccount:

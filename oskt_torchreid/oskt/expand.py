@@ -89,6 +89,13 @@ def attach_record(student: nn.Module, graph: ChannelGraph, spec: ModelSpec | Non
     return record.attach(student)
 
 
+def _moved(entry: str | list, parent: str) -> str | list:
+    """A module's name, or an entry of ``describe_code`` that begins with one, below a parent."""
+    if isinstance(entry, str):
+        return f"{parent}.{entry}" if entry else parent
+    return [_moved(entry[0], parent), *entry[1:]]
+
+
 @dataclass(frozen=True)
 class StudentRecord:
     """What a student's file says besides its tensors.
@@ -119,6 +126,11 @@ class StudentRecord:
             set_feature_dim(student, self.feature_dim)
         student.student_record = self
         return student
+
+    def inside(self, name: str) -> StudentRecord:
+        """The record of a network that has the student as a child of this name, and names of modules accordingly."""
+        code = {kind: [_moved(entry, name) for entry in entries] for kind, entries in self.code.items()}
+        return replace(self, code=code, blocks={_moved(module, name): count for module, count in self.blocks.items()})
 
     def is_possible(self) -> bool:
         """Whether the numbers are those of any network."""

@@ -163,7 +163,7 @@ def _students(
     plans = _plans(config, chain, {name: wish for name, wish in wishes.items() if not methods[name]})
     free = {name: wish for name, wish in wishes.items() if methods[name]}
     if free:
-        plans.update(_plans(config, _narrowest_chain(teacher, graph), free))
+        plans.update(_plans(config, narrowest_chain(teacher, graph), free))
     rung_of = {name: 0 if methods[name] else nearest_rung(rungs, graph.sizes, plan) for name, plan in plans.items()}
     return tuple(
         StudentPlan(name, plans.get(name, {}), rung_of.get(name, 0), method) for name, method in methods.items()
@@ -220,11 +220,11 @@ def _rungs(teacher: nn.Module, graph: ChannelGraph, ladder: list) -> tuple[dict[
     if not ladder:
         return ()
     names = [entry if isinstance(entry, str) else f"width={entry}" for entry in ladder]
-    return plan_rungs(_narrowest_chain(teacher, graph), [(name, parse_wish(name, "oskt.ladder")) for name in names])
+    return plan_rungs(narrowest_chain(teacher, graph), [(name, parse_wish(name, "oskt.ladder")) for name in names])
 
 
-def _narrowest_chain(teacher: nn.Module, graph: ChannelGraph) -> WeightChain:
-    """A stand-in that allows every width."""
+def narrowest_chain(teacher: nn.Module, graph: ChannelGraph) -> WeightChain:
+    """A stand-in of a chain that allows every width."""
     return stand_in_chain(teacher, graph, {group.name: group.size if group.fixed else 1 for group in graph.groups})
 
 

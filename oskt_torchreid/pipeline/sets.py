@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -11,43 +10,48 @@ from typing import Any
 from torch import nn
 
 from ..config import digest
-from ..errors import ConfigError
 from ..files import save_checkpoint, sha256
 from ..host.compat import seed_everything
-from ..host.models import build, load_weights
-from ..oskt.chain import WeightChain
+from ..host.models import load_weights
 from ..oskt.network import trace
-from ..oskt.students import expand, save_student
+from ..oskt.students import save_student
 from ..report import Results
 from ..report.protocols import SetRow, write_set_report
 from ..vkd.engine import VKDEngine
 from ..vkd.manager import build_set_datamanager
-from ..vkd.model import PREFIX, as_set_model, load_set_model
-from ..vkd.students import KEEP, SCRATCH, student_from
+from .set_plan import SetPlan, plan_sets, start_student, wish_of
 from .stages import Facts, Stage
 from .training import Trainer, network_size
-from .wishes import parse_wish
 
 logger = logging.getLogger(__name__)
 
 NETWORK_NAME = "network.pth"
-CHAIN_SUFFIX = ".safetensors"
-_NARROWEST = 1e-6  # a chain of one channel per group allows every width
 
 
 class SetTrainer(Trainer):
     """Trains and evaluates networks of sets on the data of one configuration."""
 
-    def datamanager(self, batch_size: int) -> Any:
-        """The data manager of sets for a training batch of so many sets; made once per size."""
-        if batch_size not in self._managers:
-            self._managers[batch_size] = build_set_datamanager(self.config, batch_size)
-        return self._managers[batch_size]
+    def datamanager(self, batch_size: int, num_views: int = 0, strategy: str = "") -> Any:
+        """The data manager of sets for a training batch; made once per size, number of views and strategy.
 
-    @cached_property
-    def num_classes(self) -> int:
-        """Training identities of the data."""
-        return self.datamanager(self.config.vkd.teacher_stage.batch_size).num_train_pids
+        Args:
+            batch_size: sets in a batch.
+            num_views: frames of a set; 0: ``vkd.num_views``.
+            strategy: where they come from; empty: ``vkd.strategy``.
+        """
+        key = (batch_size, num_views or self.config.vkd.num_views, strategy or self.config.vkd.strategy)
+        if key not in self._managers:
+            self._managers[key] = build_set_datamanager(self.config, *key)
+        return self._managers[key]
+
+    def stage_datamanager(self, stage: Any) -> Any:
+        """That of a stage; the teacher's may have views of its own."""
+        return self.datamanager(stage.batch_size, stage.get("num_views", 0), stage.get("strategy", ""))
+
+    @property
+    def first_datamanager(self) -> Any:
+        """That of the teacher's stage."""
+        return self.stage_datamanager(self.config.vkd.teacher_stage)
 
     @cached_property
     def data_key(self) -> str:
@@ -64,55 +68,9 @@ class SetTrainer(Trainer):
 
     def protocols(self, model: nn.Module) -> Facts:
         """Numbers of every protocol on the first target."""
-        manager = self.datamanager(self.config.vkd.teacher_stage.batch_size)
-        engine = self.engine()(manager, model, use_gpu=self.config.use_gpu)
+        engine = self.engine()(self.first_datamanager, model, use_gpu=self.config.use_gpu)
         engine.test()
         return next(iter(engine.protocols.values()))
-
-
-@dataclass(frozen=True)
-class SetPlan:
-    """What a run will do, checked beforehand.
-
-    Attributes:
-        teacher: the teacher's network, with its checkpoint's weights where one is given.
-        student: how the first student is made: ``self`` (from its teacher), ``cross`` (another backbone) or ``chain``.
-        chain: the chain that the student is expanded from, where it is made so and the chain is there already.
-    """
-
-    teacher: nn.Module
-    student: str
-    chain: WeightChain | None = None
-
-
-def plan_sets(config: Any, num_classes: int) -> SetPlan:
-    """Builds the teacher and reads what the student is made of.
-
-    Raises:
-        ConfigError: an unknown backbone or width, or settings that do not go together.
-        CheckpointError: a teacher's checkpoint of another network, or without a head.
-        ChainError: a chain that cannot be read.
-    """
-    node = config.vkd
-    if config.loss.name != "triplet":
-        raise ConfigError(
-            f"engine vkd needs embeddings in training, but loss.name is '{config.loss.name}': set triplet"
-        )
-    seed_everything(config.train.seed)
-    name = PREFIX + config.model.name.removeprefix(PREFIX)
-    if node.teacher:
-        teacher = load_set_model(name, node.teacher)
-    else:
-        teacher = build(name, num_classes, "triplet", bool(config.model.pretrained))
-    if not node.student:
-        return SetPlan(teacher, "self")
-    if node.student.endswith(CHAIN_SUFFIX):
-        return SetPlan(teacher, "chain", WeightChain.load(node.student))
-    if "=" in node.student:
-        parse_wish(node.student, "vkd.student")
-        return SetPlan(teacher, "chain")
-    build(PREFIX + node.student.removeprefix(PREFIX), num_classes, "triplet")
-    return SetPlan(teacher, "cross")
 
 
 class VKDRun:
@@ -158,7 +116,8 @@ class VKDRun:
         facts = stage.complete(work)
         load_weights(teacher, stage.folder / NETWORK_NAME)
         epochs = 0 if given else node.teacher_stage.max_epoch
-        self._row("teacher", "teacher", teacher.cpu(), node.num_views, facts, epochs)
+        views = node.num_views if given else node.teacher_stage.num_views or node.num_views
+        self._row("teacher", "teacher", teacher.cpu(), views, facts, epochs)
         return teacher, key
 
     def _student(self, generation: int, teacher: nn.Module, teacher_key: str) -> tuple[nn.Module, str]:
@@ -168,12 +127,12 @@ class VKDRun:
         start = {key: node[key] for key in ("student", "student_width", "reinit_last_stage", "last_stage_weights")}
         if generation > 1:
             start["student"] = ""  # it is of its teacher's architecture
-        chain = sha256(node.student) if self.plan.chain is not None else ""
-        key = digest("set student", teacher_key, settings, start, chain, node.student_stage)
+        files = [path for path in (node.student, node.last_stage_weights) if Path(path).is_file()]
+        key = digest("set student", teacher_key, settings, start, [sha256(path) for path in files], node.student_stage)
         name = "student" if node.generations == 1 else f"student-{generation}"
         stage = Stage(self.folder / name, key, (NETWORK_NAME,))
         seed_everything(self.config.train.seed + generation)
-        student = self._start(teacher, start)
+        student = start_student(self.config, self.plan, teacher, self.trainer.num_classes, generation)
 
         def work(continued: bool) -> Facts:
             build_engine = self.trainer.engine(teacher=teacher, **settings)
@@ -186,26 +145,9 @@ class VKDRun:
 
         facts = stage.complete(work)
         load_weights(student, stage.folder / NETWORK_NAME)
-        self._row(name, "student", student.cpu(), node.num_student_views, facts, node.student_stage.max_epoch)
+        label = f"{name} ({wish_of(self.config)})" if generation == 1 and node.student else name
+        self._row(label, "student", student.cpu(), node.num_student_views, facts, node.student_stage.max_epoch)
         return student, key
-
-    def _start(self, teacher: nn.Module, start: Facts) -> nn.Module:
-        """The student before its training."""
-        node = self.config.vkd
-        if start["student"] and self.plan.student == "chain":
-            size = (3, self.config.data.height, self.config.data.width)
-            chain = self.plan.chain
-            wish = {"width": node.student_width}
-            if chain is None:  # clustered now, of this run's teacher
-                chain, wish = WeightChain.from_teacher(teacher, _NARROWEST, input_size=size), parse_wish(node.student)
-            return as_set_model(expand(chain, **wish), self.trainer.num_classes, size)
-        if start["student"]:
-            name = PREFIX + node.student.removeprefix(PREFIX)
-            return build(name, self.trainer.num_classes, "triplet", bool(self.config.model.pretrained))
-        last_stage = node.last_stage_weights or SCRATCH
-        restarts = node.reinit_last_stage
-        same = teacher.classifier.out_features == self.trainer.num_classes
-        return student_from(teacher, self.trainer.num_classes, last_stage if restarts else KEEP, same and not restarts)
 
     def _trained(self, model: nn.Module, stage: Any, folder: Path, continued: bool, engine: Any) -> Facts:
         trained = self.trainer.train(model, stage, folder, continued, engine)
@@ -222,6 +164,7 @@ class VKDRun:
 def run_sets(config: Any, folder: Path) -> Results:
     """Runs what ``engine: vkd`` asks for; finished stages are not made again."""
     trainer = SetTrainer(config)
+    trainer.stage_datamanager(config.vkd.student_stage)  # whether its batches can be made is known before training
     plan = plan_sets(config, trainer.num_classes)
     job = VKDRun(config, trainer, plan, folder)
     trainer.record(folder)

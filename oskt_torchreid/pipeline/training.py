@@ -55,10 +55,19 @@ class Trainer:
             self._managers[batch_size] = build_datamanager(self.config, batch_size)
         return self._managers[batch_size]
 
+    def stage_datamanager(self, stage: Any) -> Any:
+        """The data manager of a stage, given by the node of its schedule."""
+        return self.datamanager(stage.batch_size)
+
+    @property
+    def first_datamanager(self) -> Any:
+        """The data manager of the first stage, for what is the same in all."""
+        return self.datamanager(self.config.train.batch_size)
+
     @cached_property
     def num_classes(self) -> int:
         """Training identities of the data."""
-        return self.datamanager(self.config.train.batch_size).num_train_pids
+        return self.first_datamanager.num_train_pids
 
     @cached_property
     def data_key(self) -> str:
@@ -73,7 +82,7 @@ class Trainer:
         save_resolved(self.config, folder)
         few = self.config.few_shot
         if few.ratio < 1:
-            pictures = self.datamanager(self.config.train.batch_size).train_loader.dataset.train
+            pictures = self.first_datamanager.train_loader.dataset.train
             save_list(folder, pictures, self.config.data.root, few.ratio, few.seed)
 
     def train(
@@ -100,7 +109,7 @@ class Trainer:
         """
         config = self.config
         seed_everything(config.train.seed)
-        datamanager = self.datamanager(stage.batch_size)
+        datamanager = self.stage_datamanager(stage)
         optimizer = build_optimizer(model, config, stage)
         trainer = engine(
             datamanager,
@@ -135,9 +144,8 @@ class Trainer:
 
     def evaluate(self, model: nn.Module) -> Facts:
         """mAP and CMC of a network on the first target, as fractions."""
-        datamanager = self.datamanager(self.config.train.batch_size)
         channels_last = self.config.train.channels_last
-        engine = TransferEngine(datamanager, model, use_gpu=self.config.use_gpu, channels_last=channels_last)
+        engine = TransferEngine(self.first_datamanager, model, use_gpu=self.config.use_gpu, channels_last=channels_last)
         return engine.evaluate(**self._test_settings())
 
     def _test_settings(self) -> Facts:

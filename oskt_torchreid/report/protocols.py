@@ -111,8 +111,8 @@ def write_set_report(folder: Path, rows: Sequence[SetRow], config: Any, facts: M
         "mAP (in brackets with the trapezoid average precision) and rank-1 in %, on identities that no network was "
         "trained on, by cosine distance. V: a tracklet, I: its first frame; queries come first. Parameters and FLOPs "
         "(multiply-adds of one frame) leave out the classifier; seconds are those of training.",
-        f"The teacher saw {node.num_views} views of a set ({node.strategy}), students {node.num_student_views} of the "
-        f"same; alpha {node.alpha:g}, beta {node.beta:g}, temperature {node.temperature:g}.",
+        f"Students saw {node.num_student_views} of the {node.num_views} views of a set that their teacher did "
+        f"({node.strategy}); alpha {node.alpha:g}, beta {node.beta:g}, temperature {node.temperature:g}.",
     ]
     with atomic(folder / "results.md") as temporary:
         temporary.write_text("\n\n".join(notes) + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ from .sets import IdentitySampler, TestSets, TrainingSets
 from .views import check_view_counts, strategy_of
 
 
-def build_set_datamanager(config: Any, batch_size: int = 0) -> Any:
+def build_set_datamanager(config: Any, batch_size: int = 0, num_views: int = 0, strategy: str = "") -> Any:
     """Builds a data manager whose batches are sets, from video data or from image data.
 
     Pictures of an image data set with the same identity and camera are put together as one tracklet, in training,
@@ -31,6 +31,8 @@ def build_set_datamanager(config: Any, batch_size: int = 0) -> Any:
         config: whole tree; beside what `data.manager.build_datamanager` reads, data.type, sampler.num_instances (sets
             of an identity in a batch) and vkd.{num_views, num_student_views, strategy, no_camera, test_frames}.
         batch_size: sets in a training batch; 0: vkd.teacher_stage.batch_size.
+        num_views: frames of a training set; 0: vkd.num_views.
+        strategy: where they come from; empty: vkd.strategy.
 
     Returns:
         torchreid's data manager (`num_train_pids`, `transform_tr`, `fetch_test_loaders`, ...) with
@@ -46,7 +48,8 @@ def build_set_datamanager(config: Any, batch_size: int = 0) -> Any:
         DataError: as there; too few identities for a batch; an empty query or gallery.
     """
     node = config.vkd
-    strategy_of(node.strategy)
+    num_views, strategy = num_views or node.num_views, strategy or node.strategy
+    strategy_of(strategy)
     check_view_counts(node.num_views, node.num_student_views)
     manager = copy.copy(build_datamanager(_host_config(config), types=("image", "video")))
     manager.data_type = "video"
@@ -55,7 +58,7 @@ def build_set_datamanager(config: Any, batch_size: int = 0) -> Any:
     size = batch_size or node.teacher_stage.batch_size
     manager.train_loader = _loader(
         config,
-        TrainingSets(index, manager.transform_tr, node.num_views, node.strategy),
+        TrainingSets(index, manager.transform_tr, num_views, strategy),
         size,
         sampler=IdentitySampler(index, size, config.sampler.num_instances),
         drop_last=True,

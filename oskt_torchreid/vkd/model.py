@@ -110,15 +110,16 @@ def as_set_model(network: nn.Module, num_classes: int, input_size: tuple[int, in
     Raises:
         ConfigError: no or several classifiers.
     """
-    if not isinstance(network, NeckModel):
+    if isinstance(network, VisionTransformer):
+        if not isinstance(network, FrameAverage):
+            network.__class__ = SetVisionTransformer  # the same parts in the class that averages them over frames
+    elif not isinstance(network, NeckModel):
         return SetModel(network, num_classes, "triplet", input_size=input_size)
-    if not isinstance(network, SetModel):
-        # The same parts in the class that averages them over frames.
+    elif not isinstance(network, SetModel):
         network.__class__ = SetModel
         network.last_relu = find_last_relu(network.backbone, input_size)
-        network.feature = "before"
         remove_last_relu(network.backbone, network.last_relu)
-    network.loss = "triplet"
+    network.feature, network.loss = "before", "triplet"
     if network.classifier.out_features != num_classes:
         network.classifier = nn.Linear(network.feature_dim, num_classes, bias=False)
         nn.init.normal_(network.classifier.weight, std=0.001)

@@ -19,7 +19,7 @@ _BLOCKS_OF_ONE_STAGE = 4  # a network that is one row of blocks restarts the las
 def student_from(
     teacher: nn.Module,
     num_classes: int | None = None,
-    last_stage: str | Path = SCRATCH,
+    last_stage: str | Path | nn.Module = SCRATCH,
     keep_head: bool = False,
 ) -> nn.Module:
     """A student of its teacher's architecture, ready to be trained; in a further generation the student is the teacher.
@@ -27,8 +27,9 @@ def student_from(
     Args:
         teacher: network of sets; left as it is.
         num_classes: training identities of the student; ``None``: as many as the teacher's.
-        last_stage: what the last stage restarts from: ``scratch``; ``keep``, the teacher's weights; or a file of
-            published weights of the whole backbone (ImageNet), which must fit in full, and of which the stage is taken.
+        last_stage: what the last stage restarts from: ``scratch``; ``keep``, the teacher's weights; a file of
+            published weights of the whole backbone (ImageNet), which must fit in full, and of which the stage is taken;
+            or a network of the same architecture that has them.
         keep_head: keep the teacher's neck and classifier instead of fresh ones.
 
     Raises:
@@ -47,7 +48,7 @@ def student_from(
         )
     student = copy.deepcopy(teacher)
     _make_trainable(student)
-    if last_stage != KEEP:
+    if isinstance(last_stage, nn.Module) or last_stage != KEEP:
         _restart(student, last_stage_of(student), last_stage)
     if not keep_head:
         _restart_head(student, num_classes or classes)
@@ -102,12 +103,14 @@ def _make_trainable(model: nn.Module) -> None:
             neck.bias.requires_grad_(False)
 
 
-def _restart(student: nn.Module, names: tuple[str, ...], source: str | Path) -> None:
+def _restart(student: nn.Module, names: tuple[str, ...], source: str | Path | nn.Module) -> None:
     """Gives some modules fresh or published weights, in place."""
-    fresh = copy.deepcopy(student)
-    initialise(fresh)
-    if source != SCRATCH:
-        load_weights(fresh, source)
+    fresh = source
+    if not isinstance(source, nn.Module):
+        fresh = copy.deepcopy(student)
+        initialise(fresh)
+        if source != SCRATCH:
+            load_weights(fresh, source)
     for name in names:
         student.get_submodule(name).load_state_dict(fresh.get_submodule(name).state_dict())
 
