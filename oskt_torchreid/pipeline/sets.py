@@ -14,6 +14,7 @@ from ..config import digest
 from ..errors import ConfigError
 from ..files import save_checkpoint, sha256
 from ..host.compat import seed_everything
+from ..host.distributed import first_before_others
 from ..host.models import build, load_weights
 from ..oskt.chain import WeightChain
 from ..oskt.network import trace
@@ -41,7 +42,8 @@ class SetTrainer(Trainer):
     def datamanager(self, batch_size: int) -> Any:
         """The data manager of sets for a training batch of so many sets; made once per size."""
         if batch_size not in self._managers:
-            self._managers[batch_size] = build_set_datamanager(self.config, batch_size)
+            with first_before_others():
+                self._managers[batch_size] = build_set_datamanager(self.config, batch_size)
         return self._managers[batch_size]
 
     @cached_property

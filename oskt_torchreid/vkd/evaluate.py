@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..errors import ConfigError, DataError
 from ..graph.tracing import tracing_mode
+from ..host.distributed import is_first
 from ..host.ranking import INTERPOLATED, REPORTED_RANKS, TRAPEZOID, distance_matrix, rank
 
 PROTOCOLS = ("V2V", "I2V", "V2I", "I2I")
@@ -76,7 +77,7 @@ def extract_side(
     if frames_at_once < 1:
         raise ConfigError(f"frames_at_once is {frames_at_once}; allowed: 1 or more")
     sets, images, pids, camids = [], [], [], []
-    for batch in tqdm(loader, disable=None, leave=False, desc=side, unit="batch"):
+    for batch in tqdm(loader, disable=None if is_first() else True, leave=False, desc=side, unit="batch"):
         features = _frame_features(embed, batch["img"], frames_at_once, side)
         sets += [frames.mean(dim=0) for frames in features]
         images += [frames[0] for frames in features]
