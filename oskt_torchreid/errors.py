@@ -35,3 +35,7 @@ class TrainingError(OsktError, RuntimeError):
 
 class ZooError(OsktError, ValueError):
     """A published file that cannot be found, fetched or trusted."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as KeyboardInterrupt is SIGINT: no error, and the same command goes on where it was."""

@@ -3,14 +3,17 @@
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,6 +21,7 @@ from torch import Tensor
 from .errors import ChainError, CheckpointError, ConfigError
 
 METADATA_KEY = "oskt"
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}(\.[^.]*)?")  # as `atomic` names them
 
 
 @contextmanager
@@ -25,7 +29,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """Gives a temporary path beside `path` that takes its place when the block ends without an exception.
 
     Readers see the old file or the new one, never a part: on any exception, Ctrl-C included, the temporary file is
-    removed and `path` stays as it was.
+    removed and `path` stays as it was. Where several processes train together, the first one's file takes the place,
+    and what the others write is dropped.
 
     Args:
         path: file to write; missing folders are made.
@@ -34,6 +39,10 @@ def atomic(path: str | Path) -> Iterator[Path]:
         Path in the same folder with the same suffix, for the block to write.
     """
     path = Path(path)
+    if _another_writes():
+        with TemporaryDirectory() as elsewhere:
+            yield Path(elsewhere) / path.name
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(6)}{path.suffix}")
     try:
@@ -43,6 +52,13 @@ def atomic(path: str | Path) -> Iterator[Path]:
         _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Removes the temporary files that a killed process left in a folder, which no other process may write to now."""
+    for path in Path(folder).glob(".*"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -131,6 +147,11 @@ def sha256(path: str | Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _another_writes() -> bool:
+    processes = torch.distributed
+    return processes.is_available() and processes.is_initialized() and processes.get_rank() > 0
 
 
 def _existing(path: str | Path, error: type[Exception]) -> Path:

@@ -108,7 +108,7 @@ def test_saving_works_without_scheduler_and_optimizer(datamanager, tmp_path):
     engine = TransferEngine(datamanager, TinyModel(datamanager.num_train_pids), use_gpu=False)
     engine.save_model(0, 0.5, str(tmp_path), is_best=True)
     assert files_below(tmp_path) == ["model-best.pth.tar", "model.pth.tar-1"]
-    names = {"state_dict", "epoch", "rank1", "train_seconds"}
+    names = {"state_dict", "epoch", "rank1", "train_seconds", "training"}
     assert load_checkpoint(tmp_path / "model" / "model.pth.tar-1").keys() == names
 
 

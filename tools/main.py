@@ -2,6 +2,7 @@
 
 python tools/main.py --config-file configs/oskt_osnet.yaml
 python tools/main.py --config-file configs/paper/oskt/res50_chain8_market1501.yaml --dry-run
+torchrun --nproc_per_node 2 tools/main.py --config-file configs/oskt_osnet.yaml
 python tools/main.py --config-file configs/oskt_osnet.yaml -s market1501 -t market1501 --root ~/reid-data KEY VALUE ...
 """
 
@@ -18,6 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import oskt_torchreid  # noqa: E402
 from oskt_torchreid.config import load_config  # noqa: E402
+from oskt_torchreid.errors import Terminated  # noqa: E402
+from oskt_torchreid.host.distributed import is_first, joined  # noqa: E402
+from oskt_torchreid.host.termination import on_termination, terminate  # noqa: E402
 from oskt_torchreid.pipeline import rehearse, run  # noqa: E402
 from oskt_torchreid.report import text_table  # noqa: E402
 
@@ -32,6 +36,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("-t", "--targets", nargs="+", default=[], help="target data sets")
     parser.add_argument("--transforms", nargs="+", default=[], help="training transforms")
     parser.add_argument("--root", default="", help="folder that holds the data sets")
+    parser.add_argument("--resume", default="", help="auto (as without): go on where it stopped; or a checkpoint")
     parser.add_argument("--dry-run", action="store_true", help="build all on stand-in data, print the plan, stop")
     parser.add_argument("options", nargs="*", help="KEY VALUE or KEY=VALUE, as in the YAML")
     parsed = parser.parse_intermixed_args(arguments)  # flags may also follow the options
@@ -49,9 +54,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def logged(folder: Path) -> Iterator[None]:
     """Messages to standard error above the bars, and everything, what stops the run included, to a file in its folder.
 
+    Of several processes the first one logs; the others' warnings go to standard error.
+
     Raises:
         ConfigError: the folder cannot be written.
     """
+    if not is_first():
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(folder / "log.txt")
@@ -80,28 +90,33 @@ def logged(folder: Path) -> Iterator[None]:
 
 def _said(stop: BaseException) -> str:
     """What a user is told about the end of a run that was stopped."""
+    if isinstance(stop, Terminated):
+        return f"{stop}; run the same command again to go on"
     if isinstance(stop, KeyboardInterrupt):
         return "interrupted; run the same command again to go on"
     return f"{type(stop).__name__}: {stop}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the job; returns the exit status: 0, 2 for what the user can mend, 130 when interrupted."""
+    """Runs the job; returns the exit status: 0, 2 for what the user can mend, 130 when interrupted, 143 by SIGTERM."""
     parsed = parse_arguments(arguments)
-    flags = {f"data.{name}": getattr(parsed, name) for name in ("root", *LISTS)}
+    flags = {f"data.{name}": getattr(parsed, name) for name in ("root", *LISTS)} | {"model.resume": parsed.resume}
     try:
         config = load_config(parsed.config_file, parsed.options, flags)
         if parsed.dry_run:
             print(rehearse(config).summary())
             return 0
         folder = Path(config.data.save_dir)
-        with logged(folder):
-            results = run(config)
+        with joined(config.use_gpu), logged(folder), on_termination(terminate):
+            results, shown = run(config), is_first()
     except (oskt_torchreid.OsktError, KeyboardInterrupt) as stop:
         print(_said(stop), file=sys.stderr)
+        if isinstance(stop, Terminated):
+            return 143
         return 130 if isinstance(stop, KeyboardInterrupt) else 2
-    print(text_table(results.rows))
-    print(f"\nwritten to {folder}")
+    if shown:
+        print(text_table(results.rows))
+        print(f"\nwritten to {folder}")
     return 0
 
 

@@ -24,9 +24,10 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from ..graph.tracing import tracing_mode
 from ..host.data import unaugmented_loader
+from ..host.distributed import whole_batch
 from ..host.engine import TransferEngine
 from ..host.losses import kd_loss
 from ..host.models import parse_outputs
@@ -171,6 +172,7 @@ class DistillationEngine(TransferEngine):
         with read_classifiers(self.model.student, self.heads) as readings:
             outputs = parse_outputs(self.outputs_of(images), True, self.model.loss)
         students, teachers = [readings[name] for name in sorted(self.heads)], self._teachers_readings(images)
+        outputs, students, teachers, pids = whole_batch((outputs, students, teachers, pids))
         loss, summary = self.loss(outputs, pids)
         divergence = self._mean(
             kd_loss(s.logits, t.logits, self.temperature) for s, t in zip(students, teachers, strict=True)
@@ -182,6 +184,22 @@ class DistillationEngine(TransferEngine):
         ramp = min(1.0, self.progress / RAMP_SHARE)
         summary |= {"loss_kl": divergence.item(), "loss_nd": direction.item()}
         return loss + self.weight_kl * ramp * divergence + self.weight_nd * direction, summary
+
+    def method_state(self) -> dict[str, Any]:
+        """The teacher's class means, which are taken once."""
+        return {"directions": list(self._directions)}
+
+    def load_method_state(self, state: dict[str, Any], source: str) -> None:
+        """Continues with the class means of a checkpoint."""
+        directions = state.get("directions", [])
+        classes = self.datamanager.num_train_pids
+        fits = isinstance(directions, list) and len(directions) in (0, len(self.heads))
+        if not fits or not all(torch.is_tensor(means) and means.shape[:1] == (classes,) for means in directions):
+            raise CheckpointError(
+                f"{source} is a checkpoint of another run: its teacher's class means are not of {classes} identities. "
+                "Nothing was loaded"
+            )
+        self._directions = [means.to(self.device) for means in directions]
 
     @torch.no_grad()
     def class_means(self) -> list[Tensor]:

@@ -20,7 +20,7 @@ def _host_tree() -> dict[str, Any]:
             "name": "resnet50",
             "pretrained": True,  # ImageNet weights, downloaded by torchreid
             "load_weights": "",
-            "resume": "",
+            "resume": "",  # checkpoint of an interrupted run; empty or auto: where the run in data.save_dir stopped
             # added
             "neck": False,  # batch norm neck between feature and classifier, on any backbone
             "last_stride": 0,  # 1: no downsampling before the last stage; 0: as the backbone has it
@@ -74,6 +74,7 @@ def _host_tree() -> dict[str, Any]:
             "per_iteration": False,  # the schedule moves after every batch instead of every epoch
             "warmup_share": 0.3,  # one_cycle: share of all steps in which the rate rises
             **warmup_keys(),
+            "sync_batch_norm": False,  # under torchrun: norms of every stage see the batch of all processes
             "mixed_precision": False,  # every stage trains in bfloat16 where there is a GPU
             "bias_lr_factor": 1.0,  # learning rate of biases as a multiple of the others', in every stage
             "half_resolution_epochs": 0,  # first epochs that see average-pooled images

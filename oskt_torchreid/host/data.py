@@ -136,6 +136,17 @@ def unaugmented_loader(datamanager: Any) -> DataLoader:
     return DataLoader(images, loader.batch_size, num_workers=loader.num_workers, pin_memory=loader.pin_memory)
 
 
+def forget_patches(loader: Any) -> None:
+    """Empties the pool of torchreid's `random_patch`, the one thing that a transform carries from epoch to epoch.
+
+    In a loader's workers it is empty at the beginning of every epoch anyway.
+    """
+    dataset = getattr(loader, "dataset", None)
+    for step in getattr(getattr(dataset, "transform", None), "transforms", ()):
+        if hasattr(step, "patchpool"):
+            step.patchpool.clear()
+
+
 def check_datasets(root: str, names: Sequence[str], kind: str = "image", types: Sequence[str] = ("image",)) -> None:
     """Checks that data sets are known and that their folders exist under `root`.
 

@@ -1,34 +1,34 @@
-"""torchreid's engine made safe: one device, frozen modules that stay frozen, whole checkpoints, progress with ETA.
+"""torchreid's engine made safe: one device, frozen modules that stay frozen, finite losses, progress with ETA.
 
-torchreid's loop is kept. An engine of this package overrides `compute_losses`, or `forward_backward` where one backward
-pass is not enough.
+torchreid's loop is kept, and `resumable` adds what a run needs to go on after an interruption. An engine of this
+package overrides `compute_losses`, or `forward_backward` where one backward pass is not enough.
 """
 
 import math
-import time
-from pathlib import Path
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from ..errors import TrainingError
-from ..files import load_checkpoint, save_checkpoint
-from .compat import device, quiet, torchreid
+from .compat import quiet, torchreid
+from .distributed import agree, average, features_by_shares, process_count, whole_batch
 from .losses import ReidLoss
-from .models import check_state_dict, parse_outputs, state_dict_of
-from .progress import ProgressLoader, batch_bar
+from .models import parse_outputs
+from .progress import batch_bar
 from .ranking import REPORTED_RANKS, recorded_ranking
+from .resumable import LAST_GOOD, ResumableEngine
 
-LAST_GOOD = "model.pth.tar-last"
 
-
-class TransferEngine(torchreid.engine.Engine):
+class TransferEngine(ResumableEngine):
     """Trains one model with a re-identification loss.
 
     Args:
@@ -44,6 +44,7 @@ class TransferEngine(torchreid.engine.Engine):
         half_resolution_epochs: number of first epochs that see images average-pooled to half their height and width.
         mixed_precision: on a GPU, train with bfloat16 where torch's autocast allows it (no loss scaling is needed);
             losses and evaluation stay in 32 bits.
+        sync_batch_norm: where several processes share a batch, batch norms see the whole of it in training.
     """
 
     def __init__(
@@ -58,30 +59,24 @@ class TransferEngine(torchreid.engine.Engine):
         half_resolution_epochs: int = 0,
         channels_last: bool = False,
         mixed_precision: bool = False,
+        sync_batch_norm: bool = False,
     ) -> None:
         super().__init__(datamanager, use_gpu)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.device = device(use_gpu)
         self.mixed_precision = mixed_precision and self.device.type == "cuda"
-        self.max_epoch = 0
-        self.start_epoch = 0
+        self.sync_batch_norm = sync_batch_norm
         self.schedule_per_iteration = schedule_per_iteration
         self.half_resolution_epochs = half_resolution_epochs
         self.last_summary: dict[str, float] = {}
         self.results: dict[str, dict[str, float]] = {}
-        self.curve: list[dict[str, float]] = []  # evaluations of the run: epoch, and the first target's mAP and rank1
-        self.train_seconds = 0.0  # of all epochs so far, evaluation left out
         self._frozen_parameters: list[nn.Parameter] = []
         self._frozen_modules: list[nn.Module] = []
-        self._run_folder: Path | None = None  # while a run trains
-        self._kept_epoch = 0  # epochs behind the state that the run keeps; 0: none yet
         self._test_bar: tqdm | None = None  # while an evaluation runs
         self.model = model
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.loss = (loss or ReidLoss(datamanager.num_train_pids, use_gpu=self.use_gpu)).to(self.device)
         self.register_model("model", model, optimizer, scheduler)
-        self.train_loader = ProgressLoader(self.train_loader, self)
 
     # Models
 
@@ -92,9 +87,13 @@ class TransferEngine(torchreid.engine.Engine):
         optim: Optimizer | None = None,
         sched: LRScheduler | None = None,
     ) -> None:
-        """Adds a model that is trained, switched and saved with the others; it is moved to the device."""
+        """Adds a model that is trained, switched and saved with the others; it is moved to the device.
+
+        Where several processes train, all take the first one's weights.
+        """
         if model is not None:
             model.to(self.device, memory_format=self.memory_format)
+            agree(model)
             self._frozen_parameters += [p for p in model.parameters() if not p.requires_grad]
         super().register_model(name, model, optim, sched)
 
@@ -124,39 +123,6 @@ class TransferEngine(torchreid.engine.Engine):
 
     # Training
 
-    def run(self, save_dir: str = "log", *args: Any, **kwargs: Any) -> None:
-        """Trains and evaluates; arguments as in torchreid.
-
-        While it trains, the state after the last whole epoch is kept in `<save_dir>/<name>/model.pth.tar-last`, one
-        file per registered model; the final checkpoint takes its place.
-        """
-        self._run_folder = Path(save_dir)
-        self._kept_epoch = 0
-        self.curve = []
-        try:
-            with quiet():
-                super().run(save_dir, *args, **kwargs)
-            if self._kept_epoch:
-                for name in self.get_model_names():
-                    (self._run_folder / name / LAST_GOOD).unlink(missing_ok=True)
-        finally:
-            self._run_folder = None
-            self.train_loader.close()
-            if self.writer is not None:
-                self.writer.close()
-                self.writer = None  # a later run writes where it is told to
-
-    def train(self, *args: Any, **kwargs: Any) -> None:
-        """Trains one epoch and keeps the state after it, if this is part of a run."""
-        start = time.perf_counter()
-        super().train(*args, **kwargs)
-        self.train_seconds += time.perf_counter() - start
-        if self._run_folder is None or not self._is_finite():
-            return
-        for name in self.get_model_names():
-            save_checkpoint(self._run_folder / name / LAST_GOOD, self._state(name, self.epoch, rank1=math.nan))
-        self._kept_epoch = self.epoch + 1
-
     def forward_backward(self, data: dict[str, Any]) -> dict[str, float]:
         """One training step.
 
@@ -181,9 +147,12 @@ class TransferEngine(torchreid.engine.Engine):
         return images, pids.to(self.device, non_blocking=True)
 
     def compute_losses(self, images: Tensor, pids: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a batch and its terms for the log; what a method overrides."""
+        """The loss of a batch and its terms for the log; what a method overrides.
+
+        Of a batch that several processes share, images and labels are this one's, and the loss is that of the whole.
+        """
         outputs = parse_outputs(self.outputs_of(images), training=True, loss=getattr(self.model, "loss", ""))
-        return self.loss(outputs, pids)
+        return self.loss(*whole_batch((outputs, pids)))
 
     def outputs_of(self, images: Tensor, model: nn.Module | None = None) -> Any:
         """What the model (or another one) returns for images in training, in 32 bits whatever it is computed in."""
@@ -199,11 +168,23 @@ class TransferEngine(torchreid.engine.Engine):
         self.check_finite(loss, summary)
         self.optimizer.zero_grad()
         loss.backward()
+        if process_count() > 1:
+            self._terminated = average(self._shared(), self._terminated, self.device)
         self.optimizer.step()
         self.loss.step()
         if self.schedule_per_iteration and self.scheduler is not None:
             self.scheduler.step()
         self.last_summary = summary
+
+    def _shared(self) -> Iterator[Tensor]:
+        """What the processes average after a backward pass: gradients, and running statistics, each of its share."""
+        groups = [group["params"] for group in self.optimizer.param_groups]
+        for parameter in chain(*groups, *(loss.parameters() for loss in self.losses())):
+            if parameter.grad is not None:
+                yield parameter.grad
+        for module in chain(*(model.modules() for model in self._models.values())):
+            if isinstance(module, _NormBase) and module.training and module.running_mean is not None:
+                yield from (module.running_mean, module.running_var)
 
     def check_finite(self, loss: Tensor, summary: dict[str, float]) -> None:
         """Raises TrainingError, with the place and the terms, for a loss that is not finite."""
@@ -233,15 +214,16 @@ class TransferEngine(torchreid.engine.Engine):
         optimizers = [self._optims[name] for name in self.get_model_names(names) if self._optims[name] is not None]
         return float(optimizers[0].param_groups[-1]["lr"]) if optimizers else 0.0
 
-    def _is_finite(self) -> bool:
-        models = self._models.values()
-        return all(torch.isfinite(parameter).all() for model in models for parameter in model.parameters())
-
     # Evaluation
 
     def extract_features(self, input: Tensor) -> Tensor:
         """Features [batch, channels] of images [batch, 3, height, width]."""
-        features = self.model(input.to(self.device).contiguous(memory_format=self.memory_format))
+        self.check_termination()
+
+        def embed(images: Tensor) -> Tensor:
+            return self.model(images.to(self.device).contiguous(memory_format=self.memory_format))
+
+        features = features_by_shares(embed, input)
         if self._test_bar is not None:
             self._test_bar.update()
         return features
@@ -274,53 +256,6 @@ class TransferEngine(torchreid.engine.Engine):
         """
         self.test(**kwargs)
         return dict(self.results[next(iter(self.test_loader))])
-
-    # Checkpoints
-
-    def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:
-        """Writes `<save_dir>/<name>/model.pth.tar-<epoch + 1>` for every model, whole files of plain values only."""
-        for name in self.get_model_names():
-            state = self._state(name, epoch, rank1)
-            folder = Path(save_dir) / name
-            save_checkpoint(folder / f"model.pth.tar-{epoch + 1}", state)
-            if is_best:
-                save_checkpoint(folder / "model-best.pth.tar", state)
-
-    def _state(self, name: str, epoch: int, rank1: float) -> dict[str, Any]:
-        optimizer, scheduler = self._optims[name], self._scheds[name]
-        state = {"state_dict": self._models[name].state_dict(), "epoch": epoch + 1, "rank1": float(rank1)}
-        state["train_seconds"] = self.train_seconds
-        if optimizer is not None:
-            state["optimizer"] = optimizer.state_dict()
-        if scheduler is not None:
-            state["scheduler"] = scheduler.state_dict()
-        return state
-
-    def resume(self, path: str | Path, name: str = "model") -> int:
-        """Continues from a checkpoint of this engine or of torchreid's, the time that training took so far included.
-
-        Args:
-            path: checkpoint with weights and, where they were saved, optimiser and scheduler.
-            name: which registered model it belongs to.
-
-        Returns:
-            Epoch to start from.
-
-        Raises:
-            CheckpointError: unreadable, or of another model; nothing is loaded then.
-        """
-        content = load_checkpoint(path)
-        model = self._models[name]
-        state = state_dict_of(content, path)
-        check_state_dict(state, model.state_dict(), source=f"'{path}'", target=type(model).__name__)
-        model.load_state_dict(state)
-        for key, part in (("optimizer", self._optims[name]), ("scheduler", self._scheds[name])):
-            if part is not None and key in content:
-                part.load_state_dict(content[key])
-        self.train_seconds = float(content.get("train_seconds", 0))
-        epoch = int(content.get("epoch", 0))
-        self.epoch = max(0, epoch - 1)  # what a run that has no epoch left takes for its last one
-        return epoch
 
 
 def publish(name: str, thing: Any) -> None:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import ConfigError, TrainingError
+from ..errors import CheckpointError, ConfigError, TrainingError
 from .compat import torchreid
+from .distributed import agree
 from .models import Outputs
 
 
@@ -34,6 +35,7 @@ class CenterLoss(nn.Module):
         """Scalar, not yet weighted, of features [batch, channels] and labels [batch]."""
         if isinstance(self.centers, nn.UninitializedParameter):
             self.centers = nn.Parameter(torch.randn(self.num_classes, features.shape[1], device=features.device))
+            agree(self)
         return (features - self.centers[pids]).pow(2).sum(dim=1).mean()
 
     @torch.no_grad()
@@ -127,6 +129,29 @@ class ReidLoss(nn.Module):
         """After a backward pass: moves what the loss itself learns (centers)."""
         if self.center is not None:
             self.center.step()
+
+    def learned(self) -> dict[str, Tensor]:
+        """What the loss itself has learnt so far: `centers` [identities, channels], if there are any yet."""
+        if self.center is None or isinstance(self.center.centers, nn.UninitializedParameter):
+            return {}
+        return {"centers": self.center.centers.detach()}
+
+    def check_learned(self, learned: Any, source: str) -> None:
+        """Raises CheckpointError unless `load_learned` can take these."""
+        wanted = set() if self.center is None else {"centers"}
+        fits = isinstance(learned, dict) and set(learned) <= wanted
+        for centers in learned.values() if fits else ():
+            fits = torch.is_tensor(centers) and centers.dim() == 2 and len(centers) == self.center.num_classes
+        if not fits:
+            raise CheckpointError(
+                f"{source} is a checkpoint of another run: what its loss has learnt does not fit this loss (center "
+                "loss and training identities must be the same). Nothing was loaded"
+            )
+
+    def load_learned(self, learned: dict[str, Tensor], device: torch.device) -> None:
+        """Continues from what `learned` gave."""
+        if "centers" in learned:
+            self.center.centers = nn.Parameter(learned["centers"].to(device))
 
     def _center_term(self, features: tuple[Tensor, ...], pids: Tensor) -> Tensor:
         _require(features, "center loss (loss.center.weight)", "features (build it with loss='triplet')")

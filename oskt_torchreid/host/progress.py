@@ -5,10 +5,23 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .distributed import is_first
+
 
 def batch_bar(total: int, title: str = "", leave: bool = True) -> tqdm:
-    """A bar of batches, with ETA; none where stderr is not a terminal (``disable=None``)."""
-    return tqdm(total=total, desc=title or None, leave=leave, disable=None, unit="batch", dynamic_ncols=True)
+    """A bar of batches, with ETA, in the first process; none where stderr is not a terminal (``disable=None``)."""
+    silent = None if is_first() else True
+    return tqdm(total=total, desc=title or None, leave=leave, disable=silent, unit="batch", dynamic_ncols=True)
+
+
+class NoWriter:
+    """Takes the place of TensorBoard's writer in processes that write nothing."""
+
+    def add_scalar(self, *_: Any) -> None:
+        """Writes nothing."""
+
+    def close(self) -> None:
+        """Closes nothing."""
 
 
 class ProgressLoader:
@@ -16,7 +29,8 @@ class ProgressLoader:
 
     Args:
         loader: data loader to iterate.
-        engine: gives epoch, start_epoch, max_epoch, last_summary and get_current_lr.
+        engine: gives epoch, start_epoch, max_epoch, last_summary and get_current_lr, and is told of every batch: by
+            `skip_done` of those of an interrupted epoch, by `batch_done` after each.
     """
 
     def __init__(self, loader: Any, engine: Any) -> None:
@@ -37,11 +51,14 @@ class ProgressLoader:
         if self._bar is None:
             self._bar = batch_bar(max(1, engine.max_epoch - engine.start_epoch) * len(self.loader))
         self._bar.set_description(f"epoch {engine.epoch + 1}/{max(engine.max_epoch, engine.epoch + 1)}")
-        for data in self.loader:
+        batches = iter(self.loader)
+        self._bar.update(engine.skip_done(batches))
+        for data in batches:
             yield data
             terms = {name: f"{value:.3g}" for name, value in engine.last_summary.items()}
             self._bar.set_postfix(terms | {"lr": f"{engine.get_current_lr():.2g}"}, refresh=False)
             self._bar.update()
+            engine.batch_done()
         if engine.epoch + 1 >= engine.max_epoch:
             self.close()
 

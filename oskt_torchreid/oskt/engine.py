@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
+from ..host.distributed import whole_batch
 from ..host.engine import TransferEngine
 from ..host.losses import ReidLoss
 from ..host.models import parse_outputs
@@ -86,6 +88,7 @@ class OSKTEngine(TransferEngine):
     def compute_losses(self, images: Tensor, pids: Tensor) -> tuple[Tensor, dict[str, float]]:
         """The three terms of a batch; the S-student's are logged with the prefix ``s_``."""
         outputs = [parse_outputs(output, True, self.model.loss) for output in self.outputs_of(images)]
+        outputs, pids = whole_batch((outputs, pids))
         teacher_loss, summary = self.loss(outputs[0], pids)
         sstudent_loss, of_sstudent = self.sstudent_loss(outputs[1], pids)
         refine = refining_loss(self.model.sstudent.row_pairs(self.model.teacher))
@@ -98,6 +101,30 @@ class OSKTEngine(TransferEngine):
         """One step of the optimiser, and of what the S-student's loss itself learns."""
         super().step(loss, summary)
         self.sstudent_loss.step()
+
+    def losses(self) -> list[ReidLoss]:
+        """Those of teacher and S-student; each may have centers of its own."""
+        return [self.loss, self.sstudent_loss]
+
+    def method_state(self) -> dict[str, Any]:
+        """The chain's clusters, which its rows belong to."""
+        return {"teacher_to_chain": self.model.sstudent.clusters()}
+
+    def load_method_state(self, state: dict[str, Any], source: str) -> None:
+        """Checks that a checkpoint's rows are of these clusters."""
+        own, given = self.model.sstudent.clusters(), state.get("teacher_to_chain", {})
+        same = isinstance(given, dict) and given.keys() == own.keys()
+        if state and not (same and all(torch.equal(given[name], own[name]) for name in own)):
+            raise CheckpointError(
+                f"{source} is a checkpoint of another run: its chain has other clusters. Nothing was loaded; go on "
+                "with the chain that it was written with"
+            )
+
+    def resume(self, path: str | Path, name: str = "model") -> int:
+        """As of every engine; the row dispersion is that of the weights that were loaded."""
+        epoch = super().resume(path, name)
+        self.dispersion = row_dispersion(self.model.sstudent.row_pairs(self.model.teacher))
+        return epoch
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         """Trains one epoch, then measures how far the teacher's rows are from their chain rows."""

@@ -161,6 +161,10 @@ class SStudent(nn.Module):
                 rows = rows_first(teachers[name], self._chain.graph.row_tie(name))
                 yield rows, self.rows[_key(name)], getattr(self, index)
 
+    def clusters(self) -> dict[str, Tensor]:
+        """The chain row of every teacher channel ``[channels]`` per group."""
+        return {name: torch.from_numpy(labels).clone() for name, labels in self._chain.teacher_to_chain.items()}
+
     def to_chain(self, teacher: nn.Module) -> WeightChain:
         """The chain as refined so far: its rows, the teacher's current vectors, the S-student's statistics (copies)."""
         state, own = network.state_of(teacher), self.shell.state_dict()

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..config import get, merged
+from ..errors import CheckpointError, ConfigError
+from ..files import remove_leftovers
 from ..host.compat import seed_everything
+from ..host.distributed import check_share, is_first, process_count
 from ..models import build_model
 from ..models import load_weights as load_any_weights
 from ..registry import engine_class
@@ -17,6 +20,8 @@ from .sets import run_sets
 from .single import train_only
 from .training import Trainer
 from .wishes import keep_chosen_widths
+
+RESUME_AUTO = "auto"
 
 
 def run(config: Any) -> Results:
@@ -35,6 +40,11 @@ def run(config: Any) -> Results:
     folder = Path(config.data.save_dir)
     method = config.engine or config.loss.name
     engine_class(method)
+    resume = _checked_resume(config, method)
+    config = merged(config, {"model.resume": ""})  # where a run goes on is no setting of it
+    _check_processes(config, method)
+    if is_first():
+        remove_leftovers(folder)
     if method == "vkd":
         return run_sets(config, folder)
     if method != "oskt" and method != config.loss.name:
@@ -56,4 +66,46 @@ def run(config: Any) -> Results:
     if config.model.load_weights:
         load_any_weights(model, config.model.load_weights)
     trainer.record(folder)
-    return train_only(config, trainer, model, folder, method)
+    return train_only(config, trainer, model, folder, method, resume)
+
+
+def _checked_resume(config: Any, method: str) -> str:
+    """The checkpoint that ``model.resume`` names; empty where the run goes on by itself.
+
+    Raises:
+        ConfigError: no single network is trained.
+        CheckpointError: there is no such file.
+    """
+    path = config.model.resume
+    if path in ("", RESUME_AUTO):
+        return ""
+    if method in ("oskt", "vkd") or config.test.evaluate:
+        who = "test.evaluate" if config.test.evaluate else f"engine {method}"
+        raise ConfigError(
+            f"model.resume is '{path}', but {who} trains no single network that could go on from a file; stages go on "
+            f"by themselves (model.resume={RESUME_AUTO}), and weights are given as model.load_weights, oskt.teacher or "
+            "vkd.teacher"
+        )
+    if not Path(path).is_file():
+        raise CheckpointError(
+            f"model.resume is '{path}', and there is no such file (looked in '{Path(path).parent.absolute()}'); give a "
+            f"checkpoint, or '{RESUME_AUTO}' to go on from where the run in data.save_dir stopped"
+        )
+    return path
+
+
+def _check_processes(config: Any, method: str) -> None:
+    """Raises ``ConfigError`` unless several processes can share every batch, and measure nothing each by itself."""
+    if process_count() == 1:
+        return
+    wishes = [*config.oskt.students, *config.oskt.ladder] if method == "oskt" else [config.vkd.student]
+    measured = next((wish for wish in wishes if "latency=" in str(wish)), None)
+    if measured and method in ("oskt", "vkd"):
+        raise ConfigError(
+            f"'{measured}' asks for a latency, which {process_count()} processes would measure differently while they "
+            "share a machine; choose the widths in one process, by tools/expand.py, and name them here"
+        )
+    stages = {"oskt": ("train", "oskt.refine", "oskt.finetune"), "vkd": ("vkd.teacher_stage", "vkd.student_stage")}
+    identities = method == "vkd" or config.sampler.train_sampler == "RandomIdentitySampler"
+    for stage in stages.get(method, ("train",)):
+        check_share(get(config, f"{stage}.batch_size"), config.sampler.num_instances if identities else 0, stage)

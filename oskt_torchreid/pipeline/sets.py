@@ -12,6 +12,7 @@ from torch import nn
 from ..config import digest
 from ..files import save_checkpoint, sha256
 from ..host.compat import seed_everything
+from ..host.distributed import first_before_others
 from ..host.models import load_weights
 from ..oskt.network import trace
 from ..oskt.students import save_student
@@ -41,7 +42,8 @@ class SetTrainer(Trainer):
         """
         key = (batch_size, num_views or self.config.vkd.num_views, strategy or self.config.vkd.strategy)
         if key not in self._managers:
-            self._managers[key] = build_set_datamanager(self.config, *key)
+            with first_before_others():
+                self._managers[key] = build_set_datamanager(self.config, *key)
         return self._managers[key]
 
     def stage_datamanager(self, stage: Any) -> Any:

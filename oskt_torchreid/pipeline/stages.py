@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, TrainingError
-from ..files import read_json, write_json
+from ..files import read_json, remove_leftovers, write_json
+from ..host.distributed import from_first
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ Facts = dict[str, Any]
 
 
 class Stage:
-    """One step of a run.
+    """One step of a run; where several processes share it, the first one looks, writes and is believed by all.
 
     Args:
         folder: where its files are kept.
@@ -44,11 +45,10 @@ class Stage:
         Raises:
             TrainingError: training cannot go on; says in which stage.
         """
-        known = self._read(RESULT_NAME)
-        if known is not None and all((self.folder / name).is_file() for name in self.outputs):
+        known, started = from_first(self._look)
+        if known is not None:
             logger.info("%s: done before, with the same configuration", self.folder.name)
             return known["facts"]
-        started = self._read(STARTED_NAME)
         spent = started.get("seconds", 0.0) if started else 0.0
         self._note_start(spent)
         logger.info("%s: %s", self.folder.name, "goes on" if started else "begins")
@@ -61,6 +61,18 @@ class Stage:
                 raise TrainingError(f"stage '{self.folder.name}': {stop}") from stop
             raise
         facts = {"seconds": spent + time.perf_counter() - start, **facts}
+        return from_first(lambda: self._finish(facts))
+
+    def _look(self) -> tuple[Facts | None, Facts | None]:
+        """What a finished attempt has left, and what an interrupted one has, once its torn files are gone."""
+        known = self._read(RESULT_NAME)
+        if known is not None and all((self.folder / name).is_file() for name in self.outputs):
+            return known, None
+        for folder in {self.folder, *((self.folder / name).parent for name in self.outputs)}:
+            remove_leftovers(folder)
+        return None, self._read(STARTED_NAME)
+
+    def _finish(self, facts: Facts) -> Facts:
         write_json(self.folder / RESULT_NAME, {"digest": self.digest, "facts": facts})
         (self.folder / STARTED_NAME).unlink(missing_ok=True)
         return facts
@@ -80,3 +92,9 @@ class Stage:
             logger.warning("%s; the stage is made again", error)
             return None
         return content if isinstance(content, dict) and content.get("digest") == self.digest else None
+
+
+def attempt_key(folder: Path) -> str:
+    """Digest of the stage that is being made in a folder; empty where there is none."""
+    path = folder / STARTED_NAME
+    return str(read_json(path)["digest"]) if path.is_file() else ""

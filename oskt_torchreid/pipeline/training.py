@@ -17,10 +17,12 @@ from ..data.fewshot import save_list
 from ..data.manager import build_datamanager
 from ..data.synthetic import preset, video_preset
 from ..host.compat import seed_everything
-from ..host.engine import LAST_GOOD, TransferEngine
+from ..host.distributed import first_before_others, from_first
+from ..host.engine import TransferEngine
 from ..host.losses import loss_from_config
 from ..host.optimization import build_optimizer, build_scheduler
 from ..oskt.counting import multiply_adds
+from .stages import attempt_key
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,8 @@ class Trainer:
     def datamanager(self, batch_size: int) -> Any:
         """torchreid's data manager for a training batch size; made once per size."""
         if batch_size not in self._managers:
-            self._managers[batch_size] = build_datamanager(self.config, batch_size)
+            with first_before_others():
+                self._managers[batch_size] = build_datamanager(self.config, batch_size)
         return self._managers[batch_size]
 
     def stage_datamanager(self, stage: Any) -> Any:
@@ -75,6 +78,8 @@ class Trainer:
         nodes = [get(self.config, key) for key in _SHARED_NODES]
         nodes = [{**node, "save_dir": "", "root": "", "workers": 0} for node in nodes]
         train = {key: self.config.train[key] for key in _SHARED_TRAIN_KEYS}
+        if self.config.train.sync_batch_norm:
+            train["sync_batch_norm"] = True
         return digest("data", *nodes, train)
 
     def record(self, folder: Path) -> None:
@@ -93,6 +98,7 @@ class Trainer:
         continued: bool = False,
         engine: EngineBuilder = TransferEngine,
         curve: bool = False,
+        resume: str = "",
     ) -> TransferEngine:
         """Trains a network, in place, and evaluates it.
 
@@ -100,9 +106,10 @@ class Trainer:
             model: network to train.
             stage: node of the configuration with the schedule (``train``, ``oskt.refine``, ``oskt.finetune``).
             folder: for checkpoints and TensorBoard files.
-            continued: go on from the last whole epoch of an interrupted attempt, if there is one.
+            continued: go on from where an interrupted attempt stopped, if it left anything.
             engine: called with data manager, model and the arguments of ``TransferEngine``.
             curve: evaluate after every epoch, whatever ``test.eval_freq`` says.
+            resume: a checkpoint to go on from where there is no interrupted attempt.
 
         Returns:
             The engine after its run, with ``results``.
@@ -122,13 +129,9 @@ class Trainer:
             half_resolution_epochs=stage.half_resolution_epochs,
             channels_last=config.train.channels_last,
             mixed_precision=config.train.mixed_precision,
+            sync_batch_norm=config.train.sync_batch_norm,
         )
-        start_epoch = stage.get("start_epoch", 0)
-        checkpoint = folder / "model" / LAST_GOOD
-        if continued and checkpoint.is_file():
-            start_epoch = trainer.resume(checkpoint)
-            seed_everything(config.train.seed + start_epoch)
-            logger.info("%s: going on after epoch %d", folder.name, start_epoch)
+        start_epoch = self._start(trainer, stage, folder, continued, resume)
         trainer.run(
             save_dir=str(folder),
             max_epoch=stage.max_epoch,
@@ -141,6 +144,22 @@ class Trainer:
             **self._test_settings(),
         )
         return trainer
+
+    def _start(self, engine: TransferEngine, stage: Any, folder: Path, continued: bool, resume: str) -> int:
+        """The epoch that training starts from; the engine has then loaded what there is to go on from."""
+        engine.run_key = from_first(lambda: attempt_key(folder))
+        found = None
+        if continued:
+            found = engine.resume_latest(folder, stage.max_epoch)
+        else:
+            engine.discard(folder, stage.max_epoch)
+        if found is None and resume:
+            found = engine.resume(resume)
+        if found is None:
+            return stage.get("start_epoch", 0)
+        seed_everything(self.config.train.seed + found)  # for a checkpoint that does not hold the generators' states
+        logger.info("%s: going on after epoch %d%s", folder.name, found, engine.place_within_epoch)
+        return found
 
     def evaluate(self, model: nn.Module) -> Facts:
         """mAP and CMC of a network on the first target, as fractions."""

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import ConfigError
 from ..host.compat import device
+from ..host.distributed import whole_batch
 from ..host.engine import TransferEngine
 from ..host.losses import ReidLoss
 from ..host.models import Outputs, parse_outputs
@@ -114,6 +115,10 @@ class VKDEngine(TransferEngine):
 
     # Training
 
+    def networks(self) -> list[nn.Module]:
+        """Student and teacher, whose norms see batches too."""
+        return [*super().networks(), *([self.teacher] if self.teacher is not None else [])]
+
     def prepare(self, data: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Sets ``[batch, views, 3, height, width]`` and labels ``[batch]``; images become sets of one."""
         sets = data["img"] if data["img"].dim() == 5 else data["img"].unsqueeze(1)
@@ -128,6 +133,7 @@ class VKDEngine(TransferEngine):
         with torch.no_grad():
             goal = _parsed(self.outputs_of(images, self.teacher))
         outputs = _parsed(self.outputs_of(views))
+        goal, outputs, pids = whole_batch((goal, outputs, pids))
         loss, summary = self.loss(outputs, pids)
         preservation = distance_preservation_loss(outputs.features[0], goal.features[0])
         loss, summary = loss + self.beta * preservation, summary | {"loss_dp": preservation.item()}

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..errors import ConfigError, DataError
 from ..graph.tracing import tracing_mode
+from ..host.distributed import is_first
 from ..host.ranking import INTERPOLATED, REPORTED_RANKS, TRAPEZOID, distance_matrix, rank
 
 PROTOCOLS = ("V2V", "I2V", "V2I", "I2I")
@@ -92,7 +93,7 @@ def features_of_batches(
     if frames_at_once < 1:
         raise ConfigError(f"frames_at_once is {frames_at_once}; allowed: 1 or more")
     found = False
-    for batch in tqdm(loader, disable=None, leave=False, desc=side, unit="batch"):
+    for batch in tqdm(loader, disable=None if is_first() else True, leave=False, desc=side, unit="batch"):
         labels = (np.asarray(batch[name]).tolist() for name in ("pid", "camid"))
         features = _frame_features(embed, batch["img"], frames_at_once, side)
         found = found or bool(features)
