@@ -35,3 +35,7 @@ class TrainingError(OsktError, RuntimeError):
 
 class ZooError(OsktError, ValueError):
     """A published file that cannot be found, fetched or trusted."""
+
+
+class ExportError(OsktError, RuntimeError):
+    """A network that cannot be exported, or an exported file that does not compute what the network does."""

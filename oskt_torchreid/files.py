@@ -21,7 +21,7 @@ METADATA_KEY = "oskt"
 
 
 @contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
+def atomic(path: str | Path, companion: str = "") -> Iterator[Path]:
     """Gives a temporary path beside `path` that takes its place when the block ends without an exception.
 
     Readers see the old file or the new one, never a part: on any exception, Ctrl-C included, the temporary file is
@@ -29,6 +29,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: file to write; missing folders are made.
+        companion: suffix of a second file of the same stem that the block writes too; it takes its place first.
 
     Yields:
         Path in the same folder with the same suffix, for the block to write.
@@ -36,13 +37,18 @@ def atomic(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(6)}{path.suffix}")
+    files = [(temporary.with_suffix(companion), path.with_suffix(companion))] if companion else []
+    files.append((temporary, path))
     try:
         yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
+        for written, _ in files:
+            _flush(written)
+        for written, place in files:
+            os.replace(written, place)
         _flush(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        for written, _ in files:
+            written.unlink(missing_ok=True)
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

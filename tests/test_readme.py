@@ -25,7 +25,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # ---- packages ----------------------------------------------------------------------------------------------------
 
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "PIL": "pillow"}
-OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "torch_pruning"}
+OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "openvino", "torch_pruning"}
 OWN_SCRIPTS = {"setup.py"}  # of torchreid, for building it
 
 

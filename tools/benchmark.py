@@ -4,6 +4,7 @@ python tools/benchmark.py refine      one refinement step against one of the tea
 python tools/benchmark.py expand      expansion from a loaded chain
 python tools/benchmark.py accuracy --config-file configs/comparison/resnet18.yaml
 python tools/benchmark.py views       drawing the sets of a batch, beside a scan of the data set
+python tools/benchmark.py latency log/oskt_osnet
 python tools/benchmark.py untrained log/oskt_osnet/chain.safetensors --config-file configs/oskt_osnet.yaml
 """
 
@@ -20,13 +21,16 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from oskt_torchreid.config import load_config  # noqa: E402
+from oskt_torchreid.deploy.latency import BACKENDS, DEVICES  # noqa: E402
 from oskt_torchreid.errors import OsktError  # noqa: E402
 from oskt_torchreid.models import backbone_names  # noqa: E402
 from oskt_torchreid.oskt.chain import WeightChain  # noqa: E402
 from oskt_torchreid.pipeline import untrained_table  # noqa: E402
 from oskt_torchreid.pipeline.comparison import compare  # noqa: E402
+from oskt_torchreid.pipeline.latency import Setting, measure_run  # noqa: E402
 from oskt_torchreid.report import benchmark, benchmark_views  # noqa: E402
 from oskt_torchreid.report.comparison import MARKDOWN_NAME  # noqa: E402
+from oskt_torchreid.report.latency import latency_table, write_latency  # noqa: E402
 
 MEGABYTE = 2**20
 
@@ -92,6 +96,17 @@ def show_views(arguments: argparse.Namespace) -> None:
     print(tabulate(rows, headers=("strategy", "ms per batch"), disable_numparse=True, stralign="right"))
 
 
+def show_latency(arguments: argparse.Namespace) -> None:
+    """Prints what a run's networks and stock models take, and writes table and picture into the run's folder."""
+    ways = [(batch, count) for batch in arguments.batch for count in arguments.measured_threads]
+    settings = [Setting(backend, *way) for backend in arguments.backends for way in ways]
+    rows = measure_run(arguments.folder, settings, arguments.stock, arguments.device, arguments.rounds)
+    write_latency(arguments.output or arguments.folder, rows, f"Latency of {Path(arguments.folder).name}")
+    print(f"milliseconds on {arguments.device}, median / 95th percentile of {arguments.rounds}")
+    print(latency_table(rows))
+    print(f"written to {arguments.output or arguments.folder}")
+
+
 def show_untrained(arguments: argparse.Namespace) -> None:
     """Prints the mAP of students as they are expanded, by choice of statistics and distance."""
     config = load_config(arguments.config_file, arguments.options, {"data.root": arguments.root})
@@ -134,6 +149,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     views.add_argument("--views", type=_positive, default=8, help="frames of a set (default: 8)")
     views.add_argument("--rounds", type=_positive, default=30, help="timed batches (default: 30)")
     views.set_defaults(run=show_views)
+    latency = commands.add_parser("latency", help="a run's networks and stock models, by backend, batch and threads")
+    latency.add_argument("folder", help="that tools/main.py wrote")
+    latency.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS, help="default: all")
+    latency.add_argument("--batch", type=_positive, nargs="+", default=[1, 16], help="images (default: 1 16)")
+    latency.add_argument(
+        "--threads", dest="measured_threads", type=_positive, nargs="+", default=[1, 2], help="default: 1 2"
+    )
+    latency.add_argument("--device", default="cpu", choices=DEVICES, help="default: cpu")
+    latency.add_argument("--stock", nargs="*", metavar="NAME", help="stock models (default: of the same family)")
+    latency.add_argument("--rounds", type=_positive, default=15, help="timed batches of each kind (default: 15)")
+    latency.add_argument("--output", default="", help="folder for table and picture (default: the run's)")
+    latency.set_defaults(run=show_latency)
     untrained = commands.add_parser("untrained", help="mAP of a chain's students before any fine-tuning")
     untrained.add_argument("chain", help="file that WeightChain.save or tools/main.py wrote")
     untrained.add_argument("--options", nargs="*", default=[], help="KEY VALUE or KEY=VALUE, as in the YAML")
