@@ -40,6 +40,7 @@ setup(
     extras_require={
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "timm", *EXPORT, *BASELINES],
         "export": EXPORT,
+        "clients": ["boxmot"],
         "baselines": BASELINES,
     },
 )

@@ -78,28 +78,37 @@ def _traced(network: nn.Module, images: torch.Tensor) -> ExportedProgram:
         with torch.no_grad():
             return torch.export.export(network, (images,), dynamic_shapes=({0: Dim.DYNAMIC},))
     except Exception as error:  # torch.export raises many types
-        reason = _first_line(error)
         raise ExportError(
-            f"{type(network.network).__name__} cannot be traced for an export ({reason}); its code may depend on the "
-            "values of tensors or on the batch size: mend it, or export to torchscript"
+            f"{type(network.network).__name__} cannot be traced for an export ({_first_line(error)}{_place(error)}); "
+            "code must not depend on the values of tensors, nor take the batch size for a plain number "
+            "(images.shape[0], not len(images))"
         ) from error
 
 
 def _refusal(program: ExportedProgram, error: Exception, what: str) -> str:
     """A message that names the operator and the module that an exporter stopped at."""
     text = "\n".join(str(reason) for reason in _causes(error))
-    for node in program.graph.nodes:
-        if node.op == "call_function" and re.search(rf"%{re.escape(node.name)}\b", text):
-            stack = list((node.meta.get("nn_module_stack") or {}).values())
-            module, kind = stack[-1] if stack else ("", "")
-            place = f"module '{_plain(module)}' ({str(kind).rpartition('.')[2]})" if _plain(module) else "the network"
-            return f"operator '{node.target}' of {place} is none of {what}; use another one there"
+    stopped = re.search(r"translating node %(\w+)", text)
+    with contextlib.suppress(Exception):  # of a user's code, while there is an error to report anyway
+        for node in program.run_decompositions().graph.nodes if stopped else ():
+            if node.name == stopped[1]:
+                operator = node.meta.get("original_aten") or node.target
+                return f"operator '{operator}' of {_owner(node)} is none of {what}; use others there"
     return f"the network cannot be written with {what} ({_first_line(error)})"
 
 
-def _plain(module: str) -> str:
-    """A module's name inside the network that the user knows."""
-    return module.removeprefix("network").removeprefix(".")
+def _owner(node: Any) -> str:
+    """The module whose own code calls an operator, by its name inside of the network that the user knows."""
+    name, kind = next(reversed((node.meta.get("nn_module_stack") or {"": ("", "")}).values()))
+    name = name.removeprefix("network").removeprefix(".")
+    kind = kind if isinstance(kind, str) else kind.__qualname__
+    return f"module '{name}' ({kind.rpartition('.')[2]})" if name else "the network's own code"
+
+
+def _place(error: Exception) -> str:
+    """The line of code at which tracing stopped, where the error says so."""
+    lines = re.findall(r'File "([^"]+)", line (\d+), in .*\n\s+(.+)', str(error))
+    return "".join(f"; at {path.rpartition('/')[2]}:{line}: {code}" for path, line, code in lines[-1:])
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -109,8 +118,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    """The first line that says something; torch's own reports of a violated batch size begin with a headline."""
+    lines = [line.strip(" -") for line in str(error).strip().splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return next((line for line in lines if "specialized it to be a constant" in line), lines[0])
 
 
 def _name_batch(model: Any) -> None:
