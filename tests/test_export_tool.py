@@ -110,7 +110,7 @@ def test_the_table_keeps_the_rows_of_other_backbones(tiny_net, tmp_path, capsys)
     pytest.importorskip("openvino")
     document = tmp_path / "export.md"
     document.write_text(f"# Head\n\n{BEGIN}\n{END}\n\nTail\n")
-    update_document(document, {"resnet50": ("resnet50", "256x128", "24 M", "2048", "1 MB, 0", "no: why", "2 MB, 0")})
+    update_document(document, ("resnet50", "256x128", "24 M", "2048", "1 MB, 0", "no: why", "2 MB, 0"))
     assert COMMAND.main(["--table", tiny_net, "-o", str(document)]) == 0
     text = document.read_text()
     assert text.startswith("# Head\n\n<!--") and text.endswith("-->\n\nTail\n")
@@ -119,4 +119,4 @@ def test_the_table_keeps_the_rows_of_other_backbones(tiny_net, tmp_path, capsys)
     assert rows[tiny_net][:2] == (tiny_net, "32x16") and all(" MB, " in cell for cell in rows[tiny_net][4:])
     with pytest.raises(oskt.ConfigError, match="has no lines '<!-- exports:begin -->'"):
         (tmp_path / "other.md").write_text("nothing")
-        update_document(tmp_path / "other.md", rows)
+        update_document(tmp_path / "other.md", rows[tiny_net])

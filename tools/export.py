@@ -21,9 +21,10 @@ import oskt_torchreid as oskt  # noqa: E402
 from oskt_torchreid.config import load_config  # noqa: E402
 from oskt_torchreid.deploy.export import FORMATS, OPSET, PRECISIONS, check_writable, format_of  # noqa: E402
 from oskt_torchreid.deploy.quantization import CALIBRATION_IMAGES  # noqa: E402
+from oskt_torchreid.host.models import builder_of  # noqa: E402
 from oskt_torchreid.models import backbone_names  # noqa: E402
 from oskt_torchreid.pipeline.exporting import ExportReport, export_with_data, load_network  # noqa: E402
-from oskt_torchreid.report.exports import export_table, markdown, update_document  # noqa: E402
+from oskt_torchreid.report.exports import export_rows, markdown, update_document  # noqa: E402
 
 
 def _positive(text: str) -> int:
@@ -92,13 +93,17 @@ def run_export(arguments: argparse.Namespace) -> None:
 
 
 def run_table(arguments: argparse.Namespace) -> None:
-    """Tries backbones and prints the table, or puts its rows into a file."""
-    rows = export_table(arguments.table or backbone_names())
-    if arguments.output:
-        update_document(arguments.output, rows)
-        print(f"wrote {len(rows)} rows to {arguments.output}")
-    else:
+    """Tries backbones and prints the table, or puts one row after the other into a file."""
+    names = arguments.table or backbone_names()
+    for name in names:
+        builder_of(name)
+    rows = export_rows(names)
+    if not arguments.output:
         print(markdown(rows))
+        return
+    for row in rows:
+        update_document(arguments.output, row)
+    print(f"wrote {len(names)} rows to {arguments.output}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

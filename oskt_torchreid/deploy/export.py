@@ -130,7 +130,7 @@ def write_checked(
     try:
         with atomic(path, companion) as temporary:
             WRITERS[format](temporary, conversion, precision)
-            parity = check_parity(network, open_exported(temporary, format), images, precision, path)
+            parity = check_parity(network, open_exported(temporary, format, shown=path), images, precision, path)
     except OSError as error:
         raise ExportError(
             f"'{path}' cannot be written ({error.strerror or error}); nothing was left behind: free the disk or give "

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch._decomp import decomposition_table
 from torch.export import Dim, ExportedProgram
 
 from ..errors import ExportError
 from .deployment import INPUT, OUTPUT
-from .packages import package
+from .packages import package, silence
 
 OPSET = 18
 PRODUCER = "oskt_torchreid"
@@ -53,6 +51,9 @@ def to_onnx(network: nn.Module, input_size: tuple[int, int, int], opset: int = O
         except Exception as error:  # the exporter's own error types are private
             raise ExportError(_refusal(program, error, f"ONNX's operators of version {opset}")) from error
     model = converted.model_proto
+    written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if written != opset:  # the exporter converts from its own version, and keeps that where it cannot
+        raise ExportError(f"the network cannot be written with opset {opset}, only with {written}; ask for that")
     _name_batch(model)
     return model
 
@@ -89,12 +90,20 @@ def _refusal(program: ExportedProgram, error: Exception, what: str) -> str:
     """A message that names the operator and the module that an exporter stopped at."""
     text = "\n".join(str(reason) for reason in _causes(error))
     stopped = re.search(r"translating node %(\w+)", text)
-    with contextlib.suppress(Exception):  # of a user's code, while there is an error to report anyway
-        for node in program.run_decompositions().graph.nodes if stopped else ():
-            if node.name == stopped[1]:
-                operator = node.meta.get("original_aten") or node.target
-                return f"operator '{operator}' of {_owner(node)} is none of {what}; use others there"
-    return f"the network cannot be written with {what} ({_first_line(error)})"
+    for node in _decomposed_nodes(program) if stopped else ():
+        if node.name == stopped[1]:
+            operator = node.meta.get("original_aten") or node.target
+            return f"operator '{operator}' of {_owner(node)} is none of {what}; use others there"
+    missing = re.search(r"op='([\w.:]+)'", text)
+    return f"the network cannot be written with {what} ({f'operator {missing[1]}' if missing else _first_line(error)})"
+
+
+def _decomposed_nodes(program: ExportedProgram) -> Iterator[Any]:
+    """Operators of a program as it is, and taken apart as far as torch can, which gives exporters' names to nodes."""
+    yield from program.graph.nodes
+    with contextlib.suppress(Exception):  # there is an error to report anyway
+        yield from program.run_decompositions().graph.nodes
+        yield from program.run_decompositions(dict(decomposition_table)).graph.nodes
 
 
 def _owner(node: Any) -> str:
@@ -132,19 +141,3 @@ def _name_batch(model: Any) -> None:
         for length in value.type.tensor_type.shape.dim:
             if symbol and length.dim_param == symbol:
                 length.dim_param = "batch"
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Keeps what exporters report of their progress, to stdout and otherwise, from the user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "onnxruntime")]
-    levels = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)

@@ -1,7 +1,12 @@
-"""Packages that only deployment needs, and that may not be installed."""
+"""Packages that only deployment needs, that may not be installed, and that talk too much."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
 
@@ -34,3 +39,19 @@ def package(name: str, purpose: str) -> ModuleType:
     except ImportError as error:
         missing = error.name or name
         raise ConfigError(f"{purpose} needs the package '{missing}'; install the extra: {EXTRA}") from error
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Keeps what exporters report of their progress, to stdout and otherwise, from the user."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "onnxruntime")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)

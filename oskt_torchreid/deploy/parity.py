@@ -24,7 +24,7 @@ class Tolerance:
     Attributes:
         relative: largest difference, as a share of the largest entry of any feature.
         cosine: least cosine of the two features of an image.
-        confused: whether a feature may be nearer to the network's feature of another image than to that of its own.
+        confused: whether a feature may be as near to the network's feature of another image as to that of its own.
     """
 
     relative: float
@@ -48,7 +48,7 @@ class Parity:
         relative: the same as a share of the largest entry of any feature.
         cosine: least cosine of the two features of an image.
         apart: least distance between exported features of different images, as a share of the longest feature.
-        confused: exported features that are nearer to the network's feature of another image than to that of their own.
+        confused: exported features that are as near to the network's feature of another image as to that of their own.
         batches: images in each batch.
     """
 
@@ -113,8 +113,8 @@ def check_parity(network: nn.Module, run: Run, batches: Iterable[Tensor], precis
         )
     if not parity.apart > 0 or (parity.confused and not tolerance.confused):
         raise ExportError(
-            f"'{path}' does not tell images apart: {parity.confused} of {sum(parity.batches)} features are nearer to "
-            f"another image's than to their own ({parity}). The file was deleted; export a trained network, or "
+            f"'{path}' does not tell images apart: {parity.confused} of {sum(parity.batches)} features are as near to "
+            f"another image's as to their own ({parity}). The file was deleted; export a trained network, or "
             f"{_advice(precision)}"
         )
     return parity

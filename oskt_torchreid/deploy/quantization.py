@@ -13,8 +13,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError, ExportError
 from ..host.data import images_of
 from .deployment import INPUT
-from .onnx_format import silence
-from .packages import package
+from .packages import package, silence
 
 CALIBRATION_IMAGES = 128
 # What holds nearly all weights and operations. Gates and sums between them stay in single precision: they cost little,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, ExportError
 from .deployment import INPUT
-from .packages import package
+from .packages import package, silence
 from .parity import Run
 
 METADATA_FILE = "metadata.json"  # inside of a TorchScript archive
@@ -20,13 +20,14 @@ SECTION = "oskt"  # of an OpenVINO network's rt_info
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-def open_exported(path: str | Path, format: str, threads: int = 0) -> Run:
+def open_exported(path: str | Path, format: str, threads: int = 0, shown: str | Path = "") -> Run:
     """A function of NumPy arrays that runs an exported file on the CPU.
 
     Args:
         path: file that ``export`` wrote.
         format: ``onnx``, ``openvino`` or ``torchscript``.
         threads: of one operator; 0: the runtime's choice. TorchScript runs with torch's own number.
+        shown: the file's name in messages, where it has another one for the while.
 
     Returns:
         Maps images ``[batch, channels, height, width]`` to features ``[batch, feature_dim]``, both single precision.
@@ -41,7 +42,7 @@ def open_exported(path: str | Path, format: str, threads: int = 0) -> Run:
         raise
     except Exception as error:  # each runtime has errors of its own
         reason = str(error).strip().partition("\n")[0]
-        raise ExportError(f"'{path}' cannot be opened ({reason}); export it again") from error
+        raise ExportError(f"'{shown or path}' cannot be opened ({reason}); export it again") from error
 
 
 def run_onnx(model: str | bytes, threads: int = 0, device: str = "cpu") -> Run:
@@ -73,7 +74,8 @@ def run_openvino(model: str | bytes, threads: int = 0) -> Run:
 
 
 def _run_torchscript(path: str, threads: int) -> Run:
-    module = torch.jit.load(path, map_location="cpu").eval()
+    with silence():
+        module = torch.jit.load(path, map_location="cpu").eval()
 
     def run(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -89,10 +91,12 @@ def read_metadata(path: str | Path, format: str) -> dict[str, Any]:
         texts = {entry.key: entry.value for entry in properties}
     elif format == "openvino":
         model = package("openvino", "format 'openvino'").Core().read_model(str(path))
-        texts = {name: value.value for name, value in model.get_rt_info([SECTION]).value.items()}
+        entries = model.get_rt_info([SECTION]).value.items()
+        texts = {name: entry if isinstance(entry, str) else entry.value for name, entry in entries}
     else:
         files = {METADATA_FILE: ""}
-        torch.jit.load(str(path), map_location="cpu", _extra_files=files)
+        with silence():
+            torch.jit.load(str(path), map_location="cpu", _extra_files=files)
         texts = json.loads(files[METADATA_FILE])
     return {name: json.loads(text) for name, text in texts.items()}
 

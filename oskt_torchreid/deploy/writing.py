@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import ExportError
 from .deployment import Deployment
 from .onnx_format import OPSET, describe, to_half, to_onnx
-from .packages import package
+from .packages import package, silence
 from .quantization import to_int8
 from .runtimes import METADATA_FILE, SECTION
 
@@ -77,14 +76,13 @@ def write_torchscript(path: Path, conversion: Conversion, precision: str) -> Non
     network: nn.Module = HalfInside(deployment.network) if precision == "fp16" else deployment.network
     images = torch.rand(2, *deployment.input_size, generator=torch.Generator().manual_seed(0))
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of conversions that a trace takes for constants; parity sees them
+        with silence(), torch.no_grad():  # warnings of values that a trace takes for constants; parity sees them
             script = torch.jit.freeze(torch.jit.trace(network, images, check_trace=False))
     except Exception as error:  # torch.jit raises many types
         reason = str(error).strip().partition("\n")[0]
         raise ExportError(f"the network cannot be traced for TorchScript ({reason}); export it to onnx") from error
     extra = {METADATA_FILE: json.dumps(deployment.metadata(precision))}
-    with open(path, "wb") as stream:
+    with open(path, "wb") as stream, silence():
         torch.jit.save(script, stream, _extra_files=extra)
 
 
@@ -94,6 +92,7 @@ class HalfInside(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).half()
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """As the network's own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,13 +12,14 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from ..deploy.deployment import Deployment
+from ..deploy.deployment import IMAGENET_MEAN, IMAGENET_STD, Deployment
 from ..deploy.export import FORMATS, write_checked
 from ..deploy.parity import pictures
 from ..deploy.writing import Conversion
 from ..errors import ConfigError, ExportError
 from ..files import atomic
 from ..host import models
+from ..oskt.recalibration import recalibrate
 from .tables import human_count
 
 HEADERS = ("backbone", "input", "parameters", "feature", *FORMATS)
@@ -27,27 +28,29 @@ BEGIN, END = "<!-- exports:begin -->", "<!-- exports:end -->"
 _REASON = 90  # characters of a refusal
 
 
-def export_table(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Cells per backbone: every format is written, run and compared at the size that the backbone is made for.
+def export_rows(names: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """Cells of each backbone: every format is written, run and compared at the size that the backbone is made for.
 
     A cell is the size of the file and the largest difference of a feature as a share of the largest entry, or the first
-    words of why there is none. Parameters are those of the deployed network with a classifier of one class.
+    words of why there is none. Parameters are those of the network with a classifier of one class. Weights are initial
+    ones, norm statistics those of the pictures that files are compared on: activations are of moderate size.
     """
-    return {name: _row(name) for name in tqdm(list(names), disable=None, unit="backbone", leave=False)}
+    yield from map(_row, tqdm(list(names), disable=None, unit="backbone", leave=False))
 
 
 def _row(name: str) -> tuple[str, ...]:
     torch.manual_seed(0)
     model = models.build(name, 1)
+    size = models.input_size(name)
+    recalibrate(model, [torch.cat(pictures(size, IMAGENET_MEAN, IMAGENET_STD))])  # as if it had been trained
     params = human_count(sum(parameter.numel() for parameter in model.parameters()))
-    deployment = Deployment.of(model, models.input_size(name))
+    deployment = Deployment.of(model, size)
     conversion = Conversion(deployment)
     del model
-    size = "x".join(map(str, deployment.input_size[1:]))
     with TemporaryDirectory() as folder:
         cells = [_cell(conversion, Path(folder) / f"network{SUFFIX[kind]}", kind) for kind in FORMATS]
     gc.collect()  # large networks, one after the other
-    return name, size, params, str(deployment.feature_dim), *cells
+    return name, "x".join(map(str, size[1:])), params, str(deployment.feature_dim), *cells
 
 
 def _cell(conversion: Conversion, path: Path, kind: str) -> str:
@@ -60,18 +63,18 @@ def _cell(conversion: Conversion, path: Path, kind: str) -> str:
     return f"{exported.size / 1e6:.2f} MB, {exported.parity.relative:.0e}"
 
 
-def markdown(rows: Mapping[str, Sequence[str]]) -> str:
+def markdown(rows: Iterable[Sequence[str]]) -> str:
     """The table in Markdown."""
     alignment = ("left", "left", *["right"] * (len(HEADERS) - 2))
-    return tabulate(list(rows.values()), headers=HEADERS, tablefmt="github", colalign=alignment, disable_numparse=True)
+    return tabulate(list(rows), headers=HEADERS, tablefmt="github", colalign=alignment, disable_numparse=True)
 
 
-def update_document(path: str | Path, rows: Mapping[str, Sequence[str]]) -> None:
-    """Puts rows into the table of a Markdown file, atomically; those of other backbones stay.
+def update_document(path: str | Path, row: Sequence[str]) -> None:
+    """Puts a row into the table of a Markdown file, atomically; rows of other backbones stay.
 
     Args:
         path: file with the two markers; the table between them is replaced.
-        rows: cells per backbone.
+        row: cells of a backbone.
 
     Raises:
         ConfigError: a file without markers.
@@ -82,9 +85,9 @@ def update_document(path: str | Path, rows: Mapping[str, Sequence[str]]) -> None
         raise ConfigError(f"'{path}' has no lines '{BEGIN}' and '{END}' for the table to stand between; add them")
     head, rest = text.split(BEGIN, 1)
     old, tail = rest.split(END, 1)
-    together = {**parsed_rows(old), **rows}
+    together = {**parsed_rows(old), row[0]: tuple(row)}
     order = {name: place for place, name in enumerate(models.model_names())}
-    ordered = {name: together[name] for name in sorted(together, key=lambda name: order.get(name, len(order)))}
+    ordered = [together[name] for name in sorted(together, key=lambda name: order.get(name, len(order)))]
     with atomic(path) as temporary:
         temporary.write_text(f"{head}{BEGIN}\n{markdown(ordered)}\n{END}{tail}", encoding="utf-8")
 
