@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 README = Path(__file__).with_name("README.md")
-EXPORT = ["onnx", "onnxruntime", "onnxscript"]
+EXPORT = ["onnx", "onnxruntime", "onnxscript", "openvino"]
 BASELINES = ["torch_pruning"]
 ANALYSIS = ["grad-cam"]
 
@@ -41,6 +41,7 @@ setup(
     extras_require={
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "timm", *EXPORT, *BASELINES, *ANALYSIS],
         "export": EXPORT,
+        "clients": ["boxmot"],
         "baselines": BASELINES,
         "analysis": ANALYSIS,
     },

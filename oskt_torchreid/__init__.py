@@ -5,11 +5,13 @@ Importing this package registers its engines, model names and data sets with tor
 
 from . import graph, zoo
 from .data import atrw, synthped, synthped_video, veri776
+from .deploy import Exported, export
 from .errors import (
     ChainError,
     CheckpointError,
     ConfigError,
     DataError,
+    ExportError,
     GraphError,
     OsktError,
     TrainingError,
@@ -44,6 +46,8 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "ExportError",
+    "Exported",
     "GraphError",
     "Ladder",
     "NeckModel",
@@ -60,6 +64,7 @@ __all__ = [
     "distance_preservation_loss",
     "engine_names",
     "expand",
+    "export",
     "feature_scale",
     "graph",
     "kd_loss",

@@ -39,3 +39,7 @@ class ZooError(OsktError, ValueError):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as KeyboardInterrupt is SIGINT: no error, and the same command goes on where it was."""
+
+
+class ExportError(OsktError, RuntimeError):
+    """A network that cannot be exported, or an exported file that does not compute what the network does."""

@@ -25,7 +25,7 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}(\.[^.]*)?")  # as `atomic` names th
 
 
 @contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
+def atomic(path: str | Path, companion: str = "") -> Iterator[Path]:
     """Gives a temporary path beside `path` that takes its place when the block ends without an exception.
 
     Readers see the old file or the new one, never a part: on any exception, Ctrl-C included, the temporary file is
@@ -34,6 +34,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: file to write; missing folders are made.
+        companion: suffix of a second file of the same stem that the block writes too; it takes its place first.
 
     Yields:
         Path in the same folder with the same suffix, for the block to write.
@@ -45,13 +46,18 @@ def atomic(path: str | Path) -> Iterator[Path]:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(6)}{path.suffix}")
+    files = [(temporary.with_suffix(companion), path.with_suffix(companion))] if companion else []
+    files.append((temporary, path))
     try:
         yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
+        for written, _ in files:
+            _flush(written)
+        for written, place in files:
+            os.replace(written, place)
         _flush(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        for written, _ in files:
+            written.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: str | Path) -> None:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from backbones import NUM_CLASSES, build, input_size
+from backbones import NUM_CLASSES
 from chains import arbitrary_chain
-from small_networks import Head, Network, conv
+from small_networks import Head, Network, TinyNet, conv
 from torch import nn
 
 import oskt_torchreid as oskt
-from oskt_torchreid.deploy import latency as measuring
 from oskt_torchreid.deploy import measure_latency
 from oskt_torchreid.errors import ConfigError, WidthError
 from oskt_torchreid.host import models
@@ -304,41 +303,36 @@ def test_latency_is_measured_here(small):
     assert choice.widths == small.graph.sizes and 0 < choice.cost < 1e6
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["osnet_x0_25", "shufflenet_v2_x0_5", "hacnn"])
-def test_latency_with_onnxruntime(name):
-    """The last two run code of students: index buffers, and weights of a mean over channels."""
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    size = input_size(name)
-    student = oskt.expand(arbitrary_chain(build(name), 0.4, size), 0.6)
-    seen = measure_latency(student, size, threads=1, backend="onnxruntime", warmup=1, repeats=3)
-    assert seen.median_ms > 0 and seen.backend == "onnxruntime"
-    session = measuring._session(student.eval(), torch.rand(1, *size), 1, "cpu")
-    images = torch.rand(1, *size)
-    (feature,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-    with torch.no_grad():
-        torch.testing.assert_close(torch.from_numpy(feature), student(images), rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_latency_of_an_exported_student(backend):
+    for package in ("onnxruntime", "onnxscript", backend):
+        pytest.importorskip(package)
+    student = oskt.expand(arbitrary_chain(TinyNet(NUM_CLASSES), 0.5, SIZE), 0.75)
+    seen = measure_latency(student, SIZE, batch=2, threads=1, backend=backend, warmup=1, repeats=5)
+    assert (seen.backend, seen.batch, seen.repeats) == (backend, 2, 5) and 0 < seen.median_ms <= seen.p95_ms < 5000
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"backend": "tensorrt"}, "backend of a latency measurement is 'tensorrt'; allowed: pytorch, onnxruntime"),
+        ({"backend": "openvino", "device": "cuda"}, "backend 'openvino' is measured on 'cpu' alone"),
         ({"device": "tpu"}, "device of a latency measurement is 'tpu'; allowed: cpu, cuda"),
         ({"batch": 0}, "batch of a latency measurement is 0; give 1 or more"),
         ({"threads": 0}, "threads of a latency measurement is 0"),
     ],
 )
-def test_measurements_that_cannot_be_made(small, settings, message):
+def test_measurements_that_cannot_be_made(small, monkeypatch, settings, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ConfigError, match=message):
         measure_latency(expand_to_plan(small, small.widths), SIZE, **settings)
 
 
 def test_a_missing_backend_names_what_to_install(small, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    with pytest.raises(ConfigError, match=r"backend 'onnxruntime' needs the package 'onnx.*oskt_torchreid\[export\]"):
-        measure_latency(expand_to_plan(small, small.widths), SIZE, backend="onnxruntime", repeats=1)
+    for backend in ("onnxruntime", "openvino"):
+        monkeypatch.setitem(__import__("sys").modules, backend, None)
+        with pytest.raises(ConfigError, match=rf"backend '{backend}' needs the package '.*oskt_torchreid\[export\]"):
+            measure_latency(expand_to_plan(small, small.widths), SIZE, backend=backend, repeats=1)
 
 
 def test_a_missing_gpu(small, monkeypatch):

@@ -89,6 +89,16 @@ def test_the_table_with_latency(paths, capsys):
     assert all(parse_amount("latency", line.split()[-2]) > 0 for line in lines[4:]) and len(lines) == 6
 
 
+@pytest.mark.parametrize("backend", ["pytorch", "onnxruntime", "openvino"])
+def test_latency_of_every_backend(tiny_net, tmp_path, capsys, backend):
+    for package in ("onnxruntime", "onnxscript", backend) if backend != "pytorch" else ():
+        pytest.importorskip(package)
+    oskt.WeightChain.from_teacher(models.build(tiny_net, 5), 0.5).save(tmp_path / "chain.safetensors")
+    command = [str(tmp_path / "chain.safetensors"), "--latency", "100s", "-o", str(tmp_path / "student.pth")]
+    assert COMMAND.main([*command, "--backend", backend, "--batch", "2"]) == 0
+    assert "latency=100s: width ratio 1: latency " in capsys.readouterr().out
+
+
 def test_the_range_of_widths(paths, capsys):
     assert COMMAND.main([paths[0], "--widths"]) == 0
     printed = capsys.readouterr().out

@@ -27,7 +27,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # ---- packages ----------------------------------------------------------------------------------------------------
 
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "PIL": "pillow", "pytorch_grad_cam": "grad-cam"}
-OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "torch_pruning", "grad-cam"}
+OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "openvino", "torch_pruning", "grad-cam"}
 OWN_SCRIPTS = {"setup.py"}  # of torchreid, for building it
 
 

@@ -6,6 +6,7 @@ python tools/benchmark.py accuracy --config-file configs/comparison/resnet18.yam
 python tools/benchmark.py views       drawing the sets of a batch, beside a scan of the data set
 python tools/benchmark.py vkd-ablation --config-file configs/vkd_synthped.yaml
 python tools/benchmark.py vkd         one step of distillation against a teacher's forward pass and a student's step
+python tools/benchmark.py latency log/oskt_osnet
 python tools/benchmark.py untrained log/oskt_osnet/chain.safetensors --config-file configs/oskt_osnet.yaml
 """
 
@@ -22,6 +23,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from oskt_torchreid.config import load_config  # noqa: E402
+from oskt_torchreid.deploy.latency import BACKENDS, DEVICES  # noqa: E402
 from oskt_torchreid.errors import OsktError  # noqa: E402
 from oskt_torchreid.models import backbone_names  # noqa: E402
 from oskt_torchreid.oskt.chain import WeightChain  # noqa: E402
@@ -29,7 +31,9 @@ from oskt_torchreid.pipeline import ablate, untrained_table  # noqa: E402
 from oskt_torchreid.pipeline.ablation import TERMS  # noqa: E402
 from oskt_torchreid.pipeline.comparison import compare  # noqa: E402
 from oskt_torchreid.report import ablation, benchmark, benchmark_sets, benchmark_views  # noqa: E402
+from oskt_torchreid.pipeline.latency import Setting, measure_run  # noqa: E402
 from oskt_torchreid.report.comparison import MARKDOWN_NAME  # noqa: E402
+from oskt_torchreid.report.latency import latency_table, write_latency  # noqa: E402
 
 MEGABYTE = 2**20
 
@@ -122,6 +126,17 @@ def show_distillation(arguments: argparse.Namespace) -> None:
     print(tabulate(rows, headers=("", "ms"), disable_numparse=True, colalign=("left", "right")))
 
 
+def show_latency(arguments: argparse.Namespace) -> None:
+    """Prints what a run's networks and stock models take, and writes table and picture into the run's folder."""
+    ways = [(batch, count) for batch in arguments.batch for count in arguments.measured_threads]
+    settings = [Setting(backend, *way) for backend in arguments.backends for way in ways]
+    rows = measure_run(arguments.folder, settings, arguments.stock, arguments.device, arguments.rounds)
+    write_latency(arguments.output or arguments.folder, rows, f"Latency of {Path(arguments.folder).name}")
+    print(f"milliseconds on {arguments.device}, median / 95th percentile of {arguments.rounds}")
+    print(latency_table(rows))
+    print(f"written to {arguments.output or arguments.folder}")
+
+
 def show_untrained(arguments: argparse.Namespace) -> None:
     """Prints the mAP of students as they are expanded, by choice of statistics and distance."""
     config = load_config(arguments.config_file, arguments.options, {"data.root": arguments.root})
@@ -182,6 +197,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     vkd.add_argument("--rounds", type=_positive, default=15, help="timed steps of each kind (default: 15)")
     vkd.add_argument("--gpu", action="store_true", help="run on the GPU where there is one")
     vkd.set_defaults(run=show_distillation)
+    latency = commands.add_parser("latency", help="a run's networks and stock models, by backend, batch and threads")
+    latency.add_argument("folder", help="that tools/main.py wrote")
+    latency.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS, help="default: all")
+    latency.add_argument("--batch", type=_positive, nargs="+", default=[1, 16], help="images (default: 1 16)")
+    latency.add_argument(
+        "--threads", dest="measured_threads", type=_positive, nargs="+", default=[1, 2], help="default: 1 2"
+    )
+    latency.add_argument("--device", default="cpu", choices=DEVICES, help="default: cpu")
+    latency.add_argument("--stock", nargs="*", metavar="NAME", help="stock models (default: of the same family)")
+    latency.add_argument("--rounds", type=_positive, default=15, help="timed batches of each kind (default: 15)")
+    latency.add_argument("--output", default="", help="folder for table and picture (default: the run's)")
+    latency.set_defaults(run=show_latency)
     untrained = commands.add_parser("untrained", help="mAP of a chain's students before any fine-tuning")
     untrained.add_argument("chain", help="file that WeightChain.save or tools/main.py wrote")
     untrained.add_argument("--options", nargs="*", default=[], help="KEY VALUE or KEY=VALUE, as in the YAML")

@@ -20,6 +20,7 @@ import torch  # noqa: E402
 
 import oskt_torchreid as oskt  # noqa: E402
 from oskt_torchreid.deploy import measure_latency  # noqa: E402
+from oskt_torchreid.deploy.latency import BACKENDS  # noqa: E402
 from oskt_torchreid.oskt.amounts import in_half_precision, show_amount  # noqa: E402
 from oskt_torchreid.oskt.counting import Costs  # noqa: E402
 from oskt_torchreid.oskt.expand import expand_to_plan  # noqa: E402
@@ -68,7 +69,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     latency.add_argument("--batch", type=_positive, default=1, help="images at a time (default: 1)")
     latency.add_argument("--threads", type=_positive, help="threads of one operator (default: torch's choice)")
     latency.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
-    latency.add_argument("--backend", default="pytorch", choices=("pytorch", "onnxruntime"), help="default: pytorch")
+    latency.add_argument("--backend", default="pytorch", choices=BACKENDS, help="default: pytorch")
     parsed = parser.parse_args(arguments)
     if not (parsed.table or parsed.widths or parsed.output):
         parser.error("-o/--output says where the student goes, such as -o student.pth")

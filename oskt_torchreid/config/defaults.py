@@ -129,7 +129,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "oskt.normalize_rows": ("auto", "yes", "no"),
     "oskt.attention": ("folded", "paper"),
     "oskt.latency.device": ("cpu", "cuda"),
-    "oskt.latency.backend": ("pytorch", "onnxruntime"),
+    "oskt.latency.backend": ("pytorch", "onnxruntime", "openvino"),
     "oskt.distance": ("none", "chain", "teacher"),
     "oskt.statistics": ("own", "merged", "initial"),
     "oskt.controls": BASELINES,

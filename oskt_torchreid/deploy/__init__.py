@@ -1,5 +1,17 @@
 """Networks as they are deployed."""
 
+from .export import Exported, export
 from .latency import Latency, measure_latency
+from .parity import Parity
+from .runtimes import ExportedNetwork, open_exported, read_metadata
 
-__all__ = ["Latency", "measure_latency"]
+__all__ = [
+    "Exported",
+    "ExportedNetwork",
+    "Latency",
+    "Parity",
+    "export",
+    "measure_latency",
+    "open_exported",
+    "read_metadata",
+]

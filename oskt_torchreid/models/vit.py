@@ -192,7 +192,7 @@ class VisionTransformer(nn.Module):
         patches = patches.flatten(2).transpose(1, 2) + self._positions(tuple(patches.shape[2:]))
         names = zip(self._token_names(), self._position_names(), strict=True)
         own = torch.cat([getattr(self, token) + getattr(self, position) for token, position in names], dim=1)
-        stream = self.dw(torch.cat([own.expand(len(images), -1, -1), patches], dim=1))
+        stream = self.dw(torch.cat([own.expand(images.shape[0], -1, -1), patches], dim=1))
         for block in self.blocks:
             stream = block(stream)
         return list(self.norm(stream[:, : own.shape[1]]).unbind(1))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import DataError
+from ..host.data import images_of
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def recalibrate(student: nn.Module, loader: Iterable[Any], batches: int | None =
     done = 0
     with _restored_on_error(norms), _averaging(student, norms), torch.no_grad():
         for number, batch in enumerate(loader, 1):
-            images = _images(batch, number)
+            images = images_of(batch, number)
             if len(images) > 1:
                 _observe(student, images.to(device), number)
                 done += 1
@@ -71,22 +72,6 @@ def _observe(student: nn.Module, images: Tensor, number: int) -> None:
             f"{type(student).__name__} cannot take batch {number} of shape {tuple(images.shape)} ({reason}); give "
             "images of the size that it was made for"
         ) from error
-
-
-def _images(batch: Any, number: int) -> Tensor:
-    """The images of a batch in any of the accepted forms."""
-    images = batch
-    if isinstance(batch, Mapping):
-        images = batch.get("img")
-    elif isinstance(batch, (tuple, list)) and batch:
-        images = batch[0]
-    if torch.is_tensor(images) and images.dim() == 4 and images.is_floating_point():
-        return images
-    got = f"{images.dtype} of shape {tuple(images.shape)}" if torch.is_tensor(images) else type(images).__name__
-    raise DataError(
-        f"batch {number} holds {got}; give floating point images [batch, channels, height, width]: a tensor, a dict "
-        "with one under 'img', or a tuple that begins with one"
-    )
 
 
 @contextlib.contextmanager

@@ -1,0 +1,191 @@
+"""Exports: a network in a file that runs without this package, and without torch."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, ExportError
+from ..files import atomic
+from .deployment import IMAGENET_MEAN, IMAGENET_STD, Deployment
+from .onnx_format import OPSET
+from .packages import require
+from .parity import Parity, check_parity, pictures
+from .quantization import CALIBRATION_IMAGES, calibration_batches
+from .runtimes import open_exported
+from .writing import Conversion, write_onnx, write_openvino, write_torchscript
+
+logger = logging.getLogger(__name__)
+
+WRITERS = {"onnx": write_onnx, "openvino": write_openvino, "torchscript": write_torchscript}
+FORMATS = tuple(WRITERS)
+PRECISIONS = ("fp32", "fp16", "int8")
+SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".torchscript": "torchscript", ".ts": "torchscript"}
+COMPANIONS = {"openvino": ".bin"}
+OPSETS = (18, 23)  # what torch's exporter writes
+_PARITY_IMAGES = 8  # of those that calibrated
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written and checked.
+
+    Attributes:
+        path: of the file; an OpenVINO network has its weights beside it, as ``.bin``.
+        format: ``onnx``, ``openvino`` or ``torchscript``.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        size: bytes, of both files where there are two.
+        feature_dim: length of a feature.
+        parity: how far its features are from the network's.
+    """
+
+    path: Path
+    format: str
+    precision: str
+    size: int
+    feature_dim: int
+    parity: Parity
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.format}, {self.precision}, {self.size / 1e6:.3g} MB; parity: {self.parity}"
+
+
+def export(
+    model: nn.Module,
+    path: str | Path,
+    format: str = "",
+    *,
+    precision: str = "fp32",
+    normalize: bool = False,
+    input_size: Sequence[int] | None = None,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    calibration: Iterable[Any] | None = None,
+    calibration_images: int = CALIBRATION_IMAGES,
+    opset: int = OPSET,
+) -> Exported:
+    """Writes a network into a file for ONNX Runtime, OpenVINO or TorchScript, and checks what the file computes.
+
+    The batch size is free. The file runs on several batches of different sizes before it takes its place; one whose
+    features are not the network's, or do not tell images apart, is deleted.
+
+    Args:
+        model: a student, a teacher or any torchreid model; left as it is.
+        path: file to write, whole or not at all.
+        format: ``onnx``, ``openvino`` or ``torchscript``; by default by the suffix: ``.onnx``, ``.xml``,
+            ``.torchscript``.
+        precision: ``fp32``; ``fp16``, half the bytes; ``int8`` (onnx, openvino), a quarter of them, see
+            ``quantization``. Images and features are single precision in all three.
+        normalize: put the division of each feature by its L2 norm into the file.
+        input_size: ``(channels, height, width)``; by default what the student or the registered model is made for.
+        mean: of pixels in ``[0, 1]``, for clients to subtract; kept in the file, not applied by it.
+        std: for clients to divide by afterwards; kept likewise.
+        calibration: loader of normalised images, as for evaluation; needed for ``int8``, and used for the check.
+        calibration_images: how many of them to use at most.
+        opset: version of ONNX's operators.
+
+    Returns:
+        What was written, and how far its features are from the network's.
+
+    Raises:
+        ConfigError: a format, precision, opset or size that does not exist, a missing package, int8 without images.
+        ExportError: a path that cannot be written, an operator that the format has not, or features that are off.
+
+    The file says how to feed it: ``input_size``, ``mean``, ``std``, ``color``, ``interpolation``, ``feature_dim``,
+    ``l2_normalized``, ``precision`` and ``network``, each JSON, in ONNX as ``metadata_props``, in OpenVINO as
+    ``rt_info`` under ``oskt``, in TorchScript as the extra file ``metadata.json``.
+    """
+    path = Path(path)
+    format = _checked_format(path, format, precision, opset)
+    check_writable(path)
+    deployment = Deployment.of(model, input_size, mean, std, normalize)
+    batches = []
+    if precision == "int8" or calibration is not None:
+        batches = calibration_batches(calibration, deployment.input_size, calibration_images)
+    check_images = _spread(batches) or pictures(deployment.input_size, deployment.mean, deployment.std)
+    return write_checked(Conversion(deployment, batches, opset), path, format, precision, check_images)
+
+
+def write_checked(
+    conversion: Conversion, path: Path, format: str, precision: str, images: Iterable[Tensor]
+) -> Exported:
+    """The second half of ``export``: arguments are checked and prepared.
+
+    Args:
+        conversion: of the network.
+        path: file to write.
+        format: of ``FORMATS``.
+        precision: of ``PRECISIONS``.
+        images: batches on which the file must agree with the network.
+    """
+    companion = COMPANIONS.get(format, "")
+    network = conversion.deployment.network
+    try:
+        with atomic(path, companion) as temporary:
+            WRITERS[format](temporary, conversion, precision)
+            parity = check_parity(network, open_exported(temporary, format, shown=path), images, precision, path)
+    except OSError as error:
+        raise ExportError(
+            f"'{path}' cannot be written ({error.strerror or error}); nothing was left behind: free the disk or give "
+            "another path"
+        ) from error
+    written = [path, *([path.with_suffix(companion)] if companion else [])]
+    size = sum(file.stat().st_size for file in written)
+    exported = Exported(path, format, precision, size, conversion.deployment.feature_dim, parity)
+    logger.info("%s", exported)
+    return exported
+
+
+def format_of(path: str | Path, format: str = "") -> str:
+    """The format that is asked for, or that a path's suffix stands for.
+
+    Raises:
+        ConfigError: no such format, or a suffix that stands for none.
+    """
+    if format:
+        if format not in WRITERS:
+            raise ConfigError(f"format of an export is '{format}'; allowed: {', '.join(FORMATS)}")
+        return format
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        known = ", ".join(f"{name} ({kind})" for name, kind in SUFFIXES.items())
+        raise ConfigError(f"the suffix '{suffix}' of '{path}' stands for no format; known: {known}; or name the format")
+    return SUFFIXES[suffix]
+
+
+def check_writable(path: Path) -> None:
+    """Raises ``ExportError`` where a file cannot be written, before anything is computed for it."""
+    if path.is_dir():
+        raise ExportError(f"'{path}' is a folder; give the path of a file in it")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        what = "is not writable" if folder.is_dir() else "is a file, not a folder"
+        raise ExportError(f"'{path}' cannot be written: '{folder}' {what}; give another path")
+
+
+def _checked_format(path: Path, format: str, precision: str, opset: int) -> str:
+    format = format_of(path, format)
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision of an export is '{precision}'; allowed: {', '.join(PRECISIONS)}")
+    if precision == "int8" and format == "torchscript":
+        raise ConfigError("TorchScript is not written in int8; choose the format onnx or openvino, or fp16")
+    if not (isinstance(opset, int) and OPSETS[0] <= opset <= OPSETS[1]):
+        raise ConfigError(f"opset of an export is {opset}; allowed: {OPSETS[0]} to {OPSETS[1]}")
+    if format == "openvino" and path.suffix != ".xml":
+        raise ConfigError(f"OpenVINO finds the weights by the suffix; give '{path.stem}.xml', not '{path.name}'")
+    require(format, f"format '{format}'", *(["onnxruntime"] if precision == "int8" else []))
+    return format
+
+
+def _spread(batches: Sequence[Tensor]) -> list[Tensor]:
+    """A few of the images that calibrated, from first to last, in batches of different sizes."""
+    images = torch.cat(list(batches)) if batches else torch.empty(0)
+    few = images[torch.linspace(0, max(len(images) - 1, 0), min(len(images), _PARITY_IMAGES)).long()]
+    return [part for part in (few[:1], few[1:4], few[4:]) if len(part)]

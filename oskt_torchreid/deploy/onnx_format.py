@@ -1,0 +1,152 @@
+"""Networks in ONNX's format: torch's own exporter over a traced program, half precision, metadata."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch._decomp import decomposition_table
+from torch.export import Dim, ExportedProgram
+
+from ..errors import ExportError
+from .deployment import INPUT, OUTPUT
+from .packages import package, silence
+
+OPSET = 18
+PRODUCER = "oskt_torchreid"
+_EXAMPLES = 2  # images of the traced batch; one would be taken for a length that never changes
+
+
+def to_onnx(network: nn.Module, input_size: tuple[int, int, int], opset: int = OPSET) -> Any:
+    """The network as an ONNX model whose batch size is free.
+
+    Args:
+        network: in evaluation, on the CPU, with one input and one output.
+        input_size: ``(channels, height, width)``.
+        opset: version of ONNX's operators.
+
+    Returns:
+        ``onnx.ModelProto``, weights inside; input ``images``, output ``features``.
+
+    Raises:
+        ExportError: code that depends on the values of tensors, or an operator that ONNX has not; names the operator
+            and the module that uses it.
+    """
+    images = torch.rand(_EXAMPLES, *input_size, generator=torch.Generator().manual_seed(0))
+    with silence():
+        program = _traced(network, images)
+        try:
+            converted = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                external_data=False,
+            )
+        except Exception as error:  # the exporter's own error types are private
+            raise ExportError(_refusal(program, error, f"ONNX's operators of version {opset}")) from error
+    model = converted.model_proto
+    written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if written != opset:  # the exporter converts from its own version, and keeps that where it cannot
+        raise ExportError(f"the network cannot be written with opset {opset}, only with {written}; ask for that")
+    _name_batch(model)
+    _strip(model)
+    return model
+
+
+def describe(model: Any, metadata: Mapping[str, str]) -> Any:
+    """Writes metadata into an ONNX model, in place, as its ``metadata_props``; returns it."""
+    model.producer_name = PRODUCER
+    package("onnx", "format 'onnx'").helper.set_model_props(model, dict(metadata))
+    return model
+
+
+def to_half(model: Any) -> Any:
+    """The ONNX model with weights and operators in half precision; images and features stay in single precision."""
+    package("onnxruntime", "precision 'fp16'")
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with silence():
+        return convert_float_to_float16(model, keep_io_types=True)
+
+
+def _traced(network: nn.Module, images: torch.Tensor) -> ExportedProgram:
+    try:
+        with torch.no_grad():
+            return torch.export.export(network, (images,), dynamic_shapes=({0: Dim.DYNAMIC},))
+    except Exception as error:  # torch.export raises many types
+        raise ExportError(
+            f"{type(network.network).__name__} cannot be traced for an export ({_first_line(error)}{_place(error)}); "
+            "code must not depend on the values of tensors, nor take the batch size for a plain number "
+            "(images.shape[0], not len(images))"
+        ) from error
+
+
+def _refusal(program: ExportedProgram, error: Exception, what: str) -> str:
+    """A message that names the operator and the module that an exporter stopped at."""
+    text = "\n".join(str(reason) for reason in _causes(error))
+    stopped = re.search(r"translating node %(\w+)", text)
+    for node in _decomposed_nodes(program) if stopped else ():
+        if node.name == stopped[1]:
+            operator = node.meta.get("original_aten") or node.target
+            return f"operator '{operator}' of {_owner(node)} is none of {what}; use others there"
+    missing = re.search(r"op='([\w.:]+)'", text)
+    return f"the network cannot be written with {what} ({f'operator {missing[1]}' if missing else _first_line(error)})"
+
+
+def _decomposed_nodes(program: ExportedProgram) -> Iterator[Any]:
+    """Operators of a program as it is, and taken apart as far as torch can, which gives exporters' names to nodes."""
+    yield from program.graph.nodes
+    with contextlib.suppress(Exception):  # there is an error to report anyway
+        yield from program.run_decompositions().graph.nodes
+        yield from program.run_decompositions(dict(decomposition_table)).graph.nodes
+
+
+def _owner(node: Any) -> str:
+    """The module whose own code calls an operator, by its name inside of the network that the user knows."""
+    name, kind = next(reversed((node.meta.get("nn_module_stack") or {"": ("", "")}).values()))
+    name = name.removeprefix("network").removeprefix(".")
+    kind = kind if isinstance(kind, str) else kind.__qualname__
+    return f"module '{name}' ({kind.rpartition('.')[2]})" if name else "the network's own code"
+
+
+def _place(error: Exception) -> str:
+    """The line of code at which tracing stopped, where the error says so."""
+    lines = re.findall(r'File "([^"]+)", line (\d+), in .*\n\s+(.+)', str(error))
+    return "".join(f"; at {path.rpartition('/')[2]}:{line}: {code}" for path, line, code in lines[-1:])
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _first_line(error: Exception) -> str:
+    """The first line that says something; torch's own reports of a violated batch size begin with a headline."""
+    lines = [line.strip(" -") for line in str(error).strip().splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return next((line for line in lines if "specialized it to be a constant" in line), lines[0])
+
+
+def _strip(model: Any) -> None:
+    """Takes out, in place, where in whose code each operator came from: more bytes than a small student's weights."""
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+
+
+def _name_batch(model: Any) -> None:
+    """Calls the free length of the batch ``batch`` instead of a symbol that torch made up."""
+    symbol = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for length in value.type.tensor_type.shape.dim:
+            if symbol and length.dim_param == symbol:
+                length.dim_param = "batch"

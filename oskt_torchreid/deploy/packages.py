@@ -1,0 +1,57 @@
+"""Packages that only deployment needs, that may not be installed, and that talk too much."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from importlib import import_module
+from types import ModuleType
+
+from ..errors import ConfigError
+
+EXTRA = "pip install 'oskt_torchreid[export]'"
+NEEDS = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "onnxruntime": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+}
+
+
+def require(what: str, purpose: str, *more: str) -> None:
+    """Raises ``ConfigError`` unless the packages that something needs can be imported.
+
+    Args:
+        what: a format or backend; one that is not in ``NEEDS`` needs none.
+        purpose: what they are needed for, as the message begins: ``"backend 'openvino'"``.
+        more: further packages.
+    """
+    for name in (*NEEDS.get(what, ()), *more):
+        package(name, purpose)
+
+
+def package(name: str, purpose: str) -> ModuleType:
+    """An optional package; a missing one raises ``ConfigError``, which says what to install."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        missing = error.name or name
+        raise ConfigError(f"{purpose} needs the package '{missing}'; install the extra: {EXTRA}") from error
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Keeps what exporters report of their progress, to stdout and otherwise, from the user."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "onnxruntime")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)

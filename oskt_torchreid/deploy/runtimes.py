@@ -1,0 +1,117 @@
+"""Exported networks inside the programs that run them: ONNX Runtime, OpenVINO, torch's own script interpreter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, ExportError
+from .deployment import INPUT
+from .packages import package, silence
+from .parity import Run
+
+METADATA_FILE = "metadata.json"  # inside of a TorchScript archive
+SECTION = "oskt"  # of an OpenVINO network's rt_info
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def open_exported(path: str | Path, format: str, threads: int = 0, shown: str | Path = "") -> Run:
+    """A function of NumPy arrays that runs an exported file on the CPU.
+
+    Args:
+        path: file that ``export`` wrote.
+        format: ``onnx``, ``openvino`` or ``torchscript``.
+        threads: of one operator; 0: the runtime's choice. TorchScript runs with torch's own number.
+        shown: the file's name in messages, where it has another one for the while.
+
+    Returns:
+        Maps images ``[batch, channels, height, width]`` to features ``[batch, feature_dim]``, both single precision.
+
+    Raises:
+        ExportError: a file that the runtime cannot read.
+        ConfigError: the runtime is not installed.
+    """
+    try:
+        return {"onnx": run_onnx, "openvino": run_openvino, "torchscript": _run_torchscript}[format](str(path), threads)
+    except ConfigError:
+        raise
+    except Exception as error:  # each runtime has errors of its own
+        reason = str(error).strip().partition("\n")[0]
+        raise ExportError(f"'{shown or path}' cannot be opened ({reason}); export it again") from error
+
+
+def run_onnx(model: str | bytes, threads: int = 0, device: str = "cpu") -> Run:
+    """A function that runs a network in ONNX's format, a file or its content, in ONNX Runtime."""
+    onnxruntime = package("onnxruntime", "backend 'onnxruntime'")
+    provider = _PROVIDERS[device]
+    if provider not in onnxruntime.get_available_providers():
+        raise ConfigError(f"this onnxruntime has no {provider}; install onnxruntime-gpu, or measure on 'cpu'")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors alone
+    session = onnxruntime.InferenceSession(model, options, providers=[provider])
+    return lambda images: session.run(None, {INPUT: images})[0]
+
+
+def run_openvino(model: str | bytes, threads: int = 0) -> Run:
+    """A function that runs a network, a file of IR or the content of one in ONNX's format, in OpenVINO on the CPU.
+
+    Operators compute in single precision: by itself OpenVINO would take bfloat16 where the processor has it.
+    """
+    openvino = package("openvino", "backend 'openvino'")
+    settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": "f32"}
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = str(threads)
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(model), "CPU", settings)
+    request = compiled.create_infer_request()
+    return lambda images: request.infer({0: images})[0].copy()
+
+
+def _run_torchscript(path: str, threads: int) -> Run:
+    with silence():
+        module = torch.jit.load(path, map_location="cpu").eval()
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return module(torch.from_numpy(images)).numpy()
+
+    return run
+
+
+def read_metadata(path: str | Path, format: str) -> dict[str, Any]:
+    """What an exported file says of itself: input size, mean, std and more, see ``Deployment.metadata``."""
+    if format == "onnx":
+        properties = package("onnx", "format 'onnx'").load(str(path), load_external_data=False).metadata_props
+        texts = {entry.key: entry.value for entry in properties}
+    elif format == "openvino":
+        model = package("openvino", "format 'openvino'").Core().read_model(str(path))
+        entries = model.get_rt_info([SECTION]).value.items()
+        texts = {name: entry if isinstance(entry, str) else entry.value for name, entry in entries}
+    else:
+        files = {METADATA_FILE: ""}
+        with silence():
+            torch.jit.load(str(path), map_location="cpu", _extra_files=files)
+        texts = json.loads(files[METADATA_FILE])
+    return {name: json.loads(text) for name, text in texts.items()}
+
+
+class ExportedNetwork(nn.Module):
+    """An exported file in the place of its network, so that torchreid's engines can evaluate it.
+
+    Args:
+        run: what ``open_exported`` gave.
+    """
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features ``[batch, feature_dim]`` of images ``[batch, channels, height, width]``, on their device."""
+        return torch.from_numpy(self.run(images.float().contiguous().cpu().numpy())).to(images.device)

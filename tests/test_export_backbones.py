@@ -1,0 +1,50 @@
+"""Exports of backbones and of their students, those whose own code is adapted included."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import vits
+from backbones import build, input_size
+from chains import arbitrary_chain
+
+import oskt_torchreid as oskt
+from oskt_torchreid.deploy import open_exported
+from oskt_torchreid.report.exports import export_rows
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.slow
+
+
+def student_of(name):
+    if name == "vit":
+        return oskt.expand(arbitrary_chain(vits.tiny(), 0.5, vits.IMAGE), 0.5), vits.IMAGE
+    size = input_size(name)
+    return oskt.expand(arbitrary_chain(build(name), 0.4, size), 0.6), size
+
+
+@pytest.mark.parametrize("name", ["osnet_x0_25", "osnet_ibn_x1_0", "shufflenet_v2_x0_5", "hacnn", "vit"])
+def test_a_student_exported(name, tmp_path):
+    """ShuffleNet's channels are routed by index buffers, HA-CNN has weights of a mean over channels."""
+    student, size = student_of(name)
+    images = torch.randn(5, *size)
+    with torch.no_grad():
+        expected = student(images).numpy()
+    # HA-CNN's own code makes tensors whose first length a trace takes for a number.
+    for suffix in ("onnx", "torchscript") if name != "hacnn" else ("onnx",):
+        exported = oskt.export(student, tmp_path / f"student.{suffix}")
+        assert exported.parity.relative < 1e-4 and exported.parity.confused == 0
+        found = open_exported(exported.path, exported.format)(images.numpy())
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_row_of_the_table_of_exports():
+    pytest.importorskip("openvino")
+    (row,) = export_rows(["shufflenet_v2_x0_5"])
+    assert row[0] == "shufflenet_v2_x0_5" and row[1] == "256x128" and row[3] == "1024"
+    for cell in row[4:]:
+        assert " MB, " in cell, cell
+        size, parity = cell.split(" MB, ")
+        assert 1 < float(size) < 8 and float(parity) < 1e-4
