@@ -4,6 +4,7 @@ python tools/benchmark.py refine      one refinement step against one of the tea
 python tools/benchmark.py expand      expansion from a loaded chain
 python tools/benchmark.py accuracy --config-file configs/comparison/resnet18.yaml
 python tools/benchmark.py views       drawing the sets of a batch, beside a scan of the data set
+python tools/benchmark.py rank        evaluation at the sizes of Market-1501 and MSMT17, beside torchreid's
 python tools/benchmark.py untrained log/oskt_osnet/chain.safetensors --config-file configs/oskt_osnet.yaml
 """
 
@@ -25,7 +26,7 @@ from oskt_torchreid.models import backbone_names  # noqa: E402
 from oskt_torchreid.oskt.chain import WeightChain  # noqa: E402
 from oskt_torchreid.pipeline import untrained_table  # noqa: E402
 from oskt_torchreid.pipeline.comparison import compare  # noqa: E402
-from oskt_torchreid.report import benchmark, benchmark_views  # noqa: E402
+from oskt_torchreid.report import benchmark, benchmark_rank, benchmark_views  # noqa: E402
 from oskt_torchreid.report.comparison import MARKDOWN_NAME  # noqa: E402
 
 MEGABYTE = 2**20
@@ -92,6 +93,33 @@ def show_views(arguments: argparse.Namespace) -> None:
     print(tabulate(rows, headers=("strategy", "ms per batch"), disable_numparse=True, stralign="right"))
 
 
+def show_rank(arguments: argparse.Namespace) -> None:
+    """Prints what ranking costs beside torchreid's, and what a large gallery costs."""
+    market, msmt = benchmark_rank.MARKET1501, benchmark_rank.MSMT17
+    rows = []
+    if not arguments.no_large:
+        rows.append((msmt, benchmark_rank.measure_memory(msmt)))
+    if arguments.rerank:
+        rows.append((market, benchmark_rank.measure_memory(market, rerank=True)))
+    theirs, ours, ordering = benchmark_rank.compare_with_torchreid(market)
+    rows += [(market, cost) for cost in (theirs, ours, ordering)]
+    table = [
+        (
+            f"{size.queries:,} x {size.gallery:,}",
+            cost.name,
+            f"{cost.seconds:.2f}",
+            f"{cost.extra_bytes / MEGABYTE:.0f}" if cost.extra_bytes else "-",
+            f"{100 * cost.mean_ap:.4f}" if cost.mean_ap else "-",
+            f"{100 * cost.rank1:.4f}" if cost.rank1 else "-",
+        )
+        for size, cost in rows
+    ]
+    print(f"ranking, {torch.get_num_threads()} threads")
+    headers = ("queries x gallery", "way", "s", "extra MB", "mAP", "rank-1")
+    print(tabulate(table, headers=headers, disable_numparse=True, stralign="right"))
+    print(f"{theirs.seconds / ours.seconds:.0f} times as fast as torchreid's Python evaluation")
+
+
 def show_untrained(arguments: argparse.Namespace) -> None:
     """Prints the mAP of students as they are expanded, by choice of statistics and distance."""
     config = load_config(arguments.config_file, arguments.options, {"data.root": arguments.root})
@@ -134,6 +162,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     views.add_argument("--views", type=_positive, default=8, help="frames of a set (default: 8)")
     views.add_argument("--rounds", type=_positive, default=30, help="timed batches (default: 30)")
     views.set_defaults(run=show_views)
+    ranked = commands.add_parser("rank", help="evaluation at the sizes of Market-1501 and MSMT17")
+    ranked.add_argument("--no-large", action="store_true", help="leave out the size of MSMT17")
+    ranked.add_argument("--rerank", action="store_true", help="also k-reciprocal re-ranking at Market-1501's size")
+    ranked.set_defaults(run=show_rank)
     untrained = commands.add_parser("untrained", help="mAP of a chain's students before any fine-tuning")
     untrained.add_argument("chain", help="file that WeightChain.save or tools/main.py wrote")
     untrained.add_argument("--options", nargs="*", default=[], help="KEY VALUE or KEY=VALUE, as in the YAML")

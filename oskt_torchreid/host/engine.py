@@ -20,10 +20,11 @@ from tqdm import tqdm
 from ..errors import TrainingError
 from ..files import load_checkpoint, save_checkpoint
 from .compat import device, quiet, torchreid
+from .evaluation import evaluate_target
 from .losses import ReidLoss
 from .models import check_state_dict, parse_outputs, state_dict_of
 from .progress import ProgressLoader, batch_bar
-from .ranking import REPORTED_RANKS, recorded_ranking
+from .ranking import REPORTED_RANKS, Ranking
 
 LAST_GOOD = "model.pth.tar-last"
 
@@ -76,6 +77,7 @@ class TransferEngine(torchreid.engine.Engine):
         self._run_folder: Path | None = None  # while a run trains
         self._kept_epoch = 0  # epochs behind the state that the run keeps; 0: none yet
         self._test_bar: tqdm | None = None  # while an evaluation runs
+        self._rankings: list[Ranking] = []  # of the last evaluation, one per target
         self.model = model
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -253,18 +255,27 @@ class TransferEngine(torchreid.engine.Engine):
             Rank-1 of the last target, as a fraction.
         """
         batches = sum(len(loader) for parts in self.test_loader.values() for loader in parts.values())
-        with quiet(), recorded_ranking() as rankings, batch_bar(batches, "evaluation", leave=False) as self._test_bar:
+        self._rankings = []
+        with quiet(), batch_bar(batches, "evaluation", leave=False) as self._test_bar:
             try:
                 rank1 = super().test(*args, **kwargs)
             finally:
                 self._test_bar = None
-        for target, (cmc, mean_ap) in zip(self.test_loader, rankings, strict=True):
-            ranks = {f"rank{rank}": float(cmc[rank - 1]) for rank in REPORTED_RANKS}
-            self.results[target] = {"mAP": float(mean_ap), **ranks}
+        for target, ranking in zip(self.test_loader, self._rankings, strict=True):
+            ranks = {f"rank{rank}": ranking.at(rank) for rank in REPORTED_RANKS}
+            self.results[target] = {"mAP": float(ranking.mean_ap), **ranks}
         if self._run_folder is not None:
             first = next(iter(self.results.values()))
             self.curve.append({"epoch": self.epoch + 1, "mAP": first["mAP"], "rank1": first["rank1"]})
         return float(rank1)
+
+    def _evaluate(
+        self, dataset_name: str = "", query_loader: Any = None, gallery_loader: Any = None, **settings: Any
+    ) -> tuple[float, float]:
+        """What torchreid's `test` calls for every target; returns rank-1 and mAP as fractions."""
+        ranking = evaluate_target(self, dataset_name, query_loader, gallery_loader, **settings)
+        self._rankings.append(ranking)
+        return float(ranking.cmc[0]), float(ranking.mean_ap)
 
     def evaluate(self, **kwargs: Any) -> dict[str, float]:
         """Numbers of the first target as fractions: mAP, rank1, rank5, rank10, rank20.
