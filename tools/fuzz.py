@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from oskt_torchreid.zoo.fuzzing import Case, case_text, readers, run_case  # noqa: E402
+from oskt_torchreid.zoo.fuzzing import READERS, Case, case_text, reader, run_case  # noqa: E402
 
 BATCH = 250  # cases of one process
 
@@ -34,7 +34,8 @@ def prepare(memory: int) -> None:
     """Limits what a process can take, beyond what it has once every reader is ready, to some MB."""
     faulthandler.enable()
     torch.set_num_threads(1)
-    readers()
+    for name in READERS:
+        reader(name)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + memory * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

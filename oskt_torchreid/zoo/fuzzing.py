@@ -29,6 +29,7 @@ from .official import load_official_oskt, save_official
 
 IMAGE = (3, 32, 16)
 SECONDS = 60
+Made = tuple[dict[str, bytes], Callable[[Path], object]]
 LOADED = "loaded"
 _MOBILENET = "mobilenet"
 
@@ -75,12 +76,11 @@ class Case:
 
 
 @cache
-def readers() -> tuple[Reader, ...]:
-    """Every reader, each with small files that it reads."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        made = [_chain, _student, _checkpoint, _official_resnet, _official_vit, _official_vkd]
-        return tuple(make(folder / make.__name__.strip("_")) for make in made)
+def reader(name: str) -> Reader:
+    """A reader of ``READERS``, with small files that it reads."""
+    with tempfile.TemporaryDirectory() as folder:
+        content, read = READERS[name](Path(folder))
+    return Reader(name, content, read)
 
 
 def _network() -> nn.Module:
@@ -93,23 +93,23 @@ def _files_in(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def _chain(folder: Path) -> Reader:
+def _chain(folder: Path) -> Made:
     network = _network()
     WeightChain.from_teacher(network, 0.5, IMAGE).save(folder / "chain.safetensors")
 
     def read(place: Path) -> object:
         return expand(WeightChain.load(place / "chain.safetensors", model=network), 1.0)
 
-    return Reader("chain", _files_in(folder), read)
+    return _files_in(folder), read
 
 
-def _student(folder: Path) -> Reader:
+def _student(folder: Path) -> Made:
     network = _network()
     save_student(expand(WeightChain.from_teacher(network, 0.5, IMAGE), 0.75), folder / "student.pth")
-    return Reader("student", _files_in(folder), lambda place: load_student(place / "student.pth", model=network))
+    return _files_in(folder), lambda place: load_student(place / "student.pth", model=network)
 
 
-def _checkpoint(folder: Path) -> Reader:
+def _checkpoint(folder: Path) -> Made:
     """A checkpoint as torchreid writes it, which goes into a network that must not change in part."""
     content = {"state_dict": _network().state_dict(), "epoch": 3, "rank1": np.float32(0.5), "optimizer": {"lr": [0.1]}}
     files.save_checkpoint(folder / "model.pth.tar-3", content)
@@ -125,10 +125,10 @@ def _checkpoint(folder: Path) -> Reader:
             raise
         return network
 
-    return Reader("checkpoint", _files_in(folder), read)
+    return _files_in(folder), read
 
 
-def _official_resnet(folder: Path) -> Reader:
+def _official_resnet(folder: Path) -> Made:
     stock = models.build("resnet50", 3, "triplet")
     for stage in ("layer1", "layer2", "layer3", "layer4"):
         setattr(stock, stage, getattr(stock, stage)[:1])
@@ -136,7 +136,7 @@ def _official_resnet(folder: Path) -> Reader:
     narrow = {name: _narrowed(tensor) for name, tensor in model.state_dict().items()}
     teacher = rebuild(model, narrow).eval()
     save_official(WeightChain.from_teacher(teacher, 0.5, IMAGE), folder, teacher)
-    return Reader("official ResNet", _files_in(folder), load_official_oskt)
+    return _files_in(folder), load_official_oskt
 
 
 def _narrowed(tensor: Tensor) -> Tensor:
@@ -145,20 +145,20 @@ def _narrowed(tensor: Tensor) -> Tensor:
     return torch.rand(shape) + 0.5 if tensor.is_floating_point() else tensor
 
 
-def _official_vit(folder: Path) -> Reader:
+def _official_vit(folder: Path) -> Made:
     torch.manual_seed(0)
     teacher = VisionTransformer(3, "triplet", embed_dim=12, depth=1, num_heads=3, image_size=(64, 32)).eval()
     save_official(WeightChain.from_teacher(teacher, 0.5, input_size=(3, 64, 32)), folder, teacher)
-    return Reader("official ViT", _files_in(folder), load_official_oskt)
+    return _files_in(folder), load_official_oskt
 
 
-def _official_vkd(folder: Path) -> Reader:
+def _official_vkd(folder: Path) -> Made:
     torch.manual_seed(0)
     model = vkd_format.make_network(_MOBILENET, 3, "triplet")
     named = {vkd_format.official_name(name, model): tensor for name, tensor in model.state_dict().items()}
     files.save_checkpoint(folder / vkd_format.CHECKPOINTS / "chk_end", named)
     files.write_json(folder / vkd_format.SETTINGS, {"backbone_type": _MOBILENET, "num_classes": 3})
-    return Reader("official VKD", _files_in(folder), vkd_format.load_official_vkd)
+    return _files_in(folder), vkd_format.load_official_vkd
 
 
 # ---- cases -----------------------------------------------------------------------------------------------------------
@@ -174,21 +174,26 @@ def run_case(number: int, seed: int = 0, only: Sequence[str] = ()) -> Case:
     """
     random = Random(f"{seed}/{number}")
     torch.manual_seed(number)
-    candidates = [reader for reader in readers() if not only or reader.name in only]
-    reader = candidates[number % len(candidates)]
-    path = random.choice(sorted(reader.content))
+    names = only or tuple(READERS)
+    chosen = reader(names[number % len(names)])
+    path = random.choice(sorted(chosen.content))
     damages = damages_of(path)
     name = random.choice(sorted(damages))
-    content = damages[name](reader.content[path], random)
+    outcome, failure = read_damaged(chosen, path, damages[name](chosen.content[path], random))
+    return Case(number, chosen.name, name, outcome, failure)
+
+
+def read_damaged(chosen: Reader, path: str, content: bytes) -> tuple[str, str]:
+    """Has a reader read its files, one of which has another content; returns outcome and failure, see ``Case``."""
     with tempfile.TemporaryDirectory() as place, _working_in(place):
         folder = Path(place) / "files"
-        for other, whole in reader.content.items():
+        for other, whole in chosen.content.items():
             (folder / other).parent.mkdir(parents=True, exist_ok=True)
             (folder / other).write_bytes(content if other == path else whole)
-        outcome, failure = _outcome(reader, folder)
+        outcome, failure = _outcome(chosen, folder)
         if (Path(place) / damage.BOMB_FOLDER).exists():
             failure = "code of the file was run"
-    return Case(number, reader.name, name, outcome, failure)
+    return outcome, failure
 
 
 def damages_of(path: str) -> dict[str, damage.Damage]:
@@ -197,11 +202,11 @@ def damages_of(path: str) -> dict[str, damage.Damage]:
     return kinds.get(Path(path).suffix, damage.CHECKPOINT)
 
 
-def _outcome(reader: Reader, folder: Path) -> tuple[str, str]:
+def _outcome(chosen: Reader, folder: Path) -> tuple[str, str]:
     """Name of the typed error, or that there was none; and what went wrong."""
     try:
         with _timed():
-            reader.read(folder)
+            chosen.read(folder)
     except OsktError as error:
         return type(error).__name__, "" if str(error) else "an error without a message"
     except (Exception, Hang) as error:  # whatever it is, it is what is looked for here
@@ -231,6 +236,16 @@ def _working_in(folder: str) -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
+
+
+READERS = {
+    "chain": _chain,
+    "student": _student,
+    "checkpoint": _checkpoint,
+    "official ResNet": _official_resnet,
+    "official ViT": _official_vit,
+    "official VKD": _official_vkd,
+}
 
 
 def case_text(case: Case) -> str:
