@@ -1,4 +1,4 @@
-"""Files that were made to do harm, or were damaged: a typed error each, no code run, no memory taken, nothing in part."""
+"""Files made to do harm, or damaged: a typed error each, no code run, no memory taken, nothing loaded in part."""
 
 from __future__ import annotations
 
@@ -80,15 +80,14 @@ def test_the_bomb_would_go_off(tmp_path, monkeypatch):
 
 
 def test_depth_of_pickles():
-    deep = lambda count: b"\x80\x02N" + b"\x85" * count + b"."  # noqa: E731 - NONE, then TUPLE1 so many times
-    check_pickle(io.BytesIO(deep(DEEPEST_TUPLE)))
-    for bomb in (
-        deep(DEEPEST_TUPLE + 1),
-        b"\x80\x02N" + b"N\x86" * 40 + b".",
-        b"\x80\x02N" + b"\x85q\x00h\x00\x86" * 40 + b".",
-    ):
+    def nested(step, count):
+        return io.BytesIO(b"\x80\x02N" + step * count + b".")
+
+    one, two, again = b"\x85", b"N\x86", b"\x85q\x00h\x00\x86"  # TUPLE1; NONE TUPLE2; TUPLE1 BINPUT BINGET TUPLE2
+    check_pickle(nested(one, DEEPEST_TUPLE))
+    for step in (one, two, again):
         with pytest.raises(SuspectFile, match="nests tuples deeper"):
-            check_pickle(io.BytesIO(bomb))
+            check_pickle(nested(step, DEEPEST_TUPLE + 1))
     ordinary = pickle.dumps({"a": (1, (2, [(3,)])), "b": (1, 2)}, protocol=2)
     check_pickle(io.BytesIO(ordinary))
     with pytest.raises(SuspectFile, match="builtins.eval"):
