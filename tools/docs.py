@@ -22,11 +22,16 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 1 if a page is not current."""
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
-    parsed = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0, or 1 if a page is not current."""
+    parsed = parse_arguments(arguments)
     old = []
     for name, make in PAGES.items():
         path, text = ROOT / "docs" / name, make()

@@ -64,14 +64,19 @@ def run_cases(numbers: list[int], seed: int, memory: int) -> Iterator[tuple[list
                     yield from run_cases([number], seed, memory)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 1 if a case failed."""
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=1000, help="how many (default: 1000)")
     parser.add_argument("--first", type=int, default=0, help="number of the first one")
     parser.add_argument("--seed", type=int, default=0, help="another seed damages other places")
     parser.add_argument("--memory", type=int, default=1024, help="MB that reading may take (default: 1024)")
-    parsed = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0, or 1 if a case failed."""
+    parsed = parse_arguments(arguments)
     numbers = list(range(parsed.first, parsed.first + parsed.cases))
     start, cases, peak = time.perf_counter(), [], 0
     with tqdm(total=len(numbers), disable=None, unit="file") as bar:

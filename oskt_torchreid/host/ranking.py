@@ -74,7 +74,9 @@ def rank(
     0 and 1/2; the AP is 7/12 interpolated and ``((1/2 + 0) + (2/3 + 1/2)) / 4 = 5/12`` by trapezoids, and the CMC curve
     ``(0, 1, 1, 1)``.
     """
-    distances = distmat if torch.is_tensor(distmat) else torch.from_numpy(np.ascontiguousarray(distmat))
+    distances = distmat.detach() if torch.is_tensor(distmat) else torch.from_numpy(np.ascontiguousarray(distmat))
+    if distances.dtype in (torch.float16, torch.bfloat16):
+        distances = distances.float()  # which all that follows knows
     if distances.dim() != 2 or 0 in distances.shape:
         raise DataError(
             f"the distance matrix has shape {tuple(distances.shape)}; it must be [queries, gallery] with at least one "

@@ -96,7 +96,7 @@ class Reranking:
         halved = _reciprocal(neighbours[:, : int(np.around(k1 / 2)) + 1])
         shared = (reciprocal @ halved.T).multiply(reciprocal).tocsr()
         enough = shared.copy()
-        sizes = np.asarray(halved.sum(axis=1)).ravel()
+        sizes = np.asarray(halved.sum(axis=1), np.float64).ravel()
         enough.data = (shared.data > 2 / 3 * sizes[shared.indices]).astype(np.float32)
         expanded = (reciprocal + enough @ halved).tocsr()
         expanded.eliminate_zeros()

@@ -152,7 +152,7 @@ def _entry_of(name: str, thing: Any) -> list[str]:
 def _signature(thing: Any) -> str:
     """Names of the arguments and their defaults."""
     is_error = inspect.isclass(thing) and issubclass(thing, Exception)
-    if is_error or not callable(thing):
+    if is_error or not (inspect.isclass(thing) or inspect.isroutine(thing)):
         return ""
     signature = inspect.signature(thing)
     plain = [p.replace(annotation=p.empty) for name, p in signature.parameters.items() if name not in ("self", "cls")]

@@ -226,7 +226,7 @@ def checkpoint_values(content: bytes, random: Random) -> bytes:
     if way == 0 or not beside:
         return _saved(random.choice(([], {}, {"state_dict": {}}, {"state_dict": 3}, {3: torch.ones(1)}, None, [whole])))
     key = random.choice(sorted(beside))
-    whole[key] = damage_json(beside, random)[key] if way < 4 else random.choice(STRANGE)
+    whole[key] = damage_json(beside, random).get(key) if way < 4 else random.choice(STRANGE)
     return _saved(whole)
 
 

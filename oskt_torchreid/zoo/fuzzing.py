@@ -156,6 +156,7 @@ def _official_vkd(folder: Path) -> Made:
     torch.manual_seed(0)
     model = vkd_format.make_network(_MOBILENET, 3, "triplet")
     named = {vkd_format.official_name(name, model): tensor for name, tensor in model.state_dict().items()}
+    named.pop("", None)  # what has no place in the format
     files.save_checkpoint(folder / vkd_format.CHECKPOINTS / "chk_end", named)
     files.write_json(folder / vkd_format.SETTINGS, {"backbone_type": _MOBILENET, "num_classes": 3})
     return _files_in(folder), vkd_format.load_official_vkd
