@@ -18,9 +18,8 @@ from safetensors.torch import load, save
 from torch import nn
 
 from oskt_torchreid import files
-from oskt_torchreid.errors import ChainError, CheckpointError, ConfigError, OsktError, ZooError
+from oskt_torchreid.errors import ChainError, CheckpointError, ConfigError, GraphError, OsktError, ZooError
 from oskt_torchreid.file_checks import DEEPEST_TUPLE, LARGEST_HEADER, SuspectFile, check_pickle
-from oskt_torchreid.graph import GraphError
 from oskt_torchreid.graph.routing import check_split
 from oskt_torchreid.host import models
 from oskt_torchreid.models.backbone_weights import load_backbone_weights

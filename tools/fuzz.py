@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from oskt_torchreid.report.benchmark import process_memory  # noqa: E402
 from oskt_torchreid.zoo.fuzzing import READERS, Case, case_text, reader, run_case  # noqa: E402
 
 BATCH = 250  # cases of one process
@@ -42,10 +43,11 @@ def prepare(memory: int) -> None:
 
 
 def run_batch(numbers: list[int], seed: int) -> tuple[list[Case], int]:
-    """The cases, and by how many KB their peak exceeded what the process had before."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """The cases, and by how many bytes their peak exceeded what the process had before."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
+    before = process_memory("VmRSS")
     cases = [run_case(number, seed) for number in numbers]
-    return cases, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return cases, process_memory("VmHWM") - before
 
 
 def run_cases(numbers: list[int], seed: int, memory: int) -> Iterator[tuple[list[Case], int]]:
@@ -91,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = [(name, *(counts[name, outcome] for outcome in outcomes)) for name in names]
     print(tabulate(rows, headers=("reader", *outcomes)))
     seconds = time.perf_counter() - start
-    print(f"{len(cases)} damaged files, {len(failed)} failures, {seconds:.0f} s, {peak / 1024:.0f} MB more at most")
+    print(f"{len(cases)} damaged files, {len(failed)} failures, {seconds:.0f} s, {peak / 2**20:.0f} MB more at most")
     for case in failed:
         print(case_text(case))
     return 1 if failed else 0

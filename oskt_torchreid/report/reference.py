@@ -179,4 +179,4 @@ def _text_of(thing: Any) -> str:
             text.append(("  " if text[-1].startswith(("*", "  ")) and text[-1][-1] != "*" else "") + line.strip())
         else:
             text.append(line)
-    return textwrap.dedent("\n".join(text)).strip()
+    return re.sub(r"\n{3,}", "\n\n", textwrap.dedent("\n".join(text)).strip())

@@ -209,7 +209,7 @@ def checkpoint_tensors(content: bytes, random: Random) -> bytes:
         state[name] = torch.zeros(1).expand(shape)
     elif way == 1:
         empty = torch.empty(state[name].shape, device="meta")
-        sparse = torch.sparse_coo_tensor(size=(10**6, 10**6))
+        sparse = torch.sparse_coo_tensor(size=(10**6, 10**6), check_invariants=True)
         state[name] = random.choice((empty, sparse, state[name].to_sparse()))
     else:
         damaged = _damage_tensors(state, random)

@@ -74,7 +74,8 @@ def load_official_vkd(folder: str | Path, checkpoint: str = "", loss: str = "tri
     state = state_dict_of(files.load_checkpoint(path, ZooError), path)
     reader = StateReader(state, path, _NOTHING)
     if (found := reader.rows(f"{_HEAD['classifier']}.weight", 2)) != num_classes:
-        raise ZooError(f"'{path}' has {found} classes, '{folder / SETTINGS}' says {num_classes}; they belong apart")
+        settings = folder / SETTINGS
+        raise ZooError(f"'{path}' has {found} classes, '{settings}' says {num_classes}; the two do not belong together")
     model = make_network(backbone_type, num_classes, loss)
     own = model.state_dict()
     named = {name: official_name(name, model) for name in own}
