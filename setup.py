@@ -17,6 +17,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["oskt_torchreid", "oskt_torchreid.*"]),
+    package_data={"oskt_torchreid.zoo": ["catalogue.yaml"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.4",

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import ChainError, CheckpointError, ConfigError
+from .file_checks import LARGEST_JSON, SuspectFile, check_checkpoint, check_memory, check_safetensors, check_size
 
 METADATA_KEY = "oskt"
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}(\.[^.]*)?")  # as `atomic` names them
@@ -82,17 +84,18 @@ def load_tensors(path: str | Path, error: type[Exception] = ChainError) -> tuple
 
     Args:
         path: file to read.
-        error: type of the error for a missing, truncated or foreign file.
+        error: type of the error for a missing, truncated or foreign file, and one that announces more than it holds.
 
     Returns:
         (tensors on the CPU, metadata).
     """
     path = _existing(path, error)
     try:
+        check_safetensors(path)
         with safe_open(str(path), framework="pt") as file:
             metadata = (file.metadata() or {}).get(METADATA_KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as reason:
+    except (SafetensorError, SuspectFile, OSError, RuntimeError, ValueError, MemoryError) as reason:
         raise error(
             f"cannot read '{path}': not a whole safetensors file ({reason}); it may be truncated or of another format: "
             "write or copy it again"
@@ -116,7 +119,7 @@ def load_checkpoint(path: str | Path, error: type[Exception] = CheckpointError) 
     """Reads a `torch.save` file onto the CPU without running code from it.
 
     Tensors, plain containers and NumPy scalars are read: torchreid stores its rank-1 as a NumPy scalar, which
-    `torch.load` refuses by default.
+    `torch.load` refuses by default. What the file describes is compared with what it holds first, see `file_checks.py`.
 
     Args:
         path: file to read.
@@ -124,8 +127,12 @@ def load_checkpoint(path: str | Path, error: type[Exception] = CheckpointError) 
     """
     path = _existing(path, error)
     try:
-        with torch.serialization.safe_globals(_numpy_scalar_globals()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        check_checkpoint(path)
+        with torch.serialization.safe_globals(numpy_scalar_globals()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is refused in the next line
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        check_memory(content, path.stat().st_size)
+        return content
     except Exception as reason:  # torch.load raises nearly any type for a damaged file
         raise error(
             f"cannot read '{path}': damaged, or it holds more than tensors, plain containers and NumPy scalars "
@@ -141,9 +148,14 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def read_json(path: str | Path, error: type[Exception] = ConfigError) -> Any:
-    """Reads JSON; a missing or damaged file raises `error`."""
+    """Reads JSON; a missing, damaged or far too long file raises `error`."""
     path = _existing(path, error)
-    return _parse_json(path.read_text(encoding="utf-8"), path, error)
+    try:
+        check_size(path, LARGEST_JSON)
+        text = path.read_text(encoding="utf-8")
+    except (SuspectFile, OSError, UnicodeDecodeError) as reason:
+        raise error(f"cannot read '{path}' as JSON: {reason}; write it again") from reason
+    return _parse_json(text, path, error)
 
 
 def sha256(path: str | Path) -> str:
@@ -170,8 +182,8 @@ def _existing(path: str | Path, error: type[Exception]) -> Path:
 def _parse_json(text: str, path: Path, error: type[Exception]) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as reason:
-        raise error(f"'{path}' holds damaged JSON ({reason}); write it again") from reason
+    except (ValueError, RecursionError, MemoryError) as reason:  # too long a number, too deep a nesting
+        raise error(f"'{path}' holds damaged JSON ({_first_line(reason)}); write it again") from reason
 
 
 def _flush(path: Path) -> None:
@@ -183,7 +195,7 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _numpy_scalar_globals() -> list[Any]:
+def numpy_scalar_globals() -> list[Any]:
     """What unpickling a NumPy scalar needs, under the names of NumPy 1 and 2."""
     scalar = np.float32(0).__reduce__()[0]
     types = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")}

@@ -9,6 +9,7 @@ from torch import nn
 
 from oskt_torchreid.files import load_checkpoint
 from oskt_torchreid.host.compat import host_table, torchreid
+from oskt_torchreid.host.evaluation import evaluate_target
 
 ENGINE = torchreid.engine.Engine
 
@@ -73,8 +74,10 @@ def test_the_loop_calls_what_the_engine_overrides():
     assert "self._evaluate(" in test
 
 
-def test_evaluation_reaches_the_ranking_through_the_metrics_module():
-    assert inspect.unwrap(ENGINE._evaluate).__globals__["metrics"] is torchreid.metrics
+def test_evaluation_is_given_its_settings_by_name():
+    theirs = inspect.signature(inspect.unwrap(ENGINE._evaluate)).parameters
+    assert list(theirs)[1:] == list(inspect.signature(evaluate_target).parameters)[1:]
+    assert "dataset_name=name" in inspect.getsource(ENGINE.test)
 
 
 def test_short_galleries_break_the_ranking():

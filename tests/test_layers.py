@@ -11,6 +11,7 @@ PACKAGE = "oskt_torchreid"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 LAYERS = {
     "errors": 0,
+    "file_checks": 0,
     "files": 0,
     "registry": 1,
     "config": 1,

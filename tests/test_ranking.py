@@ -7,6 +7,8 @@ import torch
 from oskt_torchreid import ConfigError, DataError, rank
 from oskt_torchreid.host import ranking
 from oskt_torchreid.host.compat import torchreid
+from oskt_torchreid.host.ranking import rank_features
+from oskt_torchreid.host.reranking import Reranking
 
 
 def test_four_entries_by_hand():
@@ -30,7 +32,7 @@ def test_own_camera_is_left_out_and_queries_without_match_count_for_nothing():
 @pytest.mark.parametrize("tied", [False, True])
 def test_torchreids_numbers(seed, tied, monkeypatch):
     """On random labels, some queries without a match, and distances of which many are equal."""
-    monkeypatch.setattr(ranking, "_PAIRS_AT_ONCE", 400)  # several chunks
+    monkeypatch.setattr(ranking, "PAIRS_AT_ONCE", 400)  # several chunks
     random = np.random.default_rng(seed)
     queries, gallery = 23, 90
     distances = random.random((queries, gallery))
@@ -43,6 +45,50 @@ def test_torchreids_numbers(seed, tied, monkeypatch):
     assert found.mean_ap == pytest.approx(mean_ap, abs=1e-6)
     trapezoid = rank(distances, *labels, ap="trapezoid")
     assert np.array_equal(trapezoid.cmc, found.cmc) and trapezoid.mean_ap != pytest.approx(found.mean_ap, abs=1e-3)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_features_in_parts_give_torchreids_numbers(metric, monkeypatch):
+    """Galleries shorter than the CMC curve, without cameras in common, so that torchreid's curves are equally long."""
+    random = torch.Generator().manual_seed(0)
+    queries, gallery = (torch.randn(count, 8, generator=random) for count in (20, 30))
+    labels = [torch.randint(0, 5, (count,), generator=random).numpy() for count in (20, 30)]
+    labels += [np.zeros(20, int), np.ones(30, int)]
+    distances = torchreid.metrics.compute_distance_matrix(queries, gallery, metric).numpy()
+    cmc, mean_ap = torchreid.metrics.evaluate_rank(distances, *labels, use_cython=False)
+    monkeypatch.setattr(ranking, "PAIRS_AT_ONCE", 100)
+    found = rank_features(queries, gallery, labels, metric, ("interpolated", "trapezoid"))
+    np.testing.assert_allclose(found["interpolated"].cmc, cmc, atol=1e-6)
+    assert found["interpolated"].mean_ap == pytest.approx(mean_ap, abs=1e-6)
+    assert found["trapezoid"].mean_ap == pytest.approx(rank(distances, *labels, ap="trapezoid").mean_ap, abs=1e-6)
+    assert found["interpolated"].at(1) == cmc[0] and found["interpolated"].at(50) == cmc[-1]
+
+
+@pytest.mark.parametrize(("k1", "k2"), [(20, 6), (5, 1), (7, 3), (60, 6)])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_reranking_gives_torchreids_distances(k1, k2, metric, monkeypatch):
+    random = torch.Generator().manual_seed(1)
+    centers = torch.randn(6, 8, generator=random)
+    queries, gallery = (
+        centers[torch.randint(0, 6, (count,), generator=random)] + 0.5 * torch.randn(count, 8, generator=random)
+        for count in (15, 40)
+    )
+    pairs = ((queries, gallery), (queries, queries), (gallery, gallery))
+    matrices = [torchreid.metrics.compute_distance_matrix(*pair, metric).numpy() for pair in pairs]
+    expected = torchreid.utils.re_ranking(*matrices, k1=k1, k2=k2, lambda_value=0.3)
+    monkeypatch.setattr(ranking, "PAIRS_AT_ONCE", 200)
+    found = Reranking(queries, gallery, metric, k1, k2).matrix()
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert (np.abs(found - matrices[0]) > 0.01).any()
+
+
+def test_settings_that_cannot_be():
+    with pytest.raises(ConfigError, match="distance is 'manhattan'; allowed: euclidean, cosine"):
+        rank_features(torch.ones(2, 2), torch.ones(2, 2), ([0], [0], None, None), "manhattan")
+    with pytest.raises(ConfigError, match="re-ranking has k1=0, k2=6, weight=0.3"):
+        Reranking(torch.ones(2, 2), torch.ones(2, 2), k1=0)
+    with pytest.raises(DataError, match="there are 0 queries and 2 gallery entries"):
+        rank_features(torch.ones(0, 2), torch.ones(2, 2), ([], [0, 1], None, None))
 
 
 @pytest.mark.parametrize(

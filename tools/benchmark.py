@@ -7,6 +7,7 @@ python tools/benchmark.py views       drawing the sets of a batch, beside a scan
 python tools/benchmark.py vkd-ablation --config-file configs/vkd_synthped.yaml
 python tools/benchmark.py vkd         one step of distillation against a teacher's forward pass and a student's step
 python tools/benchmark.py latency log/oskt_osnet
+python tools/benchmark.py rank        evaluation at the sizes of Market-1501 and MSMT17, beside torchreid's
 python tools/benchmark.py untrained log/oskt_osnet/chain.safetensors --config-file configs/oskt_osnet.yaml
 """
 
@@ -30,8 +31,8 @@ from oskt_torchreid.oskt.chain import WeightChain  # noqa: E402
 from oskt_torchreid.pipeline import ablate, untrained_table  # noqa: E402
 from oskt_torchreid.pipeline.ablation import TERMS  # noqa: E402
 from oskt_torchreid.pipeline.comparison import compare  # noqa: E402
-from oskt_torchreid.report import ablation, benchmark, benchmark_sets, benchmark_views  # noqa: E402
 from oskt_torchreid.pipeline.latency import Setting, measure_run  # noqa: E402
+from oskt_torchreid.report import ablation, benchmark, benchmark_rank, benchmark_sets, benchmark_views  # noqa: E402
 from oskt_torchreid.report.comparison import MARKDOWN_NAME  # noqa: E402
 from oskt_torchreid.report.latency import latency_table, write_latency  # noqa: E402
 
@@ -137,6 +138,33 @@ def show_latency(arguments: argparse.Namespace) -> None:
     print(f"written to {arguments.output or arguments.folder}")
 
 
+def show_rank(arguments: argparse.Namespace) -> None:
+    """Prints what ranking costs beside torchreid's, and what a large gallery costs."""
+    market, msmt = benchmark_rank.MARKET1501, benchmark_rank.MSMT17
+    rows = []
+    if not arguments.no_large:
+        rows.append((msmt, benchmark_rank.measure_memory(msmt)))
+    if arguments.rerank:
+        rows.append((market, benchmark_rank.measure_memory(market, rerank=True)))
+    theirs, ours, ordering = benchmark_rank.compare_with_torchreid(market)
+    rows += [(market, cost) for cost in (theirs, ours, ordering)]
+    table = [
+        (
+            f"{size.queries:,} x {size.gallery:,}",
+            cost.name,
+            f"{cost.seconds:.2f}",
+            f"{cost.extra_bytes / MEGABYTE:.0f}" if cost.extra_bytes else "-",
+            f"{100 * cost.mean_ap:.4f}" if cost.mean_ap else "-",
+            f"{100 * cost.rank1:.4f}" if cost.rank1 else "-",
+        )
+        for size, cost in rows
+    ]
+    print(f"ranking, {torch.get_num_threads()} threads")
+    headers = ("queries x gallery", "way", "s", "extra MB", "mAP", "rank-1")
+    print(tabulate(table, headers=headers, disable_numparse=True, stralign="right"))
+    print(f"{theirs.seconds / ours.seconds:.0f} times as fast as torchreid's Python evaluation")
+
+
 def show_untrained(arguments: argparse.Namespace) -> None:
     """Prints the mAP of students as they are expanded, by choice of statistics and distance."""
     config = load_config(arguments.config_file, arguments.options, {"data.root": arguments.root})
@@ -209,6 +237,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     latency.add_argument("--rounds", type=_positive, default=15, help="timed batches of each kind (default: 15)")
     latency.add_argument("--output", default="", help="folder for table and picture (default: the run's)")
     latency.set_defaults(run=show_latency)
+    ranked = commands.add_parser("rank", help="evaluation at the sizes of Market-1501 and MSMT17")
+    ranked.add_argument("--no-large", action="store_true", help="leave out the size of MSMT17")
+    ranked.add_argument("--rerank", action="store_true", help="also k-reciprocal re-ranking at Market-1501's size")
+    ranked.set_defaults(run=show_rank)
     untrained = commands.add_parser("untrained", help="mAP of a chain's students before any fine-tuning")
     untrained.add_argument("chain", help="file that WeightChain.save or tools/main.py wrote")
     untrained.add_argument("--options", nargs="*", default=[], help="KEY VALUE or KEY=VALUE, as in the YAML")

@@ -183,6 +183,7 @@ def restore_code(model: nn.Module, code: Mapping, shapes: Mapping[str, tuple]) -
     student = rebuild(model, {})
     try:
         for module, attribute, length in code.get("splits", ()):
+            check_split(student.get_submodule(module), attribute)
             setattr(student.get_submodule(module), attribute, int(length))
         for name, calls, reads, ordered in code.get("routes", ()):
             names = [f"{name}.route_{number}" if has_order else "" for number, has_order in enumerate(ordered)]
@@ -190,6 +191,26 @@ def restore_code(model: nn.Module, code: Mapping, shapes: Mapping[str, tuple]) -
             _replace(student, name, Routed(student.get_submodule(name), calls, reads, orders))
         for name in code.get("weighted", ()):
             _set_weights(student.get_submodule(name), torch.empty(shapes[f"{name}.{WEIGHT}"]))
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError, IndexError) as error:
         raise GraphError(f"the description of the student's code is not one of this network: {error}") from error
     return student
+
+
+def check_split(module: nn.Module, attribute: str) -> None:
+    """Raises ``GraphError`` unless a module has such a number: nothing else may be replaced by what a file says."""
+    if type(vars(module).get(attribute)) is not int:
+        raise GraphError(f"{type(module).__name__} has no number '{attribute}' that says where channels part")
+
+
+def check_code_fits(model: nn.Module, graph: ChannelGraph) -> None:
+    """Raises ``GraphError`` unless a network has every module and number that a stored graph adapts."""
+    try:
+        for split in graph.splits:
+            check_split(model.get_submodule(split.module), split.attribute)
+        for route in graph.routes:
+            for call in route.calls:
+                model.get_submodule(route.module).get_submodule(call)
+        for part in (*graph.reductions, *graph.norms, *graph.attentions):
+            model.get_submodule(part.module)
+    except AttributeError as error:
+        raise GraphError(f"the channel graph belongs to another network: {error}") from error

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from ..errors import GraphError
+from ..file_checks import is_possible_image
 from .types import Attention, ChannelGraph, ChannelGroup, ChannelNorm, Reduction, Route, SplitPoint, Tie
 
 
@@ -60,6 +61,7 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
 def from_arrays(arrays: Mapping[str, np.ndarray], description: Mapping) -> ChannelGraph:
     """Inverse of ``to_arrays``; checks that sizes and ids agree and raises ``GraphError`` where they do not."""
     try:
+        _check_arrays(arrays)
         shapes = [(int(blocks), int(length)) for blocks, length in description["axes"]]
         axes = _cut(arrays["axes"], [blocks * length for blocks, length in shapes])
         axes = [axis.reshape(shape) for axis, shape in zip(axes, shapes, strict=True)]
@@ -82,14 +84,22 @@ def from_arrays(arrays: Mapping[str, np.ndarray], description: Mapping) -> Chann
             _norms(arrays["norms"], description["norms"]),
             _attentions(arrays["attentions"], arrays["attended"], description["attentions"]),
         )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError, IndexError) as error:
         raise GraphError(f"the stored channel graph is damaged ({type(error).__name__}: {error})") from error
+    if not is_possible_image(graph.input_size):
+        raise GraphError(f"the stored channel graph is damaged (its images are {graph.input_size})")
     _check_ids(graph)
     for route in graph.routes:
         _check_route(route)
     for attention in graph.attentions:
         _check_attention(graph, attention)
     return graph
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        if array.dtype != np.int32 or array.ndim != 1:
+            raise ValueError(f"'{name}' is a {array.ndim}-dimensional array of {array.dtype}, not a list of int32")
 
 
 def _splits(joined: np.ndarray, entries: list) -> tuple[SplitPoint, ...]:

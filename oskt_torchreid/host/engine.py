@@ -21,10 +21,11 @@ from tqdm import tqdm
 from ..errors import TrainingError
 from .compat import quiet, torchreid
 from .distributed import agree, average, features_by_shares, process_count, whole_batch
+from .evaluation import evaluate_target
 from .losses import ReidLoss
 from .models import parse_outputs
 from .progress import batch_bar
-from .ranking import REPORTED_RANKS, recorded_ranking
+from .ranking import REPORTED_RANKS, Ranking
 from .resumable import LAST_GOOD, ResumableEngine
 
 
@@ -72,6 +73,7 @@ class TransferEngine(ResumableEngine):
         self._frozen_parameters: list[nn.Parameter] = []
         self._frozen_modules: list[nn.Module] = []
         self._test_bar: tqdm | None = None  # while an evaluation runs
+        self._rankings: list[Ranking] = []  # of the last evaluation, one per target
         self.model = model
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -235,18 +237,27 @@ class TransferEngine(ResumableEngine):
             Rank-1 of the last target, as a fraction.
         """
         batches = sum(len(loader) for parts in self.test_loader.values() for loader in parts.values())
-        with quiet(), recorded_ranking() as rankings, batch_bar(batches, "evaluation", leave=False) as self._test_bar:
+        self._rankings = []
+        with quiet(), batch_bar(batches, "evaluation", leave=False) as self._test_bar:
             try:
                 rank1 = super().test(*args, **kwargs)
             finally:
                 self._test_bar = None
-        for target, (cmc, mean_ap) in zip(self.test_loader, rankings, strict=True):
-            ranks = {f"rank{rank}": float(cmc[rank - 1]) for rank in REPORTED_RANKS}
-            self.results[target] = {"mAP": float(mean_ap), **ranks}
+        for target, ranking in zip(self.test_loader, self._rankings, strict=True):
+            ranks = {f"rank{rank}": ranking.at(rank) for rank in REPORTED_RANKS}
+            self.results[target] = {"mAP": float(ranking.mean_ap), **ranks}
         if self._run_folder is not None:
             first = next(iter(self.results.values()))
             self.curve.append({"epoch": self.epoch + 1, "mAP": first["mAP"], "rank1": first["rank1"]})
         return float(rank1)
+
+    def _evaluate(
+        self, dataset_name: str = "", query_loader: Any = None, gallery_loader: Any = None, **settings: Any
+    ) -> tuple[float, float]:
+        """What torchreid's `test` calls for every target; returns rank-1 and mAP as fractions."""
+        ranking = evaluate_target(self, dataset_name, query_loader, gallery_loader, **settings)
+        self._rankings.append(ranking)
+        return float(ranking.cmc[0]), float(ranking.mean_ap)
 
     def evaluate(self, **kwargs: Any) -> dict[str, float]:
         """Numbers of the first target as fractions: mAP, rank1, rank5, rank10, rank20.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
+from ..file_checks import fault_of
 from ..files import load_checkpoint
 from ..registry import nearest
 from .compat import host_table, quiet, torchreid
@@ -300,20 +301,24 @@ def state_dict_of(content: Any, path: str | Path) -> dict[str, Tensor]:
         CheckpointError: there is none.
     """
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not state or not all(torch.is_tensor(value) for value in state.values()):
+    if not isinstance(state, Mapping) or not state or not all(_is_named_tensor(*item) for item in state.items()):
         raise CheckpointError(
             f"'{path}' holds no state dict; expected a mapping of names to tensors, alone or under 'state_dict'"
         )
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
+def _is_named_tensor(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and torch.is_tensor(value)
+
+
 def check_state_dict(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, target: str, ignore: Sequence[str] = ()
 ) -> None:
-    """Compares names and shapes.
+    """Compares names, shapes and kinds of numbers, which must be finite.
 
     Raises:
-        CheckpointError: counts and first names of missing, unexpected and misshaped tensors.
+        CheckpointError: counts and first names of missing, unexpected, misshaped and unusable tensors.
     """
     missing = [name for name in expected if name not in state and name not in ignore]
     unexpected = [name for name in state if name not in expected and name not in ignore]
@@ -322,7 +327,10 @@ def check_state_dict(
         for name in expected
         if name in state and state[name].shape != expected[name].shape and name not in ignore
     ]
-    kinds = {"missing": missing, "unexpected": unexpected, "misshaped": misshaped}
+    usable = (name for name in expected if name in state and state[name].shape == expected[name].shape)
+    faults = {name: fault_of(state[name], expected[name]) for name in usable}
+    unusable = [f"{name} {fault}" for name, fault in faults.items() if fault]
+    kinds = {"missing": missing, "unexpected": unexpected, "misshaped": misshaped, "unusable": unusable}
     account = "; ".join(f"{len(names)} {kind}: {_first(names)}" for kind, names in kinds.items() if names)
     if account:
         raise CheckpointError(

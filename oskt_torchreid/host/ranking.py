@@ -1,11 +1,17 @@
-"""CMC and average precision: what torchreid's evaluation computes and does not return, and both as plain functions."""
+"""CMC and average precision of distance matrices and of features, a few queries at a time.
 
-import contextlib
-from collections import Counter
-from collections.abc import Iterator
+No gallery is ordered: a match's place is the number of distances below its own, which the sorted values of a row give.
+Sorting values is several times faster than ordering indices, and only a row in which another entry is exactly as far as
+a match has to be ordered, as torchreid orders it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
@@ -13,47 +19,12 @@ from .compat import torchreid
 
 MAX_RANK = 50  # length of torchreid's CMC curve
 REPORTED_RANKS = (1, 5, 10, 20)
-
-
-@contextlib.contextmanager
-def recorded_ranking() -> Iterator[list[tuple[np.ndarray, float]]]:
-    """Inside the block, keeps the (CMC curve, mAP) of every evaluation, of which torchreid returns rank-1 and mAP.
-
-    Yields:
-        List that grows by one entry per evaluated target, in order.
-    """
-    rankings: list[tuple[np.ndarray, float]] = []
-    original = torchreid.metrics.evaluate_rank
-
-    def recording(distmat: Any, q_pids: Any, g_pids: Any, q_camids: Any, g_camids: Any, **kwargs: Any) -> Any:
-        _check_gallery(q_pids, g_pids, q_camids, g_camids)
-        rankings.append(original(distmat, q_pids, g_pids, q_camids, g_camids, **kwargs))
-        return rankings[-1]
-
-    torchreid.metrics.evaluate_rank = recording
-    try:
-        yield rankings
-    finally:
-        torchreid.metrics.evaluate_rank = original
-
-
-def _check_gallery(q_pids: np.ndarray, g_pids: np.ndarray, q_camids: np.ndarray, g_camids: np.ndarray) -> None:
-    """Raises DataError where torchreid's CMC curves would have different lengths, which NumPy cannot stack."""
-    same_view = Counter(zip(g_pids.tolist(), g_camids.tolist(), strict=True))
-    views = set(zip(q_pids.tolist(), q_camids.tolist(), strict=True))
-    left = [len(g_pids) - same_view[view] for view in views]
-    lengths = {min(count, MAX_RANK) for count in left}
-    if len(lengths) > 1 or min(lengths) < REPORTED_RANKS[-1]:
-        raise DataError(
-            f"a query has {min(left)} gallery images left of {len(g_pids)} once those of its own identity and camera "
-            f"are ignored; torchreid's evaluation needs {MAX_RANK}: add gallery images"
-        )
-
-
-# ---- functions of plain arrays ---------------------------------------------------------------------------------------
-
 INTERPOLATED, TRAPEZOID = "interpolated", "trapezoid"
-_PAIRS_AT_ONCE = 1 << 20  # of a distance matrix, which bounds the memory of its sorted copies
+METRICS = ("euclidean", "cosine")
+PAIRS_AT_ONCE = 1 << 25  # of queries and gallery, which bounds the memory of distances and their sorted copies
+
+Part = tuple[slice, Tensor]
+"""Some queries, and their distances ``[queries, gallery]``."""
 
 
 class Ranking(NamedTuple):
@@ -61,6 +32,10 @@ class Ranking(NamedTuple):
 
     cmc: np.ndarray
     mean_ap: float
+
+    def at(self, place: int) -> float:
+        """Share of queries with a match among so many first places, or among all where the gallery is shorter."""
+        return float(self.cmc[min(place, len(self.cmc)) - 1])
 
 
 def rank(
@@ -78,7 +53,7 @@ def rank(
     counts for nothing. Equal distances keep the order that torchreid's evaluation gives them.
 
     Args:
-        distmat: ``[queries, gallery]``, an array or a tensor on the CPU.
+        distmat: ``[queries, gallery]``, an array or a tensor; a tensor is ranked where it is.
         q_pids: identity of each query ``[queries]``.
         g_pids: identity of each gallery entry ``[gallery]``.
         q_camids: camera of each query; ``None``, for both sides: nothing is left out.
@@ -99,74 +74,67 @@ def rank(
     0 and 1/2; the AP is 7/12 interpolated and ``((1/2 + 0) + (2/3 + 1/2)) / 4 = 5/12`` by trapezoids, and the CMC curve
     ``(0, 1, 1, 1)``.
     """
-    if ap not in (INTERPOLATED, TRAPEZOID):
-        raise ConfigError(f"average precision is '{ap}'; allowed: {INTERPOLATED}, {TRAPEZOID}")
-    distances = np.asarray(distmat)
-    sides = _checked_sides(distances, q_pids, g_pids, q_camids, g_camids)
-    rows = max(1, _PAIRS_AT_ONCE // distances.shape[1])
-    parts = [
-        _rank_queries(distances[start : start + rows], sides, slice(start, start + rows), ap)
-        for start in range(0, len(distances), rows)
-    ]
-    precisions, first_places = (np.concatenate(part) for part in zip(*parts, strict=True))
-    if not len(precisions):
+    distances = distmat.detach() if torch.is_tensor(distmat) else torch.from_numpy(np.ascontiguousarray(distmat))
+    if distances.dtype in (torch.float16, torch.bfloat16):
+        distances = distances.float()  # which all that follows knows
+    if distances.dim() != 2 or 0 in distances.shape:
         raise DataError(
-            f"none of {len(distances)} queries has a match among {distances.shape[1]} gallery entries that are not of "
-            "its own camera; check the labels, or leave the cameras out where there are none"
+            f"the distance matrix has shape {tuple(distances.shape)}; it must be [queries, gallery] with at least one "
+            "of each"
         )
-    length = min(max_rank, distances.shape[1])
-    cmc = np.bincount(first_places, minlength=length).cumsum()[:length] / len(first_places)
-    return Ranking(cmc, float(precisions.mean()))
+    rows = rows_at_once(distances.shape[1])
+    parts = ((slice(start, start + rows), distances[start : start + rows]) for start in range(0, len(distances), rows))
+    labels = (q_pids, g_pids, q_camids, g_camids)
+    return rank_parts(parts, tuple(distances.shape), labels, (ap,), max_rank)[ap]
 
 
-class _Sides(NamedTuple):
-    """Labels of both sides; cameras are ``None`` where they leave nothing out."""
+def rank_features(
+    queries: Tensor,
+    gallery: Tensor,
+    labels: tuple[Any, Any, Any, Any],
+    metric: str = "euclidean",
+    aps: Iterable[str] = (INTERPOLATED,),
+    max_rank: int = MAX_RANK,
+    device: torch.device | str = "cpu",
+) -> dict[str, Ranking]:
+    """The same of features, without ever holding the whole distance matrix.
 
-    q_pids: np.ndarray
-    g_pids: np.ndarray
-    q_camids: np.ndarray | None
-    g_camids: np.ndarray | None
+    Args:
+        queries: features ``[queries, channels]``.
+        gallery: features ``[gallery, channels]``.
+        labels: identities and cameras as in ``rank``: ``(q_pids, g_pids, q_camids, g_camids)``.
+        metric: ``euclidean`` (squared) or ``cosine`` (1 - similarity), torchreid's.
+        aps: average precisions, see ``rank``; each more costs next to nothing.
+        max_rank: longest CMC curve.
+        device: where distances are computed and ranked.
+
+    Returns:
+        Per average precision.
+
+    Raises:
+        ConfigError: unknown average precision or metric.
+        DataError: see ``rank``.
+    """
+    if 0 in (len(queries), len(gallery)):
+        raise DataError(f"there are {len(queries)} queries and {len(gallery)} gallery entries; at least one of each")
+    shape = (len(queries), len(gallery))
+    return rank_parts(distance_parts(queries, gallery, metric, device), shape, labels, aps, max_rank)
 
 
-def _checked_sides(distances: np.ndarray, q_pids: Any, g_pids: Any, q_camids: Any, g_camids: Any) -> _Sides:
-    if distances.ndim != 2 or 0 in distances.shape:
-        raise DataError(
-            f"the distance matrix has shape {distances.shape}; it must be [queries, gallery] with at least one of each"
-        )
-    if np.isnan(distances).any():
-        raise DataError(f"{int(np.isnan(distances).sum())} of {distances.size} distances are not numbers")
-    if (q_camids is None) != (g_camids is None):
-        raise DataError("cameras are given of one side only; give those of queries and gallery, or of neither")
-    given = (q_pids, g_pids, q_camids, g_camids)
-    sides = _Sides(*(None if labels is None else np.asarray(labels) for labels in given))
-    for name, labels, count in zip(sides._fields, sides, distances.shape * 2, strict=True):
-        if labels is not None and labels.shape != (count,):
-            raise DataError(
-                f"{name} has shape {labels.shape}, and the distance matrix is of {distances.shape[0]} queries and "
-                f"{distances.shape[1]} gallery entries; there must be one label for each"
-            )
-    return sides
+def distance_parts(
+    queries: Tensor, gallery: Tensor, metric: str = "euclidean", device: torch.device | str = "cpu"
+) -> Iterator[Part]:
+    """torchreid's distances of some queries at a time, on ``device``; arguments of ``rank_features``.
 
-
-def _rank_queries(distances: np.ndarray, sides: _Sides, part: slice, ap: str) -> tuple[np.ndarray, np.ndarray]:
-    """Average precision and place of the first match of those of some queries that have one."""
-    order = np.argsort(distances, axis=1)  # torchreid's own call: equal distances are ordered alike
-    matches = sides.g_pids[order] == sides.q_pids[part, None]
-    kept = np.ones_like(matches)
-    if sides.q_camids is not None:
-        kept = ~(matches & (sides.g_camids[order] == sides.q_camids[part, None]))
-    matches &= kept
-    found = matches.any(axis=1)
-    matches, kept = matches[found], kept[found]
-    hits = matches.cumsum(axis=1)
-    places = kept.cumsum(axis=1)  # of the kept ones, from 1
-    precision = hits / np.maximum(places, 1)
-    if ap == TRAPEZOID:
-        before = np.where(places == 1, 1.0, (hits - 1) / np.maximum(places - 1, 1))
-        precision = (precision + before) / 2
-    average = np.where(matches, precision, 0).sum(axis=1) / np.maximum(hits[:, -1], 1)
-    first = np.take_along_axis(places, matches.argmax(axis=1)[:, None], axis=1)[:, 0] - 1
-    return average, first
+    Raises:
+        ConfigError: unknown metric.
+    """
+    if metric not in METRICS:
+        raise ConfigError(f"distance is '{metric}'; allowed: {', '.join(METRICS)}")
+    gallery, rows = gallery.to(device), rows_at_once(len(gallery))
+    for start in range(0, len(queries), rows):
+        part = slice(start, start + rows)
+        yield part, torchreid.metrics.compute_distance_matrix(queries[part].to(device), gallery, metric)
 
 
 def distance_matrix(queries: Tensor, gallery: Tensor, metric: str = "cosine") -> np.ndarray:
@@ -178,3 +146,150 @@ def distance_matrix(queries: Tensor, gallery: Tensor, metric: str = "cosine") ->
         metric: name of the distance.
     """
     return torchreid.metrics.compute_distance_matrix(queries, gallery, metric).numpy()
+
+
+def rows_at_once(gallery: int) -> int:
+    """Queries whose distances to a gallery of that many are in memory at a time."""
+    return max(1, PAIRS_AT_ONCE // gallery)
+
+
+# ---- places ----------------------------------------------------------------------------------------------------------
+
+
+def rank_parts(
+    parts: Iterable[Part],
+    shape: tuple[int, int],
+    labels: tuple[Any, Any, Any, Any],
+    aps: Iterable[str],
+    max_rank: int = MAX_RANK,
+) -> dict[str, Ranking]:
+    """CMC and mean AP of distances that come in parts.
+
+    Args:
+        parts: in any order, every query once.
+        shape: ``(queries, gallery)``.
+        labels: see ``rank_features``.
+        aps: see ``rank_features``.
+        max_rank: longest CMC curve.
+    """
+    aps = tuple(aps)
+    for ap in aps:
+        if ap not in (INTERPOLATED, TRAPEZOID):
+            raise ConfigError(f"average precision is '{ap}'; allowed: {INTERPOLATED}, {TRAPEZOID}")
+    gallery = _Gallery(*_checked_labels(shape, labels))
+    found = [_places_of(distances, gallery, part) for part, distances in parts]
+    query, place = (np.concatenate(lists) for lists in zip(*found, strict=True))
+    if not len(query):
+        raise DataError(
+            f"none of {shape[0]} queries has a match among {shape[1]} gallery entries that are not of its own camera; "
+            "check the labels, or leave the cameras out where there are none"
+        )
+    length = min(max_rank, shape[1])
+    starts = np.flatnonzero(np.diff(query, prepend=-1))
+    curve = np.bincount(place[starts] - 1, minlength=length).cumsum()[:length] / len(starts)
+    return {ap: Ranking(curve, _mean_ap(place, starts, ap)) for ap in aps}
+
+
+def _mean_ap(place: np.ndarray, starts: np.ndarray, ap: str) -> float:
+    """Mean over queries of the mean precision at their matches.
+
+    Args:
+        place: of every match, from 1, in increasing order within a query.
+        starts: where each query's matches begin.
+        ap: which precision.
+    """
+    counts = np.diff(starts, append=len(place))
+    hits = np.arange(len(place)) - np.repeat(starts, counts) + 1
+    precision = hits / place
+    if ap == TRAPEZOID:
+        before = np.where(place == 1, 1.0, (hits - 1) / np.maximum(place - 1, 1))
+        precision = (precision + before) / 2
+    return float((np.add.reduceat(precision, starts) / counts).mean())
+
+
+class _Gallery:
+    """Labels of both sides, and the gallery in the order of its identities, so that matches are one stretch of it.
+
+    Attributes:
+        q_pids: of each query.
+        q_camids: of each query; ``None`` where cameras leave nothing out.
+        g_camids: of the gallery.
+        by_pid: gallery entries in the order of their identities.
+    """
+
+    def __init__(self, q_pids: np.ndarray, g_pids: np.ndarray, q_camids: Any, g_camids: Any) -> None:
+        self.q_pids, self.q_camids, self.g_camids = q_pids, q_camids, g_camids
+        self.by_pid = np.argsort(g_pids, kind="stable")
+        self._sorted_pids = g_pids[self.by_pid]
+
+    def matches(self, part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Every pair of a query of a part and a gallery entry of its identity.
+
+        Returns:
+            ``(query, entry, counts)``: query within the part, gallery entry, and whether the pair is a match; one of
+            the same camera is left out.
+        """
+        pids = self.q_pids[part]
+        first, last = (np.searchsorted(self._sorted_pids, pids, side) for side in ("left", "right"))
+        query = np.repeat(np.arange(len(pids)), last - first)
+        offset = np.arange(len(query)) - np.repeat(np.cumsum(last - first) - (last - first), last - first)
+        entry = self.by_pid[first[query] + offset]
+        if self.q_camids is None:
+            return query, entry, np.ones(len(query), bool)
+        return query, entry, self.q_camids[part][query] != self.g_camids[entry]
+
+
+def _checked_labels(shape: tuple[int, int], given: tuple[Any, Any, Any, Any]) -> list[np.ndarray | None]:
+    if (given[2] is None) != (given[3] is None):
+        raise DataError("cameras are given of one side only; give those of queries and gallery, or of neither")
+    labels = [None if side is None else np.asarray(side) for side in given]
+    for name, side, count in zip(("q_pids", "g_pids", "q_camids", "g_camids"), labels, shape * 2, strict=True):
+        if side is not None and side.shape != (count,):
+            raise DataError(
+                f"{name} has shape {side.shape}, and the distance matrix is of {shape[0]} queries and {shape[1]} "
+                "gallery entries; there must be one label for each"
+            )
+    return labels
+
+
+def _places_of(distances: Tensor, gallery: _Gallery, part: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Query and place of every match of a part, in the order of queries and places.
+
+    A match's place is 1 more than the number of distances below its own, without those that are left out.
+    """
+    ordered = _sorted_rows(distances)
+    if torch.isnan(ordered[:, -1]).any():
+        count = int(torch.isnan(distances).sum())
+        raise DataError(f"{count} of {distances.numel()} distances are not numbers")
+    query, entry, counts = gallery.matches(part)
+    index = [torch.from_numpy(array).to(distances.device) for array in (query, entry)]
+    below, upto = _counted(ordered, index[0], distances[index[0], index[1]])
+    tied = np.zeros(len(distances), bool)
+    tied[query[upto - below > 1]] = True
+    for row in np.flatnonzero(tied):
+        own = query == row
+        below[own] = np.argsort(np.argsort(distances[row].cpu().numpy()))[entry[own]]
+    order = np.lexsort((below, query))
+    query, below, counts = query[order], below[order], counts[order]
+    left_out = np.cumsum(~counts)
+    starts = np.searchsorted(query, query)
+    before = left_out - left_out[starts] + ~counts[starts]  # within the query
+    return query[counts] + part.start, (below + 1 - before)[counts]
+
+
+def _sorted_rows(distances: Tensor) -> Tensor:
+    """Rows in increasing order, numbers that are none at the end. On the CPU NumPy sorts faster than torch."""
+    if distances.device.type == "cpu":
+        return torch.from_numpy(np.sort(distances.detach().numpy(), axis=1))
+    return distances.sort(dim=1).values
+
+
+def _counted(ordered: Tensor, query: Tensor, values: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """How many entries of a query's row are below a value, and how many are not above it."""
+    counts = torch.bincount(query, minlength=len(ordered))
+    column = torch.arange(len(query), device=query.device) - (counts.cumsum(0) - counts)[query]
+    wanted = ordered.new_zeros(len(ordered), max(1, int(counts.max())))
+    wanted[query, column] = values
+    sides = (torch.searchsorted(ordered, wanted, right=right)[query, column] for right in (False, True))
+    below, upto = (side.cpu().numpy() for side in sides)
+    return below, upto

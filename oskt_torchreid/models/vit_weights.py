@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..file_checks import fault_of
 from ..files import load_checkpoint
 from .vit import VisionTransformer, resized_positions
 
@@ -94,7 +95,8 @@ def _plain_state(content: Any, path: str | Path) -> dict[str, Tensor]:
         if inside is None:
             break
         content = inside
-    if not isinstance(content, Mapping) or not content or not all(map(torch.is_tensor, content.values())):
+    is_state = isinstance(content, Mapping) and all(isinstance(name, str) for name in content)
+    if not is_state or not content or not all(map(torch.is_tensor, content.values())):
         raise CheckpointError(
             f"'{path}' holds no state dict; expected names and tensors, alone or under {', '.join(_CONTAINERS)}"
         )
@@ -166,7 +168,9 @@ def _check(given: Mapping[str, Tensor], own: Mapping[str, Tensor], excused: set[
         for name in own
         if name in given and given[name].shape != own[name].shape
     ]
-    kinds = {"missing": missing, "unknown": unknown, "misshaped": misshaped}
+    faults = {name: fault_of(given[name], own[name]) for name in own if name in given}
+    unusable = [f"{name} {fault}" for name, fault in faults.items() if fault]
+    kinds = {"missing": missing, "unknown": unknown, "misshaped": misshaped, "unusable": unusable}
     account = "; ".join(f"{len(names)} {kind}: {_first(names)}" for kind, names in kinds.items() if names)
     if account:
         raise CheckpointError(

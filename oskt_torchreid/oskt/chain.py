@@ -209,9 +209,10 @@ class WeightChain:
 
     def check_teacher(self, teacher: nn.Module) -> None:
         """Raises ``ChainError`` unless a network has names, shapes, heads and norm blocks of the chain's teacher."""
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
+        state = self.model.state_dict()
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         try:
-            validation.check_tensors("teacher tensor", network.state_of(teacher), shapes)
+            validation.check_tensors("teacher tensor", network.state_of(teacher), shapes, state)
             network.check_blocks(teacher, self.graph.module_blocks, self.input_size)
         except OsktError as error:
             raise ChainError(f"the chain was not made of this {type(teacher).__name__}: {error}") from error

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import files
 from ..errors import ChainError, ConfigError, OsktError
+from ..file_checks import is_possible_model
 from ..graph.routing import describe_code
 from ..graph.storage import from_arrays, to_arrays
 from ..host.models import ModelSpec
@@ -69,7 +70,7 @@ def read(path: str | Path, model: nn.Module | None, make: Callable[..., WeightCh
         chain.validate()
     except OsktError as error:
         raise ChainError(f"'{path}' cannot be used as a weight chain: {error}") from error
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"  # metadata of other types than were written
         raise ChainError(f"'{path}' cannot be used as a weight chain: it is damaged ({reason})") from error
     return chain
@@ -123,9 +124,11 @@ def _spec(model: dict | None, needed: bool) -> ModelSpec | None:
         return None
     try:
         spec = ModelSpec(str(model["name"]), int(model["num_classes"]), str(model["loss"]))
+        if not is_possible_model(spec.num_classes, (spec.name, spec.loss)):
+            raise ValueError(f"no network has {spec.num_classes} classes, or such a name")
         network.models.builder_of(spec.name)
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError, ConfigError) as error:
         if not needed and isinstance(error, ConfigError):
             return None  # registered where the chain was made, not here; the network itself is given
-        raise ChainError(f"its teacher's model {model!r} cannot be built here: {error}") from error
+        raise ChainError(f"its teacher's model {str(model)[:200]} cannot be built here: {error}") from error
     return spec

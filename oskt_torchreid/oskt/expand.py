@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
+from ..file_checks import is_possible_image, is_possible_model
 from ..graph import ChannelGraph, Tie, adapt_code, rebuild
 from ..graph.routing import describe_code
 from ..host.models import ModelSpec, set_feature_dim
@@ -134,8 +135,8 @@ class StudentRecord:
 
     def is_possible(self) -> bool:
         """Whether the numbers are those of any network."""
-        sizes = len(self.input_size) == 3 and min(self.input_size) > 0
-        return sizes and self.num_classes > 0 and self.feature_dim >= 0 and self.distance in DISTANCES
+        sizes = is_possible_image(self.input_size) and is_possible_model(self.num_classes, (self.name, self.loss))
+        return sizes and self.feature_dim >= 0 and self.distance in DISTANCES
 
     def to_dict(self) -> dict:
         """Plain values, for a file."""
@@ -153,7 +154,7 @@ class StudentRecord:
                 record = cls(str(content["name"]), *numbers, content["code"], distance, size, blocks)
                 if record.is_possible():
                     return record
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
             pass
         raise CheckpointError(f"'{path}' is no student of this package (no valid 'oskt' entry); see save_student")
 

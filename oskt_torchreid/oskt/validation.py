@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..errors import ChainError
+from ..file_checks import fault_of
 from ..graph import ChannelGraph
+from ..graph.routing import check_code_fits
 from . import descent
 from .algebra import rows_first
 
@@ -25,6 +26,7 @@ def validate(chain: WeightChain) -> None:
     check_labels(chain.graph, chain.teacher_to_chain)
     descent.check_origin(chain.graph, chain.origin_to_teacher)
     check_graph_fits(chain.graph, state)
+    check_code_fits(chain.model, chain.graph)
     tied = {tie.tensor for tie in chain.graph.ties}
     narrow = dict(shapes)
     for tie in chain.graph.ties:
@@ -34,10 +36,12 @@ def validate(chain: WeightChain) -> None:
             shape[0 if is_matrix else tie.axis] = axis.blocks * axis.length
             narrow[tie.tensor] = tuple(shape)
     vectors = [name for name in shapes if name in tied and name not in chain.graph.matrices]
-    check_tensors("chain row", chain.rows, {name: narrow[name] for name in chain.graph.matrices})
-    check_tensors("vector", chain.vectors, {name: shapes[name] for name in vectors})
-    check_tensors("fixed tensor", chain.fixed, {name: shapes[name] for name in shapes if name not in tied})
-    check_tensors("statistic", chain.statistics, {name: narrow[name] for name in chain.statistics if name in narrow})
+    fixed = {name: shapes[name] for name in shapes if name not in tied}
+    statistics = {name: narrow[name] for name in chain.statistics if name in narrow}
+    check_tensors("chain row", chain.rows, {name: narrow[name] for name in chain.graph.matrices}, state)
+    check_tensors("vector", chain.vectors, {name: shapes[name] for name in vectors}, state)
+    check_tensors("fixed tensor", chain.fixed, fixed, state)
+    check_tensors("statistic", chain.statistics, statistics, state)
 
 
 def check_labels(graph: ChannelGraph, teacher_to_chain: Mapping[str, np.ndarray]) -> None:
@@ -65,8 +69,17 @@ def check_graph_fits(graph: ChannelGraph, state: Mapping[str, Tensor]) -> None:
             raise ChainError(f"the channel graph is damaged: '{name}' is no matrix with rows in it")
 
 
-def check_tensors(kind: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple]) -> None:
-    """Raises ``ChainError`` unless tensors have the names and shapes that they must have, and finite values."""
+def check_tensors(
+    kind: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple], state: Mapping[str, Tensor]
+) -> None:
+    """Raises ``ChainError`` unless tensors have the names, shapes and kinds that they must have, and finite values.
+
+    Args:
+        kind: what they are, for messages.
+        tensors: of a chain.
+        shapes: shape of each.
+        state: the teacher's tensors, perhaps without memory, for the kinds of their numbers.
+    """
     missing = sorted(shapes.keys() - tensors.keys())
     unexpected = sorted(tensors.keys() - shapes.keys())
     if missing or unexpected:
@@ -76,5 +89,5 @@ def check_tensors(kind: str, tensors: Mapping[str, Tensor], shapes: Mapping[str,
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != tuple(shapes[name]):
             raise ChainError(f"{kind} '{name}' has shape {tuple(tensor.shape)}, it must be {tuple(shapes[name])}")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ChainError(f"{kind} '{name}' has values that are NaN or infinite")
+        if fault := fault_of(tensor, state[name]):
+            raise ChainError(f"{kind} '{name}' {fault}")

@@ -153,14 +153,14 @@ def _fresh_peak(planes: int, batch: int, size: tuple[int, int]) -> int:
 
 def _peak(planes: int, batch: int, size: tuple[int, int], threads: int) -> int:
     torch.set_num_threads(threads)
-    before = _memory("VmRSS")
+    before = process_memory("VmRSS")
     step = _make_step(planes, batch, size)
     for _ in range(MEMORY_STEPS):
         step()
-    return _memory("VmHWM") - before
+    return process_memory("VmHWM") - before
 
 
-def _memory(field: str) -> int:
+def process_memory(field: str) -> int:
     """Bytes that Linux counts for this process; 0 elsewhere.
 
     Not ``getrusage``, whose maximum a new process inherits from the one that started it.

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..errors import ConfigError, DataError
 from ..graph.tracing import tracing_mode
 from ..host.distributed import is_first
-from ..host.ranking import INTERPOLATED, REPORTED_RANKS, TRAPEZOID, distance_matrix, rank
+from ..host.ranking import INTERPOLATED, REPORTED_RANKS, TRAPEZOID, rank_features
 
 PROTOCOLS = ("V2V", "I2V", "V2I", "I2I")
 FRAMES_AT_ONCE = 64
@@ -163,10 +163,9 @@ def _cameras(
 
 
 def _measured(protocol: str, query: SideFeatures, gallery: SideFeatures, cameras: tuple[Any, Any]) -> dict[str, float]:
-    distances = distance_matrix(query.of(protocol[0]), gallery.of(protocol[-1]), "cosine")
-    rankings = {ap: rank(distances, query.pids, gallery.pids, *cameras, ap=ap) for ap in AVERAGE_PRECISIONS}
-    cmc = rankings[INTERPOLATED].cmc
-    places = {f"rank{place}": float(cmc[min(place, len(cmc)) - 1]) for place in REPORTED_RANKS}
+    sides, labels = (query.of(protocol[0]), gallery.of(protocol[-1])), (query.pids, gallery.pids, *cameras)
+    rankings = rank_features(*sides, labels, "cosine", AVERAGE_PRECISIONS)
+    places = {f"rank{place}": rankings[INTERPOLATED].at(place) for place in REPORTED_RANKS}
     return {**{f"mAP_{ap}": ranking.mean_ap for ap, ranking in rankings.items()}, **places}
 
 

@@ -1,9 +1,15 @@
-"""Files of others: the authors' weight chains, and the VKD authors' networks."""
+"""Files of others: a catalogue of published weights, the authors' weight chains, and the VKD authors' networks."""
 
+from .catalogue import catalogue
+from .conversion import convert
+from .downloads import download
 from .official import load_official_oskt, load_official_refinement, load_official_teacher, save_official
 from .vkd_format import load_official_vkd
 
 __all__ = [
+    "catalogue",
+    "convert",
+    "download",
     "load_official_oskt",
     "load_official_refinement",
     "load_official_teacher",

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import ZooError
 
 Shape = tuple[int, ...]
-_SHOWN = 3
+_SHOWN, _MANY_SHOWN = 3, 20
 
 
 class StateReader:
@@ -42,8 +42,10 @@ class StateReader:
         return shape
 
     def take(self, key: str, shape: Shape) -> Tensor:
-        """A tensor of exactly this shape."""
+        """A tensor of exactly this shape, of real numbers; without axes it is a count."""
         tensor = self._given(key)
+        if tensor.is_complex() or tensor.is_floating_point() != bool(shape):
+            raise self.error(key, f"is {tensor.dtype}, it must be {'real numbers' if shape else 'a whole number'}")
         if tuple(tensor.shape) != tuple(shape):
             raise self.error(key, f"has shape {tuple(tensor.shape)}, by the tensors around it it must be {shape}")
         self._taken.add(key)
@@ -66,9 +68,10 @@ class StateReader:
         Raises:
             ZooError: a gap.
         """
-        numbers = sorted({int(match.group(1)) for match in self.names(pattern)})
-        if numbers != list(range(len(numbers))):
-            raise ZooError(f"'{self.path}' has the numbers {numbers} in names like '{pattern}'; it must have them all")
+        numbers = {match.group(1) for match in self.names(pattern)}
+        if numbers != {str(number) for number in range(len(numbers))}:
+            shown = ", ".join(sorted(numbers)[:_MANY_SHOWN])[:200]
+            raise ZooError(f"'{self.path}' has the numbers {shown} in names like '{pattern}'; it must have them all")
         return len(numbers)
 
     def close(self) -> None:
@@ -124,6 +127,8 @@ class LabelReader:
         if len(given) != count:
             raise ZooError(f"'{key}' in '{self.path}' labels {len(given)} channels, the weights have {count}")
         self._taken.add(key)
+        if not all(-1 <= label < count for label in given):
+            raise ZooError(f"'{key}' in '{self.path}' has labels that are not 0..{count - 1}, of {count} channels")
         labels = np.array(given, np.int64)
         if labels.min() < 0 or len(np.unique(labels)) != labels.max() + 1:
             raise ZooError(

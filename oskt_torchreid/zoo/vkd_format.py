@@ -16,6 +16,7 @@ from torch import nn
 
 from .. import files
 from ..errors import ZooError
+from ..file_checks import fault_of
 from ..host.models import state_dict_of
 from ..models.neck import build_for_neck
 from ..vkd.model import SetModel, last_relu_of
@@ -71,17 +72,24 @@ def load_official_vkd(folder: str | Path, checkpoint: str = "", loss: str = "tri
     backbone_type, num_classes = _settings(folder / SETTINGS)
     path = _checkpoint_path(folder / CHECKPOINTS, checkpoint)
     state = state_dict_of(files.load_checkpoint(path, ZooError), path)
-    model = _network(backbone_type, num_classes, loss)
     reader = StateReader(state, path, _NOTHING)
+    if (found := reader.rows(f"{_HEAD['classifier']}.weight", 2)) != num_classes:
+        settings = folder / SETTINGS
+        raise ZooError(f"'{path}' has {found} classes, '{settings}' says {num_classes}; the two do not belong together")
+    model = make_network(backbone_type, num_classes, loss)
     own = model.state_dict()
     named = {name: official_name(name, model) for name in own}
     tensors = {name: reader.take(theirs, tuple(own[name].shape)) for name, theirs in named.items() if theirs}
     reader.close()
+    for name, tensor in tensors.items():
+        if fault := fault_of(tensor, own[name]):
+            raise reader.error(named[name], fault)
     model.load_state_dict({**own, **tensors})
     return model.eval()
 
 
-def _network(backbone_type: str, num_classes: int, loss: str) -> SetModel:
+def make_network(backbone_type: str, num_classes: int, loss: str) -> SetModel:
+    """``vkd_<backbone>`` as the authors compute it, with fresh weights."""
     name = BACKBONES[backbone_type]
     backbone, classifier = build_for_neck(name, num_classes, loss)
     if backbone_type == "mobilenet":

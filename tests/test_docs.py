@@ -1,0 +1,105 @@
+"""The pages of docs: current where they are made, commands that can be parsed, and the tutorial followed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from runs import SMALL
+from test_tools import tool
+
+from oskt_torchreid.config import defaults
+from oskt_torchreid.config.defaults import default_tree
+from oskt_torchreid.host import models
+from oskt_torchreid.report.reference import _flattened, configuration_reference
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+BLOCK = re.compile(r"^```\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+PAGES = ("api", "architecture", "changelog", "configuration", "how-to", "tutorial")
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    for block in BLOCK.findall(page.read_text(encoding="utf-8")):
+        for line in block.splitlines():
+            if line.startswith("python tools/"):
+                yield shlex.split(line)[1:]
+
+
+WRITTEN = [words for page in sorted(DOCS.glob("*.md")) for words in commands(page)]
+
+
+def test_pages():
+    assert [path.stem for path in sorted(DOCS.glob("*.md"))] == list(PAGES)
+    assert len(WRITTEN) >= 15
+
+
+def test_pages_that_follow_from_the_code_are_current():
+    assert tool("docs").main(["--check"]) == 0
+
+
+def test_the_check_notices_a_page_that_is_not_current(monkeypatch, capsys):
+    docs = tool("docs")
+    monkeypatch.setattr(docs, "PAGES", {**docs.PAGES, "api.md": lambda: "other"})
+    assert docs.main(["--check"]) == 1
+    assert "not current: api.md; run `python tools/docs.py`" in capsys.readouterr().err
+
+
+def test_the_configuration_page_has_every_key_with_its_comment():
+    text = configuration_reference()
+    keys = [key for key, _ in _flattened(default_tree())]
+    assert len(keys) > 150 and all(f"| `{key}` | " in text for key in keys)
+    for line in (
+        "| `oskt.attention` | `'folded'` | `folded`, `paper` | queries and keys of students made exact; paper: left as",
+        "| `train.warmup_epochs` | `0` | from 0 | epochs in which the rate rises linearly, from |",
+        "| `oskt.refine.warmup_epochs` | `0` | from 0 | epochs in which the rate rises linearly, from |",
+        "| `validation.share` | `0.0` | 0 to 0.9 | ",
+        "| `vkd.student` | `''` |  | Backbone; or a chain file, expanded to student_width; or width=0.5,",
+    ):
+        assert line in text, line
+    assert defaults.__doc__
+
+
+@pytest.mark.parametrize("words", WRITTEN, ids=" ".join)
+def test_commands_can_be_parsed(words):
+    """Files that a command names in the repository are there, and the tool knows its options."""
+    path = ROOT / words[0]
+    if not path.is_file():
+        pytest.skip(f"{words[0]} is not in this checkout")
+    for word in words[1:]:
+        assert not word.startswith("configs/") or (ROOT / word).is_file(), word
+    tool(path.stem).parse_arguments(words[1:])
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda path: path.stem)
+def test_links_between_pages(page):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", page.read_text(encoding="utf-8")):
+        assert (DOCS / target).is_file(), target
+
+
+@pytest.mark.slow
+def test_the_tutorial(market_root, tmp_path, monkeypatch, capsys):
+    """Its commands in their order, on tiny pictures, a tiny teacher and one epoch of everything."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "reid-data").symlink_to(market_root)
+    torch.save({"state_dict": models.build("osnet_x0_25", 6).state_dict(), "rank1": 0.1}, "teacher.pth.tar")
+    small = [word for word in SMALL if not word.startswith(("data.sources", "data.targets", "synthped", "engine"))]
+    done = []
+    for words in commands(DOCS / "tutorial.md"):
+        name = Path(words[0]).stem
+        if not (ROOT / words[0]).is_file():
+            continue
+        words = ["100k" if word == "1M" else word for word in words[1:]]
+        extra = small if name == "main" else ["--rows", "3", "--no-latency"] if "--table" in words else []
+        assert tool(name).main([*words, *extra]) == 0, (words, capsys.readouterr().err)
+        done.append(name)
+    assert done[:4] == ["main", "main", "expand", "expand"]
+    assert os.path.getsize("student.pth") > 100_000 and Path("log/mine/results.md").is_file()
+    if (ROOT / "tools" / "export.py").is_file():
+        assert Path("student.onnx").is_file()
