@@ -33,6 +33,7 @@ SINGLE, CROSS = ("market1501", "msmt17"), (("msmt17", "market1501"), ("msmt17", 
 RATIOS = (0.1, 0.3, 0.5)
 
 _built = {}
+pytestmark = pytest.mark.usefixtures("tiny_net")
 
 
 def recipe(name):
@@ -160,7 +161,7 @@ def test_the_feature_at_test_is_on_the_papers_side_of_the_neck(name, feature):
 
 SMALL = [
     "engine=oskt",
-    "model.name=osnet_x0_25",
+    "model.name=tiny_net",
     "model.pretrained=False",
     "loss.name=triplet",
     "loss.triplet.weight_x=1",
@@ -223,7 +224,7 @@ def test_the_command_prints_the_plan(name, capsys):
 
 
 @pytest.fixture(scope="module")
-def chain_file(tmp_path_factory):
+def chain_file(tmp_path_factory, tiny_net):
     """A chain of a small network that was trained on three identities."""
     path = tmp_path_factory.mktemp("chain") / "chain.safetensors"
     teacher = build_model(small(), 3)
@@ -279,7 +280,7 @@ def test_a_given_chain_is_checked_first(chain_file):
         (["oskt.teacher=teacher.pth"], CheckpointError, "no file at 'teacher.pth'"),
         (["oskt.controls=['scratch']"], ConfigError, r"oskt.chain is given.* but oskt.controls is \['scratch'\]"),
         (["oskt.ladder=[0.5, 0.25]"], ConfigError, r"nothing is refined, but oskt.ladder is \[0.5, 0.25\]; empty one"),
-        (["model.name=osnet_x0_5"], ConfigError, "is a chain of 'osnet_x0_25', but model.name is 'osnet_x0_5'"),
+        (["model.name=osnet_x0_5"], ConfigError, "is a chain of 'tiny_net', but model.name is 'osnet_x0_5'"),
         (["oskt.chain=absent.safetensors"], ChainError, "no file at 'absent.safetensors'"),
     ]:
         config = small(f"oskt.chain={chain_file}", *options)

@@ -56,7 +56,7 @@ def rehearse(config: Any, built: BuiltNetworks | None = None, step: bool = True)
         check_start(config)
     with _rehearsal_config(config) as small:
         if method == "vkd":
-            return rehearse_sets(config, small, step)
+            return rehearse_sets(config, small, built, step)
         trainer = Trainer(small)
         if method == "oskt":
             built = built or _built(small, trainer.num_classes)
@@ -104,7 +104,7 @@ def _built(small: Any, num_classes: int) -> BuiltNetworks:
     counts = Costs(chain).count([plan.graph.sizes, *widths.values()])
     sizes = zip(("teacher", *widths), counts.params.tolist(), counts.flops.tolist(), strict=True)
     first = next((student.widths for student in plan.students if not student.method), plan.chain_widths)
-    return BuiltNetworks(plan, chain, tuple(sizes), expand_to_plan(chain, first))
+    return BuiltNetworks(plan, tuple(sizes), expand_to_plan(chain, first), chain)
 
 
 def _oskt_stages(config: Any, small: Any, trainer: Trainer, built: BuiltNetworks) -> tuple[StageRehearsal, ...]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..config import get
 from ..data.synthetic import video_preset
@@ -15,13 +14,13 @@ from ..host.losses import loss_from_config
 from ..host.optimization import build_optimizer
 from ..vkd.model import PREFIX
 from .rehearsal import (
+    BuiltNetworks,
     Facts,
     Rehearsal,
     data_facts,
     few_shot_facts,
     file_facts,
     loss_text,
-    network_cost,
     rehearsed_stage,
 )
 from .set_plan import (
@@ -29,17 +28,18 @@ from .set_plan import (
     CHAIN_SUFFIX,
     IMAGENET,
     SELF,
-    SetPlan,
     check_set_start,
     plan_sets,
     start_student,
     student_kind,
 )
 from .sets import SetTrainer
+from .training import network_size
 
 INSTANCES = 2  # sets of an identity in the one batch
 TEST_TRACKLETS = 52  # torchreid's ranking wants galleries of 51, which synthetic sets check
 FRAMES = 2
+HEAD = frozenset({"classifier.weight"})  # of every network of sets
 TEACHER, STUDENT = "vkd.teacher_stage", "vkd.student_stage"
 
 
@@ -56,12 +56,13 @@ def shrink_sets(small: Any, identities: int) -> None:
     drawn.num_train, drawn.num_test, drawn.frames = identities, -(-TEST_TRACKLETS // cameras), FRAMES
 
 
-def rehearse_sets(config: Any, small: Any, step: bool = True) -> Rehearsal:
+def rehearse_sets(config: Any, small: Any, built: BuiltNetworks | None = None, step: bool = True) -> Rehearsal:
     """What `rehearse` does for `engine: vkd`.
 
     Args:
         config: whole tree.
         small: the same on stand-in data, see `shrink_sets`.
+        built: of an earlier rehearsal of the same networks.
         step: whether to make the one step, of the first student; without it networks have shapes and no weights.
 
     Raises:
@@ -69,35 +70,40 @@ def rehearse_sets(config: Any, small: Any, step: bool = True) -> Rehearsal:
     """
     check_set_start(config)
     trainer = SetTrainer(small)
-    num_classes = trainer.num_classes
-    has_weights = step or student_kind(small) == CHAIN  # a chain needs them
-    with contextlib.nullcontext() if has_weights else torch.device("meta"):
-        plan = plan_sets(small, num_classes)
-        student = start_student(small, plan, plan.teacher, num_classes)
+    built = built or _built(small, trainer.num_classes, step)
     stages = []
     if not config.vkd.teacher:
-        optimizer = build_optimizer(plan.teacher, small, get(small, TEACHER))
+        optimizer = build_optimizer(built.plan.teacher, small, get(small, TEACHER))
         stages.append(rehearsed_stage(config, small, trainer, TEACHER, "teacher", optimizer))
-    optimizer = build_optimizer(student, small, get(small, STUDENT))
+    optimizer = build_optimizer(built.student, small, get(small, STUDENT))
     generations = config.vkd.generations
     name = "student" if generations == 1 else f"{generations} students, one after another"
     stages.append(rehearsed_stage(config, small, trainer, STUDENT, name, optimizer))
-    cost = network_cost(plan.teacher, small)
-    alike = plan.student == SELF
-    networks = (("teacher", *cost), ("student", *(cost if alike else network_cost(student, small))))
-    terms = _one_step(small, trainer, plan, student) if step else {}
-    return Rehearsal(_facts(config), tuple(stages), networks, terms)
+    terms = _one_step(small, trainer, built) if step else {}
+    return Rehearsal(_facts(config), tuple(stages), built.sizes, terms, built)
 
 
-def _one_step(small: Any, trainer: SetTrainer, plan: SetPlan, student: nn.Module) -> dict[str, float]:
+def _built(small: Any, num_classes: int, step: bool) -> BuiltNetworks:
+    """Teacher and student, with weights where a step or a chain needs them."""
+    has_weights = step or student_kind(small) == CHAIN
+    with contextlib.nullcontext() if has_weights else torch.device("meta"):
+        plan = plan_sets(small, num_classes)
+        student = start_student(small, plan, plan.teacher, num_classes)
+    size = (3, small.data.height, small.data.width)
+    cost = network_size(plan.teacher, HEAD, size)
+    other = cost if plan.student == SELF else network_size(student, HEAD, size)
+    return BuiltNetworks(plan, (("teacher", *cost), ("student", *other)), student)
+
+
+def _one_step(small: Any, trainer: SetTrainer, built: BuiltNetworks) -> dict[str, float]:
     """One step of distillation on a batch of the stand-in data; the student changes."""
     node = small.vkd
     datamanager = trainer.stage_datamanager(node.student_stage)
     settings = {key: node[key] for key in ("temperature", "alpha", "beta", "num_student_views")}
-    engine = trainer.engine(teacher=plan.teacher, **settings)(
+    engine = trainer.engine(teacher=built.plan.teacher, **settings)(
         datamanager,
-        student,
-        build_optimizer(student, small, node.student_stage),
+        built.student,
+        build_optimizer(built.student, small, node.student_stage),
         loss=loss_from_config(small, datamanager.num_train_pids, use_gpu=False),
         use_gpu=False,
     )

@@ -18,6 +18,7 @@ from ..host.optimization import build_scheduler
 from ..models import find_classifier
 from ..oskt.chain import WeightChain
 from .plan import RunPlan
+from .set_plan import SetPlan
 from .training import Trainer, network_size
 
 Facts = tuple[tuple[str, str], ...]
@@ -54,19 +55,19 @@ class StageRehearsal:
 
 @dataclass(frozen=True)
 class BuiltNetworks:
-    """Networks of a run of OSKT, which do not depend on the data.
+    """Networks of a run, which do not depend on the data.
 
     Attributes:
-        plan: teacher, graph and widths.
-        chain: a chain of these widths with arbitrary clusters.
-        sizes: (name, parameters, multiply-adds) of teacher, chain width and students, without classifiers.
-        student: the first student, or one of the chain's width where none is asked for.
+        plan: of the run, with its teacher.
+        sizes: (name, parameters, multiply-adds) of each network, without classifiers.
+        student: the first student; of a run of OSKT without any, one of the chain's width.
+        chain: of a run of OSKT, with arbitrary clusters.
     """
 
-    plan: RunPlan
-    chain: WeightChain
+    plan: RunPlan | SetPlan
     sizes: tuple[Network, ...]
     student: nn.Module
+    chain: WeightChain | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Rehearsal:
         stages: training stages in order.
         networks: (name, parameters, multiply-adds) of teacher, chain width and students, without classifiers.
         step: terms of the loss of the one step, if it was made.
-        built: the networks, for a rehearsal of the same ones on other data; None where no chain is made.
+        built: the networks, for a rehearsal of the same ones on other data; None of a network alone.
     """
 
     facts: Facts

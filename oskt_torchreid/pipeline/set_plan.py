@@ -70,7 +70,7 @@ def plan_sets(config: Any, num_classes: int) -> SetPlan:
         return plan  # no student begins as its teacher
     name = config.model.name if kind == SELF else node.student
     plan = replace(plan, published=_published(config, PREFIX + name.removeprefix(PREFIX), num_classes))
-    if kind != CHAIN:
+    if kind != CHAIN and node.reinit_last_stage and node.last_stage_weights:
         start_student(config, plan, repeated, num_classes, generation=0)  # tells what does not fit
     return plan
 
