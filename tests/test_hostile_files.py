@@ -97,11 +97,10 @@ def test_depth_of_pickles():
     "tensor",
     [
         torch.zeros(1).expand(10**6, 10**6),
-        torch.sparse_coo_tensor(size=(10**6, 10**6)),
+        torch.sparse_coo_tensor(size=(10**6, 10**6), check_invariants=True),
         torch.empty(10**6, 10**6, device="meta"),
-        torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
     ],
-    ids=["view", "sparse", "meta", "quantized"],
+    ids=["view", "sparse", "meta"],
 )
 def test_tensors_that_are_more_than_the_file(tmp_path, tensor):
     torch.save({"weight": tensor}, tmp_path / "large.pth")

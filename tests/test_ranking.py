@@ -84,7 +84,7 @@ def test_reranking_gives_torchreids_distances(k1, k2, metric, monkeypatch):
 
 def test_settings_that_cannot_be():
     with pytest.raises(ConfigError, match="distance is 'manhattan'; allowed: euclidean, cosine"):
-        rank_features(torch.ones(2, 2), torch.ones(2, 2), ([0], [0], None, None), "manhattan")
+        rank_features(torch.ones(2, 2), torch.ones(2, 2), ([0, 0], [0, 0], None, None), "manhattan")
     with pytest.raises(ConfigError, match="re-ranking has k1=0, k2=6, weight=0.3"):
         Reranking(torch.ones(2, 2), torch.ones(2, 2), k1=0)
     with pytest.raises(DataError, match="there are 0 queries and 2 gallery entries"):
