@@ -15,6 +15,7 @@ from torch import nn
 from ..config import digest, get
 from ..files import save_checkpoint, sha256
 from ..host.compat import seed_everything
+from ..host.distributed import process_count
 from ..host.models import load_weights
 from ..oskt.amounts import HALF
 from ..oskt.chain import WeightChain
@@ -67,7 +68,7 @@ class OSKTRun:
     def complete(self) -> Results:
         """All stages in order, then the report; a report of what there is so far is written after every stage."""
         networks = self.begin()
-        processes = self.config.oskt.processes
+        processes = self.config.oskt.processes if process_count() == 1 else 1  # else all share every network
         if processes > 1:
             logger.info("%d students and controls, %d at a time", len(networks), processes)
             pieces = [(self.config, self.folder, number) for number in range(len(networks))]
