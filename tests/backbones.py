@@ -19,7 +19,7 @@ NUM_CLASSES = 7
 
 def stock_names() -> list[str]:
     """Names that torchreid itself registers, and the stock networks with gates."""
-    wrappers = ("oskt_", "vkd_", "vit_")
+    wrappers = ("oskt_", "neck_", "vkd_", "vit_")
     return [name for name in models.model_names() if not name.startswith(wrappers)]
 
 
