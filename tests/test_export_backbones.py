@@ -11,7 +11,6 @@ from chains import arbitrary_chain
 
 import oskt_torchreid as oskt
 from oskt_torchreid.deploy import open_exported
-from oskt_torchreid.report.exports import export_rows
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -25,7 +24,7 @@ def student_of(name):
     return oskt.expand(arbitrary_chain(build(name), 0.4, size), 0.6), size
 
 
-@pytest.mark.parametrize("name", ["osnet_x0_25", "osnet_ibn_x1_0", "shufflenet_v2_x0_5", "hacnn", "vit"])
+@pytest.mark.parametrize("name", ["osnet_ibn_x1_0", "shufflenet_v2_x0_5", "hacnn", "vit"])
 def test_a_student_exported(name, tmp_path):
     """ShuffleNet's channels are routed by index buffers, HA-CNN has weights of a mean over channels."""
     student, size = student_of(name)
@@ -38,13 +37,3 @@ def test_a_student_exported(name, tmp_path):
         assert exported.parity.relative < 1e-4 and exported.parity.confused == 0
         found = open_exported(exported.path, exported.format)(images.numpy())
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
-
-
-def test_a_row_of_the_table_of_exports():
-    pytest.importorskip("openvino")
-    (row,) = export_rows(["shufflenet_v2_x0_5"])
-    assert row[0] == "shufflenet_v2_x0_5" and row[1] == "256x128" and row[3] == "1024"
-    for cell in row[4:]:
-        assert " MB, " in cell, cell
-        size, parity = cell.split(" MB, ")
-        assert 1 < float(size) < 8 and float(parity) < 1e-4

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from runs import TINY
+from small_networks import TinyNet
 from test_tools import tool
 
 import oskt_torchreid as oskt
@@ -106,6 +107,14 @@ def test_arguments_that_are_missing_or_wrong(arguments):
 # ---- the table -----------------------------------------------------------------------------------------------------
 
 
+class Hidden(TinyNet):
+    """The batch size is hidden from a trace, as in torchreid's ShuffleNetV2."""
+
+    def forward(self, images):
+        batch, *size = images.data.size()
+        return super().forward(images.view(batch, *size))
+
+
 def test_the_table_keeps_the_rows_of_other_backbones(tiny_net, tmp_path, capsys):
     pytest.importorskip("openvino")
     document = tmp_path / "export.md"
@@ -117,6 +126,10 @@ def test_the_table_keeps_the_rows_of_other_backbones(tiny_net, tmp_path, capsys)
     rows = parsed_rows(text)
     assert list(rows) == ["resnet50", tiny_net] and rows["resnet50"][5] == "no: why"
     assert rows[tiny_net][:2] == (tiny_net, "32x16") and all(" MB, " in cell for cell in rows[tiny_net][4:])
+    oskt.register_backbone("hidden_net", Hidden, input_size=(3, 32, 16))
+    assert COMMAND.main(["--table", "hidden_net"]) == 0
+    row = parsed_rows(capsys.readouterr().out)["hidden_net"]
+    assert " MB, " in row[4] and row[6] == "no: does not run on a batch of 1"
     with pytest.raises(oskt.ConfigError, match="has no lines '<!-- exports:begin -->'"):
         (tmp_path / "other.md").write_text("nothing")
         update_document(tmp_path / "other.md", rows[tiny_net])

@@ -12,14 +12,13 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from ..deploy.deployment import IMAGENET_MEAN, IMAGENET_STD, Deployment
+from ..deploy.deployment import Deployment
 from ..deploy.export import FORMATS, write_checked
 from ..deploy.parity import pictures
 from ..deploy.writing import Conversion
 from ..errors import ConfigError, ExportError
 from ..files import atomic
 from ..host import models
-from ..oskt.recalibration import recalibrate
 from .tables import human_count
 
 HEADERS = ("backbone", "input", "parameters", "feature", *FORMATS)
@@ -32,8 +31,7 @@ def export_rows(names: Iterable[str]) -> Iterator[tuple[str, ...]]:
     """Cells of each backbone: every format is written, run and compared at the size that the backbone is made for.
 
     A cell is the size of the file and the largest difference of a feature as a share of the largest entry, or the first
-    words of why there is none. Parameters are those of the network with a classifier of one class. Weights are initial
-    ones, norm statistics those of the pictures that files are compared on: activations are of moderate size.
+    words of why there is none. Parameters are those of the network with a classifier of one class, weights are initial.
     """
     yield from map(_row, tqdm(list(names), disable=None, unit="backbone", leave=False))
 
@@ -42,7 +40,6 @@ def _row(name: str) -> tuple[str, ...]:
     torch.manual_seed(0)
     model = models.build(name, 1)
     size = models.input_size(name)
-    recalibrate(model, [torch.cat(pictures(size, IMAGENET_MEAN, IMAGENET_STD))])  # as if it had been trained
     params = human_count(sum(parameter.numel() for parameter in model.parameters()))
     deployment = Deployment.of(model, size)
     conversion = Conversion(deployment)
@@ -59,7 +56,8 @@ def _cell(conversion: Conversion, path: Path, kind: str) -> str:
     try:
         exported = write_checked(conversion, path, kind, "fp32", images)
     except ExportError as error:
-        return f"no: {str(error)[:_REASON]}"
+        reason = str(error).replace(f"'{path}' ", "")
+        return f"no: {re.split(r' [(;]', reason)[0][:_REASON]}"
     return f"{exported.size / 1e6:.2f} MB, {exported.parity.relative:.0e}"
 
 
