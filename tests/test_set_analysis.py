@@ -71,7 +71,7 @@ def test_curves(finished, tiny_net, tmp_path, capsys):
     assert [row[1] for row in rows] == [f"{100 * numbers['I2I']['mAP_interpolated']:.1f}" for numbers in protocols]
 
 
-@pytest.mark.parametrize("options", [["vkd.student=osnet_x0_25"], ["vkd.student=width=0.5"], ["vkd.generations=2"]])
+@pytest.mark.parametrize("options", [["vkd.student=tiny_net"], ["vkd.student=width=0.5"], ["vkd.generations=2"]])
 def test_students_of_other_kinds_are_opened(finished, data_root, tiny_net, tmp_path, options):
     epochs = ["vkd.student_stage.max_epoch=0", f"vkd.teacher={finished / 'teacher' / 'network.pth'}"]
     run(configured(data_root, tmp_path, *options, *epochs))
@@ -110,6 +110,7 @@ def test_mistakes_are_said(finished, tiny_net, tmp_path, monkeypatch, capsys):
 # ---- terms of the loss ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_terms_are_left_out(finished, data_root, tiny_net, tmp_path, monkeypatch):
     """The run itself is one of the students with all terms; the second time nothing is trained."""
     shutil.copytree(finished, tmp_path / "run")
