@@ -91,8 +91,8 @@ def test_scores_are_the_networks_own():
     [
         ("vkd_resnet18", MapLayer("backbone.layer4")),
         ("vkd_osnet_x0_25", MapLayer("backbone.conv5")),
-        ("vkd_mobilenetv2_x1_0", MapLayer("backbone.conv9")),
-        ("vkd_densenet121", MapLayer("backbone.features")),
+        pytest.param("vkd_mobilenetv2_x1_0", MapLayer("backbone.conv9"), marks=pytest.mark.slow),
+        pytest.param("vkd_densenet121", MapLayer("backbone.features"), marks=pytest.mark.slow),
         ("vkd_vit_small_patch16", MapLayer("blocks.11.norm1", (4, 2))),
     ],
 )

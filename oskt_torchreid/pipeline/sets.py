@@ -153,7 +153,8 @@ class VKDRun:
 
     def _trained(self, model: nn.Module, stage: Any, folder: Path, continued: bool, engine: Any) -> Facts:
         trained = self.trainer.train(model, stage, folder, continued, engine)
-        return {"protocols": next(iter(trained.protocols.values())), "train_seconds": trained.train_seconds}
+        measured = next(iter(trained.protocols.values()), None) or self.trainer.protocols(model)  # after no epoch
+        return {"protocols": measured, "train_seconds": trained.train_seconds}
 
     def _row(self, name: str, kind: str, network: nn.Module, views: int, facts: Facts, epochs: int) -> None:
         size = (3, self.config.data.height, self.config.data.width)
