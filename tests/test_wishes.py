@@ -89,7 +89,7 @@ def test_a_run_with_budgets_keeps_what_it_measured(tmp_path, monkeypatch):
 
     def pretended(student, size, **settings):
         calls.append(sum(p.numel() for p in student.parameters()))
-        return Latency(calls[-1] / 1e4 + len(calls) / 10, 0.0, 1, 1, "cpu", "pytorch", 1)
+        return Latency(calls[-1] / 1e4 + len(calls) / 10, 0.0, 0.0, 1, 1, "cpu", "pytorch", 1)
 
     monkeypatch.setattr(wishes, "measure_latency", pretended)
     names = ["params=150k", "size=600kB fp16", "latency=14ms"]

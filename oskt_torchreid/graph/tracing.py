@@ -205,7 +205,7 @@ class Tracer(TorchDispatchMode):
 
     def record_attention(self, queries: Tensor, keys: Tensor, scale_follows: bool) -> None:
         """Notes that the running module multiplies queries with keys, ids ``[heads, head size]`` each."""
-        self.attentions.setdefault(self.module, RecordedAttention(queries.numpy(), keys.numpy(), scale_follows))
+        self.attentions.setdefault(self.frames.name, RecordedAttention(queries.numpy(), keys.numpy(), scale_follows))
 
     def record_split(self, length: int, parts: list[Tensor]) -> bool:
         """Notes which integer attribute of the running module gave the length of the parts; False unless just one."""
