@@ -37,7 +37,7 @@ def to_onnx(network: nn.Module, input_size: tuple[int, int, int], opset: int = O
             and the module that uses it.
     """
     images = torch.rand(_EXAMPLES, *input_size, generator=torch.Generator().manual_seed(0))
-    with silence():
+    with silence(), torch.no_grad():
         program = _traced(network, images)
         try:
             converted = torch.onnx.export(
@@ -77,8 +77,7 @@ def to_half(model: Any) -> Any:
 
 def _traced(network: nn.Module, images: torch.Tensor) -> ExportedProgram:
     try:
-        with torch.no_grad():
-            return torch.export.export(network, (images,), dynamic_shapes=({0: Dim.DYNAMIC},))
+        return torch.export.export(network, (images,), dynamic_shapes=({0: Dim.DYNAMIC},))
     except Exception as error:  # torch.export raises many types
         raise ExportError(
             f"{type(network.network).__name__} cannot be traced for an export ({_first_line(error)}{_place(error)}); "
