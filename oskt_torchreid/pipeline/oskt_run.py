@@ -69,7 +69,7 @@ class OSKTRun:
         """All stages in order, then the report; a report of what there is so far is written after every stage."""
         networks = self.begin()
         processes = self.config.oskt.processes if process_count() == 1 else 1  # else all share every network
-        if processes > 1:
+        if processes > 1 and len(networks) > 1:
             logger.info("%d students and controls, %d at a time", len(networks), processes)
             pieces = [(self.config, self.folder, number) for number in range(len(networks))]
             in_processes(_complete_network, pieces, processes, "students and controls")
@@ -264,9 +264,15 @@ class OSKTRun:
         logger.info("%s: mAP %s (%d parameters)", name, shown, params)
 
 
+_BEGUN: dict[Path, list[Callable[[], None]]] = {}
+"""Of a process that completes networks of a run: what is left to do, by the run's folder, so that it begins once."""
+
+
 def _complete_network(config: Any, folder: Path, number: int) -> None:
     """One student or control of a run whose teacher and chain are made, in a process of its own."""
     with logged(folder / "log.txt"):
-        trainer = Trainer(config)
-        plan = make_plan(config, trainer.num_classes)
-        OSKTRun(config, trainer, plan, folder, keeps_results=False).begin()[number]()
+        if folder not in _BEGUN:
+            trainer = Trainer(config)
+            plan = make_plan(config, trainer.num_classes)
+            _BEGUN[folder] = OSKTRun(config, trainer, plan, folder, keeps_results=False).begin()
+        _BEGUN[folder][number]()
