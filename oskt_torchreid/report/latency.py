@@ -20,6 +20,8 @@ from .plots import BLACK, BLUE, GREEN
 from .tables import human_count
 
 STOCK = "stock"
+# Neighbours stand at different heights, as shares of the axis: networks of nearly one latency stay readable.
+_NAME_HEIGHTS, _STOCK_HEIGHTS = (0.02, 0.26), (0.48, 0.64)
 _STYLES = {"teacher": (BLACK, "*", 13), "student": (GREEN, "o", 8)}
 
 
@@ -122,20 +124,19 @@ def _draw(axes: Axes, measured: Sequence[tuple[LatencyRow, Latency]]) -> None:
         if points:
             x, y, names = zip(*points, strict=True)
             axes.plot(x, y, marker, color=color, markersize=size, linestyle="none", label=kind, zorder=3)
-            for place, name in zip(x, names, strict=True):
-                _upright(axes, place, name, color)
-    for number, (row, seen) in enumerate(entry for entry in measured if entry[0].kind == STOCK):
-        axes.axvline(seen.median_ms, color=BLUE, linewidth=0.8, linestyle=":", zorder=1, label="" if number else STOCK)
-        _upright(axes, seen.median_ms, row.name, BLUE, top=True)
+            for number, (place, name) in enumerate(zip(x, names, strict=True)):
+                axes.axvline(place, color=color, linewidth=0.5, linestyle=":", alpha=0.6, zorder=0)
+                _upright(axes, place, name, color, _NAME_HEIGHTS[number % 2])
+    stock = sorted((seen.median_ms, row.name) for row, seen in measured if row.kind == STOCK)
+    for number, (place, name) in enumerate(stock):
+        axes.axvline(place, color=BLUE, linewidth=0.8, linestyle=":", zorder=1, label="" if number else STOCK)
+        _upright(axes, place, name, BLUE, _STOCK_HEIGHTS[number % 2])
     _dress(axes, measured)
 
 
-def _upright(axes: Axes, place: float, name: str, color: str, top: bool = False) -> None:
+def _upright(axes: Axes, place: float, name: str, color: str, height: float) -> None:
     where = {"textcoords": ("offset points", "axes fraction"), "rotation": 90, "fontsize": 7, "color": color}
-    height, side = (0.98, "top") if top else (0.02, "bottom")
-    axes.annotate(name, (place, 0), xytext=(-3, height), ha="right", va=side, **where)
-    if not top:
-        axes.axvline(place, color=color, linewidth=0.5, linestyle=":", alpha=0.6, zorder=0)
+    axes.annotate(name, (place, 0), xytext=(-3, height), ha="right", va="bottom", **where)
 
 
 def _dress(axes: Axes, measured: Sequence[tuple[LatencyRow, Latency]]) -> None:
