@@ -80,6 +80,7 @@ def test_views_help_where_tracklets_differ_and_time_where_frames_do():
     assert views[0] == pytest.approx(differing_tracklets["temporal"][1]), "a set of one frame has no views"
     assert views[0] + 0.05 < views[1] and views[1] + 0.05 < views[2]
     differing_frames = views_curves(*seen(1.5, 0.0), (1, 4), draws=4)
+    assert differing_frames["multiview"][1] == differing_frames["temporal"][1]
     for curve in differing_frames.values():
         assert curve[1] + 0.2 < curve[4]
     assert differing_frames["multiview"][4] == pytest.approx(differing_frames["temporal"][4], abs=0.05)

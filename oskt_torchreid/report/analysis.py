@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -18,6 +18,7 @@ from ..vkd.camera_probe import CameraProbe
 from .plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
 
 _COLOURS = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"))
+_BARS = ((BLUE, "white"), (ORANGE, "black"), (GREEN, "white"))  # of each kind, and of the number in it
 _DASHES = {"": "-", VIEWS: "-", TIME: "--"}
 
 Curves = Mapping[str, Mapping[str, Curve]]
@@ -35,7 +36,7 @@ def curve_table(curves: Curves) -> str:
             counts = tuple(curve)
             rows.append((_label(network, kind), *(f"{100 * value:.1f}" for value in curve.values())))
     headers = ("mAP in %", *(f"{count} frame{'s' * (count > 1)}" for count in counts))
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, stralign="right")
+    return _table(rows, headers)
 
 
 def curve_plot(curves: Curves, path: str | Path, frames_of: str, title: str = "") -> None:
@@ -81,7 +82,7 @@ def probe_table(probes: Probes) -> str:
     for name in ("majority", "uniform"):
         rows.append((f"chance: {name}", *(f"{100 * getattr(last[kind], name):.1f}" for kind in kinds)))
     headers = ("camera read off, in %", *(f"from {kind}" for kind in kinds))
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, stralign="right")
+    return _table(rows, headers)
 
 
 def probe_plot(probes: Probes, path: str | Path, title: str = "") -> None:
@@ -96,16 +97,16 @@ def probe_plot(probes: Probes, path: str | Path, title: str = "") -> None:
     networks = list(probes)
     kinds = list(probes[networks[0]])
     width = 0.8 / len(kinds)
-    for place, (kind, (color, _)) in enumerate(zip(kinds, _COLOURS, strict=False)):
+    for place, (kind, (color, ink)) in enumerate(zip(kinds, _BARS, strict=False)):
         found = [probes[network][kind] for network in networks]
         spots = [index + (place - (len(kinds) - 1) / 2) * width for index in range(len(networks))]
         heights, errors = ([100 * getattr(probe, name) for probe in found] for name in ("accuracy", "deviation"))
-        hatch = "" if place % 2 == 0 else "//"
-        bars = axes.bar(spots, heights, width * 0.95, yerr=errors, capsize=3, color=color, hatch=hatch, label=kind)
-        axes.bar_label(bars, fmt="%.0f", label_type="center", fontsize=9, color="white", fontweight="bold")
+        axes.bar(spots, heights, width * 0.95, yerr=errors, capsize=3, color=color, label=kind)
+        for spot, height in zip(spots, heights, strict=True):
+            axes.text(spot, 2, f"{height:.0f}", ha="center", fontsize=9, color=ink, fontweight="bold")
     chance = probes[networks[0]][kinds[0]]
-    axes.axhline(100 * chance.majority, color=BLACK, linestyle="--", linewidth=1, label="chance: majority")
-    axes.axhline(100 * chance.uniform, color=BLACK, linestyle=":", linewidth=1, label="chance: uniform")
+    for name, line in (("majority", "--"), ("uniform", ":")):
+        axes.axhline(100 * getattr(chance, name), color=BLACK, linestyle=line, label=f"chance: {name}")
     axes.set_xticks(range(len(networks)), networks)
     axes.set_xlabel("network")
     axes.set_ylabel("cameras read off (%)")
@@ -113,6 +114,11 @@ def probe_plot(probes: Probes, path: str | Path, title: str = "") -> None:
     axes.set_ylim(0, 100)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
     _save(figure, path)
+
+
+def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
+    align = ("left", *["right"] * (len(headers) - 1))
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=align)
 
 
 def _label(network: str, kind: str) -> str:

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from ..errors import ConfigError
 from ..files import atomic
 
-COLOURS = "cividis"  # even in lightness, and the same to colour-blind readers
-OPACITY = 0.6
+COLOURS = "viridis"  # even in lightness, for colour-blind readers and for printing without colour
+OPACITY = 0.55
+_LUMINANCE = (0.299, 0.587, 0.114)
 _CELL, _GAP, _LETTER = 1.25, 0.35, 0.085  # inches: a frame's height, between groups of frames, a letter of a title
 
 
@@ -37,7 +38,7 @@ class HeatMapRow:
 
 
 def heat_map_sheet(rows: Sequence[HeatMapRow], path: str | Path, title: str = "") -> None:
-    """Draws a row per tracklet; for each frame the picture, then the picture under every network's map.
+    """Draws a row per tracklet; for each frame the picture, then the picture in grey under every network's map.
 
     Args:
         rows: of equally many frames and the same networks.
@@ -54,10 +55,10 @@ def heat_map_sheet(rows: Sequence[HeatMapRow], path: str | Path, title: str = ""
     names = ("frame", *networks)
     # The name of a network stands above a frame and needs its room.
     cell = max(_CELL * width / height, _LETTER * max(map(len, names)))
-    size = (1.3 + count * (len(names) * cell + _GAP), 1.0 + len(rows) * _CELL * 1.06)
+    size = (1.9 + count * (len(names) * cell + _GAP), 1.0 + len(rows) * _CELL * 1.06)
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     FigureCanvasAgg(figure)  # draws without a display and leaves pyplot's state alone
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, hspace=0.02, wspace=0.02)
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, hspace=0.02, wspace=0.02)
     if title:
         figure.suptitle(title, fontsize=9, wrap=True)
     # Between two groups of frames a narrow column stays empty.
@@ -80,6 +81,8 @@ def _fill(line: Sequence[Axes], row: HeatMapRow, names: Sequence[str]) -> None:
     line[0].text(-0.12, 0.5, row.label, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
     for frame, picture in enumerate(row.pictures):
         for place, name in enumerate(names, frame * (len(names) + 1)):
-            line[place].imshow(picture)
-            if name in row.maps:
+            if name not in row.maps:
+                line[place].imshow(picture)
+            else:  # on grey, so that every colour is the map's
+                line[place].imshow(picture @ _LUMINANCE, cmap="gray", vmin=0, vmax=1)
                 line[place].imshow(row.maps[name][frame], cmap=COLOURS, vmin=0, vmax=1, alpha=OPACITY)

@@ -181,7 +181,7 @@ def views_curves(
         gallery: gallery.
         counts: numbers N of frames in a set; what an identity or a tracklet has too few of is cycled.
         draws: random draws that are averaged.
-        seed: of the draws; both strategies have the same ones.
+        seed: of the draws; a set of one frame has the same one in both strategies.
         no_camera: cameras are unknown: sets are drawn from the gallery's tracklets, whatever their camera.
 
     Returns:
@@ -202,10 +202,11 @@ def views_curves(
         )
     curves: dict[str, Curve] = {}
     for strategy in (VIEWS, TIME):
-        random = np.random.default_rng(seed)
-        curves[strategy] = {
-            count: float(np.mean([_mean_ap(rounds, strategy, count, random) for _ in range(draws)])) for count in counts
-        }
+        curves[strategy] = {}
+        for count in counts:
+            random = np.random.default_rng([seed, count])
+            drawn = [_mean_ap(rounds, strategy if count > 1 else TIME, count, random) for _ in range(draws)]
+            curves[strategy][count] = float(np.mean(drawn))
     return curves
 
 
