@@ -105,8 +105,10 @@ def probe_plot(probes: Probes, path: str | Path, title: str = "") -> None:
         for spot, height in zip(spots, heights, strict=True):
             axes.text(spot, 2, f"{height:.0f}", ha="center", fontsize=9, color=ink, fontweight="bold")
     chance = probes[networks[0]][kinds[0]]
-    for name, line in (("majority", "--"), ("uniform", ":")):
-        axes.axhline(100 * getattr(chance, name), color=BLACK, linestyle=line, label=f"chance: {name}")
+    alike = abs(chance.majority - chance.uniform) < 0.005  # one line would hide the other
+    for name, line in (("majority and uniform", "--"),) if alike else (("majority", "--"), ("uniform", ":")):
+        value = 100 * getattr(chance, name.partition(" ")[0])
+        axes.axhline(value, color=BLACK, linestyle=line, label=f"chance: {name}")
     axes.set_xticks(range(len(networks)), networks)
     axes.set_xlabel("network")
     axes.set_ylabel("cameras read off (%)")
