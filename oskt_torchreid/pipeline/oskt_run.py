@@ -27,7 +27,7 @@ from ..report import Results, Row, write_results
 from .baselines import FILE_METHOD, STUDENT_NAME, finetuned, run_baseline, run_file
 from .ladder import log_ladder, refine_rung
 from .plan import RunPlan, StudentPlan, make_plan
-from .processes import in_processes, logged
+from .processes import in_processes, logged, prepare_processes
 from .refinement import clustering_choices, refine
 from .report import counted_epochs, write_report
 from .stages import Facts, Stage
@@ -67,8 +67,10 @@ class OSKTRun:
 
     def complete(self) -> Results:
         """All stages in order, then the report; a report of what there is so far is written after every stage."""
-        networks = self.begin()
         processes = self.config.oskt.processes if process_count() == 1 else 1  # else all share every network
+        if processes > 1:
+            prepare_processes()
+        networks = self.begin()
         if processes > 1 and len(networks) > 1:
             logger.info("%d students and controls, %d at a time", len(networks), processes)
             pieces = [(self.config, self.folder, number) for number in range(len(networks))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import multiprocessing.forkserver
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -14,6 +15,17 @@ import torch
 from tqdm import tqdm
 
 _LOG_FORMAT = "%(asctime)s %(message)s", "%H:%M:%S"
+_PREPARED = "forkserver" in multiprocessing.get_all_start_methods()
+
+
+def prepare_processes() -> None:
+    """Imports, beside what this process does meanwhile, what processes of ``in_processes`` are to begin with.
+
+    Where the system has no fork server they import it themselves, seconds each.
+    """
+    if _PREPARED:
+        multiprocessing.set_forkserver_preload([f"{__package__}.run"])
+        multiprocessing.forkserver.ensure_running()
 
 
 def in_processes(work: Callable[..., None], pieces: Sequence[tuple], processes: int, title: str) -> None:
@@ -38,7 +50,7 @@ def in_processes(work: Callable[..., None], pieces: Sequence[tuple], processes: 
                 work(*piece)
                 bar.update()
             return
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver" if _PREPARED else "spawn")
         threads = max(1, torch.get_num_threads() // processes)
         with ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(threads,)) as pool:
             pending = [pool.submit(work, *piece) for piece in pieces]
