@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from ..report import Results, Row, write_results
 from .baselines import FILE_METHOD, STUDENT_NAME, finetuned, run_baseline, run_file
 from .ladder import log_ladder, refine_rung
 from .plan import RunPlan, StudentPlan, make_plan
-from .processes import in_processes, logged, prepare_processes
+from .processes import Workers, logged, prepare_processes
 from .refinement import clustering_choices, refine
 from .report import counted_epochs, write_report
 from .stages import Facts, Stage
@@ -69,35 +69,46 @@ class OSKTRun:
         """All stages in order, then the report; a report of what there is so far is written after every stage."""
         processes = self.config.oskt.processes if process_count() == 1 else 1  # else all share every network
         if processes > 1:
-            prepare_processes()
-        networks = self.begin()
-        if processes > 1 and len(networks) > 1:
-            logger.info("%d students and controls, %d at a time", len(networks), processes)
-            pieces = [(self.config, self.folder, number) for number in range(len(networks))]
-            in_processes(_complete_network, pieces, processes, "students and controls")
-        for complete_network in networks:  # what other processes have made is there already
+            prepare_processes()  # the teacher's time is enough for it
+        teacher_key = self.make_teacher()
+        controls = self.controls(teacher_key)
+        beside = processes > 1
+        students = self._students_apart(processes, teacher_key, controls) if beside else self.students(teacher_key)
+        for complete_network in (*students, *controls):  # what other processes have made is there already
             complete_network()
         results = Results(tuple(self.rows), self.facts)
         write_report(self.folder, results, self.config)
         return results
 
-    def begin(self) -> list[Callable[[], None]]:
-        """Makes teacher and chains; what is left is one call per student and control, and none needs another."""
+    def _students_apart(self, processes: int, teacher_key: str, controls: Sequence[object]) -> list[Callable[[], None]]:
+        """``students``, after processes of their own have completed them, and the controls beside the refinement."""
+        with Workers(_complete_network, processes, "students and controls") as workers:
+            workers.add([(self.config, self.folder, "controls", number) for number in range(len(controls))])
+            students = self.students(teacher_key)
+            workers.add([(self.config, self.folder, "students", number) for number in range(len(students))])
+        return students
+
+    def make_teacher(self) -> str:
+        """Makes the teacher, or takes the given one, unless a given chain needs none; its digest."""
+        return self._teacher() if self.plan.chain is None else self._given_teacher()
+
+    def controls(self, teacher_key: str) -> list[Callable[[], None]]:
+        """One call per control; they need the teacher alone, and none needs another."""
+        names, passes = self.plan.controls, (False, True)
+        return [partial(self._control, name, teacher_key, equal) for equal in passes for name in names]
+
+    def students(self, teacher_key: str) -> list[Callable[[], None]]:
+        """Makes the chains; what is left is one call per student, and none needs another."""
         if self.plan.chain is None:
-            teacher_key = self._teacher()
             chain, chain_key = self._refine(teacher_key)
         else:
-            teacher_key = self._given_teacher()
             chain = self.plan.chain
             chain_key = digest("chain", sha256(self.config.oskt.chain), self.trainer.data_key)
         ladder = [(chain, chain_key)]
         for widths in self.plan.rungs:
             ladder.append(self._refine_rung(widths, *ladder[-1]))
         log_ladder([rung for rung, _ in ladder])
-        networks = [self._completion(student, teacher_key, ladder) for student in self.plan.students]
-        for equal_passes in (False, True):
-            networks += [partial(self._control, name, teacher_key, equal_passes) for name in self.plan.controls]
-        return networks
+        return [self._completion(student, teacher_key, ladder) for student in self.plan.students]
 
     def _completion(
         self, student: StudentPlan, teacher_key: str, ladder: list[tuple[WeightChain, str]]
@@ -266,15 +277,21 @@ class OSKTRun:
         logger.info("%s: mAP %s (%d parameters)", name, shown, params)
 
 
-_BEGUN: dict[Path, list[Callable[[], None]]] = {}
-"""Of a process that completes networks of a run: what is left to do, by the run's folder, so that it begins once."""
+_BEGUN: dict[Path, tuple[OSKTRun, str]] = {}
+"""Of a process that completes networks of a run: the run, by its folder, and its teacher's digest, made once."""
+_LEFT: dict[tuple[Path, str], list[Callable[[], None]]] = {}
+"""And the calls that are left of it, by its folder and what they make."""
 
 
-def _complete_network(config: Any, folder: Path, number: int) -> None:
-    """One student or control of a run whose teacher and chain are made, in a process of its own."""
+def _complete_network(config: Any, folder: Path, kind: str, number: int) -> None:
+    """One student or control of a run whose teacher, and for students chain, are made, in a process of its own."""
     with logged(folder / "log.txt"):
         if folder not in _BEGUN:
             trainer = Trainer(config)
             plan = make_plan(config, trainer.num_classes)
-            _BEGUN[folder] = OSKTRun(config, trainer, plan, folder, keeps_results=False).begin()
-        _BEGUN[folder][number]()
+            part = OSKTRun(config, trainer, plan, folder, keeps_results=False)
+            _BEGUN[folder] = part, part.make_teacher()
+        if (folder, kind) not in _LEFT:
+            part, teacher_key = _BEGUN[folder]
+            _LEFT[folder, kind] = part.students(teacher_key) if kind == "students" else part.controls(teacher_key)
+        _LEFT[folder, kind][number]()

@@ -6,10 +6,13 @@ import logging
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 
 import torch
 from tqdm import tqdm
@@ -28,37 +31,87 @@ def prepare_processes() -> None:
         multiprocessing.forkserver.ensure_running()
 
 
-def in_processes(work: Callable[..., None], pieces: Sequence[tuple], processes: int, title: str) -> None:
-    """Calls ``work(*piece)`` for every piece; the first failure stops those that have not begun.
+class Workers:
+    """Processes that work off pieces, in the order they were added, beside what this process does meanwhile.
 
     Small networks gain little from a second thread and much from a second process: torch's threads are shared out
-    among the processes.
+    among the processes. Inside the ``with`` block this process counts as one of them; leaving the block waits for all
+    pieces, of which then one more is worked off at a time. The first failure, here or there, stops those that have not
+    begun.
 
     Args:
-        work: a function of a module, which new processes import.
-        pieces: its arguments; they are pickled.
-        processes: at a time; 1 works here, one piece after the other, with torch's threads.
-        title: of the progress bar.
+        work: a function of a module, which new processes import; called with each piece's arguments, which are pickled.
+        processes: at a time, at least 2.
+        title: of the progress bar of what is waited for.
+    """
 
-    Raises:
-        whatever ``work`` raises.
+    def __init__(self, work: Callable[..., None], processes: int, title: str) -> None:
+        self._work, self._processes, self._title = work, processes, title
+        self._threads = torch.get_num_threads()
+        self._share = max(1, self._threads // processes)
+        context = multiprocessing.get_context("forkserver" if _PREPARED else "spawn")
+        self._pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(self._share,))
+        self._places = processes - 1
+        self._lock = threading.RLock()  # a piece that is done at once calls back in the thread that began it
+        self._waiting: deque[tuple] = deque()
+        self._done: SimpleQueue[Future] = SimpleQueue()
+        self._added = self._running = 0
+
+    def add(self, pieces: Sequence[tuple]) -> None:
+        """Begins as many of the pieces as there are places; this process keeps the threads that are left."""
+        if pieces:
+            torch.set_num_threads(max(1, self._threads - self._share * (self._processes - 1)))
+        with self._lock:
+            self._waiting.extend(pieces)
+            self._added += len(pieces)
+            self._fill()
+
+    def _fill(self) -> None:
+        while self._waiting and self._running < self._places:
+            self._running += 1
+            self._pool.submit(self._work, *self._waiting.popleft()).add_done_callback(self._release)
+
+    def _release(self, piece: Future) -> None:
+        with self._lock:
+            self._running -= 1
+            if piece.exception() is not None:
+                self._waiting.clear()
+            self._fill()
+        self._done.put(piece)
+
+    def _wait(self) -> None:
+        with self._lock:
+            self._places = self._processes
+            self._fill()
+        for _ in tqdm(range(self._added), self._title, unit="run", disable=None, leave=False):
+            self._done.get().result()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        torch.set_num_threads(self._threads)
+        try:
+            if kind is None:
+                self._wait()
+        finally:
+            with self._lock:
+                self._waiting.clear()
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def in_processes(work: Callable[..., None], pieces: Sequence[tuple], processes: int, title: str) -> None:
+    """Calls ``work(*piece)`` for every piece, ``processes`` at a time; 1 works here, one piece after the other.
+
+    See ``Workers``, also for what is raised.
     """
     processes = min(processes, len(pieces))
-    with tqdm(total=len(pieces), desc=title, unit="run", disable=None, leave=False) as bar:
-        if processes < 2:
-            for piece in pieces:
-                work(*piece)
-                bar.update()
-            return
-        context = multiprocessing.get_context("forkserver" if _PREPARED else "spawn")
-        threads = max(1, torch.get_num_threads() // processes)
-        with ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(threads,)) as pool:
-            pending = [pool.submit(work, *piece) for piece in pieces]
-            for done in as_completed(pending):
-                if done.exception() is not None:
-                    pool.shutdown(wait=True, cancel_futures=True)
-                done.result()
-                bar.update()
+    if processes > 1:
+        with Workers(work, processes, title) as workers:
+            workers.add(pieces)
+        return
+    for piece in tqdm(pieces, title, unit="run", disable=None, leave=False):
+        work(*piece)
 
 
 def _begin(threads: int) -> None:
