@@ -60,7 +60,7 @@ def _oskt_node() -> dict[str, Any]:
         "distance": "none",  # whose distances students' features have before fine-tuning: chain, teacher
         "recalibrate": 0,  # batches of training images that re-estimate norm statistics before fine-tuning
         "finetune": schedule_node(max_epoch=60, lr=3.5e-4),
-        "processes": 1,  # networks trained at a time: controls beside the refinement, then students; more use than threads
+        "processes": 1,  # networks trained at a time (controls beside the refinement); of more use than threads
         "curves": False,  # evaluate students and controls after every epoch of fine-tuning, and keep the numbers
         "controls": [],  # baselines at the chain's width, fine-tuned as long as the students
         # Freshly inherited and untrained narrow networks want a higher rate than refined students.

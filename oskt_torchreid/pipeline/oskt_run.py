@@ -83,7 +83,8 @@ class OSKTRun:
     def _students_apart(self, processes: int, teacher_key: str, controls: Sequence[object]) -> list[Callable[[], None]]:
         """``students``, after processes of their own have completed them, and the controls beside the refinement."""
         with Workers(_complete_network, processes, "students and controls") as workers:
-            workers.add([(self.config, self.folder, "controls", number) for number in range(len(controls))])
+            longest_first = reversed(range(len(controls)))
+            workers.add([(self.config, self.folder, "controls", number) for number in longest_first])
             students = self.students(teacher_key)
             workers.add([(self.config, self.folder, "students", number) for number in range(len(students))])
         return students
