@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from .algebra import average_rows, gather_rows, rows_first, sum_columns
 from .chain import WeightChain
 from .distance import DISTANCES, scale_features
 from .folding import attention_factors, fold
-from .layout import Layout, student_to_chain
+from .layout import Layout, joined, student_to_chain
 
 STATISTICS = ("own", "merged", "initial")
 
@@ -58,7 +58,7 @@ def expand_to_plan(
     for name, factor in attention_factors(chain.graph, layout, attention or chain.attention).items():
         tensors[name] = fold(tensors[name], factor)
     scale_features(tensors, chain, layout, distance)
-    student = rebuild(chain.model, tensors).eval()
+    student = rebuild(chain.model, tensors, training=False)
     adapt_code(student, chain.graph, layout.members)
     for module in student.modules() if statistics == "initial" else ():
         if hasattr(module, "reset_running_stats"):
@@ -75,8 +75,7 @@ def attach_record(student: nn.Module, graph: ChannelGraph, spec: ModelSpec | Non
         spec: how the teacher is built by its registered name; ``None`` where it has none.
         distance: whose distances its features were scaled to.
     """
-    state = student.state_dict()
-    lengths = {state[name].shape[1] for name in graph.heads}
+    lengths = {student.get_parameter(name).shape[1] for name in graph.heads}
     feature_dim = lengths.pop() if len(graph.heads) == 1 else 0
     known = asdict(spec) if spec else {}
     record = StudentRecord(
@@ -187,10 +186,22 @@ def student_vectors(chain: WeightChain, layout: Layout) -> dict[str, Tensor]:
             vectors[name] = gather_rows(chain.statistics[name], index)
         else:
             alike.setdefault((id(tie.channels), tie.axis, vector.shape, vector.dtype), []).append(name)
-    for names in alike.values():  # those of a norm, say: averaged together
-        tie = chain.graph.row_tie(names[0])
-        stacked = torch.stack([chain.vectors[name] for name in names], -1)
-        means = average_rows(stacked, layout.axis(tie), tie.axis).unbind(-1)
-        own = (mean.clone(memory_format=torch.contiguous_format) for mean in means)  # memory of their own
-        vectors.update(zip(names, own, strict=True))
+    for ties in _averaged_as_one(chain, alike.values()):
+        along = chain.graph.row_tie(ties[0][0]).axis
+        axes = [layout.axis(chain.graph.row_tie(names[0])) for names in ties]
+        stacked = torch.cat([torch.stack([chain.vectors[name] for name in names], -1) for names in ties], along)
+        means = average_rows(stacked, joined(axes), along).split([axis.blocks * axis.length for axis in axes], along)
+        for names, mean in zip(ties, means, strict=True):
+            own = (entry.clone(memory_format=torch.contiguous_format) for entry in mean.unbind(-1))
+            vectors.update(zip(names, own, strict=True))  # memory of their own
     return {name: vectors[name] for name in chain.vectors}
+
+
+def _averaged_as_one(chain: WeightChain, alike: Iterable[list[str]]) -> Iterable[list[list[str]]]:
+    """Lists of names, those of a norm, say; together those whose tensors can stand behind one another."""
+    together: dict[tuple, list[list[str]]] = {}
+    for names in alike:
+        vector, along = chain.vectors[names[0]], chain.graph.row_tie(names[0]).axis
+        others = vector.shape[:along] + vector.shape[along + 1 :]
+        together.setdefault((len(names), along, others, vector.dtype), []).append(names)
+    return together.values()
