@@ -12,7 +12,7 @@ from torch import nn
 
 from oskt_torchreid.errors import CheckpointError, ConfigError
 from oskt_torchreid.files import save_checkpoint
-from oskt_torchreid.host import compat, models
+from oskt_torchreid.host import compat, models, weights
 from oskt_torchreid.host.models import ModelSpec, Outputs, parse_outputs
 
 SMALL = "osnet_x0_25"
@@ -127,7 +127,7 @@ def test_weights_load_from_each_kind_of_checkpoint(tmp_path):
     for kind, content in kinds.items():
         save_checkpoint(tmp_path / kind, content)
         model = models.build(SMALL, 3)
-        models.load_weights(model, tmp_path / kind)
+        weights.load_weights(model, tmp_path / kind)
         assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
@@ -135,7 +135,7 @@ def assert_refused(model, path, message, **kwargs):
     """Loading fails with the message and leaves the model alone."""
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=message):
-        models.load_weights(model, path, **kwargs)
+        weights.load_weights(model, path, **kwargs)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -163,7 +163,7 @@ def test_a_classifier_of_another_label_set_can_be_left_out(tmp_path):
     model = models.build(SMALL, 3)
     kept = model.classifier.weight.clone()
     assert_refused(model, tmp_path / "model.pth", "2 misshaped")
-    models.load_weights(model, tmp_path / "model.pth", ignore=("classifier.weight", "classifier.bias"))
+    weights.load_weights(model, tmp_path / "model.pth", ignore=("classifier.weight", "classifier.bias"))
     assert torch.equal(model.classifier.weight, kept)
     assert torch.equal(model.fc[0].weight, source.fc[0].weight)
 

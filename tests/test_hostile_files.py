@@ -21,7 +21,7 @@ from oskt_torchreid import files
 from oskt_torchreid.errors import ChainError, CheckpointError, ConfigError, GraphError, OsktError, ZooError
 from oskt_torchreid.file_checks import DEEPEST_TUPLE, LARGEST_HEADER, SuspectFile, check_pickle
 from oskt_torchreid.graph.routing import check_split
-from oskt_torchreid.host import models
+from oskt_torchreid.host import models, weights
 from oskt_torchreid.models.backbone_weights import load_backbone_weights
 from oskt_torchreid.oskt.expand import StudentRecord
 from oskt_torchreid.zoo import damage
@@ -226,7 +226,7 @@ def test_weights_of_other_numbers_are_not_loaded(value, message, tmp_path):
     state = {"0.weight": torch.ones(2, 2, dtype=torch.int64) if value is None else torch.full((2, 2), value)}
     torch.save({**state, "0.bias": torch.ones(2)}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=f"1 unusable: {message}.*Nothing was loaded"):
-        models.load_weights(model, tmp_path / "x.pth")
+        weights.load_weights(model, tmp_path / "x.pth")
     assert torch.equal(model[0].weight, before)
 
 

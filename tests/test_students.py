@@ -14,7 +14,7 @@ from torch import nn
 
 import oskt_torchreid as oskt
 from oskt_torchreid.errors import CheckpointError, ConfigError, WidthError
-from oskt_torchreid.host import models
+from oskt_torchreid.host import models, weights
 from oskt_torchreid.host.compat import torchreid
 from oskt_torchreid.oskt.chain import WeightChain
 
@@ -240,7 +240,7 @@ def test_torchreids_own_loader_takes_the_whole_file(chain, tmp_path, capsys):
     torchreid.utils.load_pretrained_weights(stock, str(tmp_path / "student.pth"))
     assert "discarded" not in capsys.readouterr().out
     assert same(stock.state_dict(), student.state_dict())
-    models.load_weights(models.build("osnet_x0_5", 7), tmp_path / "student.pth")
+    weights.load_weights(models.build("osnet_x0_5", 7), tmp_path / "student.pth")
 
 
 def test_a_network_that_is_not_registered_must_be_given(tmp_path):

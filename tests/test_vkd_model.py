@@ -10,7 +10,7 @@ from torch.nn import functional
 import oskt_torchreid as oskt
 from oskt_torchreid import CheckpointError, ConfigError, DataError
 from oskt_torchreid.files import load_checkpoint
-from oskt_torchreid.host import models
+from oskt_torchreid.host import models, weights
 from oskt_torchreid.host.models import parse_outputs
 from oskt_torchreid.models.rectification import LastRelu, find_last_relu, remove_last_relu
 from oskt_torchreid.vkd.model import SetModel, load_set_model, set_model_table
@@ -110,7 +110,7 @@ def test_the_whole_block_without_relu_is_another_network(resnet):
         expected = (maps + block.bn2(block.conv2(block.bn1(block.conv1(maps))))).mean((2, 3))
         assert_close(whole(images), expected)
     with pytest.raises(CheckpointError, match="does not fit SetModel .* 1 unexpected: block_without_relu"):
-        models.check_state_dict(whole.state_dict(), resnet.state_dict(), "'whole.pth'", type(resnet).__name__)
+        weights.check_state_dict(whole.state_dict(), resnet.state_dict(), "'whole.pth'", type(resnet).__name__)
 
 
 @pytest.mark.parametrize("name", ["densenet121", "mobilenetv2_x1_0", "osnet_x0_25"])

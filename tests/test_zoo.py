@@ -20,6 +20,7 @@ from oskt_torchreid.errors import ZooError
 from oskt_torchreid.files import read_json
 from oskt_torchreid.host import models
 from oskt_torchreid.host.compat import torchreid
+from oskt_torchreid.host.weights import load_weights
 from oskt_torchreid.zoo import conversion
 from oskt_torchreid.zoo.catalogue import KINDS, Entry, catalogue, entry_named
 from oskt_torchreid.zoo.downloads import CHECKSUMS, INCOMING, download, place_of
@@ -245,7 +246,7 @@ def test_the_command_from_a_file_put_there_by_hand(tmp_path, capsys):
     assert command("--cache", cache, "download", name) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(cache / f"{name}.pth")
     assert command("--cache", cache, "convert", name, "-o", tmp_path / "x.pth") == 0
-    models.load_weights(models.build("osnet_x0_25", 9), tmp_path / "x.pth")
+    load_weights(models.build("osnet_x0_25", 9), tmp_path / "x.pth")
     assert command("--cache", cache, "list", "--collection", "torchreid") == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{name} "))
     assert line.split()[-1] == "yes"

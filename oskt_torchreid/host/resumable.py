@@ -27,11 +27,11 @@ from .compat import device, quiet, torchreid
 from .data import forget_patches
 from .distributed import from_first, is_first, of_all, process_count, set_own_state, share_of, spread_random_numbers
 from .losses import ReidLoss
-from .models import check_state_dict, state_dict_of
 from .progress import NoWriter, ProgressLoader
 from .random_state import random_state
 from .synchronised_norms import synchronised_norms
 from .termination import on_termination
+from .weights import check_state_dict, state_dict_of
 
 LAST_GOOD = "model.pth.tar-last"
 _RUN = inspect.signature(torchreid.engine.Engine.run)

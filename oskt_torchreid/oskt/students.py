@@ -13,7 +13,7 @@ from ..deploy.latency import measure_latency
 from ..errors import CheckpointError, ConfigError, GraphError, WidthError
 from ..graph import rebuild
 from ..graph.routing import restore_code
-from ..host import models
+from ..host import models, weights
 from . import network
 from .budget import check_range, plan_like, shapes_of
 from .chain import WeightChain
@@ -167,7 +167,7 @@ def load_student(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """
     content = files.load_checkpoint(path)
     record = StudentRecord.from_dict(content.get("oskt") if isinstance(content, dict) else None, path)
-    state = models.state_dict_of(content, path)
+    state = weights.state_dict_of(content, path)
     is_given = model is not None
     if not is_given:
         model = _skeleton(record, path)

@@ -16,7 +16,7 @@ from ..deploy.deployment import Deployed
 from ..deploy.quantization import CALIBRATION_IMAGES
 from ..errors import CheckpointError, ConfigError
 from ..files import load_checkpoint
-from ..host import models
+from ..host import models, weights
 from ..host.data import unaugmented_loader
 from ..models import build_model
 from ..oskt.students import load_student
@@ -62,8 +62,8 @@ def load_network(source: str, model_name: str = "", config: Any = None) -> nn.Mo
     if not (model_name or config):
         raise ConfigError(f"'{source}' does not say what network it is of; name it: --model osnet_x1_0")
     model = models.build(model_name, 1) if model_name else build_model(_untrained(config), 1)
-    names = [*model.state_dict(), *models.state_dict_of(content, path)]
-    models.load_weights(model, path, ignore=[name for name in names if models.is_classifier(name)])
+    names = [*model.state_dict(), *weights.state_dict_of(content, path)]
+    weights.load_weights(model, path, ignore=[name for name in names if models.is_classifier(name)])
     return model
 
 

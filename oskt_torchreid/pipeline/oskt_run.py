@@ -16,7 +16,7 @@ from ..config import digest, get
 from ..files import save_checkpoint, sha256
 from ..host.compat import seed_everything
 from ..host.distributed import process_count
-from ..host.models import load_weights
+from ..host.weights import load_weights
 from ..oskt.amounts import HALF
 from ..oskt.chain import WeightChain
 from ..oskt.expand import expand_to_plan

@@ -14,7 +14,7 @@ from ..errors import CheckpointError, ConfigError, WidthError
 from ..graph import ChannelGraph
 from ..host.compat import seed_everything
 from ..host.models import build as build_registered
-from ..host.models import load_weights
+from ..host.weights import load_weights
 from ..models import bare_name, build_model
 from ..models import load_weights as load_any_weights
 from ..oskt.chain import WeightChain

@@ -13,7 +13,7 @@ from ..config import digest
 from ..files import save_checkpoint, sha256
 from ..host.compat import seed_everything
 from ..host.distributed import first_before_others
-from ..host.models import load_weights
+from ..host.weights import load_weights
 from ..oskt.network import trace
 from ..oskt.students import save_student
 from ..report import Results

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from ..errors import CheckpointError, ConfigError, DataError
 from ..files import load_checkpoint
-from ..host import models
+from ..host import models, weights
 from ..models import NeckModel, VisionTransformer, backbone_names, register_wrapper
 from ..models.neck import DEFAULT_INPUT, build_for_neck, last_strided
 from ..models.rectification import NONE, LastRelu, find_last_relu, remove_last_relu
@@ -231,7 +231,7 @@ def load_set_model(name: str, path: str | Path, loss: str = "triplet") -> nn.Mod
         CheckpointError: unreadable, without a head, or of another network; nothing is loaded in part.
     """
     name = name if name.startswith(PREFIX) else PREFIX + name
-    state = models.state_dict_of(load_checkpoint(path), path)
+    state = weights.state_dict_of(load_checkpoint(path), path)
     head = state.get("classifier.weight")
     if head is None or head.dim() != 2:
         raise CheckpointError(
@@ -245,5 +245,5 @@ def load_set_model(name: str, path: str | Path, loss: str = "triplet") -> nn.Mod
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
     """Loads a state dict that fits in every tensor; raises ``CheckpointError`` for another one and loads nothing."""
-    models.check_state_dict(state, model.state_dict(), source=f"'{path}'", target=type(model).__name__)
+    weights.check_state_dict(state, model.state_dict(), source=f"'{path}'", target=type(model).__name__)
     model.load_state_dict(dict(state))

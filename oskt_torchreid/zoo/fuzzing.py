@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .. import files
 from ..errors import OsktError
 from ..graph import rebuild
-from ..host import models
+from ..host import models, weights
 from ..models import NeckModel, VisionTransformer
 from ..oskt.chain import WeightChain
 from ..oskt.students import expand, load_student, save_student
@@ -118,7 +118,7 @@ def _checkpoint(folder: Path) -> Made:
         network = _network()
         before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         try:
-            models.load_weights(network, place / "model.pth.tar-3")
+            weights.load_weights(network, place / "model.pth.tar-3")
         except OsktError:
             if not all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items()):
                 raise RuntimeError("a part of the file was loaded") from None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import files
 from ..errors import ChainError, GraphError, ZooError
-from ..host.models import state_dict_of
+from ..host.weights import state_dict_of
 from ..models import VisionTransformer
 from ..oskt.algebra import rows_first
 from ..oskt.chain import WeightChain
