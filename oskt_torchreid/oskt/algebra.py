@@ -12,6 +12,7 @@ Example, 4 teacher channels of which 0 and 2 share slot 0, so ``a = [0, 1, 0, 2]
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..graph import Tie
@@ -50,13 +51,11 @@ def sum_columns(weight: Tensor, axis: AxisMap) -> Tensor:
     rows, columns, *kernel = weight.shape
     blocked = weight.reshape(axis.blocks, rows // axis.blocks, columns, -1).transpose(0, 1)
     blocked = blocked.reshape(rows // axis.blocks, axis.blocks * columns, -1)
-    index = axis.teacher_to_student.to(weight.device)
-    length = axis.blocks * axis.length
-    if blocked.shape[2] == 1:  # one pass along the rows of a matrix is four times as fast as adding column by column
-        matrix = blocked.squeeze(2)
-        summed = matrix.new_zeros(len(matrix), length).scatter_add(1, index.expand_as(matrix), matrix)
-    else:
-        summed = blocked.new_zeros(len(blocked), length, blocked.shape[2]).index_add(1, index, blocked)
+    matrix, entries = blocked.flatten(1), blocked.shape[2]  # kernels lie in the rows of a matrix, entry by entry
+    place = axis.teacher_to_student.to(weight.device)[:, None] * entries + torch.arange(entries, device=weight.device)
+    # One pass along rows is up to four times as fast as adding column by column.
+    summed = matrix.new_zeros(len(matrix), axis.blocks * axis.length * entries)
+    summed = summed.scatter_add(1, place.flatten().expand_as(matrix), matrix)
     summed = summed.reshape(rows // axis.blocks, axis.blocks, axis.length, -1).transpose(0, 1)
     return summed.reshape(rows, axis.length, *kernel)
 
