@@ -21,7 +21,7 @@ from oskt_torchreid.report.reference import _flattened, configuration_reference
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-PAGES = ("api", "architecture", "changelog", "configuration", "distributed", "export", "how-to", "performance", "tutorial")
+PAGES = "api architecture changelog configuration distributed export how-to performance tutorial".split()
 
 
 def commands(page: Path) -> Iterator[list[str]]:
@@ -35,7 +35,7 @@ WRITTEN = [words for page in sorted(DOCS.glob("*.md")) for words in commands(pag
 
 
 def test_pages():
-    assert [path.stem for path in sorted(DOCS.glob("*.md"))] == list(PAGES)
+    assert [path.stem for path in sorted(DOCS.glob("*.md"))] == PAGES
     assert len(WRITTEN) >= 15
 
 

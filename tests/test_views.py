@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from oskt_torchreid.config.defaults import CHOICES
 from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.host.compat import torchreid
 from oskt_torchreid.vkd.index import IdentityIndex, as_tracklets
-from oskt_torchreid.vkd.sets import IdentitySampler, TestSets, TrainingSets, read_frame
+from oskt_torchreid.vkd.sets import FrameReader, IdentitySampler, TestSets, TrainingSets, read_frame
 from oskt_torchreid.vkd.views import (
     STRATEGIES,
     draw_chunk,
@@ -333,6 +334,24 @@ def test_a_missing_frame_is_named_whoever_reads_it(tmp_path):
         list(DataLoader(sets, 1))
     with pytest.raises(DataError, match="0_c0_01.png' is missing"):
         TestSets([(paths, *rest)], as_tensor, 3)[0]
+
+
+def test_decoded_frames_are_kept_within_their_share_of_memory(tmp_path):
+    """Two frames of 4 x 2 fit, and are whole copies even after their files are gone; the third is read again."""
+    paths, *_ = tracklet(0, 0, 3, f"{tmp_path}/")
+    for number, path in enumerate(paths):
+        cv2.imwrite(path, np.full((4, 2, 3), number, dtype=np.uint8))
+    read = FrameReader(2 * 24e-6)
+    first = [np.asarray(read(path)) for path in paths]
+    read(paths[0]).putpixel((0, 0), (9, 9, 9))
+    for path in paths[:2]:
+        Path(path).unlink()
+    assert all((np.asarray(read(path)) == pixels).all() for path, pixels in zip(paths, first, strict=True))
+    Path(paths[2]).unlink()
+    with pytest.raises(DataError, match="0_c0_02.png' is missing"):
+        read(paths[2])
+    with pytest.raises(DataError, match="0_c0_00.png' is missing"):
+        FrameReader(0)(paths[0])
 
 
 def test_a_damaged_frame_is_named(tmp_path):

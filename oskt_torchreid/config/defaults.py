@@ -172,6 +172,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "vkd.num_views": (1, INFINITY),
     "vkd.num_student_views": (1, INFINITY),
     "vkd.teacher_stage.num_views": (0, INFINITY),
+    "vkd.frame_memory": (0, INFINITY),
     "vkd.test_frames": (0, INFINITY),
     "vkd.temperature": (1e-6, INFINITY),
     "vkd.student_width": (1e-6, 1),

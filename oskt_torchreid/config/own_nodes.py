@@ -85,6 +85,7 @@ def _vkd_node() -> dict[str, Any]:
         "num_student_views": 2,  # of these, which the student sees
         "strategy": "multiview",  # where the frames of a set come from
         "no_camera": False,  # as if there were no camera labels
+        "frame_memory": 0,  # megabytes of decoded training frames that are kept; of use with data.workers 0
         "test_frames": 8,  # evenly spaced frames of a tracklet in evaluation; 0: all
         "temperature": 10.0,
         "alpha": 0.1,  # weight of the distilled classification

@@ -58,7 +58,7 @@ def build_set_datamanager(config: Any, batch_size: int = 0, num_views: int = 0, 
     size = batch_size or node.teacher_stage.batch_size
     manager.train_loader = _loader(
         config,
-        TrainingSets(index, manager.transform_tr, num_views, strategy),
+        TrainingSets(index, manager.transform_tr, num_views, strategy, node.frame_memory),
         size,
         sampler=IdentitySampler(index, size, config.sampler.num_instances),
         drop_last=True,

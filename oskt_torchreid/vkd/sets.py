@@ -26,6 +26,7 @@ from .views import evenly_spaced, strategy_of
 logger = logging.getLogger(__name__)
 
 Transform = Callable[[Image.Image], Tensor]
+Reader = Callable[[str], Image.Image]
 Item = dict[str, Any]
 
 
@@ -37,6 +38,7 @@ class TrainingSets(Dataset[Item]):
         transform: makes a tensor [C, H, W] of a picture.
         num_views: N, frames of a set.
         strategy: name in `views.STRATEGIES`.
+        memory: megabytes of decoded frames that are kept, see `FrameReader`.
 
     Attributes:
         train: the tracklets, under torchreid's name.
@@ -46,7 +48,12 @@ class TrainingSets(Dataset[Item]):
     """
 
     def __init__(
-        self, index: IdentityIndex, transform: Transform, num_views: int = 8, strategy: str = "multiview"
+        self,
+        index: IdentityIndex,
+        transform: Transform,
+        num_views: int = 8,
+        strategy: str = "multiview",
+        memory: float = 0,
     ) -> None:
         self.draw = strategy_of(strategy)
         if num_views < 1:
@@ -55,6 +62,7 @@ class TrainingSets(Dataset[Item]):
         self.train = index.tracklets
         self.transform = transform
         self.num_views = num_views
+        self.read = FrameReader(memory)
         if strategy == "multiview":
             _report_poor(index, num_views)
 
@@ -72,7 +80,7 @@ class TrainingSets(Dataset[Item]):
         """
         tracklets, frames = self.draw(self.index, int(tracklet), self.num_views, uniform_numbers)
         paths = [self.train[own][0][frame] for own, frame in zip(tracklets, frames, strict=True)]
-        return _item(paths, self.train[int(tracklet)], self.transform)
+        return _item(paths, self.train[int(tracklet)], self.transform, self.read)
 
 
 class TestSets(Dataset[Item]):
@@ -165,9 +173,34 @@ def read_frame(path: str) -> Image.Image:
         raise DataError(f"frame '{path}' cannot be read ({reason}); replace the file") from reason
 
 
-def _item(paths: Sequence[str], tracklet: Tracklet, transform: Transform) -> Item:
+class FrameReader:
+    """`read_frame` that keeps what it has decoded, as long as that fits into a share of memory.
+
+    Every process of a loader has its own, and loses it with the epoch: of use with `data.workers 0`.
+
+    Args:
+        megabytes: of decoded frames (3 bytes a pixel); 0 keeps none.
+    """
+
+    def __init__(self, megabytes: float) -> None:
+        self._left = megabytes * 1e6
+        self._kept: dict[str, Image.Image] = {}
+
+    def __call__(self, path: str) -> Image.Image:
+        """A picture of the caller's own: some transforms draw into theirs."""
+        picture = self._kept.get(path)
+        if picture is None:
+            picture = read_frame(path)
+            size = 3 * picture.width * picture.height
+            if size <= self._left:
+                self._left -= size
+                self._kept[path] = picture
+        return picture.copy() if self._kept else picture
+
+
+def _item(paths: Sequence[str], tracklet: Tracklet, transform: Transform, read: Reader = read_frame) -> Item:
     _, label, camera, *rest = tracklet
-    frames = torch.stack([transform(read_frame(path)) for path in paths])
+    frames = torch.stack([transform(read(path)) for path in paths])
     return {"img": frames, "pid": label, "camid": camera, "impath": paths[0], "dsetid": rest[0] if rest else 0}
 
 
