@@ -21,7 +21,17 @@ from oskt_torchreid.report.reference import _flattened, configuration_reference
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-PAGES = "api architecture changelog configuration distributed export how-to performance tutorial".split()
+PAGES = [
+    "api",
+    "architecture",
+    "changelog",
+    "configuration",
+    "distributed",
+    "export",
+    "how-to",
+    "performance",
+    "tutorial",
+]
 
 
 def commands(page: Path) -> Iterator[list[str]]:
