@@ -43,3 +43,9 @@ class Terminated(KeyboardInterrupt):
 
 class ExportError(OsktError, RuntimeError):
     """A network that cannot be exported, or an exported file that does not compute what the network does."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in a line of a message of our own; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

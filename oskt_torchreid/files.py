@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import ChainError, CheckpointError, ConfigError
+from .errors import ChainError, CheckpointError, ConfigError, first_line
 from .file_checks import LARGEST_JSON, SuspectFile, check_checkpoint, check_memory, check_safetensors, check_size
 
 METADATA_KEY = "oskt"
@@ -136,7 +136,7 @@ def load_checkpoint(path: str | Path, error: type[Exception] = CheckpointError) 
     except Exception as reason:  # torch.load raises nearly any type for a damaged file
         raise error(
             f"cannot read '{path}': damaged, or it holds more than tensors, plain containers and NumPy scalars "
-            f"({_first_line(reason)}); save it again as a state dict"
+            f"({first_line(reason)}); save it again as a state dict"
         ) from reason
 
 
@@ -183,7 +183,7 @@ def _parse_json(text: str, path: Path, error: type[Exception]) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError, MemoryError) as reason:  # too long a number, too deep a nesting
-        raise error(f"'{path}' holds damaged JSON ({_first_line(reason)}); write it again") from reason
+        raise error(f"'{path}' holds damaged JSON ({first_line(reason)}); write it again") from reason
 
 
 def _flush(path: Path) -> None:
@@ -212,8 +212,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def _first_line(reason: Exception) -> str:
-    lines = str(reason).strip().splitlines()
-    return lines[0] if lines else type(reason).__name__

@@ -400,7 +400,7 @@ def without(state, name):
     ("content", "message"),
     [
         (lambda: without(imagenet(), "norm.bias"), "1 missing: norm.bias. Nothing was loaded"),
-        (lambda: imagenet(adapter=torch.zeros(3)), "1 unknown: adapter"),
+        (lambda: imagenet(adapter=torch.zeros(3)), "1 unexpected: adapter"),
         (lambda: imagenet(cls_token=torch.zeros(1, 1, 48)), r"cls_token \(1, 1, 48\) instead of \(1, 1, 24\)"),
         (lambda: imagenet(pos_embed=torch.zeros(1, 18, 24)), "positions of 17 patches, which are neither"),
         (lambda: {**imagenet(), "module.norm.bias": torch.zeros(24)}, "two tensors for 'norm.bias'"),

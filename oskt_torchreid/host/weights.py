@@ -1,6 +1,6 @@
 """Weights of a checkpoint in a network that they fit in full, or not at all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..file_checks import fault_of
 from ..files import load_checkpoint
 
 _NAMES_SHOWN = 5
+_ADVICE = "give a checkpoint of the same backbone, class count and settings, or build the model it was saved from"
 
 
 def load_weights(model: nn.Module, path: str | Path, ignore: Sequence[str] = ()) -> None:
@@ -53,9 +54,22 @@ def _is_named_tensor(name: Any, value: Any) -> bool:
 
 
 def check_state_dict(
-    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, target: str, ignore: Sequence[str] = ()
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    source: str,
+    target: str,
+    ignore: Collection[str] = (),
+    advice: str = _ADVICE,
 ) -> None:
     """Compares names, shapes and kinds of numbers, which must be finite.
+
+    Args:
+        state: tensors that were read.
+        expected: tensors of the network.
+        source: where the first are from, for the message.
+        target: what the others are of.
+        ignore: names that may be missing, unexpected or of another shape.
+        advice: what to give instead.
 
     Raises:
         CheckpointError: counts and first names of missing, unexpected, misshaped and unusable tensors.
@@ -71,14 +85,14 @@ def check_state_dict(
     faults = {name: fault_of(state[name], expected[name]) for name in usable}
     unusable = [f"{name} {fault}" for name, fault in faults.items() if fault]
     kinds = {"missing": missing, "unexpected": unexpected, "misshaped": misshaped, "unusable": unusable}
-    account = "; ".join(f"{len(names)} {kind}: {_first(names)}" for kind, names in kinds.items() if names)
+    account = "; ".join(f"{len(names)} {kind}: {first_names(names)}" for kind, names in kinds.items() if names)
     if account:
         raise CheckpointError(
-            f"{source} does not fit {target} ({len(expected)} tensors): {account}. Nothing was loaded; give a "
-            "checkpoint of the same backbone, class count and settings, or build the model it was saved from"
+            f"{source} does not fit {target} ({len(expected)} tensors): {account}. Nothing was loaded; {advice}"
         )
 
 
-def _first(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are; "none" of none."""
     more = f", ... ({len(names) - _NAMES_SHOWN} more)" if len(names) > _NAMES_SHOWN else ""
-    return ", ".join(names[:_NAMES_SHOWN]) + more
+    return ", ".join(names[:_NAMES_SHOWN]) + more if names else "none"

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..file_checks import fault_of
 from ..files import load_checkpoint
+from ..host.weights import check_state_dict, first_names
 from .vit import VisionTransformer, resized_positions
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ _PREFIXES = ("module.", "backbone.", "base.")
 _PARTS = r"part_token\d+|part\d+_pos"
 _FOREIGN = re.compile(rf"(head|fc|head_dist|pre_logits|last_layer)\.|(dist_token|mask_token|{_PARTS})$")
 _REPLACEABLE = re.compile(rf"(bottleneck(_\d+)?|classifier|dw)\.|({_PARTS})$")
-_NAMES_SHOWN = 5
+_ADVICE = "give weights of the same width, depth and patch size"
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class LoadAccount:
         """One line for the log."""
         resized = f" ({', '.join(self.resized)} interpolated from another grid)" if self.resized else ""
         return (
-            f"{len(self.taken)} tensors taken{resized}; {len(self.ignored)} ignored: {_first(self.ignored)}; "
-            f"{len(self.initialised)} not in the file, left as they were: {_first(self.initialised)}"
+            f"{len(self.taken)} tensors taken{resized}; {len(self.ignored)} ignored: {first_names(self.ignored)}; "
+            f"{len(self.initialised)} not in the file, left as they were: {first_names(self.initialised)}"
         )
 
 
@@ -79,7 +79,8 @@ def load_vit_weights(model: VisionTransformer, path: str | Path) -> LoadAccount:
     _drop_other_classes(given, own)
     ignored = sorted(name for name in given if name not in own and _FOREIGN.match(name))
     initialised = sorted(name for name in own if name not in given and _REPLACEABLE.match(name))
-    _check(given, own, {*ignored, *initialised}, path)
+    target = "this vision transformer"
+    check_state_dict(given, own, f"'{path}'", target, ignore={*ignored, *initialised}, advice=_ADVICE)
     taken = {name: tensor for name, tensor in given.items() if name in own}
     ignored += sorted(state.keys() - given.keys())
     model.load_state_dict({**own, **taken})
@@ -158,27 +159,3 @@ def _drop_other_classes(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> 
     expected = own["classifier.weight"].shape
     if weight is not None and weight.shape != expected and weight.shape[1:] == expected[1:]:
         del given["classifier.weight"]
-
-
-def _check(given: Mapping[str, Tensor], own: Mapping[str, Tensor], excused: set[str], path: str | Path) -> None:
-    missing = [name for name in own if name not in given and name not in excused]
-    unknown = [name for name in given if name not in own and name not in excused]
-    misshaped = [
-        f"{name} {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in given and given[name].shape != own[name].shape
-    ]
-    faults = {name: fault_of(given[name], own[name]) for name in own if name in given}
-    unusable = [f"{name} {fault}" for name, fault in faults.items() if fault]
-    kinds = {"missing": missing, "unknown": unknown, "misshaped": misshaped, "unusable": unusable}
-    account = "; ".join(f"{len(names)} {kind}: {_first(names)}" for kind, names in kinds.items() if names)
-    if account:
-        raise CheckpointError(
-            f"'{path}' does not fit this vision transformer ({len(own)} tensors): {account}. Nothing was loaded; give "
-            "weights of the same width, depth and patch size"
-        )
-
-
-def _first(names: tuple[str, ...] | list[str]) -> str:
-    more = f", ... ({len(names) - _NAMES_SHOWN} more)" if len(names) > _NAMES_SHOWN else ""
-    return ", ".join(names[:_NAMES_SHOWN]) + more if names else "none"

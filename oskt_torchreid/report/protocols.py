@@ -10,9 +10,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ..errors import ConfigError
-from ..files import atomic, read_json, write_json
-from .results import Row
+from ..files import atomic, write_json
+from .results import Row, read_versioned
 from .tables import human_count
 
 FORMAT_VERSION = 1
@@ -86,14 +85,11 @@ def read_set_rows(path: str | Path) -> list[SetRow]:
     Raises:
         ConfigError: missing, damaged, of another format version, or with rows of other fields.
     """
-    content = read_json(path)
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise ConfigError(f"'{path}' has results format {version}; this version reads {FORMAT_VERSION}: run again")
-    try:
-        return [SetRow(**row) for row in content["rows"]]
-    except (KeyError, TypeError) as reason:
-        raise ConfigError(f"'{path}' does not hold the rows of a run of engine 'vkd' ({reason}); run again") from reason
+    return read_versioned(path, FORMAT_VERSION, _rows, "a run of engine 'vkd'")
+
+
+def _rows(content: Mapping[str, Any]) -> list[SetRow]:
+    return [SetRow(**row) for row in content["rows"]]
 
 
 def write_set_report(folder: Path, rows: Sequence[SetRow], config: Any, facts: Mapping[str, Any]) -> None:

@@ -1,15 +1,16 @@
 """The numbers of a run, and results.json."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import ConfigError
 from ..files import read_json, write_json
 
 FORMAT_VERSION = 1
+Rows = TypeVar("Rows")
 KINDS = ("teacher", "s-student", "student", "control")
 
 
@@ -78,11 +79,30 @@ def read_results(path: str | Path) -> Results:
     Raises:
         ConfigError: missing, damaged, of another format version, or with rows of other fields.
     """
+    return read_versioned(path, FORMAT_VERSION, lambda content: Results(_rows(content), content["facts"]), "a run")
+
+
+def _rows(content: Mapping[str, Any]) -> tuple[Row, ...]:
+    return tuple(Row(**row) for row in content["rows"])
+
+
+def read_versioned(path: str | Path, version: int, build: Callable[[Mapping[str, Any]], Rows], run: str) -> Rows:
+    """What is built of a results file of one format version.
+
+    Args:
+        path: a JSON file with a ``format_version``.
+        version: the one that is read.
+        build: makes rows of the content; a missing or unknown field makes it raise ``KeyError`` or ``TypeError``.
+        run: whose rows they are, for messages.
+
+    Raises:
+        ConfigError: missing, damaged, of another format version, or with rows of other fields.
+    """
     content = read_json(path)
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise ConfigError(f"'{path}' has results format {version}; this version reads {FORMAT_VERSION}: run again")
+    found = content.get("format_version") if isinstance(content, dict) else None
+    if found != version:
+        raise ConfigError(f"'{path}' has results format {found}; this version reads {version}: run again")
     try:
-        return Results(tuple(Row(**row) for row in content["rows"]), content["facts"])
+        return build(content)
     except (KeyError, TypeError) as reason:
-        raise ConfigError(f"'{path}' does not hold the rows of a run ({reason}); run again") from reason
+        raise ConfigError(f"'{path}' does not hold the rows of {run} ({reason}); run again") from reason

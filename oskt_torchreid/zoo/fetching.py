@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from ..errors import ZooError
+from ..errors import ZooError, first_line
 from ..file_checks import LARGEST_FILE
 
 CHUNK = 2**18
@@ -127,11 +127,6 @@ def fetch_drive(link: str, target: Path, is_folder: bool = False, seconds: float
     try:
         got = fetch(link, output=str(target), **{name: wish for name, wish in wishes.items() if name in known})
     except Exception as error:  # gdown raises what it and its libraries raise
-        raise ZooError(f"'{link}' cannot be fetched ({_first_line(error)})") from error
+        raise ZooError(f"'{link}' cannot be fetched ({first_line(error)})") from error
     if not got:
         raise ZooError(f"'{link}' cannot be fetched: Google Drive gave nothing")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
