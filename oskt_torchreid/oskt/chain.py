@@ -176,9 +176,9 @@ class WeightChain:
         """How many of the first teacher's channels each channel of the graph stands for, shape ``[num_channels]``."""
         return descent.origins_per_channel(self.graph, self.origin_to_teacher)
 
-    @property
+    @cached_property
     def widths(self) -> dict[str, int]:
-        """Number of clusters ``K`` per group name."""
+        """Number of clusters ``K`` per group name; counted once."""
         return _cluster_counts(self.teacher_to_chain)
 
     @cached_property

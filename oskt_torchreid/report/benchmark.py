@@ -5,14 +5,15 @@ Clusters are random: costs depend on widths, not on which channels share a clust
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ BACKBONE, NUM_CLASSES = "resnet50", 751
 SERIES = {name: preset for name, preset in PRESETS.items() if isinstance(preset, ResNetPreset)}
 """The paper's students of ResNet-50."""
 
+Result = TypeVar("Result")
 MEMORY_STEPS = 3  # the optimiser's state exists from the second step on
 WARM_UP = 2
 
@@ -147,8 +149,15 @@ def _fresh_peak(planes: int, batch: int, size: tuple[int, int]) -> int:
     What the operating system saw is what decides whether a job fits; a profiler of torch would miss the buffers of its
     kernels, and a shared process would carry the peaks of what ran before.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_peak, planes, batch, size, torch.get_num_threads()).result()
+    return in_fresh_process(_peak, planes, batch, size, torch.get_num_threads())
+
+
+def in_fresh_process(work: Callable[..., Result], *arguments: object) -> Result:
+    """What a function of a module returns in a process that has done nothing but import this package."""
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    multiprocessing.set_forkserver_preload([__name__])  # imported once, for all that are started
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def _peak(planes: int, batch: int, size: tuple[int, int], threads: int) -> int:

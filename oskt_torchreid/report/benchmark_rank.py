@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor
 from ..host.compat import torchreid
 from ..host.ranking import INTERPOLATED, distance_matrix, rank, rank_features, rank_parts
 from ..host.reranking import Reranking
-from .benchmark import process_memory
+from .benchmark import in_fresh_process, process_memory
 
 CHANNELS = 512
 
@@ -84,8 +82,7 @@ def measure_memory(size: GallerySize = MSMT17, rerank: bool = False) -> RankCost
         size: of the sides.
         rerank: by k-reciprocal re-ranking.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_measured, size, rerank, torch.get_num_threads()).result()
+    return in_fresh_process(_measured, size, rerank, torch.get_num_threads())
 
 
 def _measured(size: GallerySize, rerank: bool, threads: int) -> RankCost:

@@ -9,6 +9,7 @@ import re
 import textwrap
 import tokenize
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..config.defaults import CHOICES, RANGES, default_tree
 
 _SOURCES = (defaults, own_nodes)
 _SECTIONS = ("Args", "Attributes", "Example", "Raises", "Returns", "Yields")
+_WRAPPED = ("__func__", "fget", "func")  # what methods of classes and properties keep their function in
 _ITEM = re.compile(r"^ {4}(\*{0,2}\w+): ")
 
 
@@ -142,9 +144,9 @@ def _entry_of(name: str, thing: Any) -> list[str]:
     entry = [f"### {name}{_signature(thing)}", _text_of(thing)]
     if inspect.isclass(thing) and not issubclass(thing, Exception):
         for own, member in vars(thing).items():
-            function = getattr(member, "__func__", getattr(member, "fget", None) or member)
+            function = next((getattr(member, key) for key in _WRAPPED if getattr(member, key, None)), member)
             if not own.startswith("_") and inspect.isfunction(function) and function.__doc__:
-                call = "" if isinstance(member, property) else _signature(function)
+                call = "" if isinstance(member, (property, cached_property)) else _signature(function)
                 entry += [f"#### {name}.{own}{call}", _text_of(function)]
     return entry
 
