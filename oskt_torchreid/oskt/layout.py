@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ..graph import ChannelGraph, Tie
 from ..graph.plans import occupied
-from ..graph.shell import student_axis
 from .slots import Slots, slots_of_groups
 
 
@@ -75,6 +74,7 @@ class Layout:
             place[group.channels] = group.channels[slots.teacher_to_slot]
         self._place = place
         self._occupied = occupied(graph, widths)
+        self._position = np.empty(graph.num_channels, np.int64)  # per channel, of the axis that is being mapped
         self._axes: dict[int, AxisMap] = {}
 
     @cached_property
@@ -97,15 +97,21 @@ class Layout:
 
     def _map(self, tie: Tie) -> AxisMap:
         channels = tie.channels.reshape(-1)
-        kept = self._occupied[channels]
+        student_position = np.cumsum(self._occupied[channels]) - 1
+        length = (int(student_position[-1]) + 1) // tie.blocks  # in a plan that was checked blocks are equally long
+        return AxisMap(tie.blocks, length, torch.from_numpy(student_position[self._seats(channels)]))
+
+    def _seats(self, channels: np.ndarray) -> np.ndarray:
+        """Position along an axis of the place that each position's channel is given, shape as ``channels``."""
+        order = np.arange(len(channels))
+        self._position[channels] = order
+        if np.array_equal(self._position[channels], order):  # every channel stands once
+            return self._position[self._place[channels]]
         occurrence = _occurrences(channels)
-        repeats = int(occurrence.max(initial=0)) + 1
+        repeats = int(occurrence.max()) + 1
         position = np.empty(self.graph.num_channels * repeats, np.int64)
-        position[channels * repeats + occurrence] = np.arange(len(channels))
-        seat = position[self._place[channels] * repeats + occurrence]
-        student_position = np.cumsum(kept) - 1
-        length = student_axis(tie, self._occupied).shape[1]
-        return AxisMap(tie.blocks, length, torch.from_numpy(student_position[seat]))
+        position[channels * repeats + occurrence] = order
+        return position[self._place[channels] * repeats + occurrence]
 
 
 def student_to_chain(student: AxisMap, chain: AxisMap) -> Tensor:
@@ -117,8 +123,6 @@ def student_to_chain(student: AxisMap, chain: AxisMap) -> Tensor:
 
 def _occurrences(channels: np.ndarray) -> np.ndarray:
     """How many times each position's channel stood on the axis before, e.g. ``[3, 5, 3]`` -> ``[0, 0, 1]``."""
-    if np.bincount(channels).max(initial=0) <= 1:
-        return np.zeros(len(channels), np.int64)
     order = np.argsort(channels, kind="stable")
     ordered = channels[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
