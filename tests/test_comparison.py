@@ -6,9 +6,9 @@ import pytest
 from runs import SMALL
 
 from oskt_torchreid.config import load_config
-from oskt_torchreid.errors import ConfigError
-from oskt_torchreid.pipeline.comparison import compare, jobs, seed_jobs, tuning_jobs
-from oskt_torchreid.pipeline.comparison.comparison import choose_rates
+from oskt_torchreid.errors import ConfigError, TrainingError
+from oskt_torchreid.pipeline.comparison import compare, further_jobs, jobs, seed_jobs, tuning_jobs
+from oskt_torchreid.pipeline.comparison.comparison import _try_apart, choose_rates, run_all
 from oskt_torchreid.report import Row, write_results
 from oskt_torchreid.report.comparison import (
     Measurement,
@@ -33,6 +33,7 @@ COMPARED = [
     "comparison.data_seeds=[0]",
     "comparison.equal_passes_widths=[0.5]",
     "comparison.rates=[0.001, 0.01]",
+    "comparison.further_rates=1",
     "comparison.tuning_width=0.5",
     "comparison.validation_share=0.5",
     "comparison.transfer.identities=[3]",
@@ -98,6 +99,27 @@ def test_rates_are_tuned_on_held_out_identities(tmp_path):
     assert few.oskt.chain.endswith("tuning/refine-0.002/chain.safetensors")
 
 
+def test_a_grid_goes_on_where_its_end_is_best(tmp_path):
+    """Above 0.009 for what likes it best, below 0.001, and not at all where the best lies between or was alone."""
+    config = configured(tmp_path)
+    tried = {
+        "finetune": {
+            "oskt": {"0.001": 0.6, "0.003": 0.5, "0.009": 0.4},
+            "scratch": {"0.001": 0.1, "0.003": 0.3, "0.009": 0.2},
+            "slice": {"0.001": 0.1, "0.003": 0.3, "0.009": 0.4},
+        },
+        "passes": {"scratch": {"0.001": 0.1, "0.003": 0.2, "0.009": 0.3}, "slice": {"0.003": 0.3}},
+    }
+    further = further_jobs(config, RATES, tried)
+    rates = ["tuning/finetune-0.000333333", "tuning/finetune-0.027", "tuning/passes-0.027"]
+    assert [job.folder for job in further] == rates
+    runs = [job.config(config) for job in further]
+    assert [run.oskt.students for run in runs] == [["width=0.5"], ["slice:width=0.5"], ["scratch:width=0.5"]]
+    assert runs[0].oskt.finetune.lr == pytest.approx(0.001 / 3, rel=1e-5)
+    assert runs[1].oskt.control_lr.slice == 0.027 and runs[1].oskt.finetune.max_epoch == 1
+    assert runs[2].oskt.control_lr.scratch == 0.027 and runs[2].oskt.finetune.max_epoch == 2
+
+
 def test_the_rate_of_the_highest_map_is_chosen(tmp_path):
     candidates = [
         jobs.Job("tuning", f"tuning/finetune-{rate:g}", {}, {"scenario": "finetune", "rate": rate})
@@ -110,7 +132,8 @@ def test_the_rate_of_the_highest_map_is_chosen(tmp_path):
             Row("slice:width=0.5", "control", 1, 1, 0.1, 0.1, slices),
         ]
         write_results(tmp_path / job.folder / "results.json", rows)
-    chosen, tried = choose_rates(tmp_path, candidates)
+    failed = jobs.Job("tuning", "tuning/finetune-0.1", {}, {"scenario": "finetune", "rate": 0.1})
+    chosen, tried = choose_rates(tmp_path, [*candidates, failed])
     assert chosen == {"finetune": {"oskt": 0.001, "slice": 0.01}}
     assert tried["finetune"]["slice"] == {"0.001": 0.2, "0.01": 0.4}
 
@@ -169,6 +192,19 @@ def test_crossover_by_hand():
     assert cells == [["slice", "0.5", "35", "175", "5 students"], ["oskt", "0.5", "110", "150", ""]]
 
 
+def test_a_rate_that_diverges_is_no_candidate(tmp_path, monkeypatch, caplog):
+    def diverge(config):
+        raise TrainingError("the loss is nan")
+
+    monkeypatch.setattr("oskt_torchreid.pipeline.comparison.comparison.run", diverge)
+    config = configured(tmp_path)
+    candidates = tuning_jobs(config, "rates", RATES)[:1]
+    run_all(config, candidates, 1, "tuning", _try_apart)
+    assert "finetune-0.001 is no candidate: the loss is nan" in caplog.text
+    with pytest.raises(TrainingError, match="the loss is nan"):
+        run_all(config, candidates, 1, "measuring")
+
+
 def test_a_whole_comparison(tiny_net, tmp_path, monkeypatch):
     config = configured(tmp_path)
     folder = compare(config)
@@ -182,6 +218,9 @@ def test_a_whole_comparison(tiny_net, tmp_path, monkeypatch):
     assert [epoch for epoch, _ in passes["curve"]] == [1, 2]
     report = (folder / "comparison.md").read_text(encoding="utf-8")
     assert "## Equal passes: 2 epochs" in report and "## Cost" in report and "source-trained" in report
+    tried = json.loads((folder / "rates.json").read_text(encoding="utf-8"))["mAP"]
+    ends = {"0.001", "0.01", "0.0001", "0.1"}  # of two rates the best is always at an end
+    assert all(len(curve) == 3 and ends >= curve.keys() for s in ("finetune", "passes") for curve in tried[s].values())
     assert all((folder / name).stat().st_size > 10_000 for name in ("map_against_size.png", "convergence.png"))
     assert not list(folder.rglob("model.pth.tar-*")), "checkpoints of training add up"
     monkeypatch.setattr("oskt_torchreid.pipeline.training.Trainer.train", None)

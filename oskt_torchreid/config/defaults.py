@@ -180,6 +180,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "vkd.beta": (0, INFINITY),
     "vkd.generations": (1, INFINITY),
     "few_shot.ratio": (1e-6, 1),
+    "comparison.further_rates": (0, INFINITY),
     "comparison.tuning_width": (1e-6, 1),
     "comparison.validation_share": (0.01, 0.9),
     "comparison.ablation_epochs": (0, INFINITY),

@@ -118,6 +118,7 @@ def _comparison_node() -> dict[str, Any]:
         "equal_passes_widths": [0.25],  # at which baselines also get the passes that the chain was refined for
         "refine_rates": [],  # candidates for the refinement; empty: oskt.refine.lr as it is
         "rates": [0.001, 0.003, 0.01],  # candidates for every student
+        "further_rates": 2,  # steps by which they are prolonged where a method's best is the first or last
         "tuning_width": 0.25,
         "validation_share": 0.25,  # of the training identities, on which rates are chosen
         "transfer": {

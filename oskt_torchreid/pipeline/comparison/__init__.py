@@ -1,6 +1,7 @@
 """The chain against what people would use instead: the same teacher, the same epochs, several seeds, one report."""
 
 from .comparison import compare
-from .jobs import Job, seed_jobs, tuning_jobs
+from .jobs import Job, seed_jobs
+from .tuning import further_jobs, tuning_jobs
 
-__all__ = ["Job", "compare", "seed_jobs", "tuning_jobs"]
+__all__ = ["Job", "compare", "further_jobs", "seed_jobs", "tuning_jobs"]

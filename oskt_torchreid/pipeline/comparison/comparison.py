@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...config import save_resolved
+from ...errors import TrainingError
 from ...files import write_json
 from ...report import read_results
 from ...report.comparison import Measurement, write_comparison
 from ..processes import in_processes, logged
 from ..run import run
-from .jobs import Job, Rates, check_comparison, seed_jobs, source_jobs, split_name, tuning_jobs
+from .jobs import Job, Rates, check_comparison, seed_jobs, source_jobs, split_name
+from .tuning import further_jobs, tuning_jobs
 
 logger = logging.getLogger(__name__)
 
 RATES_NAME, DATA_NAME = "rates.json", "comparison.json"
 SOURCE_METHOD = "source-trained"
+Work = Callable[[Any], None]
 
 
 def compare(config: Any, processes: int = 1) -> Path:
@@ -58,15 +61,20 @@ def tune(config: Any, folder: Path, processes: int) -> Rates:
     run_all(config, refinements, processes, "tuning, refinement")
     rates, tried = choose_rates(folder, refinements)
     candidates = tuning_jobs(config, "rates", rates)
-    run_all(config, candidates, processes, "tuning, students")
+    run_all(config, candidates, processes, "tuning, students", _try_apart)
     of_students, tried_students = choose_rates(folder, candidates)
+    for _ in range(config.comparison.further_rates):
+        further = further_jobs(config, rates, tried_students)
+        run_all(config, further, processes, "tuning, beyond the grid", _try_apart)
+        candidates += further
+        of_students, tried_students = choose_rates(folder, candidates)
     write_json(folder / RATES_NAME, {"chosen": rates | of_students, "mAP": tried | tried_students})
     return rates | of_students
 
 
-def run_all(config: Any, jobs: Sequence[Job], processes: int, title: str) -> None:
+def run_all(config: Any, jobs: Sequence[Job], processes: int, title: str, work: Work | None = None) -> None:
     """Runs jobs that do not depend on one another; the first failure stops those that have not begun."""
-    in_processes(_run_apart, [(job.config(config),) for job in jobs], processes, title)
+    in_processes(work or _run_apart, [(job.config(config),) for job in jobs], processes, title)
 
 
 def _run_apart(config: Any) -> None:
@@ -77,6 +85,14 @@ def _run_apart(config: Any) -> None:
             run(config)
     finally:
         clear_checkpoints(folder)
+
+
+def _try_apart(config: Any) -> None:
+    """The same of a candidate: a rate at which a loss stops being finite is not chosen, and stops nothing else."""
+    try:
+        _run_apart(config)
+    except TrainingError as error:
+        logger.warning("%s is no candidate: %s", Path(config.data.save_dir).name, error)
 
 
 def clear_checkpoints(folder: Path) -> None:
@@ -90,7 +106,7 @@ def choose_rates(folder: Path, candidates: Sequence[Job]) -> tuple[dict, dict]:
 
     Args:
         folder: of the comparison.
-        candidates: runs that are done.
+        candidates: runs that are done; one that failed left nothing to choose from.
 
     Returns:
         Rate by scenario and method; and the mAP of every candidate, by scenario, method and rate.
@@ -98,7 +114,8 @@ def choose_rates(folder: Path, candidates: Sequence[Job]) -> tuple[dict, dict]:
     tried: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for job in candidates:
         scenario, rate = job.labels.get("scenario", "refine"), job.labels["rate"]
-        for row in read_results(folder / job.folder / "results.json").rows:
+        path = folder / job.folder / "results.json"
+        for row in read_results(path).rows if path.is_file() else ():
             named = split_name(row.name)
             if named is not None:
                 tried[scenario][named[0]][f"{rate:g}"] = row.map_after

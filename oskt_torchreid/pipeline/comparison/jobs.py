@@ -111,69 +111,6 @@ def ablations(config: Any) -> list[tuple[str, Changes]]:
     return entries
 
 
-# ---- tuning ------------------------------------------------------------------------------------------------------
-
-
-def tuning_jobs(config: Any, step: str, rates: Rates | None = None) -> list[Job]:
-    """Runs that learning rates are chosen from.
-
-    Args:
-        config: whole tree.
-        step: ``teacher``; then ``refine``, a run per candidate for the refinement; then ``rates``, a run per candidate
-            and scenario for students.
-        rates: for ``rates``: what was chosen for the refinement.
-    """
-    node = config.comparison
-    held_out = {
-        "validation.share": node.validation_share,
-        "train.seed": node.seeds[0],
-        "synthped.seed": node.data_seeds[0],
-        "oskt.controls": [],
-        "oskt.curves": False,
-    }
-    folder = Path(config.data.save_dir) / "tuning"
-    teacher = {"oskt.teacher": str(folder / "teacher" / TEACHER_NAME)}
-    if step != "rates":
-        held_out |= {"oskt.students": [f"width={config.oskt.width:g}"], "oskt.finetune.max_epoch": 0}
-    if step == "teacher":
-        return [Job("tuning", "tuning/teacher", {**held_out, "oskt.refine.max_epoch": 0})]
-    if step == "refine":
-        return [
-            Job("tuning", f"tuning/refine-{rate:g}", {**held_out, **teacher, "oskt.refine.lr": rate}, {"rate": rate})
-            for rate in node.refine_rates or [get(config, "oskt.refine").lr]
-        ]
-    files = {**teacher, "oskt.chain": str(folder / f"refine-{rates['refine'][CHAIN_METHOD]:g}" / CHAIN_NAME)}
-    return [
-        Job(
-            "tuning",
-            f"tuning/{scenario}-{rate:g}",
-            {**held_out, **files, **changes, **_rates_alike(config, rate)},
-            {"scenario": scenario, "rate": rate},
-        )
-        for scenario, changes in _tuned_scenarios(config).items()
-        for rate in node.rates
-    ]
-
-
-def _tuned_scenarios(config: Any) -> dict[str, Changes]:
-    node = config.comparison
-    everyone = [CHAIN_METHOD, *node.methods]
-    tuned = {"finetune": {"oskt.students": students_of(everyone, [node.tuning_width])}}
-    if node.equal_passes_widths:
-        students = students_of(list(node.methods), [node.tuning_width])
-        tuned["passes"] = {"oskt.students": students, **passes_changes(config)}
-    if node.transfer.identities:
-        few = min(node.transfer.identities)
-        students = students_of(_transferable(config), [node.tuning_width])
-        changes = _transfer_changes(config, few, node.data_seeds[0], 1 - node.validation_share)
-        tuned["transfer"] = {"oskt.students": students, **changes}
-    return tuned
-
-
-def _rates_alike(config: Any, rate: float) -> Changes:
-    return {"oskt.finetune.lr": rate, **{f"oskt.control_lr.{name}": rate for name in config.comparison.methods}}
-
-
 def tuned(rates: Rates, scenario: str) -> Changes:
     """Keys that set the chosen rates of a scenario."""
     chosen = rates[scenario]
@@ -223,8 +160,8 @@ def _rest(config: Any, rates: Rates, folder: Path, data_seed: int) -> Iterator[t
         changes = {**files, **tuned(rates, "passes"), **passes_changes(config), "oskt.curves": True}
         yield "passes", "passes", {**changes, "oskt.students": students}
     for identities in node.transfer.identities:
-        changes = {**files, **tuned(rates, "transfer"), **_transfer_changes(config, identities, data_seed)}
-        changes["oskt.students"] = students_of(_transferable(config), list(node.transfer.widths))
+        changes = {**files, **tuned(rates, "transfer"), **transfer_changes(config, identities, data_seed)}
+        changes["oskt.students"] = students_of(transferable(config), list(node.transfer.widths))
         yield f"transfer-{identities}", f"transfer-{identities}", changes
     for name, changed in ablations(config):
         changes = {**tuned(rates, "finetune"), "oskt.students": students_of([CHAIN_METHOD], list(node.widths))}
@@ -250,7 +187,7 @@ def source_jobs(config: Any, rates: Rates) -> list[Job]:
                 changes = {
                     "train.seed": seed,
                     "oskt.controls": [],
-                    **_transfer_changes(config, identities, data_seed),
+                    **transfer_changes(config, identities, data_seed),
                     "oskt.chain": str(folder / "finetune" / CHAIN_NAME),
                     "oskt.students": [f"file={path}" for path in paths],
                     "oskt.finetune.lr": rates["transfer"][CHAIN_METHOD],
@@ -260,12 +197,12 @@ def source_jobs(config: Any, rates: Rates) -> list[Job]:
     return jobs
 
 
-def _transferable(config: Any) -> list[str]:
+def transferable(config: Any) -> list[str]:
     """Methods that need no class scores of a teacher, whose identities are others."""
     return [CHAIN_METHOD, *(name for name in config.comparison.methods if not baseline(name).distils)]
 
 
-def _transfer_changes(config: Any, identities: int, data_seed: int, share: float = 1.0) -> Changes:
+def transfer_changes(config: Any, identities: int, data_seed: int, share: float = 1.0) -> Changes:
     """Other people and cameras, few of them to learn from.
 
     Args:

@@ -1,0 +1,118 @@
+"""The runs that a comparison chooses learning rates from: on training identities that are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...config import get
+from .jobs import (
+    CHAIN_METHOD,
+    CHAIN_NAME,
+    TEACHER_NAME,
+    Changes,
+    Job,
+    Rates,
+    passes_changes,
+    students_of,
+    transfer_changes,
+    transferable,
+)
+
+Tried = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""mAP by scenario, method and rate."""
+
+
+def tuning_jobs(config: Any, step: str, rates: Rates | None = None) -> list[Job]:
+    """Runs that learning rates are chosen from.
+
+    Args:
+        config: whole tree.
+        step: ``teacher``; then ``refine``, a run per candidate for the refinement; then ``rates``, a run per candidate
+            and scenario for students.
+        rates: for ``rates``: what was chosen for the refinement.
+    """
+    node = config.comparison
+    if step == "rates":
+        return _student_jobs(config, rates, [(name, rate, ()) for name in _scenarios(config) for rate in node.rates])
+    held_out = _held_out(config)
+    held_out |= {"oskt.students": [f"width={config.oskt.width:g}"], "oskt.finetune.max_epoch": 0}
+    if step == "teacher":
+        return [Job("tuning", "tuning/teacher", {**held_out, "oskt.refine.max_epoch": 0})]
+    return [
+        Job(
+            "tuning",
+            f"tuning/refine-{rate:g}",
+            {**held_out, **_teacher(config), "oskt.refine.lr": rate},
+            {"rate": rate},
+        )
+        for rate in node.refine_rates or [get(config, "oskt.refine").lr]
+    ]
+
+
+def further_jobs(config: Any, rates: Rates, tried: Tried) -> list[Job]:
+    """Runs that prolong a grid by one step, for the methods whose best rate is its first or last.
+
+    Example: the best of 0.003, 0.009 and 0.027 is 0.027, so 0.081 is tried.
+
+    Args:
+        config: whole tree.
+        rates: as for ``tuning_jobs``.
+        tried: mAP by scenario, method and rate.
+    """
+    wanted: dict[tuple[str, float], list[str]] = {}
+    for scenario, methods in tried.items():
+        for method, curve in methods.items():
+            grid, best = sorted(map(float, curve)), float(max(curve, key=curve.get))
+            if len(grid) > 1 and best in (grid[0], grid[-1]):
+                beside = grid[1] if best == grid[0] else grid[-2]
+                wanted.setdefault((scenario, float(f"{best * best / beside:g}")), []).append(method)
+    return _student_jobs(config, rates, [(*key, methods) for key, methods in wanted.items()])
+
+
+def _student_jobs(config: Any, rates: Rates, wanted: Iterable[tuple[str, float, Sequence[str]]]) -> list[Job]:
+    """A run for each scenario, rate and list of methods; an empty list stands for all of the scenario's."""
+    folder, node = Path(config.data.save_dir) / "tuning", config.comparison
+    chain = folder / f"refine-{rates['refine'][CHAIN_METHOD]:g}" / CHAIN_NAME
+    shared = {**_held_out(config), **_teacher(config), "oskt.chain": str(chain)}
+    scenarios, jobs = _scenarios(config), []
+    for scenario, rate, methods in wanted:
+        everyone, changes = scenarios[scenario]
+        students = {"oskt.students": students_of(list(methods or everyone), [node.tuning_width])}
+        changes = {**shared, **students, **changes, **_rates_alike(config, rate)}
+        jobs.append(Job("tuning", f"tuning/{scenario}-{rate:g}", changes, {"scenario": scenario, "rate": rate}))
+    return jobs
+
+
+def _held_out(config: Any) -> Changes:
+    """What every tuning run has in common."""
+    node = config.comparison
+    return {
+        "validation.share": node.validation_share,
+        "train.seed": node.seeds[0],
+        "synthped.seed": node.data_seeds[0],
+        "oskt.controls": [],
+        "oskt.curves": False,
+    }
+
+
+def _teacher(config: Any) -> Changes:
+    return {"oskt.teacher": str(Path(config.data.save_dir) / "tuning" / "teacher" / TEACHER_NAME)}
+
+
+def _scenarios(config: Any) -> dict[str, tuple[list[str], Changes]]:
+    """Methods and changed keys of every scenario that rates are chosen for."""
+    node = config.comparison
+    scenarios: dict[str, tuple[list[str], Changes]] = {"finetune": ([CHAIN_METHOD, *node.methods], {})}
+    if node.equal_passes_widths:
+        scenarios["passes"] = list(node.methods), passes_changes(config)
+    if node.transfer.identities:
+        few = min(node.transfer.identities)
+        changes = transfer_changes(config, few, node.data_seeds[0], 1 - node.validation_share)
+        scenarios["transfer"] = transferable(config), changes
+    return scenarios
+
+
+def _rates_alike(config: Any, rate: float) -> Changes:
+    return {"oskt.finetune.lr": rate, **{f"oskt.control_lr.{name}": rate for name in config.comparison.methods}}
