@@ -1,6 +1,7 @@
 """The comparison with baselines: what it runs, how it chooses rates, what it reports, on a tiny set."""
 
 import json
+from pathlib import Path
 
 import pytest
 from runs import SMALL
@@ -9,10 +10,13 @@ from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError, TrainingError
 from oskt_torchreid.pipeline.comparison import compare, further_jobs, jobs, seed_jobs, tuning_jobs
 from oskt_torchreid.pipeline.comparison.comparison import _try_apart, choose_rates, run_all
+from oskt_torchreid.pipeline.comparison.jobs import check_comparison
+from oskt_torchreid.pipeline.wishes import parse_wish
 from oskt_torchreid.report import Row, write_results
 from oskt_torchreid.report.comparison import (
     Measurement,
     Spread,
+    ablation_table,
     cost_table,
     crossover,
     gain,
@@ -20,6 +24,7 @@ from oskt_torchreid.report.comparison import (
     transfer_table,
 )
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "comparison"
 RATES = {
     "refine": {"oskt": 0.002},
     "finetune": {"oskt": 0.001, "scratch": 0.01, "slice": 0.003},
@@ -120,6 +125,19 @@ def test_a_grid_goes_on_where_its_end_is_best(tmp_path):
     assert runs[2].oskt.control_lr.scratch == 0.027 and runs[2].oskt.finetune.max_epoch == 2
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_comparisons_that_come_with_the_package(path, tmp_path):
+    """What needs no training of them: their keys, and every run's configuration."""
+    config = load_config(str(path), options=[f"data.save_dir={tmp_path}"])
+    check_comparison(config)
+    steps = [tuning_jobs(config, step, RATES) for step in ("teacher", "refine", "rates")]
+    rates = {name: dict.fromkeys(["oskt", *config.comparison.methods], 0.001) for name in RATES}
+    steps += [seed_jobs(config, rates, step) for step in ("finetune", "rest")]
+    assert len(steps[3]) == len(config.comparison.seeds) * len(config.comparison.data_seeds) >= 3
+    for run in (job.config(config) for step in steps for job in step):
+        assert [parse_wish(entry.rpartition(":")[2]) for entry in run.oskt.students]
+
+
 def test_the_rate_of_the_highest_map_is_chosen(tmp_path):
     candidates = [
         jobs.Job("tuning", f"tuning/finetune-{rate:g}", {}, {"scenario": "finetune", "rate": rate})
@@ -180,6 +198,26 @@ def test_gain_is_taken_pair_by_pair_over_the_best():
         *(measured("scratch", 0.5, 0.1, seed) for seed in (1, 2)),
     ]
     assert gain(rows, 0.5) == "+8.0 ± 2.0 over slice (mean of 2 pairs of runs, standard error)"
+
+
+def test_ablations_are_compared_pair_by_pair():
+    def student(value, seed, scenario="finetune"):
+        return measured("oskt", 0.5, value, seed, scenario)
+
+    rows = [
+        student(0.60, 1),
+        student(0.50, 2),
+        student(0.50, 1, "ablation:random"),
+        student(0.46, 2, "ablation:random"),
+    ]
+    table = ablation_table([*rows, student(0.55, 3, "ablation:alone")]).split("\n")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+    assert cells[0] == ["refinement", "width 0.5", "difference"]
+    assert cells[2:] == [
+        ["as compared above", "10.0 ± 0.0 → 55.0 ± 7.1", ""],
+        ["random", "10.0 ± 0.0 → 48.0 ± 2.8", "-7.0 ± 3.0"],
+        ["alone", "10.0 → 55.0", "-"],
+    ]
 
 
 def test_crossover_by_hand():
