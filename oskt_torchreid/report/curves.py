@@ -10,12 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from ..errors import ConfigError
 from ..files import atomic
-from .plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
-from .tables import human_count
+from .plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, size_axis
 
 if TYPE_CHECKING:
     from .comparison import Measurement
@@ -32,14 +31,15 @@ _STYLES = (
     (GREY, "D", "-."),
     (BLACK, "^", "-."),
 )
+_ASIDE = 1.045  # how far apart, as a factor, methods of one size are drawn
 _TITLES = {"before": "before any training", "finetune": "equal fine-tuning", "passes": "equal passes"}
 
 
 def comparison_plot(measurements: Sequence[Measurement], path: str | Path, title: str = "") -> None:
     """Draws parameters (log axis) against mAP in %, a panel for each: before training, equal fine-tuning, equal passes.
 
-    Bars are standard deviations over seeds. At equal passes the chain's students are those of equal fine-tuning, whose
-    refinement is counted.
+    Bars are standard deviations over seeds; methods stand side by side at each size. At equal passes the chain's students
+    are those of equal fine-tuning, whose refinement is counted.
 
     Args:
         measurements: of all scenarios.
@@ -55,17 +55,15 @@ def comparison_plot(measurements: Sequence[Measurement], path: str | Path, title
     figure, axes = _figure(len(panels), title)
     styles = _styles(measurements)
     for panel, panel_axes in zip(panels, axes, strict=True):
-        for method, points in _panel(measurements, panel).items():
+        found = _panel(measurements, panel)
+        for index, (method, points) in enumerate(found.items()):
             color, marker, line = styles[method]
             sizes, means, deviations = (np.array(column) for column in zip(*points, strict=True))
-            panel_axes.errorbar(
-                sizes, means, deviations, color=color, marker=marker, linestyle=line, capsize=2, label=method
-            )
+            sizes = sizes * _ASIDE ** (index - (len(found) - 1) / 2)  # or bars of one size would hide one another
+            style = {"color": color, "marker": marker, "markersize": 5, "linestyle": line, "linewidth": 1.2}
+            panel_axes.errorbar(sizes, means, deviations, capsize=2, label=method, **style)
         _draw_teacher(panel_axes, measurements)
-        panel_axes.set_xscale("log")
-        panel_axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: human_count(round(size))))
-        panel_axes.xaxis.set_minor_locator(NullLocator())
-        panel_axes.set_xlabel("parameters (log scale)")
+        size_axis(panel_axes, (size for points in found.values() for size, _, _ in points))
         panel_axes.set_title(_TITLES[panel], fontsize=10)
     _finish(figure, axes, path)
 

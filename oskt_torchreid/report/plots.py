@@ -91,11 +91,25 @@ def _series(axes: Axes, rows: Sequence[Row], marker: str, color: str, label: str
 
 def _dress(axes: Axes, rows: Sequence[Row], title: str) -> None:
     """Axes, ticks, legend and title."""
-    sizes = sorted({row.params for row in rows})
+    size_axis(axes, (row.params for row in rows))
+    values = [100 * value for row in rows for value in (row.map_before, row.map_after) if value is not None]
+    axes.set_ylim(min(0.0, *values), min(105.0, max(values) + 10))
+    axes.set_ylabel("mAP (%)")
+    axes.grid(axis="y", linewidth=0.4, alpha=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
+    if title:
+        axes.set_title(title, fontsize=11)
+
+
+def size_axis(axes: Axes, params: Iterable[float]) -> None:
+    """A log axis of parameters, marked at the networks' own sizes.
+
+    Over less than two decades such an axis has hardly a round number, so sizes say more, where their labels have room.
+    """
+    sizes = sorted(set(params))
     axes.set_xscale("log")
     axes.set_xlim(sizes[0] / _MARGIN, sizes[-1] * _MARGIN)
-    # A log axis over less than two decades has hardly a round number: the networks' own sizes say more, where their
-    # labels have room.
     ticks = sizes[:1]
     for size in sizes[1:]:
         if size > (sizes[-1] / sizes[0] * _MARGIN**2) ** _TICK_ROOM * ticks[-1]:
@@ -103,12 +117,4 @@ def _dress(axes: Axes, rows: Sequence[Row], title: str) -> None:
     axes.set_xticks(ticks, minor=False)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: human_count(round(size))))
     axes.xaxis.set_minor_locator(NullLocator())
-    values = [100 * value for row in rows for value in (row.map_before, row.map_after) if value is not None]
-    axes.set_ylim(min(0.0, *values), min(105.0, max(values) + 10))
     axes.set_xlabel("parameters (log scale)")
-    axes.set_ylabel("mAP (%)")
-    axes.grid(axis="y", linewidth=0.4, alpha=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
-    if title:
-        axes.set_title(title, fontsize=11)
