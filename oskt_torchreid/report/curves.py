@@ -38,8 +38,8 @@ _TITLES = {"before": "before any training", "finetune": "equal fine-tuning", "pa
 def comparison_plot(measurements: Sequence[Measurement], path: str | Path, title: str = "") -> None:
     """Draws parameters (log axis) against mAP in %, a panel for each: before training, equal fine-tuning, equal passes.
 
-    Bars are standard deviations over seeds; methods stand side by side at each size. At equal passes the chain's students
-    are those of equal fine-tuning, whose refinement is counted.
+    Bars are standard deviations over seeds; methods stand side by side at each size. At equal passes the chain's
+    students are those of equal fine-tuning, whose refinement is counted.
 
     Args:
         measurements: of all scenarios.
