@@ -37,34 +37,40 @@ def rebuild(model: nn.Module, tensors: Mapping[str, Tensor], training: bool | No
         old = state[name]
         is_parameter = isinstance(old, nn.Parameter)
         memo[id(old)] = nn.Parameter(tensor, requires_grad=old.requires_grad) if is_parameter else tensor
-    result = _copy_structure(model, memo)
-    for module in result.modules():
+    copies = _copy_structure(model, memo)
+    for module in copies:
         if training is not None:
             vars(module)["training"] = training  # ten times as fast as an attribute of a module is set
         for kind in type(module).__mro__:
             if kind in _ATTRIBUTE_RULES:
                 _ATTRIBUTE_RULES[kind](module)
                 break
-    return result
+    return copies[0]
 
 
-def _copy_structure(model: nn.Module, memo: dict[int, object]) -> nn.Module:
-    """``copy.deepcopy(model, memo)``, several times faster: only what is neither immutable nor known needs it."""
+def _copy_structure(model: nn.Module, memo: dict[int, object]) -> list[nn.Module]:
+    """``copy.deepcopy(model, memo)``, several times faster: only what is neither immutable nor known needs it.
+
+    Returns:
+        Copies of all its modules, the model's own first.
+    """
     modules = list(model.modules())
-    for module in modules:
-        memo[id(module)] = type(module).__new__(type(module))
-    for module in modules:
-        attributes = memo[id(module)].__dict__
+    copies = [type(module).__new__(type(module)) for module in modules]
+    memo.update(zip(map(id, modules), copies, strict=True))
+    for module, twin in zip(modules, copies, strict=True):
+        attributes = twin.__dict__
+        attributes.update(module.__dict__)
         for name, value in module.__dict__.items():
             kind = type(value)
             if kind in _IMMUTABLE:
-                attributes[name] = value
-            elif isinstance(value, dict):  # mostly a table of hooks, and empty
-                items = [(key, _copied(item, memo)) for key, item in value.items()] if value else ()
-                attributes[name] = kind(items)
+                continue
+            if kind is dict or isinstance(value, dict):  # mostly a table of hooks, and empty
+                attributes[name] = (
+                    kind([(key, _copied(item, memo)) for key, item in value.items()]) if value else kind()
+                )
             else:
                 attributes[name] = _copied(value, memo)
-    return memo[id(model)]
+    return copies
 
 
 _IMMUTABLE = {type(None), bool, int, float, str, type, FunctionType}
