@@ -1,6 +1,7 @@
 """Tables, results.json and the plot."""
 
 import dataclasses
+import warnings
 
 import cv2
 import pytest
@@ -80,6 +81,21 @@ def test_plot_is_a_readable_picture(tmp_path, rows):
     assert picture.shape == (690, 1080, 3)
     assert picture.std() > 5
     assert [path.name for path in tmp_path.iterdir()] == ["size_vs_map.png"]
+
+
+def test_a_picture_of_many_methods_and_widths_keeps_its_room(tmp_path):
+    """A method's controls of all widths are one family; the picture's frame, seen as dark columns, stays wide."""
+    names = ("scratch", "slice", "first", "norm", "kmeans", "depgraph", "kd++")
+    rows = [
+        Row(f"{name}:width={width}", "control", int(1e7 * width**2), 1, 0.05 * width, 0.1, 0.3 + width / 9)
+        for name in names
+        for width in (0.125, 0.25, 0.75)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        size_vs_map([*ROWS[:1], *rows], tmp_path / "plot.png")
+    grid = (cv2.imread(str(tmp_path / "plot.png"), cv2.IMREAD_GRAYSCALE) < 230).any(0)
+    assert grid[:600].mean() > 0.9
 
 
 def test_nothing_to_plot(tmp_path):

@@ -14,12 +14,11 @@ from matplotlib.ticker import MaxNLocator
 
 from ..errors import ConfigError
 from ..files import atomic
-from .plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, size_axis
+from .plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, size_axis
 
 if TYPE_CHECKING:
     from .comparison import Measurement
 
-GREY = "#777777"
 # Okabe and Ito's colours, told apart by markers and dashes too.
 _STYLES = (
     (GREEN, "o", "-"),

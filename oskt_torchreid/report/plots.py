@@ -1,6 +1,7 @@
 """The picture of a run: size against mAP, before and after fine-tuning."""
 
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -15,9 +16,17 @@ from .tables import human_count
 
 # Okabe and Ito's palette: distinct for colour-blind readers; markers differ too, for printing without colour.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
-BLACK = "#000000"
-_CONTROL_STYLES = ((VERMILION, "X"), (ORANGE, "P"), (PURPLE, "v"), (SKY, "<"))
-_TICK_ROOM = 0.11  # least distance of two ticks, as a share of the axis
+BLACK, GREY = "#000000", "#777777"
+_CONTROL_STYLES = (
+    (VERMILION, "X"),
+    (ORANGE, "P"),
+    (PURPLE, "v"),
+    (SKY, "<"),
+    (BLUE, "s"),
+    (GREY, "D"),
+    (BLACK, "^"),
+)
+_TICK_ROOM = 0.14  # least distance of two ticks, as a share of the axis
 _MARGIN = 1.6  # room beside the smallest and largest network, as a factor
 
 
@@ -72,10 +81,12 @@ def _draw_students(axes: Axes, rows: Iterable[Row]) -> None:
 
 
 def _draw_controls(axes: Axes, rows: Iterable[Row]) -> None:
-    controls = sorted((row for row in rows if row.kind == "control"), key=lambda row: row.params)
-    for index, name in enumerate(dict.fromkeys(row.name for row in controls)):
-        color, marker = _CONTROL_STYLES[index % len(_CONTROL_STYLES)]
-        _series(axes, [row for row in controls if row.name == name], marker, color, f"control: {name}")
+    """A family for every method: ``slice:width=0.5`` and ``slice:width=0.75`` are one."""
+    families: dict[str, list[Row]] = {}
+    for row in sorted((row for row in rows if row.kind == "control"), key=lambda row: row.params):
+        families.setdefault(row.name.rpartition(":")[0] or row.name, []).append(row)
+    for (name, family), (color, marker) in zip(families.items(), cycle(_CONTROL_STYLES), strict=False):
+        _series(axes, family, marker, color, f"control: {name}")
 
 
 def _series(axes: Axes, rows: Sequence[Row], marker: str, color: str, label: str) -> None:
@@ -97,7 +108,7 @@ def _dress(axes: Axes, rows: Sequence[Row], title: str) -> None:
     axes.set_ylabel("mAP (%)")
     axes.grid(axis="y", linewidth=0.4, alpha=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
+    axes.figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     if title:
         axes.set_title(title, fontsize=11)
 
