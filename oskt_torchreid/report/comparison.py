@@ -192,7 +192,7 @@ def cost_table(measurements: Sequence[Measurement], refine_seconds: Spread, coun
             rows.append((method, f"{width:g}", *totals, crossover(refine_seconds, ours, theirs)))
         totals = (f"{refine_seconds.mean + n * ours.mean:.0f}" for n in counts)
         rows.append((CHAIN_METHOD, f"{width:g}", *totals, ""))
-    headers = ("method", "width", *(f"{n} students" for n in counts), "chain is cheaper from")
+    headers = ("method", "width", *(f"{n} student{'s' * (n > 1)}" for n in counts), "chain is cheaper from")
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True, stralign="right")
 
 
