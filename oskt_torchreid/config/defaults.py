@@ -53,33 +53,7 @@ def _host_tree() -> dict[str, Any]:
             "num_datasets": 1,
         },
         "video": {"seq_len": 15, "sample_method": "evenly", "pooling_method": "avg"},
-        "train": {
-            "optim": "adam",
-            "lr": 0.0003,
-            "weight_decay": 5e-4,
-            "max_epoch": 60,
-            "start_epoch": 0,
-            "batch_size": 32,
-            "fixbase_epoch": 0,
-            "open_layers": ["classifier"],
-            "staged_lr": False,
-            "new_layers": ["classifier"],
-            "base_lr_mult": 0.1,
-            "lr_scheduler": "single_step",
-            "stepsize": [20],
-            "gamma": 0.1,
-            "print_freq": 20,
-            "seed": 1,
-            # added
-            "per_iteration": False,  # the schedule moves after every batch instead of every epoch
-            "warmup_share": 0.3,  # one_cycle: share of all steps in which the rate rises
-            **warmup_keys(),
-            "sync_batch_norm": False,  # under torchrun: norms of every stage see the batch of all processes
-            "mixed_precision": False,  # every stage trains in bfloat16 where there is a GPU
-            "bias_lr_factor": 1.0,  # learning rate of biases as a multiple of the others', in every stage
-            "half_resolution_epochs": 0,  # first epochs that see average-pooled images
-            "channels_last": False,  # memory format of every stage: faster for depthwise and pointwise convolutions
-        },
+        "train": _train_node(),
         "sgd": {"momentum": 0.9, "dampening": 0.0, "nesterov": False},
         "rmsprop": {"alpha": 0.99},
         "adam": {"beta1": 0.9, "beta2": 0.999},
@@ -109,6 +83,36 @@ def _host_tree() -> dict[str, Any]:
             "visrank": False,
             "visrank_topk": 10,
         },
+    }
+
+
+def _train_node() -> dict[str, Any]:
+    return {
+        "optim": "adam",
+        "lr": 0.0003,
+        "weight_decay": 5e-4,
+        "max_epoch": 60,
+        "start_epoch": 0,
+        "batch_size": 32,
+        "fixbase_epoch": 0,
+        "open_layers": ["classifier"],
+        "staged_lr": False,
+        "new_layers": ["classifier"],
+        "base_lr_mult": 0.1,
+        "lr_scheduler": "single_step",
+        "stepsize": [20],
+        "gamma": 0.1,
+        "print_freq": 20,
+        "seed": 1,
+        # added
+        "per_iteration": False,  # the schedule moves after every batch instead of every epoch
+        "warmup_share": 0.3,  # one_cycle: share of all steps in which the rate rises
+        **warmup_keys(),
+        "sync_batch_norm": False,  # under torchrun: norms of every stage see the batch of all processes
+        "mixed_precision": False,  # every stage trains in bfloat16 where there is a GPU
+        "bias_lr_factor": 1.0,  # learning rate of biases as a multiple of the others', in every stage
+        "half_resolution_epochs": 0,  # first epochs that see average-pooled images
+        "channels_last": False,  # memory format of every stage: faster for depthwise and pointwise convolutions
     }
 
 

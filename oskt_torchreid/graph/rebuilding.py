@@ -64,10 +64,9 @@ def _copy_structure(model: nn.Module, memo: dict[int, object]) -> list[nn.Module
             kind = type(value)
             if kind in _IMMUTABLE:
                 continue
-            if kind is dict or isinstance(value, dict):  # mostly a table of hooks, and empty
-                attributes[name] = (
-                    kind([(key, _copied(item, memo)) for key, item in value.items()]) if value else kind()
-                )
+            if isinstance(value, dict):  # mostly a table of hooks, and empty
+                items = [(key, _copied(item, memo)) for key, item in value.items()] if value else ()
+                attributes[name] = kind(items)
             else:
                 attributes[name] = _copied(value, memo)
     return copies
