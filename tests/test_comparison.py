@@ -9,7 +9,7 @@ from runs import SMALL
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError, TrainingError
 from oskt_torchreid.pipeline.comparison import compare, further_jobs, jobs, seed_jobs, tuning_jobs
-from oskt_torchreid.pipeline.comparison.comparison import _try_apart, choose_rates, run_all
+from oskt_torchreid.pipeline.comparison.comparison import choose_rates, run_all, try_apart
 from oskt_torchreid.pipeline.comparison.jobs import check_comparison
 from oskt_torchreid.pipeline.wishes import parse_wish
 from oskt_torchreid.report import Row, write_results
@@ -237,7 +237,7 @@ def test_a_rate_that_diverges_is_no_candidate(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("oskt_torchreid.pipeline.comparison.comparison.run", diverge)
     config = configured(tmp_path)
     candidates = tuning_jobs(config, "rates", RATES)[:1]
-    run_all(config, candidates, 1, "tuning", _try_apart)
+    run_all(config, candidates, 1, "tuning", try_apart)
     assert "finetune-0.001 is no candidate: the loss is nan" in caplog.text
     with pytest.raises(TrainingError, match="the loss is nan"):
         run_all(config, candidates, 1, "measuring")

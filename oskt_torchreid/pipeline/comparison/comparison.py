@@ -61,11 +61,11 @@ def tune(config: Any, folder: Path, processes: int) -> Rates:
     run_all(config, refinements, processes, "tuning, refinement")
     rates, tried = choose_rates(folder, refinements)
     candidates = tuning_jobs(config, "rates", rates)
-    run_all(config, candidates, processes, "tuning, students", _try_apart)
+    run_all(config, candidates, processes, "tuning, students", try_apart)
     of_students, tried_students = choose_rates(folder, candidates)
     for _ in range(config.comparison.further_rates):
         further = further_jobs(config, rates, tried_students)
-        run_all(config, further, processes, "tuning, beyond the grid", _try_apart)
+        run_all(config, further, processes, "tuning, beyond the grid", try_apart)
         candidates += further
         of_students, tried_students = choose_rates(folder, candidates)
     write_json(folder / RATES_NAME, {"chosen": rates | of_students, "mAP": tried | tried_students})
@@ -87,7 +87,7 @@ def _run_apart(config: Any) -> None:
         clear_checkpoints(folder)
 
 
-def _try_apart(config: Any) -> None:
+def try_apart(config: Any) -> None:
     """The same of a candidate: a rate at which a loss stops being finite is not chosen, and stops nothing else."""
     try:
         _run_apart(config)
