@@ -70,6 +70,18 @@ class HalfAndHalf(nn.Module):
         return torch.cat([self.instance(left.contiguous()), self.batch(right.contiguous())], 1)
 
 
+class ChannelMean(nn.Module):
+    """A map per image, from the mean (or sum) over channels."""
+
+    def __init__(self, operator="mean"):
+        super().__init__()
+        self.operator, self.scale = operator, nn.Conv2d(1, 1, 1)
+        nn.init.constant_(self.scale.weight, 5.0)
+
+    def forward(self, images):
+        return torch.sigmoid(self.scale(getattr(images, self.operator)(1, keepdim=True)))
+
+
 class Shuffle(nn.Module):
     """The channel shuffle of two groups: 0 1 2 3 becomes 0 2 1 3."""
 

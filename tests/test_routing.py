@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from backbones import build, input_size
-from small_networks import IMAGE, Head, Network, conv
+from small_networks import IMAGE, ChannelMean, Head, Network, conv
 from test_identity import collapse, logits, plans, random_labels
 from torch import nn
 from torch.nn import functional
@@ -48,18 +48,6 @@ class Down(nn.Module):
 
     def forward(self, images):
         return torch.stack([self.left(images), self.right(images)], 2).flatten(1, 2)
-
-
-class ChannelMean(nn.Module):
-    """A map per image, from the mean (or sum) over channels."""
-
-    def __init__(self, operator="mean"):
-        super().__init__()
-        self.operator, self.scale = operator, nn.Conv2d(1, 1, 1)
-        nn.init.constant_(self.scale.weight, 5.0)
-
-    def forward(self, images):
-        return torch.sigmoid(self.scale(getattr(images, self.operator)(1, keepdim=True)))
 
 
 def attended(reduced):
