@@ -27,7 +27,7 @@ from ..report import Results, Row, write_results
 from .baselines import FILE_METHOD, STUDENT_NAME, finetuned, run_baseline, run_file
 from .ladder import log_ladder, refine_rung
 from .plan import RunPlan, StudentPlan, make_plan
-from .processes import Workers, logged, prepare_processes
+from .processes import Workers, logged
 from .refinement import clustering_choices, refine
 from .report import counted_epochs, write_report
 from .stages import Facts, Stage
@@ -37,6 +37,11 @@ logger = logging.getLogger(__name__)
 
 CHAIN_NAME, TEACHER_NAME = "chain.safetensors", "teacher.pth"
 EXPANDED_NAME = "expanded.pth"
+
+
+def processes_of(config: Any) -> int:
+    """How many networks are trained at a time; one, which all share, where several processes make the run."""
+    return config.oskt.processes if process_count() == 1 else 1
 
 
 class OSKTRun:
@@ -67,9 +72,7 @@ class OSKTRun:
 
     def complete(self) -> Results:
         """All stages in order, then the report; a report of what there is so far is written after every stage."""
-        processes = self.config.oskt.processes if process_count() == 1 else 1  # else all share every network
-        if processes > 1:
-            prepare_processes()  # the teacher's time is enough for it
+        processes = processes_of(self.config)
         teacher_key = self.make_teacher()
         controls = self.controls(teacher_key)
         beside = processes > 1
@@ -86,7 +89,9 @@ class OSKTRun:
             longest_first = reversed(range(len(controls)))
             workers.add([(self.config, self.folder, "controls", number) for number in longest_first])
             students = self.students(teacher_key)
-            workers.add([(self.config, self.folder, "students", number) for number in range(len(students))])
+            channels = [sum(student.widths.values()) for student in self.plan.students]
+            widest_first = sorted(range(len(students)), key=channels.__getitem__, reverse=True)
+            workers.add([(self.config, self.folder, "students", number) for number in widest_first])
         return students
 
     def make_teacher(self) -> str:

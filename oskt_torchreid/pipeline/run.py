@@ -14,8 +14,9 @@ from ..models import build_model
 from ..models import load_weights as load_any_weights
 from ..registry import engine_class
 from ..report import Results
-from .oskt_run import OSKTRun
+from .oskt_run import OSKTRun, processes_of
 from .plan import check_start, make_plan
+from .processes import prepare_processes
 from .sets import run_sets
 from .single import train_only
 from .training import Trainer
@@ -53,6 +54,8 @@ def run(config: Any) -> Results:
             "one of softmax and triplet"
         )
     check_start(config)
+    if method == "oskt" and processes_of(config) > 1:
+        prepare_processes()  # beside reading the data, or drawing it
     trainer = Trainer(config)
     if method == "oskt":
         plan = make_plan(config, trainer.num_classes)
