@@ -1,5 +1,6 @@
 """Pieces of work in processes of their own."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,14 @@ def leave_or_fail(folder: Path, number: int) -> None:
     leave(folder, number)
 
 
+def append(path: Path, number: int) -> None:
+    """The first piece goes on until all have been added."""
+    while number == 0 and not path.with_name("added").exists():
+        time.sleep(0.01)
+    with path.open("a") as file:
+        file.write(f"{number}\n")
+
+
 def left(folder: Path) -> set[int]:
     return {int(path.name) for path in folder.iterdir()}
 
@@ -26,6 +35,17 @@ def test_every_piece_is_worked_off(tmp_path):
         workers.add([(tmp_path, 0), (tmp_path, 1)])
         workers.add([(tmp_path, number) for number in range(2, 5)])
     assert left(tmp_path) == set(range(5))
+
+
+def test_pieces_ahead_of_those_that_wait(tmp_path):
+    order = tmp_path / "order"
+    with Workers(append, 2, "pieces") as workers:
+        workers.add([(order, 0), (order, 1)])
+        workers.add([(order, 2), (order, 3)], ahead=True)
+        (tmp_path / "added").touch()
+        while not order.exists() or order.read_text().count("\n") < 4:  # one at a time as long as this goes on
+            time.sleep(0.01)
+    assert order.read_text().split() == ["0", "2", "3", "1"]
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -91,7 +91,7 @@ class OSKTRun:
             students = self.students(teacher_key)
             channels = [sum(student.widths.values()) for student in self.plan.students]
             widest_first = sorted(range(len(students)), key=channels.__getitem__, reverse=True)
-            workers.add([(self.config, self.folder, "students", number) for number in widest_first])
+            workers.add([(self.config, self.folder, "students", number) for number in widest_first], ahead=True)
         return students
 
     def make_teacher(self) -> str:

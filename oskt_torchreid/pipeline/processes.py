@@ -32,7 +32,7 @@ def prepare_processes() -> None:
 
 
 class Workers:
-    """Processes that work off pieces, in the order they were added, beside what this process does meanwhile.
+    """Processes that work off pieces, in the order of ``add``, beside what this process does meanwhile.
 
     Small networks gain little from a second thread and much from a second process: torch's threads are shared out
     among the processes. Inside the ``with`` block this process counts as one of them; leaving the block waits for all
@@ -57,12 +57,20 @@ class Workers:
         self._done: SimpleQueue[Future] = SimpleQueue()
         self._added = self._running = 0
 
-    def add(self, pieces: Sequence[tuple]) -> None:
-        """Begins as many of the pieces as there are places; this process keeps the threads that are left."""
+    def add(self, pieces: Sequence[tuple], ahead: bool = False) -> None:
+        """Begins as many of the pieces as there are places; this process keeps the threads that are left.
+
+        Args:
+            pieces: arguments of ``work``, in order.
+            ahead: of all that wait, not after them.
+        """
         if pieces:
             torch.set_num_threads(max(1, self._threads - self._share * (self._processes - 1)))
         with self._lock:
-            self._waiting.extend(pieces)
+            if ahead:
+                self._waiting.extendleft(reversed(pieces))
+            else:
+                self._waiting.extend(pieces)
             self._added += len(pieces)
             self._fill()
 
