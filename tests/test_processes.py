@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from oskt_torchreid.pipeline.processes import Workers, in_processes
+from oskt_torchreid.pipeline.processes import Workers, in_processes, prepare_processes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prepared():
+    """Imports once what every process of this module would import."""
+    prepare_processes()
 
 
 def leave(folder: Path, number: int) -> None:
