@@ -25,24 +25,7 @@ def _host_tree() -> dict[str, Any]:
             "neck": False,  # batch norm neck between feature and classifier, on any backbone
             "last_stride": 0,  # 1: no downsampling before the last stage; 0: as the backbone has it
         },
-        "data": {
-            "type": "image",
-            "root": "reid-data",
-            "sources": ["market1501"],
-            "targets": ["market1501"],
-            "workers": 4,
-            "split_id": 0,
-            "height": 256,
-            "width": 128,
-            "combineall": False,
-            "transforms": ["random_flip"],
-            "k_tfm": 1,
-            "norm_mean": [0.485, 0.456, 0.406],
-            "norm_std": [0.229, 0.224, 0.225],
-            "interpolation": "bilinear",  # added: how images are resized; or bicubic
-            "save_dir": "log",
-            "load_train_targets": False,
-        },
+        "data": _data_node(),
         "market1501": {"use_500k_distractors": False},
         "cuhk03": {"labeled_images": False, "classic_split": False, "use_metric_cuhk03": False},
         "sampler": {
@@ -57,32 +40,29 @@ def _host_tree() -> dict[str, Any]:
         "sgd": {"momentum": 0.9, "dampening": 0.0, "nesterov": False},
         "rmsprop": {"alpha": 0.99},
         "adam": {"beta1": 0.9, "beta2": 0.999},
-        "loss": {
-            "name": "softmax",
-            "softmax": {"label_smooth": True},
-            "triplet": {
-                "margin": 0.3,
-                "weight_t": 1.0,
-                "weight_x": 0.0,
-                # added
-                "soft_margin": False,  # log(1 + exp(d_positive - d_negative)) instead of the margin
-                "normalize": False,  # triplet on L2-normalised features
-            },
-            # added
-            "center": {"weight": 0.0, "lr": 0.5},  # 0: no center loss
-        },
-        "test": {
-            "batch_size": 100,
-            "dist_metric": "euclidean",
-            "normalize_feature": False,
-            "ranks": [1, 5, 10, 20],
-            "evaluate": False,
-            "eval_freq": -1,
-            "start_eval": 0,
-            "rerank": False,
-            "visrank": False,
-            "visrank_topk": 10,
-        },
+        "loss": _loss_node(),
+        "test": _test_node(),
+    }
+
+
+def _data_node() -> dict[str, Any]:
+    return {
+        "type": "image",
+        "root": "reid-data",
+        "sources": ["market1501"],
+        "targets": ["market1501"],
+        "workers": 4,
+        "split_id": 0,
+        "height": 256,
+        "width": 128,
+        "combineall": False,
+        "transforms": ["random_flip"],
+        "k_tfm": 1,
+        "norm_mean": [0.485, 0.456, 0.406],
+        "norm_std": [0.229, 0.224, 0.225],
+        "interpolation": "bilinear",  # added: how images are resized; or bicubic
+        "save_dir": "log",
+        "load_train_targets": False,
     }
 
 
@@ -113,6 +93,38 @@ def _train_node() -> dict[str, Any]:
         "bias_lr_factor": 1.0,  # learning rate of biases as a multiple of the others', in every stage
         "half_resolution_epochs": 0,  # first epochs that see average-pooled images
         "channels_last": False,  # memory format of every stage: faster for depthwise and pointwise convolutions
+    }
+
+
+def _loss_node() -> dict[str, Any]:
+    return {
+        "name": "softmax",
+        "softmax": {"label_smooth": True},
+        "triplet": {
+            "margin": 0.3,
+            "weight_t": 1.0,
+            "weight_x": 0.0,
+            # added
+            "soft_margin": False,  # log(1 + exp(d_positive - d_negative)) instead of the margin
+            "normalize": False,  # triplet on L2-normalised features
+        },
+        # added
+        "center": {"weight": 0.0, "lr": 0.5},  # 0: no center loss
+    }
+
+
+def _test_node() -> dict[str, Any]:
+    return {
+        "batch_size": 100,
+        "dist_metric": "euclidean",
+        "normalize_feature": False,
+        "ranks": [1, 5, 10, 20],
+        "evaluate": False,
+        "eval_freq": -1,
+        "start_eval": 0,
+        "rerank": False,
+        "visrank": False,
+        "visrank_topk": 10,
     }
 
 
