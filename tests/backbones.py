@@ -24,10 +24,11 @@ def stock_names() -> list[str]:
 
 
 # One of every way in which channels are tied together: residuals, groups, gates, concatenations, split norms, routes,
-# separable convolutions, several heads, attention over channels.
+# separable convolutions, several heads, attention over channels, sums and concatenations in turn.
 _KINDS = (
     *("resnet18", "resnext50_32x4d", "se_resnet50", "densenet121", "resnet50_ibn_a", "mobilenetv2_x1_0", "shufflenet"),
     *("shufflenet_v2_x0_5", "squeezenet1_0", "pcb_p4", "hacnn", "mlfn", "osnet_x0_25", "osnet_ain_x0_25"),
+    *("nasnsetmobile", "inceptionv4"),
 )
 
 

@@ -26,7 +26,8 @@ def leave_or_fail(folder: Path, number: int) -> None:
 
 def append(path: Path, number: int) -> None:
     """The first piece goes on until all have been added."""
-    while number == 0 and not path.with_name("added").exists():
+    until = time.monotonic() + 60
+    while number == 0 and not path.with_name("added").exists() and time.monotonic() < until:
         time.sleep(0.01)
     with path.open("a") as file:
         file.write(f"{number}\n")
@@ -49,7 +50,9 @@ def test_pieces_ahead_of_those_that_wait(tmp_path):
         workers.add([(order, 0), (order, 1)])
         workers.add([(order, 2), (order, 3)], ahead=True)
         (tmp_path / "added").touch()
+        until = time.monotonic() + 60
         while not order.exists() or order.read_text().count("\n") < 4:  # one at a time as long as this goes on
+            assert time.monotonic() < until, "not all pieces were worked off"
             time.sleep(0.01)
     assert order.read_text().split() == ["0", "2", "3", "1"]
 

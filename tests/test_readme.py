@@ -105,6 +105,12 @@ def parsed(text: str) -> list[dict[str, str]]:
     return [dict(zip(head, row, strict=True)) for row in rows]
 
 
+def test_the_ladder_takes_the_teacher_of_the_demonstration():
+    demonstration, ladder = (load_config(ROOT / "configs" / f"oskt_{name}.yaml") for name in ("osnet", "ladder"))
+    assert (ladder.model, ladder.test) == (demonstration.model, demonstration.test)
+    assert {**ladder.data, "save_dir": ""} == {**demonstration.data, "save_dir": ""}
+
+
 def test_results_are_of_the_configuration_and_reach_what_is_promised():
     config = load_config(ROOT / "configs" / "oskt_osnet.yaml")
     plan = make_plan(config, 192)
