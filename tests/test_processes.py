@@ -14,21 +14,36 @@ def prepared():
     prepare_processes()
 
 
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+
+
 def leave(folder: Path, number: int) -> None:
     (folder / str(number)).touch()
 
 
-def leave_or_fail(folder: Path, number: int) -> None:
-    if number == 0:
-        raise ValueError("piece 0 failed")
+def leave_slowly(folder: Path, number: int) -> None:
+    """All pieces take longer than a failure takes to be heard of."""
+    time.sleep(0.2)
     leave(folder, number)
+
+
+def leave_or_fail(folder: Path, number: int) -> None:
+    """The first piece fails, however late its process begins; the others are not done before."""
+    failing = folder.with_name(f"{folder.name}-failing")
+    if number == 0:
+        failing.touch()
+        raise ValueError("piece 0 failed")
+    wait_for(failing)
+    leave_slowly(folder, number)
 
 
 def append(path: Path, number: int) -> None:
     """The first piece goes on until all have been added."""
-    until = time.monotonic() + 60
-    while number == 0 and not path.with_name("added").exists() and time.monotonic() < until:
-        time.sleep(0.01)
+    if number == 0:
+        wait_for(path.with_name("added"))
     with path.open("a") as file:
         file.write(f"{number}\n")
 
@@ -65,7 +80,7 @@ def test_the_first_failure_is_raised_and_stops_what_has_not_begun(tmp_path, proc
 
 
 def test_a_failure_beside_them_stops_what_has_not_begun(tmp_path):
-    with pytest.raises(KeyError, match="here"), Workers(leave, 2, "pieces") as workers:
+    with pytest.raises(KeyError, match="here"), Workers(leave_slowly, 2, "pieces") as workers:
         workers.add([(tmp_path, number) for number in range(200)])
         raise KeyError("here")
     assert left(tmp_path) < set(range(200))
