@@ -69,30 +69,32 @@ import sys
 import numpy as np
 import torchreid
 
-extractor = torchreid.utils.FeatureExtractor(
-    model_name="osnet_x0_25", model_path=sys.argv[1], image_size=(64, 32), device="cpu", verbose=False
-)
-np.save(sys.argv[2], extractor(sys.argv[3:]).numpy())
+for path in sys.argv[1:3]:
+    extractor = torchreid.utils.FeatureExtractor(
+        model_name="osnet_x0_25", model_path=path, image_size=(64, 32), device="cpu", verbose=False
+    )
+    np.save(path + ".npy", extractor(sys.argv[3:]).numpy())
 """
 
 
-@pytest.mark.parametrize("plain", [True, False])
-def test_torchreids_feature_extractor(plain, tmp_path, student):
-    path = tmp_path / "student.pth"
-    if plain:
-        oskt.save_plain(student, path)
-    else:
-        student = oskt.expand(arbitrary_chain(build("osnet_x0_5"), 0.5, (3, 64, 32)), like="osnet_x0_25")
-        oskt.save_student(student, path)
+def test_torchreids_feature_extractor(tmp_path, student):
+    """It takes stock weights alone, and the file that this package saves."""
+    saved = oskt.expand(arbitrary_chain(build("osnet_x0_5"), 0.5, (3, 64, 32)), like="osnet_x0_25")
+    paths = [tmp_path / "plain.pth", tmp_path / "saved.pth"]
+    oskt.save_plain(student, paths[0])
+    oskt.save_student(saved, paths[1])
     pictures = draw(tmp_path, 3)
-    said = run(EXTRACT + STRANGER, path, tmp_path / "found.npy", *pictures, folder=tmp_path)
-    assert "Successfully loaded" in said
+    said = run(EXTRACT + STRANGER, *paths, *pictures, folder=tmp_path)
+    assert said.count("Successfully loaded") == 2
     discarded = re.findall(r"layer size: (\[.*\])", said)
-    assert all(name.startswith("classifier.") for name in ast.literal_eval(discarded[0])), "of one class there"
+    assert len(discarded) == 2, "those of one class there"
+    assert all(name.startswith("classifier.") for names in discarded for name in ast.literal_eval(names))
     steps = transforms.Compose([transforms.Resize((64, 32)), transforms.ToTensor(), NORMALIZE])
-    with torch.no_grad():
-        expected = student(torch.stack([steps(Image.open(path).convert("RGB")) for path in pictures]))
-    torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "found.npy")), expected)
+    images = torch.stack([steps(Image.open(path).convert("RGB")) for path in pictures])
+    for path, network in zip(paths, (student, saved), strict=True):
+        with torch.no_grad():
+            expected = network(images)
+        torch.testing.assert_close(torch.from_numpy(np.load(f"{path}.npy")), expected)
 
 
 # ---- BoxMOT --------------------------------------------------------------------------------------------------------

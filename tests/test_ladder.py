@@ -11,7 +11,7 @@ import torch
 from backbones import build, input_size, one_of_each_kind
 from runs import TINY
 from small_networks import of_everything
-from test_identity import collapse, logits
+from test_identity import collapse, logits, random_labels
 from torch import nn
 from torch.nn import functional
 
@@ -65,15 +65,18 @@ def ladder():
 def check_identity(name, dtype, bound):
     """A chain of a student keeps the identity property; errors are over the output's spread."""
     size = input_size(name)
-    top = WeightChain.from_teacher(build(name).to(dtype), 0.5, input_size=size)
+    teacher = build(name).to(dtype)
+    graph = oskt.trace(teacher, size)
+    top = WeightChain.from_labels(teacher, graph, random_labels(graph))
     student = sstudent_of(top)
-    made = WeightChain.from_student(student, top, narrowed(top, 0.5))
+    graph = oskt.trace(student, size)
+    labels = random_labels(graph)
     images = torch.randn(2, *size, dtype=dtype)
     before = logits(student, images)
-    collapse(student, made.graph, made.teacher_to_chain)
+    collapse(student, graph, labels)
     expected = logits(student, images)
     assert (before - expected).abs().max() > 1e-2 * expected.std()
-    chain = WeightChain.from_student(student, top, made.widths)
+    chain = WeightChain.from_student(student, top, {key: label.max() + 1 for key, label in labels.items()})
     middle = chain.graph.balanced({k: (width + chain.graph.sizes[k]) // 2 for k, width in chain.widths.items()})
     for widths in (chain.widths, middle, chain.graph.sizes):
         error = (logits(expand_to_plan(chain, widths), images) - expected).abs().max() / expected.std()
