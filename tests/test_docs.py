@@ -98,7 +98,7 @@ def test_the_tutorial(market_root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "reid-data").symlink_to(market_root)
-    torch.save({"state_dict": models.build("osnet_x0_25", 6).state_dict(), "rank1": 0.1}, "teacher.pth.tar")
+    torch.save({"state_dict": models.build("shufflenet_v2_x0_5", 6).state_dict(), "rank1": 0.1}, "teacher.pth.tar")
     small = [word for word in SMALL if not word.startswith(("data.sources", "data.targets", "synthped", "engine"))]
     done = []
     for words in commands(DOCS / "tutorial.md"):

@@ -56,7 +56,10 @@ def collapse(model: nn.Module, graph: ChannelGraph, labels: dict[str, np.ndarray
 
 def _common_values(channels: np.ndarray, cluster: np.ndarray) -> torch.Tensor:
     """One number per position of an axis: equal for the same occurrence of channels of one cluster."""
-    occurrence = np.array([np.count_nonzero(channels[:i] == c) for i, c in enumerate(channels)])
+    order = np.argsort(channels, kind="stable")
+    firsts = np.searchsorted(channels[order], channels[order])  # where each channel's occurrences begin
+    occurrence = np.empty_like(order)
+    occurrence[order] = np.arange(len(order)) - firsts
     _, key = np.unique(np.stack([cluster[channels], occurrence]), axis=1, return_inverse=True)
     return torch.from_numpy(key.reshape(-1))
 

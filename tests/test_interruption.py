@@ -127,7 +127,7 @@ def test_ctrl_c_while_pictures_are_drawn(tiny_net, tmp_path, command, monkeypatc
 
 @pytest.mark.slow
 def test_ctrl_c_stops_the_command(data_root, tmp_path, command, capsys):
-    """The real command in a process of its own, with an OSNet."""
+    """The real command in a process of its own."""
     folder = tmp_path / "run"
     words = [*SMALL, f"data.root={data_root}", f"data.save_dir={folder}", "train.max_epoch=3"]
     words += ["oskt.refine.max_epoch=0", "oskt.finetune.max_epoch=0"]

@@ -31,7 +31,7 @@ NAME, SIZE = "osnet_x0_25", (3, 64, 32)
 SOME = ("resnet18", "osnet_x0_25", "shufflenet_v2_x0_5")  # the last one adapts code to its widths
 
 # Large ones, whose ties smaller ones have, too, or the identity of one chain covers.
-LARGE = ("resnext50_32x4d", "mlfn")
+LARGE = ("resnext50_32x4d", "mlfn", "inceptionv4", "nasnsetmobile")
 STOCK = ("osnet_x0_5", "osnet_x0_25")
 
 

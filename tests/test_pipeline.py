@@ -168,7 +168,7 @@ def test_interrupted_stage_is_told_to_go_on(tmp_path):
 @pytest.mark.slow
 def test_students_in_processes_of_their_own_are_the_same(data_root, tmp_path):
     """A second process trains what one process would have trained, and every message reaches the run's log."""
-    options = ("model.name=shufflenet_v2_x0_5", "oskt.students=['width=0.5', 'width=0.75']", "oskt.controls=['slice']")
+    options = ("oskt.students=['width=0.5', 'width=0.75']", "oskt.controls=['slice']")
     alone = run(configured(data_root, tmp_path / "alone", *options))
     beside = run(configured(data_root, tmp_path / "beside", *options, "oskt.processes=2"))
     numbers = [(row.name, row.map_before, row.map_after, row.epochs) for row in alone.rows]
