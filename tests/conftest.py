@@ -54,7 +54,6 @@ def tiny_net():
     yield "tiny_net"
     for name in factory.keys() - before:
         del factory[name]
-    models.skeleton.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,9 @@ from torch import Tensor
 
 def compact(shadow: Tensor) -> Tensor:
     """The same shadow with every axis along which it was expanded (stride 0) cut to length 1."""
-    for axis in range(shadow.dim()):
-        if shadow.size(axis) > 1 and shadow.stride(axis) == 0:
-            shadow = shadow.narrow(axis, 0, 1)
-    return shadow
+    strides = shadow.stride()
+    sizes = [min(size, 1) if stride == 0 else size for size, stride in zip(shadow.shape, strides, strict=True)]
+    return shadow if sizes == list(shadow.shape) else shadow.as_strided(sizes, strides)
 
 
 def settled(shadow: Tensor) -> Tensor:

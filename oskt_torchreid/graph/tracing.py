@@ -173,7 +173,10 @@ class Tracer(TorchDispatchMode):
         if shadow is None or shadow.dim() < 2:
             return None
         pattern = compact(shadow)
-        return pattern.reshape(-1).expand(shadow.shape[1]) if pattern.numel() == pattern.shape[1] else None
+        if pattern.numel() != pattern.shape[1]:
+            return None
+        channels = pattern.view(-1)
+        return channels if len(channels) == shadow.shape[1] else channels.expand(shadow.shape[1])
 
     def tie(self, tensor: Tensor, axis: int, role: Role, ids: Tensor, blocks: int = 1) -> None:
         """Records a tie; met again (a module called twice), the channels of both calls are united instead."""
