@@ -182,11 +182,12 @@ def test_weights_that_cannot_be_fetched(data_root, tmp_path, monkeypatch):
 
     monkeypatch.setattr("gdown.download", fetch)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    config = configured(data_root, tmp_path / "run", "model.pretrained=True")
+    pretrained = ("model.name=osnet_x0_25", "model.pretrained=True")
+    config = configured(data_root, tmp_path / "run", *pretrained)
     with pytest.raises(ZooError, match=r"ImageNet weights of 'osnet_x0_25' \(OSError: Netw.*pretrained=False to"):
         make_plan(config, 6)
     torch.save(models.build("osnet_x0_25", 6).state_dict(), tmp_path / "teacher.pth")
-    given = configured(data_root, tmp_path / "run", "model.pretrained=True", f"oskt.teacher={tmp_path / 'teacher.pth'}")
+    given = configured(data_root, tmp_path / "run", *pretrained, f"oskt.teacher={tmp_path / 'teacher.pth'}")
     assert make_plan(given, 6).chain_widths["conv1.conv"] == 8
 
 
