@@ -40,7 +40,7 @@ def student_of(name):
 
 @pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "split and mean", "vit"])
 def test_a_student_exported(name, tmp_path):
-    """ShuffleNet's channels are routed by index buffers, split points move, a mean over channels has weights."""
+    """Channels routed by index buffers, split points that move, a mean over channels with weights, fused attention."""
     student, size = student_of(name)
     images = torch.randn(5, *size)
     with torch.no_grad():
