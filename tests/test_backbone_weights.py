@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 import torchvision
+from tensors import same_tensors
 
 from oskt_torchreid import CheckpointError
 from oskt_torchreid.host.models import build
@@ -68,7 +69,7 @@ def test_a_checkpoint_of_the_same_network_is_taken_whole(tmp_path):
     torch.save({"state_dict": first.state_dict(), "rank1": 0.5}, tmp_path / "model.pth.tar-3")
     account = load_weights(second, tmp_path / "model.pth.tar-3")
     assert len(account.taken) == len(first.state_dict()) and not account.ignored and not account.initialised
-    assert all(tensor.equal(second.state_dict()[name]) for name, tensor in first.state_dict().items())
+    assert same_tensors(first, second)
 
 
 def test_a_classifier_of_other_people_is_left_out(tmp_path):

@@ -19,7 +19,7 @@ from oskt_torchreid.oskt.network import trace as trace_reid
 
 SELECTIONS = {"slice": [0, 2], "first": [0, 1], "norm": [0, 3]}  # of 4 channels whose rows have the norms 3, 1, 2, 5
 MERGES_AND_SELECTIONS = [*SELECTIONS, "kmeans", "scratch"]
-NAMES = ["osnet_x0_25", "shufflenet", "se_resnext50_32x4d", "resnet50_ibn_a", "densenet121"]
+NAMES = ["osnet_x0_25", "shufflenet", "resnet50_ibn_a", "densenet121"]
 
 
 def of_four(bias=True):

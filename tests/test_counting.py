@@ -111,7 +111,7 @@ def test_the_chain_is_left_as_it_was():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", one_of_each_kind())
+@pytest.mark.parametrize("name", [name for name in one_of_each_kind() if name not in (*NAMES, *SLOW_NAMES, *ROUTED)])
 def test_shapes_of_every_kind_of_backbone(name):
     chain = arbitrary_chain(models.build(name, NUM_CLASSES), 0.25, input_size(name))
     costs = Costs(chain)
@@ -146,10 +146,10 @@ def test_half_precision_halves_a_file_and_is_widened_again(tmp_path):
     oskt.save_student(student, tmp_path / "full.pth")
     oskt.save_student(student, tmp_path / "half.pth", half=True)
     assert (tmp_path / "half.pth").stat().st_size < 0.7 * (tmp_path / "full.pth").stat().st_size  # names weigh as much
-    loaded = oskt.load_student(tmp_path / "half.pth")
+    loaded = oskt.load_student(tmp_path / "half.pth").state_dict()
     for name, tensor in student.state_dict().items():
         expected = tensor.half().float() if tensor.is_floating_point() else tensor
-        assert torch.equal(loaded.state_dict()[name], expected) and loaded.state_dict()[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], expected) and loaded[name].dtype == tensor.dtype
     assert student.state_dict()["fc.0.weight"].dtype == torch.float32
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from backbones import build, calibrate, input_size, one_of_each_kind
 from small_networks import Network, conv
+from tensors import same_tensors
 from test_identity import collapse, logits, random_labels
 from torch import nn
 from torch.nn import functional
@@ -218,7 +219,7 @@ def test_a_students_file_needs_nothing_new(tmp_path):
     models.build("osnet_x0_5", 7).load_state_dict(student.state_dict(), strict=True)
     oskt.save_student(student, tmp_path / "student.pth")
     again = oskt.load_student(tmp_path / "student.pth")
-    assert all(torch.equal(tensor, student.state_dict()[name]) for name, tensor in again.state_dict().items())
+    assert same_tensors(again, student)
 
 
 def test_the_chain_is_left_as_it_was():

@@ -110,9 +110,10 @@ def test_a_file_in_half_precision_is_taken_in_full(tmp_path, capsys):
     stock = models.build("osnet_x0_25", NUM_CLASSES)
     torchreid.utils.load_pretrained_weights(stock, str(tmp_path / "student.pth"))
     assert "discarded" not in capsys.readouterr().out
+    taken = stock.state_dict()
     for name, tensor in student.state_dict().items():
         expected = tensor.half().float() if tensor.is_floating_point() else tensor
-        assert torch.equal(stock.state_dict()[name], expected)
+        assert torch.equal(taken[name], expected)
 
 
 # ---- files whose tensors do not fit each other ---------------------------------------------------------------------

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from backbones import build, input_size, stock_names
+from tensors import same_tensors
 from torch import nn
 
 from oskt_torchreid.graph import ChannelGraph
@@ -133,6 +134,6 @@ def test_full_width_reproduces_the_teacher() -> None:
     images = torch.randn(2, *input_size("osnet_x0_25"))
     chain = WeightChain.from_teacher(model, width=1.0, input_size=input_size("osnet_x0_25"))
     student = expand_to_plan(chain, chain.widths)
-    assert all(torch.equal(student.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    assert same_tensors(student, model)
     with torch.no_grad():
         assert torch.equal(student(images), model(images))

@@ -11,6 +11,7 @@ import torch
 from backbones import build, input_size, one_of_each_kind
 from runs import TINY
 from small_networks import of_everything
+from tensors import same_tensors
 from test_identity import collapse, logits, random_labels
 from torch import nn
 from torch.nn import functional
@@ -31,7 +32,7 @@ NAME, SIZE = "osnet_x0_25", (3, 64, 32)
 SOME = ("resnet18", "osnet_x0_25", "shufflenet_v2_x0_5")  # the last one adapts code to its widths
 
 # Large ones, whose ties smaller ones have, too, or the identity of one chain covers.
-LARGE = ("resnext50_32x4d", "mlfn", "inceptionv4", "nasnsetmobile")
+LARGE = ("resnext50_32x4d", "se_resnet50", "mlfn", "inceptionv4", "nasnsetmobile", "osnet_ain_x0_25")
 STOCK = ("osnet_x0_5", "osnet_x0_25")
 
 
@@ -106,8 +107,7 @@ def test_files_of_a_chain_of_a_student(name, tmp_path):
     student, images = expand_to_plan(loaded, plan), torch.ones(2, *input_size(name))
     oskt.save_student(student, tmp_path / "student.pth")
     for other in (expand_to_plan(chain, plan), oskt.load_student(tmp_path / "student.pth")):
-        assert other.state_dict().keys() == student.state_dict().keys()
-        assert all(torch.equal(tensor, student.state_dict()[key]) for key, tensor in other.state_dict().items())
+        assert same_tensors(other, student)
         assert torch.equal(logits(other, images), logits(student, images))
 
 
@@ -228,7 +228,7 @@ def test_every_width_comes_from_the_nearest_chain(ladder):
         assert ladder.nearest(widths) is ladder.chains[rung], ratio
         student = ladder.expand(widths)
         expected = expand_to_plan(ladder.chains[rung], widths)
-        assert all(torch.equal(t, expected.state_dict()[name]) for name, t in student.state_dict().items())
+        assert same_tensors(student, expected)
 
 
 def test_a_ladder_takes_what_expand_takes():

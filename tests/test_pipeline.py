@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from runs import configured, tiny
+from runs import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from oskt_torchreid.files import load_checkpoint
@@ -163,15 +163,3 @@ def test_interrupted_stage_is_told_to_go_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         Stage(tmp_path, "another digest").complete(fail)
     assert seen == [False, True, False]
-
-
-@pytest.mark.slow
-def test_students_in_processes_of_their_own_are_the_same(data_root, tmp_path):
-    """A second process trains what one process would have trained, and every message reaches the run's log."""
-    options = ("oskt.students=['width=0.5', 'width=0.75']", "oskt.controls=['slice']")
-    alone = run(configured(data_root, tmp_path / "alone", *options))
-    beside = run(configured(data_root, tmp_path / "beside", *options, "oskt.processes=2"))
-    numbers = [(row.name, row.map_before, row.map_after, row.epochs) for row in alone.rows]
-    assert [(row.name, row.map_before, row.map_after, row.epochs) for row in beside.rows] == numbers
-    log = (tmp_path / "beside" / "log.txt").read_text()
-    assert all(f"{name}: begins" in log for name in ("width=0.5", "width=0.75", "slice", "slice-equal-passes"))

@@ -4,7 +4,9 @@ import time
 from pathlib import Path
 
 import pytest
+from runs import configured
 
+from oskt_torchreid.pipeline import run
 from oskt_torchreid.pipeline.processes import Workers, in_processes, prepare_processes
 
 
@@ -84,3 +86,15 @@ def test_a_failure_beside_them_stops_what_has_not_begun(tmp_path):
         workers.add([(tmp_path, number) for number in range(200)])
         raise KeyError("here")
     assert left(tmp_path) < set(range(200))
+
+
+@pytest.mark.slow
+def test_students_in_processes_of_their_own_are_the_same(data_root, tmp_path):
+    """A second process trains what one process would have trained, and every message reaches the run's log."""
+    options = ("oskt.students=['width=0.5', 'width=0.75']", "oskt.controls=['slice']")
+    alone = run(configured(data_root, tmp_path / "alone", *options))
+    beside = run(configured(data_root, tmp_path / "beside", *options, "oskt.processes=2"))
+    numbers = [(row.name, row.map_before, row.map_after, row.epochs) for row in alone.rows]
+    assert [(row.name, row.map_before, row.map_after, row.epochs) for row in beside.rows] == numbers
+    log = (tmp_path / "beside" / "log.txt").read_text()
+    assert all(f"{name}: begins" in log for name in ("width=0.5", "width=0.75", "slice", "slice-equal-passes"))

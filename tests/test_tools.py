@@ -62,9 +62,11 @@ def test_refining_and_expanding_are_measured(capsys):
     assert command.main(["refine", "--rounds", "1", "--batch", "2", "--planes", "8", "--size", "64", "32"]) == 0
     row = capsys.readouterr().out.splitlines()[-1].split()
     assert row[:2] == ["2", "8"] and all(float(value) > 0 for value in row[2:])
-    assert command.main(["expand", "--rounds", "1"]) == 0
+    assert command.main(["expand", "--rounds", "1", "--names", "res50-s1", "res50-s2"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
-    assert [row[0] for row in rows] == [f"res50-s{number}" for number in range(1, 7)]
+    assert [row[0] for row in rows] == ["res50-s1", "res50-s2"] and all(float(row[3]) > 0 for row in rows)
+    assert command.main(["expand", "--names", "res50-s7"]) == 2
+    assert "no student is called 'res50-s7'; allowed: res50-s1, res50-s2" in capsys.readouterr().err
     assert command.main(["expand", "--all", "--names", "osnet_x0_25", "resnet18", "--rounds", "1"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
     assert [row[0] for row in rows[:2]] == ["osnet_x0_25", "resnet18"] and all(float(row[3]) > 0 for row in rows[:2])

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from runs import SMALL
+from tensors import same_tensors
 from test_identity import collapse, logits
 from torch import nn
 from torch.func import functional_call
@@ -253,7 +254,7 @@ def test_widths_are_read_off_another_vit():
     student = oskt.expand(chain, {**chain.graph.ratio_plan(0.5), "blocks.0.mlp.fc1": 30})
     for like in (student, student.state_dict()):
         again = oskt.expand(chain, like=like)
-        assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in student.state_dict().items())
+        assert same_tensors(again, student)
 
 
 def test_the_embedding_is_the_teachers_and_its_gradient_flows():
@@ -374,7 +375,8 @@ def test_pass_weights(tmp_path):
     assert {n.split(".")[0] for n in account.initialised} == {"classifier", "dw"} | {
         f"bottleneck{suffix}" for suffix in ("", "_1", "_2", "_3")
     }
-    assert all(torch.equal(model.state_dict()[name], source[name]) for name in account.taken)
+    taken = model.state_dict()
+    assert all(torch.equal(taken[name], source[name]) for name in account.taken)
     plain = VisionTransformer(5, **TINY, num_parts=0)
     assert set(load_vit_weights(plain, path).ignored) == {f"part{i}_pos" for i in (1, 2, 3)} | {
         f"part_token{i}" for i in (1, 2, 3)
@@ -387,7 +389,7 @@ def test_own_checkpoints(tmp_path):
     model = tiny()
     nn.init.zeros_(model.dw.weight)
     load_weights(model, path)
-    assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert same_tensors(model, source)
     other = tiny(num_classes=3)
     assert load_vit_weights(other, path).initialised == ("classifier.weight",)
 

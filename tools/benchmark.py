@@ -76,7 +76,7 @@ def show_expand(arguments: argparse.Namespace) -> None:
 
 def _expand_costs(arguments: argparse.Namespace) -> Iterable[benchmark.ExpandCost]:
     if not arguments.all:
-        return benchmark.measure_expand(arguments.rounds)
+        return benchmark.measure_expand(arguments.rounds, arguments.names or tuple(benchmark.SERIES))
     names = arguments.names or backbone_names()
     return tqdm(benchmark.measure_expand_all(arguments.rounds, names), total=len(names), disable=None, leave=False)
 
@@ -195,7 +195,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     expand = commands.add_parser("expand", help="ResNet-50 S1-S6 from loaded chains")
     expand.add_argument("--rounds", type=_positive, default=15, help="timed expansions of each (default: 15)")
     expand.add_argument("--all", action="store_true", help="every backbone, at half its width")
-    expand.add_argument("--names", nargs="+", help="with --all: these backbones alone")
+    expand.add_argument("--names", nargs="+", help="these students alone, or with --all these backbones")
     expand.set_defaults(run=show_expand)
     accuracy = commands.add_parser("accuracy", help="the chain against baselines, over seeds; goes on where it was")
     accuracy.add_argument("--config-file", required=True, help="YAML with a comparison node")

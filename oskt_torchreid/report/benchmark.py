@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..host import models
 from ..host.losses import ReidLoss
 from ..models.presets import PRESETS, TEACHER_PLANES, ResNetPreset
@@ -182,13 +183,19 @@ def process_memory(field: str) -> int:
 # ---- expanding ---------------------------------------------------------------------------------------------------
 
 
-def measure_expand(rounds: int, names: tuple[str, ...] = tuple(SERIES)) -> list[ExpandCost]:
+def measure_expand(rounds: int, names: Sequence[str] = tuple(SERIES)) -> list[ExpandCost]:
     """Times the expansion of the paper's students from chains that were saved and loaded.
 
     Args:
         rounds: expansions of each student that are timed, after a warm-up.
         names: which presets of ``SERIES``.
+
+    Raises:
+        ConfigError: no student has such a name.
     """
+    for name in names:
+        if name not in SERIES:
+            raise ConfigError(f"no student is called {name!r}; allowed: {', '.join(SERIES)}")
     teacher = models.build(BACKBONE, NUM_CLASSES)
     chains: dict[int, WeightChain] = {}
     costs = []
