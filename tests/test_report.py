@@ -98,6 +98,29 @@ def test_a_picture_of_many_methods_and_widths_keeps_its_room(tmp_path):
     assert grid[:600].mean() > 0.9
 
 
+def test_a_picture_is_drawn_again_when_it_shows_something_else(tmp_path):
+    path = tmp_path / "plot.png"
+    size_vs_map(ROWS, path)
+    drawn = path.stat().st_mtime_ns
+    size_vs_map(ROWS, path)
+    assert path.stat().st_mtime_ns == drawn
+    size_vs_map(ROWS[:3], path)
+    assert path.stat().st_mtime_ns != drawn
+    path.write_bytes(path.read_bytes()[:40])
+    size_vs_map(ROWS[:3], path)
+    assert cv2.imread(str(path)) is not None
+
+
+def test_a_long_name_leaves_room_for_the_axes(tmp_path, recwarn):
+    """The row of a student of a file has its whole path."""
+    rows = [
+        dataclasses.replace(row, name=f"file=/{'long/' * 40}student.pth") if row.name == "slice" else row
+        for row in ROWS
+    ]
+    size_vs_map(rows, tmp_path / "plot.png")
+    assert not [warning for warning in recwarn if "constrained_layout" in str(warning.message)]
+
+
 def test_nothing_to_plot(tmp_path):
     with pytest.raises(ConfigError, match="no result has an mAP yet"):
         size_vs_map([Row("student", "student", 10, 10)], tmp_path / "plot.png")

@@ -1,5 +1,6 @@
 """The picture of a run: size against mAP, before and after fine-tuning."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -8,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
+from PIL import Image
 
 from ..errors import ConfigError
 from ..files import atomic
@@ -26,6 +28,8 @@ _CONTROL_STYLES = (
     (GREY, "D"),
     (BLACK, "^"),
 )
+_NAME_LENGTH = 30  # of letters; the path of a file would leave no room for the axes
+_ROWS_KEY = "Rows"  # of a picture's metadata: a digest of what it shows
 _TICK_ROOM = 0.14  # least distance of two ticks, as a share of the axis
 _MARGIN = 1.6  # room beside the smallest and largest network, as a factor
 
@@ -33,7 +37,8 @@ _MARGIN = 1.6  # room beside the smallest and largest network, as a factor
 def size_vs_map(rows: Sequence[Row], path: str | Path, title: str = "") -> None:
     """Draws parameters (log axis) against mAP in % and writes a PNG, atomically.
 
-    Students and controls are drawn before (hollow) and after (filled) fine-tuning, the teacher as a line.
+    Students and controls are drawn before (hollow) and after (filled) fine-tuning, the teacher as a line. A picture
+    that shows these rows already is left as it is: drawing takes as long as all else of a run that is done.
 
     Args:
         rows: results of a run.
@@ -46,6 +51,9 @@ def size_vs_map(rows: Sequence[Row], path: str | Path, title: str = "") -> None:
     shown = [row for row in rows if row.best_map is not None]
     if not shown:
         raise ConfigError("no result has an mAP yet; evaluate the networks before drawing them")
+    digest = hashlib.sha256(repr((title, shown)).encode()).hexdigest()
+    if _digest_of(Path(path)) == digest:
+        return
     figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)  # draws without a display and leaves pyplot's state alone
     axes = figure.add_subplot()
@@ -54,7 +62,16 @@ def size_vs_map(rows: Sequence[Row], path: str | Path, title: str = "") -> None:
     _draw_controls(axes, shown)
     _dress(axes, shown, title)
     with atomic(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png", metadata={_ROWS_KEY: digest})
+
+
+def _digest_of(path: Path) -> str | None:
+    """What the picture that is there says that it shows."""
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(_ROWS_KEY)
+    except OSError:  # none, or none that can be read
+        return None
 
 
 def _draw_teacher(axes: Axes, rows: Iterable[Row]) -> None:
@@ -72,7 +89,7 @@ def _draw_students(axes: Axes, rows: Iterable[Row]) -> None:
         # On a dotted line at the foot of the picture, upright: networks of nearly one size stay readable.
         axes.axvline(row.params, color=GREEN, linewidth=0.5, linestyle=":", alpha=0.6, zorder=0)
         place = {"textcoords": ("offset points", "axes fraction"), "rotation": 90, "fontsize": 8, "color": GREEN}
-        axes.annotate(row.name, (row.params, 0), xytext=(-3, 0.02), ha="right", va="bottom", **place)
+        axes.annotate(short_name(row.name), (row.params, 0), xytext=(-3, 0.02), ha="right", va="bottom", **place)
     s_students = [row for row in rows if row.kind == "s-student"]
     if s_students:
         values = [100 * row.best_map for row in s_students]
@@ -86,7 +103,7 @@ def _draw_controls(axes: Axes, rows: Iterable[Row]) -> None:
     for row in sorted((row for row in rows if row.kind == "control"), key=lambda row: row.params):
         families.setdefault(row.name.rpartition(":")[0] or row.name, []).append(row)
     for (name, family), (color, marker) in zip(families.items(), cycle(_CONTROL_STYLES), strict=False):
-        _series(axes, family, marker, color, f"control: {name}")
+        _series(axes, family, marker, color, f"control: {short_name(name)}")
 
 
 def _series(axes: Axes, rows: Sequence[Row], marker: str, color: str, label: str) -> None:
@@ -98,6 +115,11 @@ def _series(axes: Axes, rows: Sequence[Row], marker: str, color: str, label: str
         axes.plot(*zip(*before, strict=True), linestyle=":", markerfacecolor="white", label=f"{label}, before", **style)
     if after:
         axes.plot(*zip(*after, strict=True), linestyle="-", label=f"{label}, fine-tuned", **style)
+
+
+def short_name(name: str) -> str:
+    """The end of a long name, which tells files apart."""
+    return name if len(name) <= _NAME_LENGTH else f"…{name[1 - _NAME_LENGTH :]}"
 
 
 def _dress(axes: Axes, rows: Sequence[Row], title: str) -> None:
