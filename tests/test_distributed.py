@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import traceback
 from datetime import timedelta
 from pathlib import Path
 
@@ -83,10 +84,13 @@ def together(folder, work, count=2):
                 torch.save(result, folder / f"result-{number}")
                 processes.barrier()
                 status = 0
+            except BaseException:
+                (folder / f"failure-{number}").write_text(traceback.format_exc())
             finally:
                 os._exit(status)
         children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0] * count
+    ended = [os.waitpid(child, 0)[1] for child in children]
+    assert ended == [0] * count, "\n".join(path.read_text() for path in folder.glob("failure-*"))
     (folder / "rendezvous").unlink(missing_ok=True)
     return [torch.load(folder / f"result-{number}") for number in range(count)]
 
