@@ -20,8 +20,8 @@ from oskt_torchreid.host.compat import host_table, torchreid
 os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
 # Small tensors run fastest on one thread, and single-threaded sums do not depend on the machine's core count.
 torch.set_num_threads(1)
-# At its first backward pass torch looks for devices. After an export it finds one, starts a thread for it, and no process
-# that a test forks can train any more.
+# At its first backward pass torch looks for devices. After an export it finds one, starts a thread for it, and no
+# process that a test forks can train any more.
 torch.ones(1, requires_grad=True).backward()
 
 VARIANTS = [*synthped.VARIANTS.values(), *synthped_video.VARIANTS.values()]
