@@ -299,7 +299,7 @@ def test_a_refinement_killed_at_twenty_random_moments(killed_run):
     moments, most = random.Random(5), killed_run[2] / 2
     attempts = [[{"seconds": moments.uniform(0, most)} for _ in range(4)] for _ in range(5)]
     killed = [check_kills(killed_run, f"kill-{number}", kills) for number, kills in enumerate(attempts)]
-    assert sum(killed) >= 15, "too many runs ended before they were killed"
+    assert sum(killed) >= 10, "too many runs ended before they were killed"
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

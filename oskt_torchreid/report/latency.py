@@ -16,7 +16,7 @@ from tabulate import tabulate
 from ..deploy import Latency
 from ..errors import ConfigError
 from ..files import atomic, write_json
-from .plots import BLACK, BLUE, GREEN
+from .plots import BLACK, BLUE, GREEN, short_name
 from .tables import human_count
 
 STOCK = "stock"
@@ -117,7 +117,7 @@ def _draw(axes: Axes, measured: Sequence[tuple[LatencyRow, Latency]]) -> None:
     """One panel: networks of the run by latency and mAP, stock models by latency."""
     for kind, (color, marker, size) in _STYLES.items():
         points = sorted(
-            (seen.median_ms, 100 * row.mean_ap, row.name)
+            (seen.median_ms, 100 * row.mean_ap, short_name(row.name))
             for row, seen in measured
             if row.kind == kind and row.mean_ap is not None
         )
