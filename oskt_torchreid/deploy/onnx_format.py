@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 from ..errors import ExportError
 from .deployment import INPUT, OUTPUT
+from .folding import fold_norms
 from .packages import package, silence
 
 OPSET = 18
@@ -39,6 +40,7 @@ def to_onnx(network: nn.Module, input_size: tuple[int, int, int], opset: int = O
     images = torch.rand(_EXAMPLES, *input_size, generator=torch.Generator().manual_seed(0))
     with silence(), torch.no_grad():
         program = _traced(network, images)
+        fold_norms(program)
         try:
             converted = torch.onnx.export(
                 program,
