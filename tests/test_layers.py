@@ -10,6 +10,7 @@ import pytest
 PACKAGE = "oskt_torchreid"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 LAYERS = {
+    "arguments": 0,
     "errors": 0,
     "file_checks": 0,
     "files": 0,

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from oskt_torchreid.arguments import positive  # noqa: E402
 from oskt_torchreid.config import load_config  # noqa: E402
 from oskt_torchreid.deploy.latency import BACKENDS, DEVICES  # noqa: E402
 from oskt_torchreid.errors import OsktError  # noqa: E402
@@ -173,83 +174,88 @@ def show_untrained(arguments: argparse.Namespace) -> None:
     print(table)
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
-    return value
-
-
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line of all subcommands; `run` is the chosen one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=_positive, help="threads of torch (default: its own choice)")
+    parser.add_argument("--threads", type=positive, help="threads of torch (default: its own choice)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_training_costs(commands)
+    _add_deployment_costs(commands)
+    _add_accuracies(commands)
+    return parser.parse_args(arguments)
+
+
+def _add_training_costs(commands: "argparse._SubParsersAction") -> None:
     refine = commands.add_parser("refine", help="one refinement step against one teacher-only step")
     refine.add_argument("--planes", type=int, nargs="+", choices=(8, 16, 32, 64), default=[8, 16, 32], help="chains")
-    refine.add_argument("--batch", type=_positive, nargs="+", default=[8], help="batch sizes (default: 8)")
-    refine.add_argument("--size", type=_positive, nargs=2, default=[256, 128], metavar=("H", "W"), help="image size")
-    refine.add_argument("--rounds", type=_positive, default=7, help="timed steps of each kind (default: 7)")
+    refine.add_argument("--batch", type=positive, nargs="+", default=[8], help="batch sizes (default: 8)")
+    refine.add_argument("--size", type=positive, nargs=2, default=[256, 128], metavar=("H", "W"), help="image size")
+    refine.add_argument("--rounds", type=positive, default=7, help="timed steps of each kind (default: 7)")
     refine.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
     refine.set_defaults(run=show_refine)
+    views = commands.add_parser("views", help="drawing the sets of a batch, beside a scan of the data set")
+    views.add_argument("--sets", type=positive, default=32, help="sets in a batch (default: 32, 8 identities x 4)")
+    views.add_argument("--views", type=positive, default=8, help="frames of a set (default: 8)")
+    views.add_argument("--rounds", type=positive, default=30, help="timed batches (default: 30)")
+    views.set_defaults(run=show_views)
+    vkd = commands.add_parser("vkd", help="one step of view distillation against its parts")
+    vkd.add_argument("--backbone", default="osnet_x0_25", help="of teacher and student (default: osnet_x0_25)")
+    vkd.add_argument("--sets", type=positive, default=16, help="sets in a batch, 4 of an identity (default: 16)")
+    vkd.add_argument("--views", type=positive, default=8, help="frames of a set, for the teacher (default: 8)")
+    vkd.add_argument("--student-views", type=positive, default=2, help="of these, for the student (default: 2)")
+    vkd.add_argument("--size", type=positive, nargs=2, default=[128, 64], metavar=("H", "W"), help="image size")
+    vkd.add_argument("--rounds", type=positive, default=15, help="timed steps of each kind (default: 15)")
+    vkd.add_argument("--gpu", action="store_true", help="run on the GPU where there is one")
+    vkd.set_defaults(run=show_distillation)
+
+
+def _add_deployment_costs(commands: "argparse._SubParsersAction") -> None:
     expand = commands.add_parser("expand", help="ResNet-50 S1-S6 from loaded chains")
-    expand.add_argument("--rounds", type=_positive, default=15, help="timed expansions of each (default: 15)")
+    expand.add_argument("--rounds", type=positive, default=15, help="timed expansions of each (default: 15)")
     expand.add_argument("--all", action="store_true", help="every backbone, at half its width")
     expand.add_argument("--names", nargs="+", help="these students alone, or with --all these backbones")
     expand.set_defaults(run=show_expand)
-    accuracy = commands.add_parser("accuracy", help="the chain against baselines, over seeds; goes on where it was")
-    accuracy.add_argument("--config-file", required=True, help="YAML with a comparison node")
-    accuracy.add_argument("--processes", type=_positive, default=1, help="runs at a time, of one thread each")
-    accuracy.add_argument("options", nargs="*", help="KEY VALUE or KEY=VALUE, as in the YAML")
-    accuracy.set_defaults(run=run_accuracy)
-    views = commands.add_parser("views", help="drawing the sets of a batch, beside a scan of the data set")
-    views.add_argument("--sets", type=_positive, default=32, help="sets in a batch (default: 32, 8 identities x 4)")
-    views.add_argument("--views", type=_positive, default=8, help="frames of a set (default: 8)")
-    views.add_argument("--rounds", type=_positive, default=30, help="timed batches (default: 30)")
-    views.set_defaults(run=show_views)
-    terms = commands.add_parser("vkd-ablation", help="students of VKD with single terms left out; goes on where it was")
-    terms.add_argument("--config-file", required=True, help="YAML of a run of VKD")
-    terms.add_argument("--terms", nargs="+", choices=list(TERMS), default=list(TERMS), help="(default: all)")
-    terms.add_argument(
-        "--seeds", type=int, nargs="+", default=[], help="of students (default: train.seed and the next 2)"
-    )
-    terms.add_argument("--processes", type=_positive, default=1, help="runs at a time, of one thread each")
-    terms.add_argument("--options", nargs="*", default=[], help="KEY VALUE or KEY=VALUE, as in the YAML")
-    terms.set_defaults(run=run_ablation)
-    vkd = commands.add_parser("vkd", help="one step of view distillation against its parts")
-    vkd.add_argument("--backbone", default="osnet_x0_25", help="of teacher and student (default: osnet_x0_25)")
-    vkd.add_argument("--sets", type=_positive, default=16, help="sets in a batch, 4 of an identity (default: 16)")
-    vkd.add_argument("--views", type=_positive, default=8, help="frames of a set, for the teacher (default: 8)")
-    vkd.add_argument("--student-views", type=_positive, default=2, help="of these, for the student (default: 2)")
-    vkd.add_argument("--size", type=_positive, nargs=2, default=[128, 64], metavar=("H", "W"), help="image size")
-    vkd.add_argument("--rounds", type=_positive, default=15, help="timed steps of each kind (default: 15)")
-    vkd.add_argument("--gpu", action="store_true", help="run on the GPU where there is one")
-    vkd.set_defaults(run=show_distillation)
     latency = commands.add_parser("latency", help="a run's networks and stock models, by backend, batch and threads")
     latency.add_argument("folder", help="that tools/main.py wrote")
     latency.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS, help="default: all")
-    latency.add_argument("--batch", type=_positive, nargs="+", default=[1, 16], help="images (default: 1 16)")
+    latency.add_argument("--batch", type=positive, nargs="+", default=[1, 16], help="images (default: 1 16)")
     latency.add_argument(
-        "--threads", dest="measured_threads", type=_positive, nargs="+", default=[1, 2], help="default: 1 2"
+        "--threads", dest="measured_threads", type=positive, nargs="+", default=[1, 2], help="default: 1 2"
     )
     latency.add_argument("--device", default="cpu", choices=DEVICES, help="default: cpu")
     latency.add_argument("--stock", nargs="*", metavar="NAME", help="stock models (default: of the same family)")
-    latency.add_argument("--rounds", type=_positive, default=15, help="timed batches of each kind (default: 15)")
+    latency.add_argument("--rounds", type=positive, default=15, help="timed batches of each kind (default: 15)")
     latency.add_argument("--output", default="", help="folder for table and picture (default: the run's)")
     latency.set_defaults(run=show_latency)
     ranked = commands.add_parser("rank", help="evaluation at the sizes of Market-1501 and MSMT17")
     ranked.add_argument("--no-large", action="store_true", help="leave out the size of MSMT17")
     ranked.add_argument("--rerank", action="store_true", help="also k-reciprocal re-ranking at Market-1501's size")
     ranked.set_defaults(run=show_rank)
+
+
+def _add_accuracies(commands: "argparse._SubParsersAction") -> None:
+    accuracy = commands.add_parser("accuracy", help="the chain against baselines, over seeds; goes on where it was")
+    accuracy.add_argument("--config-file", required=True, help="YAML with a comparison node")
+    accuracy.add_argument("--processes", type=positive, default=1, help="runs at a time, of one thread each")
+    accuracy.add_argument("options", nargs="*", help="KEY VALUE or KEY=VALUE, as in the YAML")
+    accuracy.set_defaults(run=run_accuracy)
+    terms = commands.add_parser("vkd-ablation", help="students of VKD with single terms left out; goes on where it was")
+    terms.add_argument("--config-file", required=True, help="YAML of a run of VKD")
+    terms.add_argument("--terms", nargs="+", choices=list(TERMS), default=list(TERMS), help="(default: all)")
+    terms.add_argument(
+        "--seeds", type=int, nargs="+", default=[], help="of students (default: train.seed and the next 2)"
+    )
+    terms.add_argument("--processes", type=positive, default=1, help="runs at a time, of one thread each")
+    terms.add_argument("--options", nargs="*", default=[], help="KEY VALUE or KEY=VALUE, as in the YAML")
+    terms.set_defaults(run=run_ablation)
     untrained = commands.add_parser("untrained", help="mAP of a chain's students before any fine-tuning")
     untrained.add_argument("chain", help="file that WeightChain.save or tools/main.py wrote")
     untrained.add_argument("--options", nargs="*", default=[], help="KEY VALUE or KEY=VALUE, as in the YAML")
     untrained.add_argument("--config-file", default="", help="of the run: its data and its test settings")
     untrained.add_argument("--root", default="", help="folder that holds the data sets")
     untrained.add_argument("--students", nargs="+", default=["width=0.5", "width=0.75"], help="as in oskt.students")
-    untrained.add_argument("--batches", type=_positive, default=24, help="for recalibration (default: 24)")
+    untrained.add_argument("--batches", type=positive, default=24, help="for recalibration (default: 24)")
     untrained.set_defaults(run=show_untrained)
-    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 
 import oskt_torchreid as oskt  # noqa: E402
+from oskt_torchreid.arguments import positive  # noqa: E402
 from oskt_torchreid.deploy import measure_latency  # noqa: E402
 from oskt_torchreid.deploy.latency import BACKENDS  # noqa: E402
 from oskt_torchreid.oskt.amounts import in_half_precision, show_amount  # noqa: E402
@@ -39,13 +40,6 @@ WAYS = {
 }
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
-    return value
-
-
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -63,11 +57,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--attention", choices=("folded", "paper"), help="queries and keys (default: as the chain's)")
     parser.add_argument("--distance", choices=("none", "chain", "teacher"), default="none", help="of features")
     table = parser.add_argument_group("table")
-    table.add_argument("--rows", type=_positive, default=10, help="number of widths (default: 10)")
+    table.add_argument("--rows", type=positive, default=10, help="number of widths (default: 10)")
     table.add_argument("--no-latency", action="store_true", help="leave out what has to be measured")
     latency = parser.add_argument_group("how latency is measured")
-    latency.add_argument("--batch", type=_positive, default=1, help="images at a time (default: 1)")
-    latency.add_argument("--threads", type=_positive, help="threads of one operator (default: torch's choice)")
+    latency.add_argument("--batch", type=positive, default=1, help="images at a time (default: 1)")
+    latency.add_argument("--threads", type=positive, help="threads of one operator (default: torch's choice)")
     latency.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
     latency.add_argument("--backend", default="pytorch", choices=BACKENDS, help="default: pytorch")
     parsed = parser.parse_args(arguments)

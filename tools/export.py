@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import oskt_torchreid as oskt  # noqa: E402
+from oskt_torchreid.arguments import positive  # noqa: E402
 from oskt_torchreid.config import load_config  # noqa: E402
 from oskt_torchreid.deploy.export import FORMATS, OPSET, PRECISIONS, check_writable, format_of  # noqa: E402
 from oskt_torchreid.deploy.quantization import CALIBRATION_IMAGES  # noqa: E402
@@ -25,13 +26,6 @@ from oskt_torchreid.host.models import builder_of  # noqa: E402
 from oskt_torchreid.models import backbone_names  # noqa: E402
 from oskt_torchreid.pipeline.exporting import ExportReport, export_with_data, load_network  # noqa: E402
 from oskt_torchreid.report.exports import export_rows, markdown, update_document  # noqa: E402
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
-    return value
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,14 +37,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--model", default="", help="registered model whose checkpoint it is; students need none")
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help="default: fp32")
     parser.add_argument("--normalize", action="store_true", help="divide features by their L2 norm inside of the file")
-    parser.add_argument("--size", type=_positive, nargs=2, metavar=("H", "W"), help="default: the network's own")
-    parser.add_argument("--opset", type=_positive, default=OPSET, help=f"of ONNX's operators (default: {OPSET})")
+    parser.add_argument("--size", type=positive, nargs=2, metavar=("H", "W"), help="default: the network's own")
+    parser.add_argument("--opset", type=positive, default=OPSET, help=f"of ONNX's operators (default: {OPSET})")
     data = parser.add_argument_group("data set, for mAP and for int8")
     data.add_argument("--config-file", default="", help="of a run: its data, its test settings, its network")
     data.add_argument("--root", default="", help="folder that holds the data sets")
     data.add_argument("-t", "--target", default="", help="data set by name, instead of a configuration's")
     data.add_argument("--options", nargs="*", default=[], help="KEY VALUE or KEY=VALUE, as in the YAML")
-    data.add_argument("--calibration-images", type=_positive, default=CALIBRATION_IMAGES, help="default: 128")
+    data.add_argument("--calibration-images", type=positive, default=CALIBRATION_IMAGES, help="default: 128")
     table = parser.add_argument_group("table")
     table.add_argument(
         "--table", nargs="*", metavar="NAME", help="try every backbone, or these; with -o: update a file"

@@ -8,19 +8,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import oskt_torchreid as oskt  # noqa: E402
+from oskt_torchreid.arguments import positive  # noqa: E402
 from oskt_torchreid.host import models  # noqa: E402
 from oskt_torchreid.models import backbone_names  # noqa: E402
 from oskt_torchreid.report.support import exactness, support_table, width_grid  # noqa: E402
 from oskt_torchreid.vkd.model import set_model_table  # noqa: E402
 
 NUM_CLASSES = 751  # as in Market-1501; only the last group depends on it
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
-    return value
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -33,7 +27,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--sets", nargs="*", metavar="NAME", help="what vkd_<backbone> changes in backbones (default: all), in Markdown"
     )
     parser.add_argument(
-        "--size", nargs=2, type=_positive, metavar=("H", "W"), help="image to trace (default: the backbone's own)"
+        "--size", nargs=2, type=positive, metavar=("H", "W"), help="image to trace (default: the backbone's own)"
     )
     return parser.parse_args(arguments)
 

@@ -18,6 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from oskt_torchreid.arguments import positive  # noqa: E402
 from oskt_torchreid.data.contact_sheet import contact_sheet, tracklet_sheet  # noqa: E402
 from oskt_torchreid.data.stripes import stripe_baseline  # noqa: E402
 from oskt_torchreid.data.synthetic import PRESETS, preset, video_preset  # noqa: E402
@@ -111,13 +112,6 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
         raise DataError(f"--out '{path}' cannot be written ({reason.strerror}); give another path") from reason
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
-    return value
-
-
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line of all subcommands; `run` is the chosen one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -139,19 +133,19 @@ def _add_analyses(commands: argparse._SubParsersAction) -> None:
     maps = _add_analysis(
         commands, "gradcam", "heat maps of a run's teacher and students", show_heat_maps, "gradcam.png"
     )
-    maps.add_argument("--identities", type=_positive, default=4, help="rows (default: 4)")
-    maps.add_argument("--frames", type=_positive, default=2, help="frames of each one's tracklet (default: 2)")
+    maps.add_argument("--identities", type=positive, default=4, help="rows (default: 4)")
+    maps.add_argument("--frames", type=positive, default=2, help="frames of each one's tracklet (default: 2)")
     maps.add_argument("--score", choices=(SIMILARITY, CLASS), default=SIMILARITY, help="what the maps explain")
     camera = _add_analysis(commands, "camera", "how well cameras are read off embeddings", show_cameras)
-    camera.add_argument("--folds", type=_positive, default=FOLDS, help=f"of identities (default: {FOLDS})")
+    camera.add_argument("--folds", type=positive, default=FOLDS, help=f"of identities (default: {FOLDS})")
     views = _add_analysis(commands, "views", "mAP to sets of views and to tracklets over time", show_views)
-    views.add_argument("--draws", type=_positive, default=DRAWS, help=f"that are averaged (default: {DRAWS})")
+    views.add_argument("--draws", type=positive, default=DRAWS, help=f"that are averaged (default: {DRAWS})")
     for command in (camera, views):
         command.add_argument("--seed", type=int, default=0, help="of what is drawn at random (default: 0)")
     gallery = _add_analysis(commands, "gallery", "mAP against frames per gallery tracklet", show_gallery_sizes)
     gallery.add_argument("--protocol", choices=("I2V", "V2V"), default="I2V", help="queries (default: I2V, images)")
     for command in (views, gallery):
-        command.add_argument("--counts", type=_positive, nargs="+", default=list(COUNTS), help="numbers of frames")
+        command.add_argument("--counts", type=positive, nargs="+", default=list(COUNTS), help="numbers of frames")
 
 
 def _add_analysis(
@@ -170,7 +164,7 @@ def _add_sheet(parser: argparse.ArgumentParser, rows: int) -> None:
     parser.add_argument("--seed", type=int, help="data seed (default: as in the preset)")
     parser.add_argument("--height", type=int, help="height of a picture in pixels")
     parser.add_argument("--width", type=int, help="width of a picture in pixels")
-    parser.add_argument("--rows", type=_positive, default=rows, help=f"number of people (default: {rows})")
+    parser.add_argument("--rows", type=positive, default=rows, help=f"number of people (default: {rows})")
     parser.add_argument("--first", type=int, default=0, help="number of the first person (default: 0)")
     parser.add_argument("--test", action="store_true", help="people of the test split instead of train")
     parser.add_argument("-o", "--out", default="sheet.png", help="picture to write (default: sheet.png)")
