@@ -31,6 +31,7 @@ PAGES = [
     "how-to",
     "performance",
     "tutorial",
+    "vkd",
 ]
 
 

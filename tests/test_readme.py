@@ -23,6 +23,7 @@ from oskt_torchreid.vkd.model import set_model_table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+VIEWS = (ROOT / "docs" / "vkd.md").read_text(encoding="utf-8")
 
 # ---- packages ----------------------------------------------------------------------------------------------------
 
@@ -93,10 +94,9 @@ def test_files_that_commands_name_are_there():
 # ---- tables ------------------------------------------------------------------------------------------------------
 
 
-def table(name: str) -> list[dict[str, str]]:
+def table(name: str, page: str = README) -> list[dict[str, str]]:
     """Rows of the table between two markers, by column."""
-    text = README[README.index(f"<!-- {name}:begin -->") : README.index(f"<!-- {name}:end -->")]
-    return parsed(text)
+    return parsed(page[page.index(f"<!-- {name}:begin -->") : page.index(f"<!-- {name}:end -->")])
 
 
 def parsed(text: str) -> list[dict[str, str]]:
@@ -144,7 +144,7 @@ def test_the_table_of_backbones_is_what_the_command_prints():
 
 
 def test_the_table_of_networks_of_sets_is_what_the_command_prints():
-    rows = {row["backbone"]: row for row in table("sets")}
+    rows = {row["backbone"]: row for row in table("sets", VIEWS)}
     assert list(rows) == backbone_names()
     for row in parsed(set_model_table(["resnet18", "squeezenet1_1", "vit_small_patch16"])):
         assert row == rows[row["backbone"]]
