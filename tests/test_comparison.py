@@ -26,6 +26,7 @@ from oskt_torchreid.report.comparison import (
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "comparison"
 RATES = {
+    "teacher": {"teacher": 0.01},
     "refine": {"oskt": 0.002},
     "finetune": {"oskt": 0.001, "scratch": 0.01, "slice": 0.003},
     "passes": {"scratch": 0.02, "slice": 0.004},
@@ -68,7 +69,7 @@ def test_jobs_of_a_seed(tmp_path):
     first = seed_jobs(config, RATES, "finetune")
     assert [job.folder for job in first] == [f"data-{d}/seed-{s}/finetune" for d in (0, 5) for s in (1, 2)]
     run = first[3].config(config)
-    assert (run.synthped.seed, run.train.seed, run.oskt.refine.lr) == (5, 2, 0.002)
+    assert (run.synthped.seed, run.train.seed, run.train.lr, run.oskt.refine.lr) == (5, 2, 0.01, 0.002)
     expected = ["width=0.5", "scratch:width=0.5", "slice:width=0.5", "width=0.75", "scratch:width=0.75"]
     assert run.oskt.students == [*expected, "slice:width=0.75"]
     assert (run.oskt.finetune.lr, run.oskt.control_lr.scratch, run.oskt.control_lr.slice) == (0.001, 0.01, 0.003)
@@ -92,9 +93,14 @@ def test_what_follows_a_chain(tmp_path):
 
 
 def test_rates_are_tuned_on_held_out_identities(tmp_path):
-    config = configured(tmp_path, "comparison.refine_rates=[0.001, 0.002]")
-    steps = [tuning_jobs(config, step, {"refine": {"oskt": 0.002}}) for step in ("teacher", "refine", "rates")]
-    assert [len(step) for step in steps] == [1, 2, 2 * 3]
+    grids = ["comparison.teacher_rates=[0.01, 0.02, 0.1]", "comparison.refine_rates=[0.001, 0.002]"]
+    config = configured(tmp_path, *grids)
+    steps = [tuning_jobs(config, step, RATES) for step in ("teacher", "refine", "rates")]
+    assert [len(step) for step in steps] == [3, 2, 2 * 3]
+    assert [job.config(config).train.lr for job in steps[0]] == [0.01, 0.02, 0.1]
+    assert {job.config(config).oskt.teacher.partition("tuning/")[2] for job in (*steps[1], *steps[2])} == {
+        "teacher-0.01/teacher/teacher.pth"
+    }
     for job in (job for step in steps for job in step):
         assert job.config(config).validation.share == 0.5
     rates = {job.folder: job.config(config) for job in steps[2]}
@@ -132,6 +138,7 @@ def test_the_comparisons_that_come_with_the_package(path, tmp_path):
     check_comparison(config)
     steps = [tuning_jobs(config, step, RATES) for step in ("teacher", "refine", "rates")]
     rates = {name: dict.fromkeys(["oskt", *config.comparison.methods], 0.001) for name in RATES}
+    rates["teacher"] = {"teacher": 0.01}
     steps += [seed_jobs(config, rates, step) for step in ("finetune", "rest")]
     assert len(steps[3]) == len(config.comparison.seeds) * len(config.comparison.data_seeds) >= 3
     for run in (job.config(config) for step in steps for job in step):
@@ -151,9 +158,21 @@ def test_the_rate_of_the_highest_map_is_chosen(tmp_path):
         ]
         write_results(tmp_path / job.folder / "results.json", rows)
     failed = jobs.Job("tuning", "tuning/finetune-0.1", {}, {"scenario": "finetune", "rate": 0.1})
-    chosen, tried = choose_rates(tmp_path, [*candidates, failed])
-    assert chosen == {"finetune": {"oskt": 0.001, "slice": 0.01}}
+    teacher = jobs.Job("tuning", "tuning/finetune-0.01", {}, {"scenario": "teacher", "rate": 0.01})
+    chosen, tried = choose_rates(tmp_path, [*candidates, failed, teacher])
+    assert chosen == {"finetune": {"oskt": 0.001, "slice": 0.01}, "teacher": {"teacher": 0.01}}
     assert tried["finetune"]["slice"] == {"0.001": 0.2, "0.01": 0.4}
+
+
+@pytest.mark.parametrize("step", ["teacher", "refine"])
+def test_no_rate_at_which_anything_can_be_trained(tmp_path, monkeypatch, step):
+    monkeypatch.setattr("oskt_torchreid.pipeline.comparison.comparison.run_all", lambda *_: None)
+    monkeypatch.setattr(
+        "oskt_torchreid.pipeline.comparison.comparison.choose_rates",
+        lambda _, candidates: ({}, {}) if candidates[0].labels["scenario"] == step else (RATES, {}),
+    )
+    with pytest.raises(TrainingError, match=rf"at none of the rates of comparison.{step}_rates .*lower"):
+        compare(configured(tmp_path))
 
 
 @pytest.mark.parametrize(

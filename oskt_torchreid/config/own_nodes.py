@@ -116,6 +116,7 @@ def _comparison_node() -> dict[str, Any]:
         "seeds": [1, 2, 3],  # train.seed
         "data_seeds": [0, 1],  # synthped.seed; one entry for data that are not drawn
         "equal_passes_widths": [0.25],  # at which baselines also get the passes that the chain was refined for
+        "teacher_rates": [],  # candidates for the teacher; empty: train.lr as it is
         "refine_rates": [],  # candidates for the refinement; empty: oskt.refine.lr as it is
         "rates": [0.001, 0.003, 0.01],  # candidates for every student
         "further_rates": 2,  # steps by which they are prolonged where a method's best is the first or last

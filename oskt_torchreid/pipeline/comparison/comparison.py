@@ -15,7 +15,7 @@ from ...report import read_results
 from ...report.comparison import Measurement, write_comparison
 from ..processes import in_processes, logged
 from ..run import run
-from .jobs import Job, Rates, check_comparison, seed_jobs, source_jobs, split_name
+from .jobs import TEACHER, Job, Rates, check_comparison, seed_jobs, source_jobs, split_name
 from .tuning import further_jobs, tuning_jobs
 
 logger = logging.getLogger(__name__)
@@ -56,10 +56,18 @@ def compare(config: Any, processes: int = 1) -> Path:
 
 def tune(config: Any, folder: Path, processes: int) -> Rates:
     """Chooses every learning rate on held-out training identities, and writes down what was tried."""
-    run_all(config, tuning_jobs(config, "teacher"), processes, "tuning, teacher")
-    refinements = tuning_jobs(config, "refine")
-    run_all(config, refinements, processes, "tuning, refinement")
-    rates, tried = choose_rates(folder, refinements)
+    rates: dict[str, dict[str, float]] = {}
+    tried: dict[str, dict[str, dict[str, float]]] = {}
+    for step in ("teacher", "refine"):
+        candidates = tuning_jobs(config, step, rates)
+        run_all(config, candidates, processes, f"tuning, {step}", try_apart)
+        chosen, measured = choose_rates(folder, candidates)
+        if step not in chosen:
+            raise TrainingError(
+                f"at none of the rates of comparison.{step}_rates a loss stayed finite; give lower ones (see "
+                f"{folder / 'tuning'})"
+            )
+        rates, tried = rates | chosen, tried | measured
     candidates = tuning_jobs(config, "rates", rates)
     run_all(config, candidates, processes, "tuning, students", try_apart)
     of_students, tried_students = choose_rates(folder, candidates)
@@ -113,12 +121,12 @@ def choose_rates(folder: Path, candidates: Sequence[Job]) -> tuple[dict, dict]:
     """
     tried: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for job in candidates:
-        scenario, rate = job.labels.get("scenario", "refine"), job.labels["rate"]
+        scenario, rate = job.labels["scenario"], job.labels["rate"]
         path = folder / job.folder / "results.json"
         for row in read_results(path).rows if path.is_file() else ():
-            named = split_name(row.name)
-            if named is not None:
-                tried[scenario][named[0]][f"{rate:g}"] = row.map_after
+            method, _ = split_name(row.name) or (TEACHER, 1.0)
+            if (method == TEACHER) == (scenario == "teacher"):
+                tried[scenario][method][f"{rate:g}"] = row.map_after
     chosen = {
         scenario: {method: float(max(curve, key=curve.get)) for method, curve in methods.items()}
         for scenario, methods in tried.items()
@@ -138,7 +146,7 @@ def measurements_of(folder: Path, job: Job) -> list[Measurement]:
         if named is None:
             if job.scenario != "finetune":
                 continue
-            named = "teacher", 1.0
+            named = TEACHER, 1.0
         scenario = job.scenario
         found.append(Measurement(scenario, *named, job.labels["data_seed"], job.labels["seed"], row))
     return found

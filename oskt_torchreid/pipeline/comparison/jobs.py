@@ -21,13 +21,13 @@ from ...data.synthetic import preset
 from ...data.synthped import VARIANTS
 from ...errors import ConfigError
 
-CHAIN_METHOD = "oskt"
+CHAIN_METHOD, TEACHER = "oskt", "teacher"
 _KEYS_OF_EXPANSION = ("oskt.statistics", "oskt.distance", "oskt.recalibrate", "oskt.attention")
 CHAIN_NAME, TEACHER_NAME = "chain.safetensors", "teacher/teacher.pth"
 
 Changes = dict[str, Any]
 Rates = Mapping[str, Mapping[str, float]]
-"""Learning rate by scenario (refine, finetune, passes, transfer) and method."""
+"""Learning rate by scenario (teacher, refine, finetune, passes, transfer) and method."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,7 @@ def seed_jobs(config: Any, rates: Rates, step: str) -> list[Job]:
             if step == "finetune":
                 students = students_of([CHAIN_METHOD, *node.methods], list(node.widths))
                 changes = {**shared, **tuned(rates, "finetune"), "oskt.students": students, "oskt.curves": True}
+                changes["train.lr"] = rates["teacher"][TEACHER]
                 changes["oskt.refine.lr"] = rates["refine"][CHAIN_METHOD]
                 jobs.append(Job("finetune", f"{place}/finetune", changes, labels))
             else:

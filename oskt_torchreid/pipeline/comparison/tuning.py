@@ -10,6 +10,7 @@ from ...config import get
 from .jobs import (
     CHAIN_METHOD,
     CHAIN_NAME,
+    TEACHER,
     TEACHER_NAME,
     Changes,
     Job,
@@ -29,9 +30,9 @@ def tuning_jobs(config: Any, step: str, rates: Rates | None = None) -> list[Job]
 
     Args:
         config: whole tree.
-        step: ``teacher``; then ``refine``, a run per candidate for the refinement; then ``rates``, a run per candidate
-            and scenario for students.
-        rates: for ``rates``: what was chosen for the refinement.
+        step: ``teacher``, a run per candidate; then ``refine``, a run per candidate for the refinement of the best
+            teacher; then ``rates``, a run per candidate and scenario for students of both.
+        rates: what was chosen in the steps before.
     """
     node = config.comparison
     if step == "rates":
@@ -39,15 +40,14 @@ def tuning_jobs(config: Any, step: str, rates: Rates | None = None) -> list[Job]
     held_out = _held_out(config)
     held_out |= {"oskt.students": [f"width={config.oskt.width:g}"], "oskt.finetune.max_epoch": 0}
     if step == "teacher":
-        return [Job("tuning", "tuning/teacher", {**held_out, "oskt.refine.max_epoch": 0})]
+        key, candidates = "train.lr", node.teacher_rates or [config.train.lr]
+        held_out["oskt.refine.max_epoch"] = 0
+    else:
+        key, candidates = "oskt.refine.lr", node.refine_rates or [get(config, "oskt.refine").lr]
+        held_out |= _teacher(config, rates)
     return [
-        Job(
-            "tuning",
-            f"tuning/refine-{rate:g}",
-            {**held_out, **_teacher(config), "oskt.refine.lr": rate},
-            {"rate": rate},
-        )
-        for rate in node.refine_rates or [get(config, "oskt.refine").lr]
+        Job("tuning", f"tuning/{step}-{rate:g}", {**held_out, key: rate}, {"scenario": step, "rate": rate})
+        for rate in candidates
     ]
 
 
@@ -75,7 +75,7 @@ def _student_jobs(config: Any, rates: Rates, wanted: Iterable[tuple[str, float, 
     """A run for each scenario, rate and list of methods; an empty list stands for all of the scenario's."""
     folder, node = Path(config.data.save_dir) / "tuning", config.comparison
     chain = folder / f"refine-{rates['refine'][CHAIN_METHOD]:g}" / CHAIN_NAME
-    shared = {**_held_out(config), **_teacher(config), "oskt.chain": str(chain)}
+    shared = {**_held_out(config), **_teacher(config, rates), "oskt.chain": str(chain)}
     scenarios, jobs = _scenarios(config), []
     for scenario, rate, methods in wanted:
         everyone, changes = scenarios[scenario]
@@ -97,8 +97,10 @@ def _held_out(config: Any) -> Changes:
     }
 
 
-def _teacher(config: Any) -> Changes:
-    return {"oskt.teacher": str(Path(config.data.save_dir) / "tuning" / "teacher" / TEACHER_NAME)}
+def _teacher(config: Any, rates: Rates) -> Changes:
+    """The teacher of the rate that was chosen."""
+    folder = Path(config.data.save_dir) / "tuning" / f"teacher-{rates['teacher'][TEACHER]:g}"
+    return {"oskt.teacher": str(folder / TEACHER_NAME)}
 
 
 def _scenarios(config: Any) -> dict[str, tuple[list[str], Changes]]:
