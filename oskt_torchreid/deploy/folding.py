@@ -16,8 +16,10 @@ def fold_norms(program: ExportedProgram) -> int:
 
     With running mean ``m`` and variance ``v``, the norm of ``W x + b`` is ``(s W) x + (b - m) s + bias`` where
     ``s = weight / sqrt(v + eps)`` multiplies the rows of ``W``, ``[rows, columns, height, width]``; all others are
-    ``[rows]``. Example, 4 rows: ``s = (2, 1, 1/2, 0)``, ``b = 5``, ``m = 1``, ``bias = 3`` give ``(11, 7, 5, 3)``. ONNX's optimiser does the same in the end, but by then a third of
-    a network's operators have gone through all of the exporter, which takes a quarter more time.
+    ``[rows]``. Example, 4 rows: ``s = (2, 1, 1/2, 0)``, ``b = 5``, ``m = 1``, ``bias = 3`` give ``(11, 7, 5, 3)``.
+
+    ONNX's optimiser does the same in the end, but by then a third of a network's operators have gone through all of
+    the exporter, which takes a quarter more time.
 
     Args:
         program: traced in evaluation; its weights are replaced, those of the network that was traced stay.
