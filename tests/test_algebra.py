@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oskt_torchreid.oskt.algebra import average_rows, gather_rows, sum_columns
-from oskt_torchreid.oskt.layout import AxisMap, joined
+from oskt_torchreid.oskt.layout import AxisMap, joined, spans
 
 EXAMPLE = AxisMap(blocks=1, length=3, teacher_to_student=torch.tensor([0, 1, 0, 2]))
 
@@ -101,3 +101,15 @@ def test_axes_behind_one_another_are_one():
     means = average_rows(torch.cat(vectors), together).split([3, 2])
     assert [mean.tolist() for mean in means] == [[2, 2, 4], [6, 9]]
     assert [average_rows(*pair).tolist() for pair in zip(vectors, axes, strict=True)] == [[2, 2, 4], [6, 9]]
+
+
+def test_joined_axes_begin_where_they_are_told_to():
+    axes = [EXAMPLE, AxisMap(2, 1, torch.tensor([0, 0, 1]))]
+    assert spans(axes, 4) == [4, 4]
+    together = joined(axes, alignment=4)
+    assert together.teacher_to_student.tolist() == [0, 1, 0, 2, 4, 4, 5]
+    vector = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 9.0], requires_grad=True)
+    means = average_rows(vector, together)
+    assert means.tolist() == [2, 2, 4, 0, 6, 9, 0, 0]
+    means.sum().backward()
+    assert vector.grad.tolist() == [0.5, 1, 0.5, 1, 0.5, 0.5, 1]

@@ -147,6 +147,15 @@ def test_the_refined_chain_is_a_copy_of_rows_and_the_teachers_current_vectors():
     assert refined.vectors["1.weight"].abs().min() > 0
 
 
+def test_every_weight_begins_where_a_gpu_can_read_it_from():
+    """16 bytes at a time, half-precision numbers too; odd widths would let vectors begin anywhere."""
+    teacher = build("osnet_x0_25")
+    sstudent = SStudent(WeightChain.from_teacher(teacher, 0.3, input_size=SIZE))
+    assert any(length % 2 for length in sstudent._short.values())
+    weights = sstudent.weights(teacher)
+    assert not [name for name, weight in weights.items() if weight.storage_offset() * 2 % 16]
+
+
 def test_parameters_are_the_chains_rows_and_nothing_of_the_shell():
     model, chain = tiny()
     refinement = Refinement(model, chain)

@@ -69,12 +69,13 @@ def average_rows(tensor: Tensor, axis: AxisMap, dimension: int = 0) -> Tensor:
         dimension: the dimension that the channels lie along.
 
     Returns:
-        The same shape, ``axis.blocks * axis.length`` long there; differentiable; integers are not accepted.
+        The same shape, ``axis.blocks * axis.length`` long there, 0 where nothing is merged into (``joined`` leaves such
+        gaps); differentiable; integers are not accepted.
     """
     moved = tensor.movedim(dimension, 0)
     total = moved.new_zeros(axis.blocks * axis.length, *moved.shape[1:])
     total = total.index_add(0, axis.teacher_to_student.to(tensor.device), moved)
-    members = axis.members.to(tensor.device, tensor.dtype).reshape(-1, *[1] * (moved.dim() - 1))
+    members = axis.members.clamp(min=1).to(tensor.device, tensor.dtype).reshape(-1, *[1] * (moved.dim() - 1))
     return (total / members).movedim(0, dimension)
 
 

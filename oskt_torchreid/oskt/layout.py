@@ -46,15 +46,24 @@ class AxisMap:
         return torch.bincount(self.teacher_to_student, minlength=self.blocks * self.length)
 
 
-def joined(axes: Sequence[AxisMap]) -> AxisMap:
+def joined(axes: Sequence[AxisMap], alignment: int = 1) -> AxisMap:
     """Several axes, one behind the other, as one.
 
-    Example: the maps ``0 1 0`` (two student positions) and ``0 0`` (one) are together ``0 1 0 2 2``.
+    Example: the maps ``0 1 0`` (two student positions) and ``0 0`` (one) are together ``0 1 0 2 2``; with an alignment
+    of 4 they are ``0 1 0 4 4``, and nothing of the teacher's stands at 2, 3 and 5 to 7.
+
+    Args:
+        axes: in order.
+        alignment: every axis begins at a multiple of it; see ``spans``.
     """
-    lengths = [axis.blocks * axis.length for axis in axes]
-    starts = np.cumsum([0, *lengths])
+    starts = np.cumsum([0, *spans(axes, alignment)])
     positions = [axis.teacher_to_student + int(start) for axis, start in zip(axes, starts[:-1], strict=True)]
     return AxisMap(1, int(starts[-1]), torch.cat(positions))
+
+
+def spans(axes: Sequence[AxisMap], alignment: int = 1) -> list[int]:
+    """Positions that each of the axes takes when they are joined: its student length, rounded up."""
+    return [-(-axis.blocks * axis.length // alignment) * alignment for axis in axes]
 
 
 class Layout:

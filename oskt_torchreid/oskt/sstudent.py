@@ -22,8 +22,12 @@ from . import network
 from .algebra import average_rows, rows_first, sum_columns
 from .chain import WeightChain
 from .folding import attention_factors, fold
-from .layout import joined
+from .layout import joined, spans
 from .losses import RowPair
+
+_ALIGNMENT = 8
+"""Entries that vectors cut out of a longer one begin at a multiple of: GPU kernels read 16 bytes at a time, also of
+numbers of 2 bytes, and fail on vectors that begin between."""
 
 
 class SStudent(nn.Module):
@@ -115,7 +119,8 @@ class SStudent(nn.Module):
         self._vectors = [n for n in names if n not in chain.graph.matrices and chain.graph.row_tie(n) is not None]
         axes = {name: self._axis(chain, name)[0] for name in self._vectors if chain.vectors[name].dim() == 1}
         self._short = {name: axis.blocks * axis.length for name, axis in axes.items()}
-        self._short_axis = joined(list(axes.values())) if axes else None
+        self._short_spans = spans(list(axes.values()), _ALIGNMENT)
+        self._short_axis = joined(list(axes.values()), _ALIGNMENT) if axes else None
 
     def weights(self, teacher: nn.Module) -> dict[str, Tensor]:
         """The S-student's parameters by name, differentiable in the chain's rows and the teacher's vectors."""
@@ -144,7 +149,8 @@ class SStudent(nn.Module):
                 averages[name] = average_rows(vectors[name], *self._axis(self._chain, name))
         if self._short:
             means = average_rows(torch.cat([vectors[name] for name in self._short]), self._short_axis)
-            averages.update(zip(self._short, means.split(list(self._short.values())), strict=True))
+            parts = zip(self._short.items(), means.split(self._short_spans), strict=True)
+            averages.update((name, part[:length]) for (name, length), part in parts)
         return averages
 
     def forward(self, images: Tensor, teacher: nn.Module) -> Any:
