@@ -1,5 +1,7 @@
 """Pieces of work in processes of their own."""
 
+import multiprocessing
+import os
 import time
 from pathlib import Path
 
@@ -50,6 +52,20 @@ def append(path: Path, number: int) -> None:
         file.write(f"{number}\n")
 
 
+def stay(folder: Path, number: int) -> None:
+    """Longer than any test waits."""
+    (folder / str(os.getpid())).touch()
+    time.sleep(600)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether it runs; one that has ended and is not yet collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def left(folder: Path) -> set[int]:
     return {int(path.name) for path in folder.iterdir()}
 
@@ -86,6 +102,24 @@ def test_a_failure_beside_them_stops_what_has_not_begun(tmp_path):
         workers.add([(tmp_path, number) for number in range(200)])
         raise KeyError("here")
     assert left(tmp_path) < set(range(200))
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks up processes in /proc")
+def test_processes_end_with_the_one_that_waits_for_them(tmp_path):
+    """Killed, it cannot tell them; a worker that goes on for hours would take the machine from whatever comes next."""
+    context = multiprocessing.get_context("spawn")
+    parent = context.Process(target=in_processes, args=(stay, [(tmp_path, 0), (tmp_path, 1)], 2, ""))
+    parent.start()
+    until = time.monotonic() + 60
+    while len(left(tmp_path)) < 2:
+        assert time.monotonic() < until, "the pieces have not begun"
+        time.sleep(0.01)
+    workers = left(tmp_path)
+    assert all(is_alive(pid) for pid in workers)
+    parent.kill()
+    while any(is_alive(pid) for pid in workers):
+        assert time.monotonic() < until, "the workers go on"
+        time.sleep(0.01)
 
 
 @pytest.mark.slow

@@ -6,7 +6,9 @@ import logging
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 _LOG_FORMAT = "%(asctime)s %(message)s", "%H:%M:%S"
+_GRACE = 30  # seconds in which a piece that nobody waits for may keep its state
 _PREPARED = "forkserver" in multiprocessing.get_all_start_methods()
 
 
@@ -37,7 +40,7 @@ class Workers:
     Small networks gain little from a second thread and much from a second process: torch's threads are shared out
     among the processes. Inside the ``with`` block this process counts as one of them; leaving the block waits for all
     pieces, of which then one more is worked off at a time. The first failure, here or there, stops those that have not
-    begun.
+    begun. Where this process is killed, the others are told to terminate, and training keeps its state.
 
     Args:
         work: a function of a module, which new processes import; called with each piece's arguments, which are pickled.
@@ -124,8 +127,17 @@ def in_processes(work: Callable[..., None], pieces: Sequence[tuple], processes: 
 
 def _begin(threads: int) -> None:
     os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would write over one another
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     logging.getLogger("oskt_torchreid").setLevel(logging.INFO)
+
+
+def _end_with_parent() -> None:
+    """Ends this process, hours before its piece might, when the one that would hear of the result is gone."""
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE)
+    os._exit(1)
 
 
 @contextmanager
