@@ -30,6 +30,7 @@ PAGES = [
     "export",
     "how-to",
     "performance",
+    "results",
     "tutorial",
     "vkd",
 ]
