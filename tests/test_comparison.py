@@ -1,5 +1,6 @@
 """The comparison with baselines: what it runs, how it chooses rates, what it reports, on a tiny set."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from oskt_torchreid.report.comparison import (
     map_table,
     transfer_table,
 )
+from oskt_torchreid.report.curves import convergence_plot
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "comparison"
 RATES = {
@@ -208,6 +210,18 @@ def test_tables_by_hand():
     assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["slice", "50.0", "70.0"]
     few = transfer_table([measured("oskt", 0.5, 0.5, scenario="transfer-16")], ["transfer-16"]).splitlines()
     assert [cell.strip() for cell in few[2].split("|")[1:-1]] == ["oskt", "0.5", "10.0", "50.0"]
+
+
+def test_curves_are_those_of_runs_that_were_evaluated_most_often(tmp_path):
+    def trained(seed, *curve):
+        one = measured("slice", 0.5, curve[-1][1], seed, "passes")
+        return dataclasses.replace(one, row=dataclasses.replace(one.row, curve=curve))
+
+    whole = [trained(1, (1, 0.2), (2, 0.4)), trained(2, (1, 0.3), (2, 0.5))]
+    for name, rows in (("whole", whole), ("mixed", [trained(3, (2, 0.9)), *whole]), ("one", whole[:1])):
+        convergence_plot(rows, tmp_path / name)
+    drawn = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert drawn["mixed"] == drawn["whole"] != drawn["one"]
 
 
 def test_gain_is_taken_pair_by_pair_over_the_best():

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -111,15 +112,19 @@ def test_processes_end_with_the_one_that_waits_for_them(tmp_path):
     parent = context.Process(target=in_processes, args=(stay, [(tmp_path, 0), (tmp_path, 1)], 2, ""))
     parent.start()
     until = time.monotonic() + 60
-    while len(left(tmp_path)) < 2:
-        assert time.monotonic() < until, "the pieces have not begun"
-        time.sleep(0.01)
-    workers = left(tmp_path)
-    assert all(is_alive(pid) for pid in workers)
-    parent.kill()
-    while any(is_alive(pid) for pid in workers):
-        assert time.monotonic() < until, "the workers go on"
-        time.sleep(0.01)
+    try:
+        while len(left(tmp_path)) < 2:
+            assert time.monotonic() < until, "the pieces have not begun"
+            time.sleep(0.01)
+        assert all(is_alive(pid) for pid in left(tmp_path))
+        parent.kill()
+        while any(is_alive(pid) for pid in left(tmp_path)):
+            assert time.monotonic() < until, "the workers go on"
+            time.sleep(0.01)
+    finally:
+        parent.kill()
+        for pid in filter(is_alive, left(tmp_path)):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.slow

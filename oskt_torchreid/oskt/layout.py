@@ -55,6 +55,9 @@ def joined(axes: Sequence[AxisMap], alignment: int = 1) -> AxisMap:
     Args:
         axes: in order.
         alignment: every axis begins at a multiple of it; see ``spans``.
+
+    Returns:
+        A map of one block that is ``sum(spans(axes, alignment))`` long.
     """
     starts = np.cumsum([0, *spans(axes, alignment)])
     positions = [axis.teacher_to_student + int(start) for axis, start in zip(axes, starts[:-1], strict=True)]
@@ -62,7 +65,7 @@ def joined(axes: Sequence[AxisMap], alignment: int = 1) -> AxisMap:
 
 
 def spans(axes: Sequence[AxisMap], alignment: int = 1) -> list[int]:
-    """Positions that each of the axes takes when they are joined: its student length, rounded up."""
+    """Positions that each axis takes among joined ones: its student length, rounded up. Of 4: 3 and 6 are 4 and 8."""
     return [-(-axis.blocks * axis.length // alignment) * alignment for axis in axes]
 
 

@@ -71,7 +71,7 @@ def convergence_plot(measurements: Sequence[Measurement], path: str | Path, titl
     """Draws mAP in % after every epoch of training, mean and standard deviation over seeds, a panel per width.
 
     The chain's students begin after the refinement's epochs, as many passes over the data later; a dotted line marks
-    what they are before any fine-tuning.
+    what they are before any fine-tuning. Runs that were evaluated less often than others of their method are left out.
 
     Args:
         measurements: of all scenarios; those with curves are drawn.
@@ -87,7 +87,8 @@ def convergence_plot(measurements: Sequence[Measurement], path: str | Path, titl
         last = 0
         for method, scenario in _drawn(measurements):
             chosen = [m for m in measurements if (m.scenario, m.method, m.width) == (scenario, method, width)]
-            chosen = [m for m in chosen if m.row.curve]
+            longest = max((len(m.row.curve) for m in chosen if m.row.curve), default=0)
+            chosen = [m for m in chosen if m.row.curve and len(m.row.curve) == longest]
             if chosen:
                 last = max(last, _draw_curve(panel, chosen, method, styles[method], last))
         _draw_teacher(panel, measurements)
