@@ -4,7 +4,7 @@ Importing this package registers its engines, model names and data sets with tor
 """
 
 from . import graph, zoo
-from .data import atrw, synthped, synthped_video, veri776
+from .data import atrw, market1501, synthped, synthped_video, veri776
 from .deploy import Exported, export
 from .errors import (
     ChainError,
@@ -86,7 +86,7 @@ __all__ = [
 
 register_all()
 register_set_models()
-for dataset in (synthped, synthped_video, veri776, atrw):
+for dataset in (market1501, synthped, synthped_video, veri776, atrw):
     dataset.register()
 publish("build_engine", build_engine)
 publish("ImageOSKTEngine", OSKTEngine)

@@ -1,8 +1,30 @@
 """Typed errors: every message says which thing, what it got, what is allowed and what to do."""
 
+import re
+
+_FROM_WORKER = re.compile(r"Caught \w+ in .+\.\nOriginal Traceback \(most recent call last\):\n")
+
 
 class OsktError(Exception):
-    """Base of every error that this package raises for a user."""
+    """Base of every error that this package raises for a user.
+
+    A data loader's worker process cannot raise in the process that waits for it: torch makes the error anew there, of
+    its type and of a text that holds the worker's whole traceback. Such a text is reduced to the error's own message,
+    so that a user reads the same words whatever the number of workers.
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        if len(arguments) == 1 and isinstance(arguments[0], str):
+            arguments = (_own_message(arguments[0], type(self).__qualname__),)
+        super().__init__(*arguments)
+
+
+def _own_message(text: str, name: str) -> str:
+    """What follows the name of the error where the traceback of a worker names it last; any other text as it is."""
+    if not _FROM_WORKER.match(text):
+        return text
+    *_, last = [None, *re.finditer(rf"^(?:[\w.]+\.)?{name}: ", text, re.MULTILINE)]
+    return text[last.end() :].rstrip("\n") if last else text
 
 
 class ConfigError(OsktError, ValueError):

@@ -20,9 +20,32 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import ChainError, CheckpointError, ConfigError, first_line
-from .file_checks import LARGEST_JSON, SuspectFile, check_checkpoint, check_memory, check_safetensors, check_size
+from .file_checks import (
+    LARGEST_HEADER,
+    LARGEST_JSON,
+    SuspectFile,
+    check_checkpoint,
+    check_memory,
+    check_safetensors,
+    check_size,
+)
 
 METADATA_KEY = "oskt"
+_KINDS = {
+    b"PK\x03\x04": "a checkpoint",
+    b"\x80\x02\x8a\x0al\xfc\x9c": "a checkpoint",
+    b"\x08": "an ONNX file",
+    b"{": "a JSON file",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"<": "an XML or HTML file",
+}
+"""What files begin with."""
+_TAKEN_BY = {
+    "a checkpoint": "tools/export.py takes networks and students, oskt.teacher and model.load_weights networks",
+    "a weight chain": "tools/expand.py makes a student of it, and oskt.chain starts a run from it",
+    "an ONNX file": "programs on the device take it; give the checkpoint that it was made of",
+}
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}(\.[^.]*)?")  # as `atomic` names them
 
 
@@ -97,8 +120,8 @@ def load_tensors(path: str | Path, error: type[Exception] = ChainError) -> tuple
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, SuspectFile, OSError, RuntimeError, ValueError, MemoryError) as reason:
         raise error(
-            f"cannot read '{path}': not a whole safetensors file ({reason}); it may be truncated or of another format: "
-            "write or copy it again"
+            f"cannot read '{path}': not a whole safetensors file ({reason}); "
+            + (_advice(path, "a weight chain") or "it may be truncated or of another format: write or copy it again")
         ) from reason
     if metadata is None:
         raise error(
@@ -136,7 +159,7 @@ def load_checkpoint(path: str | Path, error: type[Exception] = CheckpointError) 
     except Exception as reason:  # torch.load raises nearly any type for a damaged file
         raise error(
             f"cannot read '{path}': damaged, or it holds more than tensors, plain containers and NumPy scalars "
-            f"({first_line(reason)}); save it again as a state dict"
+            f"({first_line(reason)}); " + (_advice(path, "a checkpoint") or "save it again as a state dict")
         ) from reason
 
 
@@ -165,6 +188,31 @@ def sha256(path: str | Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _advice(path: Path, wanted: str) -> str:
+    """What a file is instead, and who takes it; empty where its beginning does not tell.
+
+    Example: of a student's file that was given as a chain, "it is a checkpoint of torch.save, ... not a weight chain".
+    """
+    found = kind_of(path)
+    if not found or found == wanted:
+        return ""
+    return f"it is {found}, not {wanted}: {_TAKEN_BY.get(found, 'give another file')}"
+
+
+def kind_of(path: str | Path) -> str:
+    """What a file is by its first bytes, with an article; empty where they do not tell."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+    except OSError:
+        return ""
+    if not start:
+        return "an empty file"
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < LARGEST_HEADER:
+        return "a weight chain"
+    return next((kind for magic, kind in _KINDS.items() if start.startswith(magic)), "")
 
 
 def _another_writes() -> bool:

@@ -67,11 +67,11 @@ def test_the_configuration_page_has_every_key_with_its_comment():
     keys = [key for key, _ in _flattened(default_tree())]
     assert len(keys) > 150 and all(f"| `{key}` | " in text for key in keys)
     for line in (
-        "| `oskt.attention` | `'folded'` | `folded`, `paper` | queries and keys of students made exact; paper: left as",
-        "| `train.warmup_epochs` | `0` | from 0 | epochs in which the rate rises linearly, from |",
-        "| `oskt.refine.warmup_epochs` | `0` | from 0 | epochs in which the rate rises linearly, from |",
-        "| `validation.share` | `0.0` | 0 to 0.9 | ",
-        "| `vkd.student` | `''` |  | Backbone; or a chain file, expanded to student_width; or width=0.5,",
+        "| `oskt.attention` | `'folded'` | `folded`, `paper` | weights | queries and keys of students made exact;",
+        "| `train.warmup_epochs` | `0` | from 0 | weights | epochs in which the rate rises linearly, from |",
+        "| `oskt.refine.warmup_epochs` | `0` | from 0 | weights | epochs in which the rate rises linearly, from |",
+        "| `validation.share` | `0.0` | 0 to 0.9 | weights | ",
+        "| `vkd.student` | `''` |  | weights | Backbone; or a chain file, expanded to student_width; or width=0.5,",
     ):
         assert line in text, line
     assert defaults.__doc__

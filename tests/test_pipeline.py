@@ -10,9 +10,11 @@ from oskt_torchreid.host import models
 from oskt_torchreid.oskt.chain import WeightChain
 from oskt_torchreid.oskt.students import load_student
 from oskt_torchreid.pipeline import run
+from oskt_torchreid.pipeline.recipes import Recipe
 from oskt_torchreid.pipeline.stages import Stage
 from oskt_torchreid.report import read_results
 
+RECIPE, OTHER = Recipe({"seed": 1}, {}), Recipe({"seed": 2}, {})
 STUDENTS_AND_CONTROLS = ("oskt.students=['width=0.5', 'width=0.75']", "oskt.controls=['scratch', 'slice']")
 
 
@@ -82,8 +84,8 @@ def test_seconds_of_interrupted_attempts_count(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Stage(tmp_path, "digest").complete(fail)
-    assert Stage(tmp_path, "digest").complete(lambda continued: {})["seconds"] == 7 + 2
+        Stage(tmp_path, RECIPE).complete(fail)
+    assert Stage(tmp_path, RECIPE).complete(lambda continued: {})["seconds"] == 7 + 2
 
 
 def test_a_given_teacher_is_not_trained(finished, data_root, tmp_path):
@@ -141,12 +143,12 @@ def test_stage_is_made_again_when_its_file_is_gone(tmp_path):
         (tmp_path / "out.txt").write_text("x")
         return {"value": len(made)}
 
-    stage = Stage(tmp_path, "digest", ("out.txt",))
+    stage = Stage(tmp_path, RECIPE, ("out.txt",))
     assert stage.complete(work)["value"] == 1
     assert stage.complete(work)["value"] == 1
     (tmp_path / "out.txt").unlink()
     assert stage.complete(work)["value"] == 2
-    assert Stage(tmp_path, "other", ("out.txt",)).complete(work)["value"] == 3
+    assert Stage(tmp_path, OTHER, ("out.txt",)).complete(work)["value"] == 3
     assert made == [False, False, False]
 
 
@@ -159,7 +161,7 @@ def test_interrupted_stage_is_told_to_go_on(tmp_path):
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            Stage(tmp_path, "digest").complete(fail)
+            Stage(tmp_path, RECIPE).complete(fail)
     with pytest.raises(KeyboardInterrupt):
-        Stage(tmp_path, "another digest").complete(fail)
+        Stage(tmp_path, OTHER).complete(fail)
     assert seen == [False, True, False]

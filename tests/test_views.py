@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 from oskt_torchreid.config.defaults import CHOICES
 from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.host.compat import torchreid
+from oskt_torchreid.host.pictures import read_picture
 from oskt_torchreid.vkd.index import IdentityIndex, as_tracklets
-from oskt_torchreid.vkd.sets import FrameReader, IdentitySampler, TestSets, TrainingSets, read_frame
+from oskt_torchreid.vkd.sets import FrameReader, IdentitySampler, TestSets, TrainingSets
 from oskt_torchreid.vkd.views import (
     STRATEGIES,
     draw_chunk,
@@ -330,9 +331,9 @@ def test_a_missing_frame_is_named_whoever_reads_it(tmp_path):
         cv2.imwrite(path, np.zeros((4, 2, 3), dtype=np.uint8))
     sets = TrainingSets(IdentityIndex([(paths, *rest)]), as_tensor, 3)
     # In this process: the error of a worker is the same, but ending the worker after it takes torch five seconds.
-    with pytest.raises(DataError, match="0_c0_01.png' is missing; a set is never shortened"):
+    with pytest.raises(DataError, match="0_c0_01.png' cannot be read: it is missing; replace the file"):
         list(DataLoader(sets, 1))
-    with pytest.raises(DataError, match="0_c0_01.png' is missing"):
+    with pytest.raises(DataError, match="0_c0_01.png' cannot be read: it is missing"):
         TestSets([(paths, *rest)], as_tensor, 3)[0]
 
 
@@ -357,5 +358,5 @@ def test_decoded_frames_are_kept_within_their_share_of_memory(tmp_path):
 def test_a_damaged_frame_is_named(tmp_path):
     whole = cv2.imencode(".jpg", np.zeros((64, 32, 3), dtype=np.uint8))[1].tobytes()
     (tmp_path / "cut.jpg").write_bytes(whole[:-40])
-    with pytest.raises(DataError, match="cut.jpg' cannot be read .*replace the file"):
-        read_frame(str(tmp_path / "cut.jpg"))
+    with pytest.raises(DataError, match="cut.jpg' cannot be read: .*; replace the file"):
+        read_picture(str(tmp_path / "cut.jpg"))

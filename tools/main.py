@@ -18,7 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import oskt_torchreid  # noqa: E402
-from oskt_torchreid.config import load_config  # noqa: E402
+from oskt_torchreid.config import given_keys, load_config  # noqa: E402
 from oskt_torchreid.errors import Terminated  # noqa: E402
 from oskt_torchreid.host.distributed import is_first, joined  # noqa: E402
 from oskt_torchreid.host.termination import on_termination, terminate  # noqa: E402
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         folder = Path(config.data.save_dir)
         with joined(config.use_gpu), logged(folder), on_termination(terminate):
-            results, shown = run(config), is_first()
+            results, shown = run(config, given_keys(parsed.options)), is_first()
     except (oskt_torchreid.OsktError, KeyboardInterrupt) as stop:
         print(_said(stop), file=sys.stderr)
         if isinstance(stop, Terminated):

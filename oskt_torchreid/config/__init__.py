@@ -1,5 +1,19 @@
 """One configuration tree: torchreid's keys and defaults, unchanged, and the nodes of this package."""
 
-from .loading import check_config, default_config, digest, get, load_config, merged, save_resolved
+from .effects import Effect, effect_of, leaves, settings
+from .loading import check_config, default_config, digest, get, given_keys, load_config, merged, save_resolved
 
-__all__ = ["check_config", "default_config", "digest", "get", "load_config", "merged", "save_resolved"]
+__all__ = [
+    "Effect",
+    "check_config",
+    "default_config",
+    "digest",
+    "effect_of",
+    "get",
+    "given_keys",
+    "leaves",
+    "load_config",
+    "merged",
+    "save_resolved",
+    "settings",
+]

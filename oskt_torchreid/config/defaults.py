@@ -62,6 +62,8 @@ def _data_node() -> dict[str, Any]:
         "norm_std": [0.229, 0.224, 0.225],
         "interpolation": "bilinear",  # added: how images are resized; or bicubic
         "save_dir": "log",
+        # added: pictures that are looked at before anything is trained; headers: opened, all: decoded, none
+        "check": "headers",
         "load_train_targets": False,
     }
 
@@ -135,6 +137,7 @@ _SCHEDULES = ("single_step", "multi_step", "cosine", "one_cycle", "warmup_multi_
 CHOICES: dict[str, tuple[Any, ...]] = {
     "data.type": ("image", "video"),
     "data.interpolation": ("bilinear", "bicubic"),
+    "data.check": ("headers", "all", "none"),
     "data.transforms": ("random_flip", "random_crop", "random_patch", "color_jitter", "random_erase", "pad_crop"),
     "loss.name": ("softmax", "triplet"),
     "model.last_stride": (0, 1),
@@ -160,23 +163,41 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 NUMBERS_OR_WORDS = ("oskt.width",)
 """Numbers that may also be a name, which the part that knows the names checks."""
 
+LARGEST_SEED = 2**31  # epochs are added to it, and NumPy takes 32 bits
+MOST_PROCESSES = 256
+
 RANGES: dict[str, tuple[float, float]] = {
-    "data.height": (1, INFINITY),
-    "data.width": (1, INFINITY),
-    "data.workers": (0, INFINITY),
+    "data.height": (1, 4096),
+    "data.width": (1, 4096),
+    "data.workers": (0, MOST_PROCESSES),
+    "data.split_id": (0, INFINITY),
+    "data.k_tfm": (1, INFINITY),
     "sampler.num_instances": (1, INFINITY),
+    "sampler.num_cams": (1, INFINITY),
+    "sampler.num_datasets": (1, INFINITY),
     "train.start_epoch": (0, INFINITY),
-    "train.seed": (0, INFINITY),
+    "train.fixbase_epoch": (0, INFINITY),
+    "train.base_lr_mult": (0, INFINITY),
+    "train.print_freq": (1, INFINITY),
+    "train.seed": (0, LARGEST_SEED),
+    "sgd.momentum": (0, 1),
+    "sgd.dampening": (0, 1),
+    "rmsprop.alpha": (0, 1),
+    "adam.beta1": (0, 0.999999),
+    "adam.beta2": (0, 0.9999999),
     "loss.triplet.margin": (0, INFINITY),
     "loss.triplet.weight_t": (0, INFINITY),
     "loss.triplet.weight_x": (0, INFINITY),
     "loss.center.weight": (0, INFINITY),
     "loss.center.lr": (0, INFINITY),
     "test.batch_size": (1, INFINITY),
+    "test.eval_freq": (-1, INFINITY),
+    "test.start_eval": (0, INFINITY),
+    "test.visrank_topk": (1, 1000),
     "oskt.width": (1e-6, 1),
     "oskt.latency.batch": (1, INFINITY),
-    "oskt.latency.threads": (0, INFINITY),
-    "oskt.processes": (1, INFINITY),
+    "oskt.latency.threads": (0, MOST_PROCESSES),
+    "oskt.processes": (1, MOST_PROCESSES),
     "oskt.recalibrate": (0, INFINITY),
     "oskt.refine.lambda": (0, INFINITY),
     "oskt.refine.sstudent_weight": (0, INFINITY),
@@ -201,15 +222,16 @@ RANGES: dict[str, tuple[float, float]] = {
     "comparison.validation_share": (0.01, 0.9),
     "comparison.ablation_epochs": (0, INFINITY),
     "comparison.transfer.max_epoch": (1, INFINITY),
-    "few_shot.seed": (0, INFINITY),
+    "few_shot.seed": (0, LARGEST_SEED),
     "validation.share": (0, 0.9),
-    "validation.seed": (0, INFINITY),
+    "validation.seed": (0, LARGEST_SEED),
     **{f"synthped.{key}": (0, INFINITY) for key in ("seed", "num_train", "num_test", "cameras")},
     **{f"synthped_video.{key}": (0, INFINITY) for key in ("seed", "num_train", "num_test", "cameras")},
     "synthped_video.tracklets": (0, INFINITY),
     "synthped_video.frames": (0, INFINITY),
     **{f"{stage}.max_epoch": (0, INFINITY) for stage in _STAGES},
     **{f"{stage}.lr": (0, INFINITY) for stage in _STAGES},
+    **{f"{stage}.gamma": (0, INFINITY) for stage in _STAGES},
     **{f"{stage}.weight_decay": (0, INFINITY) for stage in _STAGES},
     **{f"{stage}.batch_size": (1, INFINITY) for stage in _STAGES},
     **{f"{stage}.warmup_share": (0, 0.9) for stage in _STAGES},
@@ -218,3 +240,22 @@ RANGES: dict[str, tuple[float, float]] = {
     **{f"{stage}.min_lr_factor": (0, 1) for stage in _STAGES},
     **{f"{stage}.half_resolution_epochs": (0, INFINITY) for stage in _STAGES},
 }
+
+LISTS: dict[str, tuple[int, float, float, float]] = {
+    "data.sources": (1, INFINITY, 0, 0),
+    "data.targets": (1, INFINITY, 0, 0),
+    "data.norm_mean": (3, 3, -1e6, 1e6),
+    "data.norm_std": (3, 3, 1e-6, 1e6),
+    "test.ranks": (1, INFINITY, 1, INFINITY),
+    "comparison.widths": (0, INFINITY, 1e-6, 1),
+    "comparison.equal_passes_widths": (0, INFINITY, 1e-6, 1),
+    "comparison.seeds": (0, INFINITY, 0, LARGEST_SEED),
+    "comparison.data_seeds": (0, INFINITY, 0, LARGEST_SEED),
+    "comparison.rates": (0, INFINITY, 1e-12, INFINITY),
+    "comparison.teacher_rates": (0, INFINITY, 1e-12, INFINITY),
+    "comparison.refine_rates": (0, INFINITY, 1e-12, INFINITY),
+    "comparison.transfer.identities": (0, INFINITY, 1, INFINITY),
+    "comparison.transfer.widths": (0, INFINITY, 1e-6, 1),
+    **{f"{stage}.stepsize": (1, INFINITY, 1, INFINITY) for stage in _STAGES},
+}
+"""Lists: the fewest and the most entries, and the range of entries that are numbers."""

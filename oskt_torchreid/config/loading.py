@@ -17,9 +17,11 @@ import yaml
 from yacs.config import CfgNode
 
 from ..errors import ConfigError
+from ..file_checks import MOST_PIXELS
 from ..files import atomic
 from ..registry import nearest
-from .defaults import CHOICES, NUMBERS_OR_WORDS, RANGES, default_tree
+from .defaults import CHOICES, LISTS, NUMBERS_OR_WORDS, RANGES, default_tree
+from .effects import leaves
 
 RESOLVED_NAME = "config.yaml"
 BASE_KEY = "base"
@@ -98,6 +100,46 @@ def check_config(config: CfgNode) -> None:
         value = get(config, key)
         if not isinstance(value, str) and not lowest <= value <= highest:
             raise ConfigError(f"{key} is {value}; allowed: {lowest} to {highest}")
+    for key in LISTS:
+        _check_list(key, get(config, key))
+    _check_together(config)
+
+
+def _check_list(key: str, values: list[Any]) -> None:
+    """Raises ConfigError unless a list has as many entries as it may have, each in its range."""
+    fewest, most, lowest, highest = LISTS[key]
+    if not fewest <= len(values) <= most:
+        number = f"exactly {fewest}" if fewest == most else f"at least {fewest}"
+        raise ConfigError(f"{key} is {values!r}, which has {len(values)} entries; give {number}")
+    for value in values:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if (lowest, highest) != (0, 0) and not (is_number and lowest <= value <= highest):
+            raise ConfigError(f"{key} is {values!r}; each entry must be a number from {lowest:g} to {highest:g}")
+
+
+def _check_together(config: CfgNode) -> None:
+    """Raises ConfigError for values that are each allowed, but not together."""
+    height, width = config.data.height, config.data.width
+    if height * width > MOST_PIXELS:
+        raise ConfigError(
+            f"data.height {height} times data.width {width} are {height * width} pixels; allowed: up to {MOST_PIXELS}"
+        )
+    twice = [name for name in dict.fromkeys(config.data.sources) if config.data.sources.count(name) > 1]
+    if twice:
+        raise ConfigError(
+            f"data.sources names '{twice[0]}' twice, so that each of its people would have two labels; name it once"
+        )
+    if config.loss.center.weight and config.loss.name != "triplet":
+        raise ConfigError(
+            f"loss.center.weight is {config.loss.center.weight}, and networks give features to a loss with "
+            f"loss.name=triplet alone, not with '{config.loss.name}'; set one of the two"
+        )
+    sgd = config.sgd
+    if config.train.optim == "sgd" and sgd.nesterov and (sgd.momentum == 0 or sgd.dampening != 0):
+        raise ConfigError(
+            f"sgd.nesterov needs sgd.momentum above 0 and sgd.dampening 0; they are {sgd.momentum} and "
+            f"{sgd.dampening}: change them, or set sgd.nesterov=False"
+        )
 
 
 def get(config: CfgNode, key: str) -> Any:
@@ -154,6 +196,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content or {}
 
 
+def given_keys(options: Sequence[str]) -> list[str]:
+    """The keys that the trailing words of a command line name, in order."""
+    return [key for key, _ in _pairs(options)]
+
+
 def _pairs(options: Sequence[str]) -> list[tuple[str, str]]:
     """Splits `KEY VALUE` and `KEY=VALUE` words into pairs, in order."""
     pairs, words = [], iter(options)
@@ -198,20 +245,12 @@ def _assign(node: CfgNode, name: str, value: Any, key: str, source: str) -> None
 
 
 def _unknown(key: str, source: str) -> None:
-    known = _leaves(default_config())
+    known = list(leaves(default_config()))
     *_, last = key.split(".")
     # The right name under the wrong parent is as common a slip as a mistyped name.
     moved = [leaf for leaf in known if leaf.split(".")[-1] == last]
     hint = f"; did you mean {' or '.join(map(repr, moved[:3]))}?" if moved else nearest(key, known)
     raise ConfigError(f"unknown key '{key}' in {source}{hint or '; see the README for the keys'}")
-
-
-def _leaves(config: CfgNode, prefix: str = "") -> list[str]:
-    """Dotted names of all values of a tree."""
-    leaves = []
-    for name, value in config.items():
-        leaves += _leaves(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [f"{prefix}{name}"]
-    return leaves
 
 
 def _coerce(value: Any, default: Any, key: str, source: str) -> Any:

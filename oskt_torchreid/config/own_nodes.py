@@ -58,7 +58,7 @@ def _oskt_node() -> dict[str, Any]:
         "latency": {"batch": 1, "threads": 0, "device": "cpu", "backend": "pytorch"},
         "statistics": "own",  # running statistics of students: own of the S-student, merged, initial (0 and 1)
         "distance": "none",  # whose distances students' features have before fine-tuning: chain, teacher
-        "recalibrate": 0,  # batches of training images that re-estimate norm statistics before fine-tuning
+        "recalibrate": 24,  # batches of training images that re-estimate norm statistics before fine-tuning; 0: none
         "finetune": schedule_node(max_epoch=60, lr=3.5e-4),
         "processes": 1,  # networks trained at a time (controls beside the refinement); of more use than threads
         "curves": False,  # evaluate students and controls after every epoch of fine-tuning, and keep the numbers

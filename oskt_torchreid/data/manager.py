@@ -12,7 +12,9 @@ from .transforms import complete_transforms
 from .validation import validation_dataset
 
 
-def build_datamanager(config: Any, batch_size: int = 0, types: Sequence[str] = ("image",)) -> Any:
+def build_datamanager(
+    config: Any, batch_size: int = 0, types: Sequence[str] = ("image",), batch_key: str = "train.batch_size"
+) -> Any:
     """Builds the data manager of a configuration.
 
     Args:
@@ -20,6 +22,7 @@ def build_datamanager(config: Any, batch_size: int = 0, types: Sequence[str] = (
             data.interpolation.
         batch_size: images (tracklets of video data) in a training batch; 0: ``train.batch_size``.
         types: values of data.type that the caller can use.
+        batch_key: key that says how large a batch is, for messages.
 
     Raises:
         ConfigError: unknown data set or data type.
@@ -39,6 +42,6 @@ def build_datamanager(config: Any, batch_size: int = 0, types: Sequence[str] = (
     )
     chosen.data.sources = [few_shot_dataset(name, few.ratio, few.seed, data.type) for name in sources]
     chosen.data.targets = targets
-    datamanager = host_data.build_datamanager(chosen, batch_size, types)
+    datamanager = host_data.build_datamanager(chosen, batch_size, types, batch_key)
     complete_transforms(datamanager, data.transforms, data.interpolation)
     return datamanager

@@ -44,6 +44,7 @@ class Exported:
         size: bytes, of both files where there are two.
         feature_dim: length of a feature.
         parity: how far its features are from the network's.
+        plain_size: bytes of the same network in an ONNX file of single precision, where the precision is another.
     """
 
     path: Path
@@ -52,9 +53,16 @@ class Exported:
     size: int
     feature_dim: int
     parity: Parity
+    plain_size: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.format}, {self.precision}, {self.size / 1e6:.3g} MB; parity: {self.parity}"
+        text = f"{self.path}: {self.format}, {self.precision}, {self.size / 1e6:.3g} MB; parity: {self.parity}"
+        if self.plain_size is None or self.size <= self.plain_size:
+            return text
+        return (
+            f"{text}; it is larger than in fp32 ({self.plain_size / 1e6:.3g} MB), for what {self.precision} adds to so "
+            "small a network is more than it saves: write fp32 or fp16 where size matters"
+        )
 
 
 def export(
@@ -138,7 +146,8 @@ def write_checked(
         ) from error
     written = [path, *([path.with_suffix(companion)] if companion else [])]
     size = sum(file.stat().st_size for file in written)
-    exported = Exported(path, format, precision, size, conversion.deployment.feature_dim, parity)
+    plain_size = conversion.plain_size if precision != "fp32" and format != "torchscript" else None
+    exported = Exported(path, format, precision, size, conversion.deployment.feature_dim, parity, plain_size)
     logger.info("%s", exported)
     return exported
 

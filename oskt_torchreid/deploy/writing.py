@@ -39,6 +39,11 @@ class Conversion:
             return to_half(model)
         return to_int8(model, self.batches) if precision == "int8" else model
 
+    @property
+    def plain_size(self) -> int:
+        """Bytes of the network's ONNX file in single precision, which those of other precisions come from."""
+        return self._onnx_model.ByteSize()
+
     @cached_property
     def _onnx_model(self) -> Any:
         return to_onnx(self.deployment.network, self.deployment.input_size, self._opset)

@@ -10,11 +10,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..errors import ConfigError, DataError, OsktError
+from ..errors import ConfigError, DataError, OsktError, first_line
 from ..registry import nearest
 from .compat import host_table, quiet, torchreid
+from .guarded import guarded
+from .pictures import install_reader
 
 _REGISTER = {"image": torchreid.data.register_image_dataset, "video": torchreid.data.register_video_dataset}
+
+
+install_reader()
 
 
 def _datasets(kind: str) -> dict[str, type]:
@@ -84,13 +89,31 @@ def register_dataset(name: str, dataset: type, kind: str) -> None:
         )
 
 
-def build_datamanager(config: Any, batch_size: int = 0, types: Sequence[str] = ("image",)) -> Any:
+def replace_dataset(name: str, dataset: type) -> None:
+    """Puts an image data set's class in the place of torchreid's own, which reads less; a second time changes nothing.
+
+    Raises:
+        ConfigError: the name is unknown, or neither torchreid's own nor this class has it.
+    """
+    known = image_dataset_class(name)
+    own = known.__module__.partition(".")[0] == torchreid.__name__.partition(".")[0]
+    if known is not dataset and not own:
+        raise ConfigError(
+            f"data set name '{name}' belongs to {known.__module__}.{known.__qualname__}; choose another name"
+        )
+    _datasets("image")[name] = dataset
+
+
+def build_datamanager(
+    config: Any, batch_size: int = 0, types: Sequence[str] = ("image",), batch_key: str = "train.batch_size"
+) -> Any:
     """Builds torchreid's data manager from a configuration.
 
     Args:
         config: whole tree; nodes use_gpu, data, sampler, video, train, test, market1501 and cuhk03 are read.
         batch_size: images (tracklets of video data) in a training batch; 0: `train.batch_size`.
         types: values of data.type that the caller can use.
+        batch_key: key that says how large a batch is, for messages.
 
     Returns:
         `torchreid.data.ImageDataManager` or `VideoDataManager`, by data.type.
@@ -109,25 +132,38 @@ def build_datamanager(config: Any, batch_size: int = 0, types: Sequence[str] = (
         arguments = _video_arguments(config, arguments)
     if batch_size:
         arguments["batch_size_train"] = batch_size
-    try:
-        with quiet():
-            return manager(**arguments)
-    except OsktError:
-        raise
-    except (AssertionError, OSError, RuntimeError, ValueError, LookupError) as reason:
-        sampler = arguments["train_sampler"]
-        persons = arguments["batch_size_train"] // arguments["num_instances"]
-        few = f"{sampler} needs {persons} training identities for a batch, and there are fewer"
-        raise DataError(
-            f"torchreid cannot make batches of {', '.join(config.data.sources)} (tested on "
-            f"{', '.join(config.data.targets)}) below '{Path(config.data.root).absolute()}': "
-            f"{_described(reason) or few}; mend the data set, or change train.batch_size and the sampler node"
-        ) from reason
+    names = list(dict.fromkeys([*config.data.sources, *config.data.targets]))
+    with guarded(_datasets(kind), names) as made:
+        try:
+            with quiet():
+                return manager(**arguments)
+        except OsktError:
+            raise
+        except Exception as reason:  # of a sampler or transform: those of data sets are told by `guarded`
+            trained_on = [made[name] for name in config.data.sources if name in made]
+            raise DataError(
+                f"torchreid cannot make batches of {', '.join(config.data.sources)} (tested on "
+                f"{', '.join(config.data.targets)}) below '{Path(config.data.root).absolute()}': "
+                f"{_needs(arguments, trained_on, reason)}; change {batch_key} ({arguments['batch_size_train']}) and "
+                "the sampler node"
+            ) from reason
 
 
-def _described(reason: Exception) -> str:
-    """What torchreid's error means; it looks into the first item of each part without asking whether there is one."""
-    return "train, query or gallery is empty" if isinstance(reason, IndexError) else str(reason)
+def _needs(arguments: Mapping[str, Any], datasets: Sequence[Any], reason: Exception) -> str:
+    """What torchreid's sampler asks of the data, which it checks without a word."""
+    sampler, size = arguments["train_sampler"], arguments["batch_size_train"]
+    if sampler == "RandomIdentitySampler" and size >= arguments["num_instances"]:
+        persons, there = size // arguments["num_instances"], sum(dataset.num_train_pids for dataset in datasets)
+        return f"{sampler} needs {persons} training identities for a batch, and there are {there}"
+    kinds = {"RandomDomainSampler": ("num_cams", "cameras"), "RandomDatasetSampler": ("num_datasets", "data sets")}
+    if sampler in kinds:
+        key, what = kinds[sampler]
+        there = sum(dataset.num_train_cams for dataset in datasets) if key == "num_cams" else len(datasets)
+        return (
+            f"{sampler} fills a batch of {size} with equally many pictures of {arguments[key]} {what} "
+            f"(sampler.{key}), and there are {there}, perhaps with too few pictures ({first_line(reason)})"
+        )
+    return f"{sampler}: {type(reason).__name__}: {first_line(reason)}"
 
 
 def unaugmented_loader(datamanager: Any) -> DataLoader:

@@ -4,6 +4,7 @@ torchreid's loop is kept, and `resumable` adds what a run needs to go on after a
 package overrides `compute_losses`, or `forward_backward` where one backward pass is not enough.
 """
 
+import inspect
 import math
 from collections.abc import Iterator
 from itertools import chain
@@ -21,12 +22,14 @@ from tqdm import tqdm
 from ..errors import TrainingError
 from .compat import quiet, torchreid
 from .distributed import agree, average, features_by_shares, process_count, whole_batch
-from .evaluation import evaluate_target
+from .evaluation import Rankings, evaluate_target
 from .losses import ReidLoss
 from .models import parse_outputs
 from .progress import batch_bar
-from .ranking import REPORTED_RANKS, Ranking
+from .random_state import random_state, set_random_state
 from .resumable import LAST_GOOD, ResumableEngine
+
+_TEST = inspect.signature(torchreid.engine.Engine.test)
 
 
 class TransferEngine(ResumableEngine):
@@ -73,7 +76,7 @@ class TransferEngine(ResumableEngine):
         self._frozen_parameters: list[nn.Parameter] = []
         self._frozen_modules: list[nn.Module] = []
         self._test_bar: tqdm | None = None  # while an evaluation runs
-        self._rankings: list[Ranking] = []  # of the last evaluation, one per target
+        self._rankings: list[Rankings] = []  # of the last evaluation, one per target
         self.model = model
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -233,9 +236,15 @@ class TransferEngine(ResumableEngine):
     def test(self, *args: Any, **kwargs: Any) -> float:
         """Evaluates on every target as torchreid does, and keeps the numbers in `results[target]`.
 
+        With `rerank`, re-ranked numbers stand beside the plain ones (`reranked_mAP`). Random numbers are left as they
+        are, so that a run does not depend on when it is evaluated.
+
         Returns:
-            Rank-1 of the last target, as a fraction.
+            Rank-1 of the last target, as a fraction; re-ranked with `rerank`.
         """
+        settings = _TEST.bind(self, *args, **kwargs)
+        settings.apply_defaults()
+        random = random_state(self.device)
         batches = sum(len(loader) for parts in self.test_loader.values() for loader in parts.values())
         self._rankings = []
         with quiet(), batch_bar(batches, "evaluation", leave=False) as self._test_bar:
@@ -243,9 +252,9 @@ class TransferEngine(ResumableEngine):
                 rank1 = super().test(*args, **kwargs)
             finally:
                 self._test_bar = None
-        for target, ranking in zip(self.test_loader, self._rankings, strict=True):
-            ranks = {f"rank{rank}": ranking.at(rank) for rank in REPORTED_RANKS}
-            self.results[target] = {"mAP": float(ranking.mean_ap), **ranks}
+        set_random_state(random, self.device)
+        for target, rankings in zip(self.test_loader, self._rankings, strict=True):
+            self.results[target] = rankings.numbers(settings.arguments["ranks"])
         if self._run_folder is not None:
             first = next(iter(self.results.values()))
             self.curve.append({"epoch": self.epoch + 1, "mAP": first["mAP"], "rank1": first["rank1"]})
@@ -255,12 +264,13 @@ class TransferEngine(ResumableEngine):
         self, dataset_name: str = "", query_loader: Any = None, gallery_loader: Any = None, **settings: Any
     ) -> tuple[float, float]:
         """What torchreid's `test` calls for every target; returns rank-1 and mAP as fractions."""
-        ranking = evaluate_target(self, dataset_name, query_loader, gallery_loader, **settings)
-        self._rankings.append(ranking)
-        return float(ranking.cmc[0]), float(ranking.mean_ap)
+        rankings = evaluate_target(self, dataset_name, query_loader, gallery_loader, **settings)
+        self._rankings.append(rankings)
+        reported = rankings.reranked or rankings.plain
+        return float(reported.cmc[0]), float(reported.mean_ap)
 
     def evaluate(self, **kwargs: Any) -> dict[str, float]:
-        """Numbers of the first target as fractions: mAP, rank1, rank5, rank10, rank20.
+        """Numbers of the first target as fractions: mAP, rank1, rank5, rank10, rank20; `results` has all targets'.
 
         Args:
             **kwargs: of `test`: dist_metric, normalize_feature, ...

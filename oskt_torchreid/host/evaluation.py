@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,8 +12,27 @@ from torch import Tensor
 from torch.nn import functional
 
 from .compat import logger, torchreid
-from .ranking import INTERPOLATED, REPORTED_RANKS, Ranking, distance_matrix, distance_parts, rank_parts
+from .distributed import is_first
+from .ranking import INTERPOLATED, REPORTED_RANKS, Part, Ranking, distance_matrix, distance_parts, rank_parts
 from .reranking import Reranking
+
+RERANKED = "reranked_"  # before the names of numbers that are of re-ranked distances
+
+
+class Rankings(NamedTuple):
+    """The ranking of one target by its features' distances, and by re-ranked ones where these were asked for."""
+
+    plain: Ranking
+    reranked: Ranking | None = None
+
+    def numbers(self, ranks: Sequence[int] = REPORTED_RANKS) -> dict[str, float]:
+        """``mAP``, ``rank1`` and further ranks as fractions, and the same behind ``reranked_``."""
+        found = {}
+        for prefix, ranking in (("", self.plain), (RERANKED, self.reranked)):
+            if ranking is not None:
+                found[f"{prefix}mAP"] = float(ranking.mean_ap)
+                found |= {f"{prefix}rank{place}": ranking.at(place) for place in sorted({1, *ranks})}
+        return found
 
 
 @torch.no_grad()
@@ -30,7 +49,7 @@ def evaluate_target(
     use_metric_cuhk03: bool = False,
     ranks: Sequence[int] = REPORTED_RANKS,
     rerank: bool = False,
-) -> Ranking:
+) -> Rankings:
     """CMC and mean AP of one target; arguments, numbers and report are those of torchreid's engine.
 
     The whole distance matrix is held only for pictures of rankings (``visrank``) and for CUHK03's classic protocol.
@@ -43,33 +62,49 @@ def evaluate_target(
         gallery_loader: batches of the gallery.
         dist_metric: ``euclidean`` or ``cosine``.
         normalize_feature: features of unit length.
-        visrank: write pictures of the first places.
+        visrank: write pictures of the first places, of the re-ranked ones where there are any.
         visrank_topk: how many places.
         save_dir: folder of the pictures.
         use_metric_cuhk03: CUHK03's classic protocol.
         ranks: places of the CMC curve to report.
-        rerank: k-reciprocal re-ranking.
+        rerank: k-reciprocal re-ranking, beside the plain one.
+
+    Returns:
+        The plain ranking, and the re-ranked one where it was asked for.
     """
     queries, q_pids, q_camids = _features(engine, query_loader)
     gallery, g_pids, g_camids = _features(engine, gallery_loader)
     if normalize_feature:
         queries, gallery = functional.normalize(queries), functional.normalize(gallery)
     labels = (q_pids, g_pids, q_camids, g_camids)
-    chosen = Reranking(queries, gallery, dist_metric, device=engine.device) if rerank else None
-    if visrank or use_metric_cuhk03:
-        distmat = chosen.matrix() if chosen else distance_matrix(queries, gallery, dist_metric)
-        parts = [(slice(0, len(queries)), torch.from_numpy(distmat))]
-    else:
-        parts = chosen.parts() if chosen else distance_parts(queries, gallery, dist_metric, engine.device)
-    if use_metric_cuhk03:
-        ranking = Ranking(*torchreid.metrics.evaluate_rank(distmat, *labels, use_metric_cuhk03=True))
-    else:
-        shape = (len(queries), len(gallery))
-        ranking = rank_parts(parts, shape, labels, (INTERPOLATED,))[INTERPOLATED]
-    logger.info("%s: mAP: %.1f%%, %s", dataset_name, 100 * ranking.mean_ap, _curve_text(ranking, ranks))
-    if visrank:
-        _visualize(engine, dataset_name, distmat, save_dir, visrank_topk)
-    return ranking
+    whole = visrank or use_metric_cuhk03
+    distances = distance_matrix(queries, gallery, dist_metric) if whole else None
+    parts = _parts_of(distances) if whole else distance_parts(queries, gallery, dist_metric, engine.device)
+    plain = _ranked(parts, distances, labels, use_metric_cuhk03)
+    logger.info("%s: mAP: %.1f%%, %s", dataset_name, 100 * plain.mean_ap, _curve_text(plain, ranks))
+    reranked = None
+    if rerank:
+        chosen = Reranking(queries, gallery, dist_metric, device=engine.device)
+        distances = chosen.matrix() if whole else None
+        reranked = _ranked(_parts_of(distances) if whole else chosen.parts(), distances, labels, use_metric_cuhk03)
+        text = _curve_text(reranked, ranks)
+        logger.info("%s, re-ranked: mAP: %.1f%%, %s", dataset_name, 100 * reranked.mean_ap, text)
+    if visrank and is_first():
+        _visualize(engine, dataset_name, distances, save_dir, visrank_topk)
+    return Rankings(plain, reranked)
+
+
+def _parts_of(distances: np.ndarray) -> Iterable[Part]:
+    """A whole distance matrix in the form of its parts."""
+    return [(slice(0, len(distances)), torch.from_numpy(distances))]
+
+
+def _ranked(parts: Iterable[Part], distances: np.ndarray | None, labels: tuple[Any, ...], cuhk03: bool) -> Ranking:
+    """The ranking of distances that come in parts; CUHK03's classic protocol takes all of them at once."""
+    if cuhk03:
+        return Ranking(*torchreid.metrics.evaluate_rank(distances, *labels, use_metric_cuhk03=True))
+    shape = (len(labels[0]), len(labels[1]))
+    return rank_parts(parts, shape, labels, (INTERPOLATED,))[INTERPOLATED]
 
 
 def _features(engine: Any, loader: Iterable[Any]) -> tuple[Tensor, np.ndarray, np.ndarray]:

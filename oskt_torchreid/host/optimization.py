@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ def build_optimizer(parameters: nn.Module | Iterable[Any], config: Any, stage: A
     }
     factor = config.train.bias_lr_factor
     if isinstance(parameters, nn.Module) and config.train.staged_lr:
+        check_layers(parameters, config.train.new_layers, "train.new_layers")
         if factor != 1:
             raise ConfigError(
                 f"train.staged_lr and train.bias_lr_factor={factor} both divide the parameters into groups; use one"
@@ -65,6 +66,27 @@ def build_optimizer(parameters: nn.Module | Iterable[Any], config: Any, stage: A
     for group in groups:
         optimizer.add_param_group(group)
     return optimizer
+
+
+def check_layers(model: nn.Module, names: str | Sequence[str], key: str) -> None:
+    """Raises ConfigError unless every name is that of a child of a network, and some children are left.
+
+    torchreid trains the children of these names by themselves, or faster than the others.
+
+    Args:
+        model: looked at.
+        names: of layers.
+        key: what they were given as, for messages.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    children = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
+    unknown = [name for name in names if name not in children]
+    if unknown or not names:
+        what = f"which is no layer of {type(model).__name__}" if unknown else "so that no layer is named"
+        raise ConfigError(
+            f"{key} is {names!r}{f', with {unknown[0]!r}' if unknown else ''}, {what}"
+            f"{nearest(unknown[0], children) if unknown else ''}; its layers are {', '.join(children)}"
+        )
 
 
 def add_to_optimizer(optimizer: Optimizer, module: nn.Module) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..baselines import DistillationEngine, baseline, make_baseline
-from ..config import digest
+from ..config import leaves
 from ..files import sha256
 from ..graph import ChannelGraph
 from ..host.compat import seed_everything
@@ -18,8 +18,9 @@ from ..host.engine import TransferEngine
 from ..oskt.network import trace
 from ..oskt.relabelling import relabel
 from ..oskt.students import load_student, save_student
+from .recipes import Recipe
 from .stages import Facts, Stage
-from .training import EngineBuilder, Trainer, first_target
+from .training import EngineBuilder, Trainer, measured
 
 STUDENT_NAME = "student.pth"
 FILE_METHOD = "file"
@@ -57,7 +58,7 @@ def run_baseline(
     folder: Path,
     teacher_key: str,
     evaluate_before: bool = True,
-) -> tuple[nn.Module, Facts]:
+) -> tuple[nn.Module, Facts | None]:
     """Makes a student by a baseline, evaluates it, trains it and evaluates it again.
 
     Args:
@@ -73,21 +74,29 @@ def run_baseline(
 
     Returns:
         The student (trained, if this call trained it), and ``before``, ``after``, ``finetune_seconds``, ``curve`` and
-        ``expand_seconds``.
+        ``expand_seconds``; ``None`` where nothing is to be trained and there is no such student.
     """
     config = trainer.config
-    distillation = config.oskt.distillation if baseline(method).distils else None
-    key = digest("control", method, teacher_key, widths, node, distillation, evaluate_before, config.oskt.curves)
+    distils = baseline(method).distils
+    distillation = config.oskt.distillation if distils else None
+    nodes = ("oskt.curves", *(("oskt.distillation",) if distils else ()))
+    made = {"method": method, "widths": widths, "the teacher": teacher_key, **_schedule_of(node)}
+    recipe = trainer.recipe(*nodes, **made)
     seed_everything(config.train.seed)
     start = time.perf_counter()
     student = make_baseline(distillation.start if distillation else method, teacher, graph, widths)
     student = relabel(student, graph.heads, trainer.num_classes)
     making = {"expand_seconds": time.perf_counter() - start}
     engine = partial(_distilling, distillation, teacher, graph) if distillation else TransferEngine
-    return student, run_control(trainer, student, node, folder, key, engine, evaluate_before, making)
+    return student, run_control(trainer, student, node, folder, recipe, engine, evaluate_before, making)
 
 
-def run_file(trainer: Trainer, path: Path, node: Any, folder: Path) -> tuple[nn.Module, Facts]:
+def _schedule_of(node: Any) -> dict[str, Any]:
+    """The settings of a training, whose values may be others than the configuration's, under its keys."""
+    return leaves(node, "oskt.finetune.")
+
+
+def run_file(trainer: Trainer, path: Path, node: Any, folder: Path) -> tuple[nn.Module, Facts | None]:
     """A student that an earlier run saved, evaluated, trained on this run's data and evaluated again.
 
     Args:
@@ -96,11 +105,11 @@ def run_file(trainer: Trainer, path: Path, node: Any, folder: Path) -> tuple[nn.
         node: schedule of its training.
         folder: of this student.
     """
-    key = digest("file", sha256(path), node, trainer.data_key, trainer.config.oskt.curves)
+    recipe = trainer.recipe("oskt.finetune", "oskt.curves", **{"the file": sha256(path)})
     student = load_student(path)
     seed_everything(trainer.config.train.seed)
     heads = trace(student, (3, trainer.config.data.height, trainer.config.data.width)).heads
-    return relabel(student, heads, trainer.num_classes), run_control(trainer, student, node, folder, key)
+    return relabel(student, heads, trainer.num_classes), run_control(trainer, student, node, folder, recipe)
 
 
 def run_control(
@@ -108,15 +117,17 @@ def run_control(
     student: nn.Module,
     node: Any,
     folder: Path,
-    key: str,
+    recipe: Recipe,
     engine: EngineBuilder = TransferEngine,
     evaluate_before: bool = True,
     making: Facts | None = None,
-) -> Facts:
+) -> Facts | None:
     """The stage of a student that comes of no chain: evaluates it, trains it in place, evaluates it again, saves it.
 
-    What was measured when it was made is kept among the stage's facts.
+    What was measured when it was made is kept among the stage's facts. With ``test.evaluate`` nothing is trained; where
+    there is no such student yet, nothing is given.
     """
+    stage = Stage(folder, recipe, (STUDENT_NAME,))
 
     def work(continued: bool) -> Facts:
         before = trainer.evaluate(student) if evaluate_before else {}
@@ -124,7 +135,12 @@ def run_control(
         save_student(student.cpu().eval(), folder / STUDENT_NAME)
         return {"before": before, **(making or {}), **facts}
 
-    return Stage(folder, key, (STUDENT_NAME,)).complete(work)
+    def evaluate(facts: Facts) -> Facts:
+        before = trainer.evaluate(student) if evaluate_before else {}
+        after = trainer.evaluate(load_student(folder / STUDENT_NAME), folder)
+        return {"finetune_seconds": None, **facts, "before": before, "after": after, "curve": []}
+
+    return stage.evaluated(evaluate) if trainer.config.test.evaluate else stage.complete(work, evaluate)
 
 
 def finetuned(
@@ -141,10 +157,10 @@ def finetuned(
         ``after`` (its numbers), ``finetune_seconds`` (of training) and ``curve`` ((epoch, mAP) of every evaluation).
     """
     if node.max_epoch == 0:
-        return {"after": trainer.evaluate(network), "finetune_seconds": 0.0, "curve": []}
+        return {"after": trainer.evaluate(network, folder), "finetune_seconds": 0.0, "curve": []}
     trained = trainer.train(network, node, folder, continued, engine, curve=trainer.config.oskt.curves)
     curve = [(point["epoch"], point["mAP"]) for point in trained.curve]
-    return {"after": first_target(trained), "finetune_seconds": trained.train_seconds, "curve": curve}
+    return {"after": measured(trained), "finetune_seconds": trained.train_seconds, "curve": curve}
 
 
 def _distilling(

@@ -8,13 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..config import digest, get
+from ..config import get
 from ..errors import ConfigError
 from ..oskt.chain import WeightChain
 from ..oskt.expand import expand_to_plan
 from ..oskt.ladder import Ladder
 from ..oskt.students import width_plan
-from .refinement import clustering_choices, refine
+from .refinement import CLUSTERING_KEYS, clustering_choices, evaluated_refinement, refine
 from .stages import Facts, Stage
 from .training import Trainer
 
@@ -61,19 +61,26 @@ def refine_rung(
     Returns:
         The chain, the digest of how it was made, and what was measured.
     """
-    node, oskt = get(config, "oskt.refine"), config.oskt
-    choices = clustering_choices(oskt)
-    key = digest("rung", above_key, widths, choices, node)
-    path = folder / f"chain-{number}.safetensors"
-    stage = Stage(folder / f"refine-{number}", key, (f"../{path.name}",))
+    node, choices = get(config, "oskt.refine"), clustering_choices(config.oskt)
+    recipe = trainer.recipe("oskt.refine", *CLUSTERING_KEYS, widths=widths, **{"the chain above": above_key})
+    path = folder / rung_name(number)
+    stage = Stage(folder / f"refine-{number}", recipe, (f"../{path.name}",))
 
     def work(continued: bool) -> Facts:
         teacher = expand_to_plan(above, above.widths)
         chain = WeightChain.from_student(teacher, above, widths, **choices)
         return refine(trainer, chain, teacher, node, stage.folder, continued, path)
 
-    facts = stage.complete(work)
-    return WeightChain.load(path, model=above.model), key, facts
+    def evaluate(facts: Facts) -> Facts:
+        return evaluated_refinement(trainer, expand_to_plan(above, above.widths), node, stage.folder, facts)
+
+    facts = stage.complete(work, evaluate)
+    return WeightChain.load(path, model=above.model), stage.digest, facts
+
+
+def rung_name(number: int) -> str:
+    """The file of a ladder's chain; rungs are counted from 1."""
+    return f"chain-{number}.safetensors"
 
 
 def log_ladder(chains: Sequence[WeightChain]) -> None:

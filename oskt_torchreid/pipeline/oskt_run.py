@@ -22,21 +22,23 @@ from ..oskt.chain import WeightChain
 from ..oskt.expand import expand_to_plan
 from ..oskt.recalibration import recalibrate
 from ..oskt.relabelling import relabel
-from ..oskt.students import save_student
+from ..oskt.students import load_student, save_student
 from ..report import Results, Row, write_results
 from .baselines import FILE_METHOD, STUDENT_NAME, finetuned, run_baseline, run_file
-from .ladder import log_ladder, refine_rung
+from .ladder import log_ladder, refine_rung, rung_name
 from .plan import RunPlan, StudentPlan, make_plan
 from .processes import Workers, logged
-from .refinement import clustering_choices, refine
+from .recipes import Recipe
+from .refinement import CLUSTERING_KEYS, clustering_choices, evaluated_refinement, refine
 from .report import counted_epochs, write_report
-from .stages import Facts, Stage
-from .training import Trainer, first_target, network_size, schedule
+from .stages import Facts, Stage, require_any
+from .training import Trainer, measured, network_size, schedule
 
 logger = logging.getLogger(__name__)
 
 CHAIN_NAME, TEACHER_NAME = "chain.safetensors", "teacher.pth"
 EXPANDED_NAME = "expanded.pth"
+EXPANSION_KEYS = ("oskt.distance", "oskt.statistics", "oskt.recalibrate", "oskt.attention", "oskt.curves")
 
 
 def processes_of(config: Any) -> int:
@@ -61,6 +63,7 @@ class OSKTRun:
         self.plan = plan
         self.folder = folder
         self.keeps_results = keeps_results
+        self.evaluates_only = config.test.evaluate
         self.image_size = (3, config.data.height, config.data.width)
         self.rows: list[Row] = []
         self.facts: Facts = {
@@ -72,13 +75,15 @@ class OSKTRun:
 
     def complete(self) -> Results:
         """All stages in order, then the report; a report of what there is so far is written after every stage."""
-        processes = processes_of(self.config)
+        processes = 1 if self.evaluates_only else processes_of(self.config)
         teacher_key = self.make_teacher()
         controls = self.controls(teacher_key)
         beside = processes > 1
         students = self._students_apart(processes, teacher_key, controls) if beside else self.students(teacher_key)
         for complete_network in (*students, *controls):  # what other processes have made is there already
             complete_network()
+        if self.evaluates_only:
+            require_any(bool(self.rows), self.folder, "name a trained network as oskt.teacher or oskt.chain, or train")
         results = Results(tuple(self.rows), self.facts)
         write_report(self.folder, results, self.config)
         return results
@@ -96,7 +101,12 @@ class OSKTRun:
 
     def make_teacher(self) -> str:
         """Makes the teacher, or takes the given one, unless a given chain needs none; its digest."""
-        return self._teacher() if self.plan.chain is None else self._given_teacher()
+        if self.plan.chain is None:
+            return self._teacher()
+        path = self.config.oskt.teacher
+        if path and self.evaluates_only:
+            self._teacher()
+        return digest("teacher", self.trainer.shared.key, sha256(path)) if path else ""
 
     def controls(self, teacher_key: str) -> list[Callable[[], None]]:
         """One call per control; they need the teacher alone, and none needs another."""
@@ -108,16 +118,15 @@ class OSKTRun:
         if self.plan.chain is None:
             chain, chain_key = self._refine(teacher_key)
         else:
-            chain = self.plan.chain
-            chain_key = digest("chain", sha256(self.config.oskt.chain), self.trainer.data_key)
+            chain, chain_key = self.plan.chain, digest("chain", sha256(self.config.oskt.chain))
         ladder = [(chain, chain_key)]
         for widths in self.plan.rungs:
             ladder.append(self._refine_rung(widths, *ladder[-1]))
-        log_ladder([rung for rung, _ in ladder])
+        log_ladder([rung for rung, _ in ladder if rung is not None])
         return [self._completion(student, teacher_key, ladder) for student in self.plan.students]
 
     def _completion(
-        self, student: StudentPlan, teacher_key: str, ladder: list[tuple[WeightChain, str]]
+        self, student: StudentPlan, teacher_key: str, ladder: list[tuple[WeightChain | None, str]]
     ) -> Callable[[], None]:
         """The call that makes a student."""
         if student.method == FILE_METHOD:
@@ -126,84 +135,133 @@ class OSKTRun:
             return partial(self._baseline_student, student, teacher_key)
         return partial(self._student, student, *ladder[student.rung])
 
+    def _complete(
+        self, stage: Stage, work: Callable[[bool], Facts], evaluate: Callable[[Facts], Facts] | None
+    ) -> Facts | None:
+        """A stage's facts; where nothing is trained, those of what is there, ``None`` where it is not."""
+        if self.evaluates_only:
+            return stage.evaluated(evaluate or (lambda facts: facts))
+        return stage.complete(work, evaluate)
+
     # ---- stages --------------------------------------------------------------------------------------------------
 
     def _teacher(self) -> str:
         """Trains the teacher, or takes the given one; the plan's network holds its weights afterwards."""
-        config, teacher = self.config, self.plan.teacher
+        config, trainer, teacher = self.config, self.trainer, self.plan.teacher
         given = sha256(config.oskt.teacher) if config.oskt.teacher else ""
-        key = digest("teacher", self.trainer.data_key, given or config.train)
-        stage = Stage(self.folder / "teacher", key, (TEACHER_NAME,))
+        stage = Stage(self.folder / "teacher", self._teacher_recipe(given), (TEACHER_NAME,))
 
         def work(continued: bool) -> Facts:
             if given:
-                facts = self.trainer.evaluate(teacher)
+                facts = trainer.evaluate(teacher, stage.folder)
             else:
-                facts = first_target(self.trainer.train(teacher, config.train, stage.folder, continued))
+                facts = measured(trainer.train(teacher, config.train, stage.folder, continued))
             save_checkpoint(stage.folder / TEACHER_NAME, {"state_dict": teacher.state_dict()})
             return facts
 
-        facts = stage.complete(work)
-        load_weights(teacher, stage.folder / TEACHER_NAME)
+        def evaluate(facts: Facts) -> Facts:
+            if not (given and self.evaluates_only):
+                load_weights(teacher, stage.folder / TEACHER_NAME)
+            return {"seconds": 0.0, **facts, **trainer.evaluate(teacher, stage.folder)}
+
+        facts = evaluate({}) if given and self.evaluates_only else self._complete(stage, work, evaluate)
+        if facts is None:
+            logger.info("teacher: there is none, so it is not evaluated")
+            return stage.digest
+        if not (given and self.evaluates_only):
+            load_weights(teacher, stage.folder / TEACHER_NAME)
         teacher.cpu()
         epochs = 0 if given else config.train.max_epoch
         self._row("teacher", "teacher", teacher, {"after": facts, "finetune_seconds": facts["seconds"]}, epochs)
-        return key
+        return stage.digest
 
-    def _given_teacher(self) -> str:
-        """Beside a given chain, the teacher that baselines are made of, if one is given; it is not evaluated here."""
-        path = self.config.oskt.teacher
-        return digest("teacher", self.trainer.data_key, sha256(path)) if path else ""
+    def _teacher_recipe(self, given: str) -> Recipe:
+        """What the teacher is made from: a file, or its training."""
+        if given:
+            return self.trainer.recipe(**{"the file oskt.teacher": given})
+        weights = self.config.model.load_weights
+        return self.trainer.recipe("train", **{"the file model.load_weights": sha256(weights) if weights else None})
 
-    def _refine(self, teacher_key: str) -> tuple[WeightChain, str]:
+    def _refine(self, teacher_key: str) -> tuple[WeightChain | None, str]:
         """Clusters the teacher and refines the chain, together with a copy of the teacher."""
-        node, oskt = get(self.config, "oskt.refine"), self.config.oskt
+        node, oskt, plan = get(self.config, "oskt.refine"), self.config.oskt, self.plan
         choices = clustering_choices(oskt)
-        key = digest("refine", teacher_key, oskt.width, choices, node)
-        stage = Stage(self.folder / "refine", key, (f"../{CHAIN_NAME}",))
+        recipe = self.trainer.recipe("oskt.refine", "oskt.width", *CLUSTERING_KEYS, **{"the teacher": teacher_key})
+        stage = Stage(self.folder / "refine", recipe, (f"../{CHAIN_NAME}",))
         path = self.folder / CHAIN_NAME
 
         def work(continued: bool) -> Facts:
-            teacher = copy.deepcopy(self.plan.teacher)
-            widths, graph, seed = self.plan.chain_widths, self.plan.graph, self.config.train.seed
-            chain = WeightChain.from_teacher(teacher, widths, graph=graph, seed=seed, **choices)
+            teacher, seed = copy.deepcopy(plan.teacher), self.config.train.seed
+            chain = WeightChain.from_teacher(teacher, plan.chain_widths, graph=plan.graph, seed=seed, **choices)
             return refine(self.trainer, chain, teacher, node, stage.folder, continued, path)
 
-        facts = stage.complete(work)
-        self.facts["refine"] = facts
-        return WeightChain.load(path, model=self.plan.teacher), key
+        def evaluate(facts: Facts) -> Facts:
+            return evaluated_refinement(self.trainer, plan.teacher, node, stage.folder, facts)
 
-    def _refine_rung(self, widths: dict[str, int], above: WeightChain, above_key: str) -> tuple[WeightChain, str]:
+        facts = self._complete(stage, work, None if self.evaluates_only else evaluate)
+        if facts is None:
+            return None, stage.digest
+        self.facts["refine"] = facts
+        return WeightChain.load(path, model=plan.teacher), stage.digest
+
+    def _refine_rung(
+        self, widths: dict[str, int], above: WeightChain | None, above_key: str
+    ) -> tuple[WeightChain | None, str]:
         """The next chain of a ladder."""
         rungs = self.facts.setdefault("rungs", [])
         number = len(rungs) + 2
+        if self.evaluates_only:
+            path = self.folder / rung_name(number)
+            rungs.append({})
+            return (WeightChain.load(path, model=self.plan.teacher) if path.is_file() else None), ""
         chain, key, facts = refine_rung(self.trainer, self.config, self.folder, number, widths, above, above_key)
         rungs.append(facts)
         return chain, key
 
-    def _student(self, student: StudentPlan, chain: WeightChain, chain_key: str) -> None:
+    def _student(self, student: StudentPlan, chain: WeightChain | None, chain_key: str) -> None:
         """Expands a student, evaluates it untrained, fine-tunes it and evaluates it again."""
-        node = get(self.config, "oskt.finetune")
-        distance, batches = self.config.oskt.distance, self.config.oskt.recalibrate
-        statistics = self.config.oskt.statistics
-        key = digest("student", chain_key, student.widths, distance, batches, statistics, node, self.config.oskt.curves)
-        stage = Stage(self.folder / "students" / student.name, key, (EXPANDED_NAME, STUDENT_NAME))
-        seed_everything(self.config.train.seed)
-        start = time.perf_counter()
-        network = expand_to_plan(chain, student.widths, distance=distance, statistics=statistics)
-        making = {"expand_seconds": time.perf_counter() - start}
-        network = relabel(network, chain.graph.heads, self.trainer.num_classes)
+        config, trainer = self.config, self.trainer
+        node = get(config, "oskt.finetune")
+        batches = config.oskt.recalibrate
+        recipe = trainer.recipe(
+            "oskt.finetune", *EXPANSION_KEYS, widths=student.widths, **{"the chain": chain_key or None}
+        )
+        stage = Stage(self.folder / "students" / student.name, recipe, (EXPANDED_NAME, STUDENT_NAME))
+        network, making = self._expanded(student, chain)
 
         def work(continued: bool) -> Facts:
             if batches:
-                recalibrate(network, self.trainer.datamanager(node.batch_size).train_loader, batches)
+                recalibrate(network, trainer.datamanager(node.batch_size).train_loader, batches)
             save_student(network, stage.folder / EXPANDED_NAME)
-            before = self.trainer.evaluate(network)
-            facts = finetuned(self.trainer, network, node, stage.folder, continued)
+            before = trainer.evaluate(network)
+            facts = finetuned(trainer, network, node, stage.folder, continued)
             save_student(network.cpu().eval(), stage.folder / STUDENT_NAME, half=student.name.endswith(HALF))
             return {"before": before, **making, **facts}
 
-        self._row(student.name, "student", network, stage.complete(work), node.max_epoch)
+        def evaluate(facts: Facts) -> Facts:
+            before = trainer.evaluate(load_student(stage.folder / EXPANDED_NAME))
+            after = trainer.evaluate(load_student(stage.folder / STUDENT_NAME), stage.folder)
+            return {"finetune_seconds": None, **facts, "before": before, "after": after, "curve": []}
+
+        facts, epochs = self._complete(stage, work, evaluate), node.max_epoch
+        if facts is None and network is not None:
+            facts, epochs = {"before": trainer.evaluate(network, stage.folder), "finetune_seconds": None}, 0
+        if facts is None:
+            logger.info("%s: there is neither the student nor a chain, so it is not evaluated", student.name)
+            return
+        network = network if network is not None else load_student(stage.folder / STUDENT_NAME)
+        self._row(student.name, "student", network, facts, epochs)
+
+    def _expanded(self, student: StudentPlan, chain: WeightChain | None) -> tuple[nn.Module | None, Facts]:
+        """A student as the chain gives it, with a classifier for this run's identities, and how long that took."""
+        if chain is None:
+            return None, {}
+        oskt = self.config.oskt
+        seed_everything(self.config.train.seed)
+        start = time.perf_counter()
+        network = expand_to_plan(chain, student.widths, distance=oskt.distance, statistics=oskt.statistics)
+        making = {"expand_seconds": time.perf_counter() - start}
+        return relabel(network, chain.graph.heads, self.trainer.num_classes), making
 
     def _control(self, name: str, teacher_key: str, equal_passes: bool) -> None:
         """A baseline at the chain's widths, given the students' epochs, or as many as refinement and they together."""
@@ -229,7 +287,7 @@ class OSKTRun:
         node = get(self.config, "oskt.finetune")
         folder = self.folder / "students" / student.name.replace("/", "-")
         network, facts = run_file(self.trainer, path, node, folder)
-        self._row(student.name, "control", network, facts, node.max_epoch)
+        self._control_row(student.name, network, facts, node.max_epoch)
 
     def _baseline(
         self,
@@ -245,7 +303,13 @@ class OSKTRun:
         network, facts = run_baseline(
             self.trainer, method, plan.teacher, plan.graph, widths, node, folder, teacher_key, evaluate_before
         )
-        self._row(title, "control", network, facts, node.max_epoch)
+        self._control_row(title, network, facts, node.max_epoch)
+
+    def _control_row(self, title: str, network: nn.Module, facts: Facts | None, epochs: int) -> None:
+        if facts is None:
+            logger.info("%s: it is not there, so it is not evaluated", title)
+        else:
+            self._row(title, "control", network, facts, epochs)
 
     # ---- parts of stages -----------------------------------------------------------------------------------------
 
@@ -260,7 +324,7 @@ class OSKTRun:
             epochs: behind ``after``.
         """
         params, flops = network_size(network, self.plan.graph.heads, self.image_size)
-        before, after = facts.get("before", {}), facts["after"]
+        before, after = facts.get("before", {}), facts.get("after", {})
         row = Row(
             name=name,
             kind=kind,
@@ -274,6 +338,8 @@ class OSKTRun:
             seconds=facts["finetune_seconds"],
             curve=facts.get("curve", ()),
             expand_seconds=facts.get("expand_seconds"),
+            targets_before=before.get("targets", {}),
+            targets=after.get("targets", {}),
         )
         self.rows.append(row)
         if not self.keeps_results:

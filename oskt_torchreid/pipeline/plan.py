@@ -106,7 +106,7 @@ def check_start(config: Any) -> None:
     is_oskt = (config.engine or config.loss.name) == "oskt"
     given = oskt.chain or oskt.teacher if is_oskt else config.test.evaluate
     node = config.train
-    if not given and node.start_epoch >= node.max_epoch:
+    if not (given or config.test.evaluate) and node.start_epoch >= node.max_epoch:
         raise ConfigError(
             f"train.max_epoch is {node.max_epoch} and train.start_epoch {node.start_epoch}, so that nothing would be "
             "trained; set max_epoch above it, give a trained teacher as oskt.teacher, or set test.evaluate to evaluate "

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ..files import load_checkpoint
+from ..host.weights import check_state_dict, state_dict_of
 from ..oskt.chain import WeightChain
 from ..oskt.engine import OSKTEngine
 from ..oskt.losses import row_dispersion
 from ..oskt.sstudent import Refinement
 from .stages import Facts
-from .training import Trainer, first_target
+from .training import Trainer, measured
 
+CLUSTERING_KEYS = ("oskt.clustering", "oskt.attention", "oskt.normalize_rows")
+_TEACHER = "teacher."  # before its names in a checkpoint of refinement
 _NORMALIZE = {"auto": None, "yes": True, "no": False}
 
 
@@ -57,4 +62,26 @@ def refine(
     )
     engine = trainer.train(teacher, node, folder, continued, build)
     engine.chain.save(path)
-    return {"refined_teacher": first_target(engine), "row_dispersion": engine.dispersion}
+    return {"refined_teacher": measured(engine), "row_dispersion": engine.dispersion}
+
+
+def evaluated_refinement(trainer: Trainer, teacher: nn.Module, node: Any, folder: Path, facts: Facts) -> Facts:
+    """The facts of a finished refinement, its teacher measured again; without the numbers where its weights are gone.
+
+    Args:
+        trainer: of the run.
+        teacher: as it was before; left as it is.
+        node: ``oskt.refine``.
+        folder: with the checkpoint of the last epoch.
+        facts: as they were.
+    """
+    path = folder / "model" / f"model.pth.tar-{node.max_epoch}"
+    kept = {name: value for name, value in facts.items() if name != "refined_teacher"}
+    if not path.is_file():
+        return kept
+    state = state_dict_of(load_checkpoint(path), path)
+    refined = copy.deepcopy(teacher)
+    own = {name.removeprefix(_TEACHER): tensor for name, tensor in state.items() if name.startswith(_TEACHER)}
+    check_state_dict(own, refined.state_dict(), f"'{path}'", type(teacher).__name__)
+    refined.load_state_dict(own)
+    return {**kept, "refined_teacher": trainer.evaluate(refined)}

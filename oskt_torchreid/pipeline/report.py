@@ -19,6 +19,8 @@ def write_report(folder: Path, results: Results, config: Any) -> None:
 def notes(results: Results, config: Any) -> list[str]:
     """How the rows were made, and what they cost."""
     refine, finetune = config.oskt.refine, config.oskt.finetune
+    if config.test.evaluate:
+        return ["mAP and rank-1 in %. Networks are evaluated as they are; nothing was trained in this run."]
     lines = [
         "mAP and rank-1 in %, on identities that no network was trained on. Parameters and FLOPs (multiply-adds of one "
         f"{config.data.height}x{config.data.width} image) are those of the deployed network, without its classifier. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,25 @@ from ..models import build_model
 from ..models import load_weights as load_any_weights
 from ..registry import engine_class
 from ..report import Results
+from .checks import StageToCome, check_evaluation, check_stages, check_training_layers, stages_to_come
 from .oskt_run import OSKTRun, processes_of
 from .plan import check_start, make_plan
 from .processes import prepare_processes
 from .sets import run_sets
 from .single import train_only
 from .training import Trainer
+from .use import check_use
 from .wishes import keep_chosen_widths
 
 RESUME_AUTO = "auto"
 
 
-def run(config: Any) -> Results:
+def run(config: Any, given: Sequence[str] = ()) -> Results:
     """Runs what the configuration asks for; stages that are done with the same configuration are not done again.
 
     Args:
         config: whole tree, as ``load_config`` gives it.
+        given: dotted keys that a user named on the command line, which must be of use.
 
     Returns:
         One row per network. The folder ``data.save_dir`` holds them as ``results.json``, ``results.md`` and
@@ -47,6 +51,7 @@ def run(config: Any) -> Results:
     if is_first():
         remove_leftovers(folder)
     if method == "vkd":
+        check_use(config, given)
         return run_sets(config, folder)
     if method != "oskt" and method != config.loss.name:
         raise ConfigError(
@@ -54,22 +59,41 @@ def run(config: Any) -> Results:
             "one of softmax and triplet"
         )
     check_start(config)
-    if method == "oskt" and processes_of(config) > 1:
-        prepare_processes()  # beside reading the data, or drawing it
-    trainer = Trainer(config)
+    check_use(config, given)
     if method == "oskt":
-        plan = make_plan(config, trainer.num_classes)
-        job = OSKTRun(config, trainer, plan, folder)
-        trainer.record(folder)
-        keep_chosen_widths(config, {student.name: student.widths for student in plan.students})
-        return job.complete()
+        return _run_oskt(config, folder)
+    trainer = Trainer(config)
     num_classes = trainer.num_classes
     seed_everything(config.train.seed)
     model = build_model(config, num_classes)
     if config.model.load_weights:
         load_any_weights(model, config.model.load_weights)
+    if config.test.evaluate:
+        check_evaluation(trainer)
+    else:
+        check_training_layers(config, model)
+        check_stages(trainer, [StageToCome("train", model)])
     trainer.record(folder)
+    seed_everything(config.train.seed)
     return train_only(config, trainer, model, folder, method, resume)
+
+
+def _run_oskt(config: Any, folder: Path) -> Results:
+    evaluates = config.test.evaluate
+    if processes_of(config) > 1 and not evaluates:
+        prepare_processes()  # beside reading the data, or drawing it
+    trainer = Trainer(config)
+    plan = make_plan(config, trainer.num_classes)
+    if evaluates:
+        check_evaluation(trainer)
+    else:
+        if not (config.oskt.chain or config.oskt.teacher):
+            check_training_layers(config, plan.teacher)
+        check_stages(trainer, stages_to_come(config, plan))
+    job = OSKTRun(config, trainer, plan, folder)
+    trainer.record(folder)
+    keep_chosen_widths(config, {student.name: student.widths for student in plan.students})
+    return job.complete()
 
 
 def _checked_resume(config: Any, method: str) -> str:

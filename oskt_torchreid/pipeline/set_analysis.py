@@ -87,7 +87,7 @@ def open_run(folder: str | Path, options: Sequence[str] = (), **changes: Any) ->
         )
     config = merged(config, {f"vkd.{key}": value for key, value in changes.items()})
     count = config.vkd.generations
-    students = ["student"] if count == 1 else [f"student-{number}" for number in range(1, count + 1)]
+    students = ["student", *(f"student-{number}" for number in range(2, count + 1))]
     missing = [name for name in ("teacher", *students) if not (folder / name / NETWORK_NAME).is_file()]
     if missing:
         raise ConfigError(

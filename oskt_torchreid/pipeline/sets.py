@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ..config import digest
+from ..config import Effect, settings
 from ..files import save_checkpoint, sha256
 from ..host.compat import seed_everything
 from ..host.distributed import first_before_others
@@ -20,35 +21,49 @@ from ..report import Results
 from ..report.protocols import SetRow, write_set_report
 from ..vkd.engine import VKDEngine
 from ..vkd.manager import build_set_datamanager
+from .checks import StageToCome, check_evaluation, check_stages
+from .recipes import Recipe
 from .set_plan import SetPlan, plan_sets, start_student, wish_of
-from .stages import Facts, Stage
+from .stages import Facts, Stage, require_any
 from .training import Trainer, network_size
 
 logger = logging.getLogger(__name__)
 
 NETWORK_NAME = "network.pth"
+TEACHER_STAGE, STUDENT_STAGE = "vkd.teacher_stage", "vkd.student_stage"
+_SET_KEYS = tuple(
+    f"vkd.{key}" for key in ("num_views", "strategy", "no_camera", "test_frames", "protocols", "query_in_gallery")
+)
 
 
 class SetTrainer(Trainer):
     """Trains and evaluates networks of sets on the data of one configuration."""
 
-    def datamanager(self, batch_size: int, num_views: int = 0, strategy: str = "") -> Any:
+    def datamanager(
+        self,
+        batch_size: int,
+        batch_key: str = "vkd.teacher_stage.batch_size",
+        num_views: int = 0,
+        strategy: str = "",
+    ) -> Any:
         """The data manager of sets for a training batch; made once per size, number of views and strategy.
 
         Args:
             batch_size: sets in a batch.
+            batch_key: of the configuration, which says so.
             num_views: frames of a set; 0: ``vkd.num_views``.
             strategy: where they come from; empty: ``vkd.strategy``.
         """
         key = (batch_size, num_views or self.config.vkd.num_views, strategy or self.config.vkd.strategy)
         if key not in self._managers:
             with first_before_others():
-                self._managers[key] = build_set_datamanager(self.config, *key)
+                self._managers[key] = build_set_datamanager(self.config, *key, batch_key=batch_key)
         return self._managers[key]
 
-    def stage_datamanager(self, stage: Any) -> Any:
+    def stage_datamanager(self, stage: Any, key: str = TEACHER_STAGE) -> Any:
         """That of a stage; the teacher's may have views of its own."""
-        return self.datamanager(stage.batch_size, stage.get("num_views", 0), stage.get("strategy", ""))
+        views, strategy = stage.get("num_views", 0), stage.get("strategy", "")
+        return self.datamanager(stage.batch_size, f"{key}.batch_size", views, strategy)
 
     @property
     def first_datamanager(self) -> Any:
@@ -56,11 +71,11 @@ class SetTrainer(Trainer):
         return self.stage_datamanager(self.config.vkd.teacher_stage)
 
     @cached_property
-    def data_key(self) -> str:
-        """Digest of all that decides what a network of sets learns and is measured by, but schedules."""
-        node = self.config.vkd
-        views = ("num_views", "strategy", "no_camera", "test_frames", "protocols", "query_in_gallery")
-        return digest("sets", super().data_key, self.config.synthped_video, {key: node[key] for key in views})
+    def shared(self) -> Recipe:
+        """All that decides what every network of sets learns and is measured by."""
+        shared = super().shared
+        weights = {**shared.weights, **settings(self.config, _SET_KEYS, Effect.WEIGHTS)}
+        return Recipe(weights, {**shared.numbers, **settings(self.config, _SET_KEYS, Effect.NUMBERS)})
 
     def engine(self, **options: Any) -> Any:
         """What builds a VKD engine with the configuration's evaluation."""
@@ -69,10 +84,10 @@ class SetTrainer(Trainer):
         return partial(VKDEngine, no_camera=node.no_camera, **evaluation, **options)
 
     def protocols(self, model: nn.Module) -> Facts:
-        """Numbers of every protocol on the first target."""
+        """Numbers of every protocol on every target."""
         engine = self.engine()(self.first_datamanager, model, use_gpu=self.config.use_gpu)
-        engine.test()
-        return next(iter(engine.protocols.values()))
+        engine.test(rerank=self.config.test.rerank, ranks=list(self.config.test.ranks))
+        return dict(engine.protocols)
 
 
 class VKDRun:
@@ -97,69 +112,109 @@ class VKDRun:
         teacher, key = self._teacher()
         for generation in range(1, self.config.vkd.generations + 1):
             teacher, key = self._student(generation, teacher, key)
+        if self.config.test.evaluate:
+            require_any(bool(self.rows), self.folder, "name a trained network as vkd.teacher, or train")
         facts = {"engine": "vkd", "backbone": self.config.model.name, "data": list(self.config.data.targets)}
         write_set_report(self.folder, self.rows, self.config, facts)
         return Results(tuple(row.as_row() for row in self.rows), facts)
 
     def _teacher(self) -> tuple[nn.Module, str]:
-        node, teacher = self.config.vkd, self.plan.teacher
+        node, teacher, trainer = self.config.vkd, self.plan.teacher, self.trainer
         given = sha256(node.teacher) if node.teacher else ""
-        key = digest("set teacher", self.trainer.data_key, self.config.model.name, given or node.teacher_stage)
-        stage = Stage(self.folder / "teacher", key, (NETWORK_NAME,))
+        weights = self.config.model.load_weights
+        if given:
+            recipe = trainer.recipe(**{"the file vkd.teacher": given})
+        else:
+            start = {"the file model.load_weights": sha256(weights) if weights else None}
+            recipe = trainer.recipe(TEACHER_STAGE, **start)
+        stage = Stage(self.folder / "teacher", recipe, (NETWORK_NAME,))
 
         def work(continued: bool) -> Facts:
             if given:
-                facts = {"protocols": self.trainer.protocols(teacher), "train_seconds": 0.0}
+                facts = {"protocols": trainer.protocols(teacher), "train_seconds": 0.0}
             else:
-                facts = self._trained(teacher, node.teacher_stage, stage.folder, continued, self.trainer.engine())
+                facts = self._trained(teacher, node.teacher_stage, stage.folder, continued, trainer.engine())
             save_checkpoint(stage.folder / NETWORK_NAME, {"state_dict": teacher.state_dict()})
             return facts
 
-        facts = stage.complete(work)
-        load_weights(teacher, stage.folder / NETWORK_NAME)
+        def evaluate(facts: Facts) -> Facts:
+            if not (given and self.config.test.evaluate):
+                load_weights(teacher, stage.folder / NETWORK_NAME)
+            return {"train_seconds": 0.0, **facts, "protocols": trainer.protocols(teacher)}
+
+        as_given = given and self.config.test.evaluate
+        facts = evaluate({}) if as_given else self._complete(stage, work, evaluate)
+        if facts is None:
+            return teacher, stage.digest
+        if not as_given:
+            load_weights(teacher, stage.folder / NETWORK_NAME)
         epochs = 0 if given else node.teacher_stage.max_epoch
         views = node.num_views if given else node.teacher_stage.num_views or node.num_views
         self._row("teacher", "teacher", teacher.cpu(), views, facts, epochs)
-        return teacher, key
+        return teacher, stage.digest
+
+    def _complete(
+        self, stage: Stage, work: Callable[[bool], Facts], evaluate: Callable[[Facts], Facts]
+    ) -> Facts | None:
+        """A stage's facts; with ``test.evaluate`` those of what is there, ``None`` where it is not."""
+        if not self.config.test.evaluate:
+            return stage.complete(work, evaluate)
+        facts = stage.evaluated(evaluate)
+        if facts is None:
+            logger.info("%s: it is not there, so it is not evaluated", stage.folder.name)
+        return facts
 
     def _student(self, generation: int, teacher: nn.Module, teacher_key: str) -> tuple[nn.Module, str]:
         """Distils one student; it is the next one's teacher."""
         node = self.config.vkd
-        settings = {key: node[key] for key in ("temperature", "alpha", "beta", "num_student_views")}
-        start = {key: node[key] for key in ("student", "student_width", "reinit_last_stage", "last_stage_weights")}
-        if generation > 1:
-            start["student"] = ""  # it is of its teacher's architecture
-        files = [path for path in (node.student, node.last_stage_weights) if Path(path).is_file()]
-        key = digest("set student", teacher_key, settings, start, [sha256(path) for path in files], node.student_stage)
-        name = "student" if node.generations == 1 else f"student-{generation}"
-        stage = Stage(self.folder / name, key, (NETWORK_NAME,))
+        settings_of_loss = {key: node[key] for key in ("temperature", "alpha", "beta", "num_student_views")}
+        name = "student" if generation == 1 else f"student-{generation}"
+        stage = Stage(self.folder / name, self._student_recipe(generation, teacher_key), (NETWORK_NAME,))
         seed_everything(self.config.train.seed + generation)
         student = start_student(self.config, self.plan, teacher, self.trainer.num_classes, generation)
 
         def work(continued: bool) -> Facts:
-            build_engine = self.trainer.engine(teacher=teacher, **settings)
-            facts = self._trained(student, node.student_stage, stage.folder, continued, build_engine)
+            build_engine = self.trainer.engine(teacher=teacher, **settings_of_loss)
+            facts = self._trained(student, node.student_stage, stage.folder, continued, build_engine, STUDENT_STAGE)
             if hasattr(student, "student_record"):
                 save_student(student.cpu().eval(), stage.folder / NETWORK_NAME)
             else:
                 save_checkpoint(stage.folder / NETWORK_NAME, {"state_dict": student.state_dict()})
             return facts
 
-        facts = stage.complete(work)
-        load_weights(student, stage.folder / NETWORK_NAME)
-        label = f"{name} ({wish_of(self.config)})" if generation == 1 and node.student else name
-        self._row(label, "student", student.cpu(), node.num_student_views, facts, node.student_stage.max_epoch)
-        return student, key
+        def evaluate(facts: Facts) -> Facts:
+            load_weights(student, stage.folder / NETWORK_NAME)
+            return {"train_seconds": 0.0, **facts, "protocols": self.trainer.protocols(student)}
 
-    def _trained(self, model: nn.Module, stage: Any, folder: Path, continued: bool, engine: Any) -> Facts:
-        trained = self.trainer.train(model, stage, folder, continued, engine)
-        measured = next(iter(trained.protocols.values()), None) or self.trainer.protocols(model)  # after no epoch
-        return {"protocols": measured, "train_seconds": trained.train_seconds}
+        facts = self._complete(stage, work, evaluate)
+        if facts is not None:
+            load_weights(student, stage.folder / NETWORK_NAME)
+            label = f"{name} ({wish_of(self.config)})" if generation == 1 and node.student else name
+            self._row(label, "student", student.cpu(), node.num_student_views, facts, node.student_stage.max_epoch)
+        return student, stage.digest
+
+    def _student_recipe(self, generation: int, teacher_key: str) -> Recipe:
+        """What a student is made from; from the second generation on it is of its teacher's architecture."""
+        node = self.config.vkd
+        keys = ("temperature", "alpha", "beta", "num_student_views", "reinit_last_stage", "last_stage_weights")
+        start = ("student", "student_width") if generation == 1 else ()
+        files = [path for path in (node.student, node.last_stage_weights) if Path(path).is_file()]
+        made = {"the files that it begins with": [sha256(path) for path in files] or None, "the teacher": teacher_key}
+        return self.trainer.recipe(STUDENT_STAGE, *(f"vkd.{key}" for key in (*keys, *start)), **made)
+
+    def _trained(
+        self, model: nn.Module, stage: Any, folder: Path, continued: bool, engine: Any, key: str = TEACHER_STAGE
+    ) -> Facts:
+        trained = self.trainer.train(model, stage, folder, continued, engine, key=key)
+        protocols = dict(trained.protocols) or self.trainer.protocols(model)  # after no epoch
+        return {"protocols": protocols, "train_seconds": trained.train_seconds}
 
     def _row(self, name: str, kind: str, network: nn.Module, views: int, facts: Facts, epochs: int) -> None:
         size = (3, self.config.data.height, self.config.data.width)
         params, flops = network_size(network, trace(network, size).heads, size)
-        row = SetRow(name, kind, params, flops, views, facts["protocols"], epochs, facts["train_seconds"])
+        targets = facts["protocols"]
+        protocols = next(iter(targets.values()))
+        row = SetRow(name, kind, params, flops, views, protocols, epochs, facts["train_seconds"], targets)
         self.rows.append(row)
         logger.info("%s: %s", name, row.summary())
 
@@ -167,8 +222,18 @@ class VKDRun:
 def run_sets(config: Any, folder: Path) -> Results:
     """Runs what ``engine: vkd`` asks for; finished stages are not made again."""
     trainer = SetTrainer(config)
-    trainer.stage_datamanager(config.vkd.student_stage)  # whether its batches can be made is known before training
     plan = plan_sets(config, trainer.num_classes)
+    if config.test.evaluate:
+        check_evaluation(trainer, config.vkd.no_camera)
+    else:
+        check_stages(trainer, _stages_to_come(config, plan), config.vkd.no_camera)
     job = VKDRun(config, trainer, plan, folder)
     trainer.record(folder)
     return job.complete()
+
+
+def _stages_to_come(config: Any, plan: SetPlan) -> list[StageToCome]:
+    node = config.vkd
+    views = node.teacher_stage.num_views or node.num_views
+    stages = [] if node.teacher else [StageToCome(TEACHER_STAGE, plan.teacher, images=views)]
+    return [*stages, StageToCome(STUDENT_STAGE, plan.teacher, images=node.num_student_views)]

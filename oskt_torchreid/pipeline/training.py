@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import digest, get, save_resolved
+from ..config import Effect, get, save_resolved, settings
 from ..data import synthped, synthped_video
+from ..data.checks import data_digest
 from ..data.fewshot import save_list
 from ..data.manager import build_datamanager
 from ..data.synthetic import preset, video_preset
@@ -22,18 +23,18 @@ from ..host.engine import TransferEngine
 from ..host.losses import loss_from_config
 from ..host.optimization import build_optimizer, build_scheduler
 from ..oskt.counting import multiply_adds
+from .recipes import Recipe
 from .stages import attempt_key
+from .use import data_nodes
 
 logger = logging.getLogger(__name__)
 
-_SHARED_NODES = (
-    *("model", "data", "sampler", "loss", "test", "sgd", "rmsprop", "adam"),
-    *("synthped", "few_shot", "validation"),
-)
+_SHARED_NODES = ("model", "data", "sampler", "loss", "test", "sgd", "rmsprop", "adam", "few_shot", "validation")
 _SHARED_TRAIN_KEYS = (
     *("seed", "optim", "bias_lr_factor", "staged_lr", "new_layers", "base_lr_mult", "open_layers"),
-    *("mixed_precision", "channels_last"),
+    *("mixed_precision", "channels_last", "sync_batch_norm"),
 )
+_NOT_SHARED = ("model.load_weights",)  # by its content, where a network begins with it
 
 Facts = dict[str, Any]
 EngineBuilder = Callable[..., TransferEngine]
@@ -48,19 +49,19 @@ class Trainer:
 
     def __init__(self, config: Any) -> None:
         self.config = config
-        self._managers: dict[int, Any] = {}
-        configure_synthped(config)
+        self._managers: dict[Any, Any] = {}
+        configure_synthetic(config)
 
-    def datamanager(self, batch_size: int) -> Any:
-        """torchreid's data manager for a training batch size; made once per size."""
+    def datamanager(self, batch_size: int, batch_key: str = "train.batch_size") -> Any:
+        """torchreid's data manager for a training batch size, which a key of the configuration says; made once."""
         if batch_size not in self._managers:
             with first_before_others():
-                self._managers[batch_size] = build_datamanager(self.config, batch_size)
+                self._managers[batch_size] = build_datamanager(self.config, batch_size, batch_key=batch_key)
         return self._managers[batch_size]
 
-    def stage_datamanager(self, stage: Any) -> Any:
-        """The data manager of a stage, given by the node of its schedule."""
-        return self.datamanager(stage.batch_size)
+    def stage_datamanager(self, stage: Any, key: str = "train") -> Any:
+        """The data manager of a stage, given by the node of its schedule and that node's key."""
+        return self.datamanager(stage.batch_size, f"{key}.batch_size")
 
     @property
     def first_datamanager(self) -> Any:
@@ -73,14 +74,31 @@ class Trainer:
         return self.first_datamanager.num_train_pids
 
     @cached_property
-    def data_key(self) -> str:
-        """Digest of all that decides what a network learns and is measured by, but schedules and students."""
-        nodes = [get(self.config, key) for key in _SHARED_NODES]
-        nodes = [{**node, "save_dir": "", "root": "", "workers": 0} for node in nodes]
-        train = {key: self.config.train[key] for key in _SHARED_TRAIN_KEYS}
-        if self.config.train.sync_batch_norm:
-            train["sync_batch_norm"] = True
-        return digest("data", *nodes, train)
+    def shared(self) -> Recipe:
+        """All that decides what every network learns and is measured by: keys, and the pictures themselves."""
+        config = self.config
+        train, tested = data_nodes(config.data.sources), data_nodes(config.data.targets)
+        keys = (*_SHARED_NODES, *(f"train.{key}" for key in _SHARED_TRAIN_KEYS), *train)
+        weights = settings(config, keys, Effect.WEIGHTS)
+        numbers = settings(config, (*keys, "cuhk03", *tested), Effect.NUMBERS)
+        only_tested = [node for node in tested if node not in train]
+        numbers |= settings(config, only_tested, Effect.WEIGHTS)
+        for key in _NOT_SHARED:
+            del weights[key]
+        manager = self.first_datamanager
+        weights["the training pictures"] = data_digest(manager.train_loader.dataset.train)
+        parts = [items for part in manager.test_dataset.values() for items in part.values()]
+        numbers["the test pictures"] = [data_digest(items) for items in parts]
+        return Recipe(weights, numbers)
+
+    def recipe(self, *nodes: str, **further: Any) -> Recipe:
+        """The recipe of a stage.
+
+        Args:
+            *nodes: keys, or nodes of keys, that decide its weights beside those that all stages share.
+            **further: names and values of what else does; digests have names that begin with "the".
+        """
+        return self.shared.with_weights(**settings(self.config, nodes, Effect.WEIGHTS), **further)
 
     def record(self, folder: Path) -> None:
         """Keeps in a run's folder what it is about to do: the resolved configuration, and a few-shot run's pictures."""
@@ -99,6 +117,7 @@ class Trainer:
         engine: EngineBuilder = TransferEngine,
         curve: bool = False,
         resume: str = "",
+        key: str = "train",
     ) -> TransferEngine:
         """Trains a network, in place, and evaluates it.
 
@@ -110,13 +129,14 @@ class Trainer:
             engine: called with data manager, model and the arguments of ``TransferEngine``.
             curve: evaluate after every epoch, whatever ``test.eval_freq`` says.
             resume: a checkpoint to go on from where there is no interrupted attempt.
+            key: of the stage's node, for messages.
 
         Returns:
             The engine after its run, with ``results``.
         """
         config = self.config
         seed_everything(config.train.seed)
-        datamanager = self.stage_datamanager(stage)
+        datamanager = self.stage_datamanager(stage, key)
         optimizer = build_optimizer(model, config, stage)
         trainer = engine(
             datamanager,
@@ -143,6 +163,8 @@ class Trainer:
             eval_freq=1 if curve else config.test.eval_freq,
             **self._test_settings(),
         )
+        if config.test.rerank or config.test.visrank:  # which torchreid allows after training alone
+            trainer.test(**self._test_settings(), **self._extras(folder))
         return trainer
 
     def _start(self, engine: TransferEngine, stage: Any, folder: Path, continued: bool, resume: str) -> int:
@@ -161,11 +183,23 @@ class Trainer:
         logger.info("%s: going on after epoch %d%s", folder.name, found, engine.place_within_epoch)
         return found
 
-    def evaluate(self, model: nn.Module) -> Facts:
-        """mAP and CMC of a network on the first target, as fractions."""
+    def evaluate(self, model: nn.Module, folder: Path | None = None) -> Facts:
+        """Numbers of a network, see ``measured``.
+
+        Args:
+            model: left as it is, but moved to the device.
+            folder: where pictures of ranked lists go, if the configuration asks for them; ``None``: there are none.
+        """
         channels_last = self.config.train.channels_last
         engine = TransferEngine(self.first_datamanager, model, use_gpu=self.config.use_gpu, channels_last=channels_last)
-        return engine.evaluate(**self._test_settings())
+        engine.test(**self._test_settings(), **self._extras(folder))
+        return measured(engine)
+
+    def _extras(self, folder: Path | None) -> Facts:
+        """What torchreid evaluates on request only."""
+        test = self.config.test
+        pictures = {"visrank": test.visrank and folder is not None, "visrank_topk": test.visrank_topk}
+        return {"rerank": test.rerank, "save_dir": str(folder or ""), **pictures}
 
     def _test_settings(self) -> Facts:
         test = self.config.test
@@ -177,26 +211,30 @@ class Trainer:
         }
 
 
-def configure_synthped(config: Any) -> None:
-    """Sets what the registered data sets ``synthped``, ``synthped_video`` and their medium variants draw."""
-    node = config.synthped
-    chosen = {"train_identities": node.num_train, "test_identities": node.num_test, "cameras": node.cameras}
-    chosen = {name: value for name, value in chosen.items() if value}
+def configure_synthetic(config: Any) -> None:
+    """Sets what the registered synthetic data sets draw, those that the configuration uses."""
+    names = {*config.data.sources, *config.data.targets}
     size = {"height": config.data.height, "width": config.data.width}
-    synthped.configure(preset(node.preset, seed=node.seed, **size, **chosen))
-    synthped.configure(preset("medium", seed=node.seed, **size, **chosen), "synthped_medium")
-    node = config.synthped_video
-    names = {"num_train": "train_identities", "num_test": "test_identities", "cameras": "cameras"}
-    names |= {"tracklets": "walks", "frames": "frames"}
-    chosen = {setting: node[key] for key, setting in names.items() if node[key]}
-    synthped_video.configure(video_preset(node.preset, seed=node.seed, **size, **chosen))
-    medium = video_preset("medium", seed=node.seed, **size, **chosen)
-    synthped_video.configure(medium, "synthped_video_medium")
+    if names & synthped.VARIANTS.keys():
+        node = config.synthped
+        chosen = {"train_identities": node.num_train, "test_identities": node.num_test, "cameras": node.cameras}
+        chosen = {name: value for name, value in chosen.items() if value}
+        synthped.configure(preset(node.preset, seed=node.seed, **size, **chosen))
+        synthped.configure(preset("medium", seed=node.seed, **size, **chosen), "synthped_medium")
+    if names & synthped_video.VARIANTS.keys():
+        node = config.synthped_video
+        keys = {"num_train": "train_identities", "num_test": "test_identities", "cameras": "cameras"}
+        keys |= {"tracklets": "walks", "frames": "frames"}
+        chosen = {setting: node[key] for key, setting in keys.items() if node[key]}
+        synthped_video.configure(video_preset(node.preset, seed=node.seed, **size, **chosen))
+        medium = video_preset("medium", seed=node.seed, **size, **chosen)
+        synthped_video.configure(medium, "synthped_video_medium")
 
 
-def first_target(engine: TransferEngine) -> Facts:
-    """Numbers of an engine's last evaluation on its first target."""
-    return dict(next(iter(engine.results.values())))
+def measured(engine: TransferEngine) -> Facts:
+    """Numbers of an engine's last evaluation: those of the first target, and under ``targets`` those of all."""
+    targets = {name: dict(numbers) for name, numbers in engine.results.items()}
+    return {**next(iter(targets.values())), "targets": targets}
 
 
 def network_size(model: nn.Module, head: frozenset[str], image_size: tuple[int, ...]) -> tuple[int, int]:

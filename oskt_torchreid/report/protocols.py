@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class SetRow:
         protocols: per protocol ``mAP_interpolated``, ``mAP_trapezoid``, ``rank1``, ``rank5``, ... as fractions.
         epochs: behind the numbers.
         seconds: of its training.
+        targets: the protocols' numbers of every target; ``protocols`` are those of the first.
     """
 
     name: str
@@ -41,42 +42,64 @@ class SetRow:
     protocols: Mapping[str, Mapping[str, float]]
     epochs: int
     seconds: float
+    targets: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
     def as_row(self) -> Row:
         """The row of the first protocol."""
-        first = next(iter(self.protocols.values()))
-        numbers = {"map_after": first[INTERPOLATED], "rank1_after": first["rank1"]}
-        sizes = {"params": self.params, "flops": self.flops}
-        return Row(self.name, self.kind, **sizes, **numbers, epochs=self.epochs, seconds=self.seconds)
+        first = next(iter(self.protocols))
+        targets = {name: _plain_names(protocols[first]) for name, protocols in self.targets.items()}
+        numbers = _plain_names(self.protocols[first])
+        sizes = {"params": self.params, "flops": self.flops, "epochs": self.epochs, "seconds": self.seconds}
+        measured = {"map_after": numbers["mAP"], "rank1_after": numbers["rank1"], "targets": targets}
+        return Row(self.name, self.kind, **sizes, **measured)
+
+    def on(self, target: str) -> SetRow:
+        """The row with the numbers of one target alone."""
+        return dataclasses.replace(self, protocols=self.targets[target], targets={target: self.targets[target]})
 
     def summary(self) -> str:
         """``V2V mAP 71.2, I2V mAP 60.3``, in %."""
         return ", ".join(f"{name} mAP {100 * values[INTERPOLATED]:.1f}" for name, values in self.protocols.items())
 
 
+def _plain_names(numbers: Mapping[str, float]) -> dict[str, float]:
+    """``mAP`` for the interpolated one, which every report shows first."""
+    return {name.replace(INTERPOLATED, "mAP"): value for name, value in numbers.items() if TRAPEZOID not in name}
+
+
 def set_table(rows: Sequence[SetRow], style: str = "github") -> str:
-    """A table in %: interpolated mAP (and the trapezoid one in brackets) and rank-1 of every protocol."""
-    names = list(rows[0].protocols) if rows else []
-    headers = [
-        "network",
-        "params",
-        "FLOPs",
-        "views",
-        *(f"{name} {what}" for name in names for what in ("mAP", "rank-1")),
-    ]
+    """A table in %: interpolated mAP (and the trapezoid one in brackets) and rank-1 of every protocol.
+
+    Of several targets each has a table under its name; re-ranked numbers have columns of their own.
+    """
+    targets = list(rows[0].targets) if rows else []
+    if len(targets) < 2:
+        return _table(rows, style)
+    return "\n\n".join(f"{name}:\n\n{_table([row.on(name) for row in rows], style)}" for name in targets)
+
+
+def _table(rows: Sequence[SetRow], style: str) -> str:
+    numbers = {name: _percents(values) for name, values in rows[0].protocols.items()} if rows else {}
+    columns = [f"{name} {what}" for name, percents in numbers.items() for what in percents]
+    headers = ["network", "params", "FLOPs", "views", *columns, "epochs", "seconds"]
     cells = []
     for row in rows:
-        numbers = []
-        for values in row.protocols.values():
-            numbers += [
-                f"{100 * values[INTERPOLATED]:.1f} ({100 * values[TRAPEZOID]:.1f})",
-                f"{100 * values['rank1']:.1f}",
-            ]
+        measured = [text for values in row.protocols.values() for text in _percents(values).values()]
         counts = (human_count(row.params), human_count(row.flops), str(row.views))
-        cells.append((row.name, *counts, *numbers, str(row.epochs), f"{row.seconds:.0f}"))
-    align = ("left", *["right"] * (len(headers) + 1))
-    headers += ["epochs", "seconds"]
-    return tabulate(cells, headers, tablefmt=style, colalign=align if cells else None, disable_numparse=True)
+        cells.append((row.name, *counts, *measured, str(row.epochs), f"{row.seconds:.0f}"))
+    align = ("left", *["right"] * (len(headers) - 1)) if cells else None
+    return tabulate(cells, headers, tablefmt=style, colalign=align, disable_numparse=True)
+
+
+def _percents(values: Mapping[str, float]) -> dict[str, str]:
+    """Cells of one protocol by the words of their columns."""
+    cells = {}
+    for prefix, words in (("", ""), ("reranked_", " re-ranked")):
+        if f"{prefix}{INTERPOLATED}" in values:
+            average, trapezoid = values[f"{prefix}{INTERPOLATED}"], values[f"{prefix}{TRAPEZOID}"]
+            cells[f"mAP{words}"] = f"{100 * average:.1f} ({100 * trapezoid:.1f})"
+            cells[f"rank-1{words}"] = f"{100 * values[f'{prefix}rank1']:.1f}"
+    return cells
 
 
 def read_set_rows(path: str | Path) -> list[SetRow]:

@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from ..config import defaults, own_nodes
-from ..config.defaults import CHOICES, RANGES, default_tree
+from ..config.defaults import CHOICES, LISTS, RANGES, default_tree
+from ..config.effects import effect_of
 
 _SOURCES = (defaults, own_nodes)
 _SECTIONS = ("Args", "Attributes", "Example", "Raises", "Returns", "Yields")
@@ -32,6 +33,9 @@ def configuration_reference() -> str:
         "# Configuration reference",
         "Every key with its default, made by `python tools/docs.py`. A YAML file, and the words of a command line,\n"
         "hold differences from these; torchreid's own keys have torchreid's meaning.",
+        "What a key *shapes* says what a run does that is started again with another value: where it shapes weights,\n"
+        "what follows from it is trained anew, and what was there is kept aside; where it shapes numbers, finished\n"
+        "networks are evaluated again; all else changes nothing that is there.",
     ]
     tree = default_tree()
     flat = {key: value for key, value in tree.items() if not isinstance(value, Mapping)}
@@ -43,20 +47,27 @@ def configuration_reference() -> str:
 
 
 def _key_table(prefix: str, values: Mapping[str, Any], comments: Mapping[str, str]) -> str:
-    lines = ["| key | default | allowed | meaning |", "|---|---|---|---|"]
+    lines = ["| key | default | allowed | shapes | meaning |", "|---|---|---|---|---|"]
     for name, value in values.items():
         key = prefix + name
-        cells = (f"`{key}`", f"`{value!r}`", _allowed(key), comments.get(key, ""))
+        cells = (f"`{key}`", f"`{value!r}`", _allowed(key), effect_of(key).value, comments.get(key, ""))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
 
 def _allowed(key: str) -> str:
+    if key in LISTS:
+        fewest, most, lowest, highest = LISTS[key]
+        entries = f"{fewest}" if fewest == most else f"{fewest} or more"
+        return entries + (f", each {_range(lowest, highest)}" if lowest != highest else "")
     if key in CHOICES:
         return ", ".join(f"`{choice}`" for choice in CHOICES[key])
     if key not in RANGES:
         return ""
-    lowest, highest = RANGES[key]
+    return _range(*RANGES[key])
+
+
+def _range(lowest: float, highest: float) -> str:
     return f"from {lowest:g}" if highest == float("inf") else f"{lowest:g} to {highest:g}"
 
 

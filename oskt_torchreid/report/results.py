@@ -11,6 +11,7 @@ from ..files import read_json, write_json
 
 FORMAT_VERSION = 1
 Rows = TypeVar("Rows")
+_RERANKED = "reranked_"
 KINDS = ("teacher", "s-student", "student", "control")
 
 
@@ -29,6 +30,8 @@ class Row:
         seconds: time that training took, or None.
         curve: (epoch, mAP) of every evaluation during training, oldest first; empty: only the last was made.
         expand_seconds: time that making the network took, without any training; None: not measured.
+        targets_before, targets: numbers of every target before fine-tuning and after it, as fractions: mAP, rank1, ...,
+            and the same of re-ranked distances behind 'reranked_'; map_* and rank1_* are those of the first target.
     """
 
     name: str
@@ -43,11 +46,35 @@ class Row:
     seconds: float | None = None
     curve: tuple[tuple[int, float], ...] = ()
     expand_seconds: float | None = None
+    targets_before: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    targets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "curve", tuple((int(epoch), float(value)) for epoch, value in self.curve))
         if self.kind not in KINDS:
             raise ConfigError(f"kind of result '{self.name}' is '{self.kind}'; allowed: {', '.join(KINDS)}")
+
+    def on(self, target: str) -> "Row":
+        """The row with the numbers of one target alone."""
+        before, after = self.targets_before.get(target, {}), self.targets.get(target, {})
+        return dataclasses.replace(
+            self,
+            map_before=before.get("mAP"),
+            rank1_before=before.get("rank1"),
+            map_after=after.get("mAP"),
+            rank1_after=after.get("rank1"),
+            targets_before={target: before} if before else {},
+            targets={target: after} if after else {},
+        )
+
+    @property
+    def reranked(self) -> dict[str, float]:
+        """Numbers of re-ranked distances on the first target, under plain names; empty: none were asked for.
+
+        They are those after fine-tuning, or before it where there was none.
+        """
+        numbers = next(iter((self.targets or self.targets_before).values()), {})
+        return {name.removeprefix(_RERANKED): value for name, value in numbers.items() if name.startswith(_RERANKED)}
 
     @property
     def best_map(self) -> float | None:

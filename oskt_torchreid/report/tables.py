@@ -9,18 +9,18 @@ from ..files import atomic
 from .results import Row
 
 HEADERS = ("network", "kind", "params", "FLOPs", "mAP before", "rank-1 before", "mAP", "rank-1", "epochs", "seconds")
-_ALIGN = ("left", "left", *["right"] * (len(HEADERS) - 2))
+RERANKED_HEADERS = ("mAP re-ranked", "rank-1 re-ranked")
 _NONE = "-"
 
 
 def text_table(rows: Sequence[Row]) -> str:
-    """Table for the terminal; 'before' is before fine-tuning, mAP and rank-1 are in %."""
-    return _table(rows, "simple")
+    """Table for the terminal, one for each of several targets; mAP and rank-1 in %, 'before' is before fine-tuning."""
+    return _tables(rows, "simple")
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """The same table in Markdown."""
-    return _table(rows, "github")
+    """The same in Markdown."""
+    return _tables(rows, "github")
 
 
 def write_markdown(path: str | Path, rows: Sequence[Row], title: str, notes: Sequence[str] = ()) -> None:
@@ -38,22 +38,33 @@ def human_count(count: int) -> str:
     return str(count)
 
 
+def _tables(rows: Sequence[Row], style: str) -> str:
+    """A table, or of several targets one for each under its name."""
+    targets = list(dict.fromkeys(name for row in rows for name in (*row.targets, *row.targets_before)))
+    if len(targets) < 2:
+        return _table(rows, style)
+    return "\n\n".join(f"{name}:\n\n{_table([row.on(name) for row in rows], style)}" for name in targets)
+
+
 def _table(rows: Sequence[Row], style: str) -> str:
     # Everything is formatted here: tabulate would turn '2.10' into '2.1'.
-    cells = [_cells(row) for row in rows]
-    return tabulate(cells, headers=HEADERS, tablefmt=style, colalign=_ALIGN if cells else None, disable_numparse=True)
+    reranked = any(row.reranked for row in rows)
+    headers = (*HEADERS[:-2], *(RERANKED_HEADERS if reranked else ()), *HEADERS[-2:])
+    cells = [_cells(row, reranked) for row in rows]
+    align = ("left", "left", *["right"] * (len(headers) - 2)) if cells else None
+    return tabulate(cells, headers=headers, tablefmt=style, colalign=align, disable_numparse=True)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row, reranked: bool) -> tuple[str, ...]:
+    numbers = (row.map_before, row.rank1_before, row.map_after, row.rank1_after)
+    if reranked:
+        numbers += (row.reranked.get("mAP"), row.reranked.get("rank1"))
     return (
         row.name,
         row.kind,
         human_count(row.params),
         human_count(row.flops),
-        _percent(row.map_before),
-        _percent(row.rank1_before),
-        _percent(row.map_after),
-        _percent(row.rank1_after),
+        *map(_percent, numbers),
         str(row.epochs),
         _NONE if row.seconds is None else f"{row.seconds:.0f}",
     )

@@ -18,7 +18,8 @@ from ..host.distributed import whole_batch
 from ..host.engine import TransferEngine
 from ..host.losses import ReidLoss
 from ..host.models import Outputs, parse_outputs
-from ..host.ranking import INTERPOLATED
+from ..host.random_state import random_state, set_random_state
+from ..host.ranking import INTERPOLATED, REPORTED_RANKS, TRAPEZOID
 from ..registry import register_engine
 from .evaluate import (
     FRAMES_AT_ONCE,
@@ -144,35 +145,39 @@ class VKDEngine(TransferEngine):
 
     # Evaluation
 
-    def test(self, visrank: bool = False, rerank: bool = False, **ignored: Any) -> float:
-        """Evaluates the protocols on every target.
+    def test(
+        self, visrank: bool = False, rerank: bool = False, ranks: Sequence[int] = REPORTED_RANKS, **ignored: Any
+    ) -> float:
+        """Evaluates the protocols on every target; random numbers are left as they are.
 
         Args:
             visrank: not available here.
-            rerank: not available here.
+            rerank: by k-reciprocal re-ranking as well; its numbers stand beside the others behind ``reranked_``.
+            ranks: places of the CMC curve that are kept.
             **ignored: torchreid's settings of its own evaluation, such as a distance; the protocols' is cosine.
 
         Returns:
             Rank-1 of the first protocol on the last target, as a fraction.
 
         Raises:
-            ConfigError: what is not available was asked for.
+            ConfigError: pictures of ranked lists were asked for.
             DataError: empty queries or gallery, or no query with a match.
         """
-        if visrank or rerank:
-            raise ConfigError("engine 'vkd' has neither visrank nor rerank; leave both False")
+        if visrank:
+            raise ConfigError("engine 'vkd' draws no ranked lists; set visrank to False (test.visrank)")
         self.set_model_mode("eval")
-        first = self.evaluation["protocols"][0]
+        first, random = self.evaluation["protocols"][0], random_state(self.device)
         for target, loaders in self.test_loader.items():
             query, gallery = (
                 extract_side(self.extract_features, loaders[side], self.frames_at_once, f"{side} of '{target}'")
                 for side in ("query", "gallery")
             )
-            results = evaluate_protocols(query, gallery, **self.evaluation)
+            results = evaluate_protocols(query, gallery, rerank=rerank, ranks=ranks, **self.evaluation)
             self.protocols[target] = results
             self.results[target] = _headline(results[first])
             logger.info("'%s' after epoch %d:\n%s", target, self.epoch + 1, protocol_table(results))
             self._write_results(target, results)
+        set_random_state(random, self.device)
         return self.results[target]["rank1"]
 
     def _write_results(self, target: str, results: Results) -> None:
@@ -207,8 +212,8 @@ def _parsed(outputs: Any) -> Outputs:
 
 def _headline(results: dict[str, float]) -> dict[str, float]:
     """Numbers of one protocol in the shape of every engine's results."""
-    places = {name: value for name, value in results.items() if name.startswith("rank")}
-    return {"mAP": results[f"mAP_{INTERPOLATED}"], **places}
+    renamed = {name.replace(f"mAP_{INTERPOLATED}", "mAP"): value for name, value in results.items()}
+    return {name: value for name, value in renamed.items() if not name.endswith(TRAPEZOID)}
 
 
 def _compare_classes(teacher: nn.Module, student: nn.Module) -> bool:

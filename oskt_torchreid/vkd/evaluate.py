@@ -6,7 +6,7 @@ image's, the feature of its first frame; ``V2V``, ``I2V``, ``V2I`` and ``I2I`` t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,9 @@ from tqdm import tqdm
 from ..errors import ConfigError, DataError
 from ..graph.tracing import tracing_mode
 from ..host.distributed import is_first
-from ..host.ranking import INTERPOLATED, REPORTED_RANKS, TRAPEZOID, rank_features
+from ..host.evaluation import RERANKED
+from ..host.ranking import INTERPOLATED, REPORTED_RANKS, TRAPEZOID, Ranking, rank_features, rank_parts
+from ..host.reranking import Reranking
 
 PROTOCOLS = ("V2V", "I2V", "V2I", "I2I")
 FRAMES_AT_ONCE = 64
@@ -120,6 +122,8 @@ def evaluate_protocols(
     protocols: Sequence[str] = ("V2V", "I2V"),
     query_in_gallery: bool = False,
     no_camera: bool = False,
+    rerank: bool = False,
+    ranks: Sequence[int] = REPORTED_RANKS,
 ) -> Results:
     """CMC and mean average precision of each protocol, by cosine distance.
 
@@ -131,6 +135,8 @@ def evaluate_protocols(
         query_in_gallery: add the queries to the gallery, as is usual on MARS; none ever finds itself.
         no_camera: gallery entries of a query's own camera stay in, for data sets whose cameras are unknown (all one or
             -1); only a query's own copy is left out.
+        rerank: the same of re-ranked distances beside them, behind ``reranked_``.
+        ranks: places of the CMC curve; the first is always among them.
 
     Raises:
         ConfigError: unknown protocol, or none.
@@ -140,7 +146,8 @@ def evaluate_protocols(
     if query_in_gallery:
         gallery = query.followed_by(gallery)
     cameras = _cameras(query, gallery, query_in_gallery, no_camera)
-    return {protocol: _measured(protocol, query, gallery, cameras) for protocol in protocols}
+    places = sorted({1, *ranks})
+    return {protocol: _measured(protocol, query, gallery, cameras, rerank, places) for protocol in protocols}
 
 
 def check_protocols(protocols: Sequence[str]) -> None:
@@ -162,11 +169,28 @@ def _cameras(
     return own, np.concatenate([own, np.full(len(gallery.pids) - len(own), -1)])
 
 
-def _measured(protocol: str, query: SideFeatures, gallery: SideFeatures, cameras: tuple[Any, Any]) -> dict[str, float]:
+def _measured(
+    protocol: str,
+    query: SideFeatures,
+    gallery: SideFeatures,
+    cameras: tuple[Any, Any],
+    rerank: bool,
+    places: Sequence[int],
+) -> dict[str, float]:
     sides, labels = (query.of(protocol[0]), gallery.of(protocol[-1])), (query.pids, gallery.pids, *cameras)
-    rankings = rank_features(*sides, labels, "cosine", AVERAGE_PRECISIONS)
-    places = {f"rank{place}": rankings[INTERPOLATED].at(place) for place in REPORTED_RANKS}
-    return {**{f"mAP_{ap}": ranking.mean_ap for ap, ranking in rankings.items()}, **places}
+    found = _numbers(rank_features(*sides, labels, "cosine", AVERAGE_PRECISIONS), places)
+    if rerank:
+        shape = (len(query.pids), len(gallery.pids))
+        parts = Reranking(*sides, "cosine").parts()
+        numbers = _numbers(rank_parts(parts, shape, labels, AVERAGE_PRECISIONS), places)
+        found |= {f"{RERANKED}{name}": value for name, value in numbers.items()}
+    return found
+
+
+def _numbers(rankings: Mapping[str, Ranking], places: Sequence[int]) -> dict[str, float]:
+    """Mean APs and places of the CMC curve, which is the same for both."""
+    averages = {f"mAP_{ap}": ranking.mean_ap for ap, ranking in rankings.items()}
+    return {**averages, **{f"rank{place}": rankings[INTERPOLATED].at(place) for place in places}}
 
 
 def evaluate_model(

@@ -20,7 +20,13 @@ from .sets import IdentitySampler, TestSets, TrainingSets
 from .views import check_view_counts, strategy_of
 
 
-def build_set_datamanager(config: Any, batch_size: int = 0, num_views: int = 0, strategy: str = "") -> Any:
+def build_set_datamanager(
+    config: Any,
+    batch_size: int = 0,
+    num_views: int = 0,
+    strategy: str = "",
+    batch_key: str = "vkd.teacher_stage.batch_size",
+) -> Any:
     """Builds a data manager whose batches are sets, from video data or from image data.
 
     Pictures of an image data set with the same identity and camera are put together as one tracklet, in training,
@@ -33,6 +39,7 @@ def build_set_datamanager(config: Any, batch_size: int = 0, num_views: int = 0, 
         batch_size: sets in a training batch; 0: vkd.teacher_stage.batch_size.
         num_views: frames of a training set; 0: vkd.num_views.
         strategy: where they come from; empty: vkd.strategy.
+        batch_key: key that says how large a batch is, for messages.
 
     Returns:
         torchreid's data manager (`num_train_pids`, `transform_tr`, `fetch_test_loaders`, ...) with
@@ -60,7 +67,7 @@ def build_set_datamanager(config: Any, batch_size: int = 0, num_views: int = 0, 
         config,
         TrainingSets(index, manager.transform_tr, num_views, strategy, node.frame_memory),
         size,
-        sampler=IdentitySampler(index, size, config.sampler.num_instances),
+        sampler=IdentitySampler(index, size, config.sampler.num_instances, batch_key),
         drop_last=True,
     )
     manager.test_dataset = {name: _test_tracklets(config, name, parts) for name, parts in manager.test_dataset.items()}
@@ -80,6 +87,7 @@ def _host_config(config: Any) -> Any:
     host = config.clone()
     host.defrost()
     host.sampler.train_sampler = "RandomSampler"
+    host.train.batch_size = 1  # whose batches nobody sees
     return host
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..errors import ConfigError, DataError
+from ..host.pictures import read_picture
 from .index import IdentityIndex, Tracklet
 from .views import evenly_spaced, strategy_of
 
@@ -119,17 +120,24 @@ class IdentitySampler(Sampler[int]):
         index: of the training tracklets.
         batch_size: P * K.
         num_instances: K; an identity with fewer tracklets has some of them twice.
+        batch_key: key that says how large a batch is, for messages.
 
     Raises:
         ConfigError: `batch_size` is no multiple of `num_instances`.
         DataError: fewer than P identities.
     """
 
-    def __init__(self, index: IdentityIndex, batch_size: int, num_instances: int) -> None:
+    def __init__(
+        self,
+        index: IdentityIndex,
+        batch_size: int,
+        num_instances: int,
+        batch_key: str = "vkd.teacher_stage.batch_size",
+    ) -> None:
         if batch_size % num_instances or batch_size < 1:
             raise ConfigError(
-                f"a batch of {batch_size} sets cannot hold {num_instances} of each identity; make the stage's "
-                "batch_size a multiple of sampler.num_instances"
+                f"a batch of {batch_size} sets cannot hold {num_instances} of each identity; make "
+                f"{batch_key} a multiple of sampler.num_instances"
             )
         self.index = index
         self.num_instances = num_instances
@@ -138,7 +146,7 @@ class IdentitySampler(Sampler[int]):
         if not self.batches:
             raise DataError(
                 f"a batch of {batch_size} sets, {num_instances} of each identity, needs {self.identities_per_batch} "
-                f"training identities, and there are {index.num_identities}; lower the stage's batch_size or raise "
+                f"training identities, and there are {index.num_identities}; lower {batch_key} or raise "
                 "sampler.num_instances"
             )
 
@@ -158,23 +166,8 @@ def uniform_numbers(shape: Any) -> np.ndarray:
     return torch.rand(shape, dtype=torch.float64).numpy()
 
 
-def read_frame(path: str) -> Image.Image:
-    """Reads a picture.
-
-    Raises:
-        DataError: the file is missing, damaged, or no picture. (torchreid's own reader tries a damaged one forever.)
-    """
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except FileNotFoundError as reason:
-        raise DataError(f"frame '{path}' is missing; a set is never shortened: bring the file back") from reason
-    except OSError as reason:
-        raise DataError(f"frame '{path}' cannot be read ({reason}); replace the file") from reason
-
-
 class FrameReader:
-    """`read_frame` that keeps what it has decoded, as long as that fits into a share of memory.
+    """`read_picture` that keeps what it has decoded, as long as that fits into a share of memory.
 
     Every process of a loader has its own, and loses it with the epoch: of use with `data.workers 0`.
 
@@ -190,7 +183,7 @@ class FrameReader:
         """A picture of the caller's own: some transforms draw into theirs."""
         picture = self._kept.get(path)
         if picture is None:
-            picture = read_frame(path)
+            picture = read_picture(path)
             size = 3 * picture.width * picture.height
             if size <= self._left:
                 self._left -= size
@@ -198,7 +191,7 @@ class FrameReader:
         return picture.copy() if self._kept else picture
 
 
-def _item(paths: Sequence[str], tracklet: Tracklet, transform: Transform, read: Reader = read_frame) -> Item:
+def _item(paths: Sequence[str], tracklet: Tracklet, transform: Transform, read: Reader = read_picture) -> Item:
     _, label, camera, *rest = tracklet
     frames = torch.stack([transform(read(path)) for path in paths])
     return {"img": frames, "pid": label, "camid": camera, "impath": paths[0], "dsetid": rest[0] if rest else 0}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import tempfile
@@ -247,8 +246,3 @@ READERS = {
     "official ViT": _official_vit,
     "official VKD": _official_vkd,
 }
-
-
-def case_text(case: Case) -> str:
-    """One line of a report."""
-    return json.dumps({"case": case.number, "reader": case.reader, "damage": case.damage, "failure": case.failure})

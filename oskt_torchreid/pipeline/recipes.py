@@ -1,0 +1,69 @@
+"""What a stage was made from: the settings, files and pictures that decide its weights, and those that decide numbers.
+
+Recipes are compared when a run is started again, see ``stages``. They hold the values themselves and not a digest
+alone, so that a log can say what changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..config import digest
+
+_SHOWN = 3
+_LONGEST = 60  # characters of a value in a message
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides a stage's result.
+
+    Attributes:
+        weights: name and value of all that decides what is trained: keys, digests of files, pictures and earlier
+            stages.
+        numbers: the same of what finished networks are evaluated by.
+    """
+
+    weights: Mapping[str, Any]
+    numbers: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Digest of what decides the weights."""
+        return digest(self.weights)
+
+    def with_weights(self, **changes: Any) -> Recipe:
+        """The recipe of a stage that further settings decide, or that some of these do not."""
+        kept = {**self.weights, **changes}
+        return Recipe({name: value for name, value in kept.items() if value is not None}, self.numbers)
+
+    def as_json(self) -> Settings:
+        """Plain values, as they are read back from a file."""
+        return json.loads(json.dumps({"weights": self.weights, "numbers": self.numbers}, sort_keys=True, default=str))
+
+
+def changes_of(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two settings, in words; empty where nothing does.
+
+    Example: ``{"train.lr": 0.1, "seed": 1}`` and ``{"train.lr": 0.2, "seed": 1}`` give ``train.lr was 0.1, is 0.2``.
+    """
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    parts = [_change(name, before, now) for name in names[:_SHOWN]]
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return "; ".join(parts) + more
+
+
+def _change(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    if name.startswith("the "):  # files, pictures, earlier stages: their digests would say nothing to anybody
+        return f"{name} changed"
+    return f"{name} was {_shown(before.get(name))}, is {_shown(now.get(name))}"
+
+
+def _shown(value: Any) -> str:
+    text = "not given" if value is None else repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

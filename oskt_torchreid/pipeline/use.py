@@ -1,0 +1,130 @@
+"""Which keys a run uses: what an engine would pass over in silence is refused, or named in the log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from typing import Any
+
+from ..config import default_config, get, leaves
+from ..data import synthped, synthped_video
+from ..errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+DATA_NODES: dict[str, tuple[str, ...]] = {
+    "market1501": ("market1501",),
+    "cuhk03": ("cuhk03",),
+    "synthped": tuple(synthped.VARIANTS),
+    "synthped_video": tuple(synthped_video.VARIANTS),
+}
+"""Nodes that describe data sets, and the names of these."""
+
+_OPTIMIZERS = {"sgd": ("sgd",), "rmsprop": ("rmsprop",), "adam": ("adam", "amsgrad", "radam")}
+_SCHEDULE = (
+    *("lr", "weight_decay", "max_epoch", "start_epoch", "batch_size", "fixbase_epoch", "open_layers", "lr_scheduler"),
+    *("stepsize", "gamma", "per_iteration", "warmup_*", "min_lr_factor", "half_resolution_epochs"),
+)
+
+NOT_USED: dict[str, str] = {
+    "video.*": "no engine here learns from clips; engine vkd learns from sets of frames, see vkd.num_views",
+    "data.load_train_targets": "no engine here learns from the pictures of targets; name the set among data.sources",
+    "sampler.train_sampler_t": "no engine here learns from the pictures of targets",
+    "data.k_tfm": "no engine here learns from several views of a picture at a time; leave it at 1",
+}
+"""Keys of torchreid's tree that no engine uses, and why; patterns of names."""
+
+NOT_USED_BY: dict[str, dict[str, str]] = {
+    "vkd": {
+        **{f"train.{key}": "see vkd.teacher_stage and vkd.student_stage" for key in _SCHEDULE},
+        "sampler.num_cams": "batches hold sets of some identities, see sampler.num_instances",
+        "sampler.num_datasets": "batches hold sets of some identities, see sampler.num_instances",
+        "model.neck": "networks of sets have a head of their own",
+        "model.last_stride": "networks of sets have a last stage of their own",
+        "cuhk03.use_metric_cuhk03": "protocols are those of Market-1501",
+        "test.visrank": "ranked lists are drawn of pictures, not of sets",
+        "test.visrank_topk": "ranked lists are drawn of pictures, not of sets",
+    }
+}
+"""Keys of torchreid's tree that one engine does not use, and why."""
+
+_ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
+    "vkd": {
+        "sampler.train_sampler": ("RandomSampler", "RandomIdentitySampler"),
+        "test.dist_metric": ("euclidean", "cosine"),
+    }
+}
+"""Keys whose values an engine does not tell apart: the default, and the one that says what it does."""
+
+
+_ALWAYS_USED = ("cuhk03.use_metric_cuhk03",)  # a protocol, for whatever data
+
+
+def data_nodes(names: Iterable[str]) -> list[str]:
+    """The nodes that describe data sets of these names."""
+    names = set(names)
+    return [node for node, known in DATA_NODES.items() if names & set(known)]
+
+
+def unused_nodes(config: Any) -> dict[str, str]:
+    """Nodes that say nothing about this run, and why."""
+    engine, data = config.engine or config.loss.name, config.data
+    reasons = {node: f"engine is '{engine}'" for node in ("oskt", "vkd") if node != engine}
+    reasons["comparison"] = "it belongs to tools/benchmark.py accuracy"
+    used = data_nodes([*data.sources, *data.targets])
+    names = ", ".join(dict.fromkeys([*data.sources, *data.targets]))
+    reasons |= {node: f"the data are {names}" for node in DATA_NODES if node not in used}
+    optim = config.train.optim
+    reasons |= {node: f"train.optim is '{optim}'" for node, known in _OPTIMIZERS.items() if optim not in known}
+    if config.loss.name != "triplet":
+        reasons["loss.triplet"] = f"loss.name is '{config.loss.name}'"
+    return reasons
+
+
+def refused_keys(engine: str) -> dict[str, str]:
+    """Keys of torchreid's tree that an engine refuses to have another value than the default, and why."""
+    patterns = {**NOT_USED, **NOT_USED_BY.get(engine, {})}
+    keys = leaves(default_config())
+    return {key: reason for key in keys for pattern, reason in patterns.items() if fnmatch(key, pattern)}
+
+
+def check_use(config: Any, given: Iterable[str] = ()) -> None:
+    """Refuses values by which nothing would happen.
+
+    Nodes of another engine or optimiser may stand in a file, which the log tells, but not on a command line; those of
+    data sets that are not in use may stand in both.
+
+    Args:
+        config: whole tree.
+        given: dotted keys that the user named on the command line.
+
+    Raises:
+        ConfigError: a key that the engine does not use, with why.
+    """
+    engine = config.engine or config.loss.name
+    default = default_config()
+    for key, reason in refused_keys(engine).items():
+        if get(config, key) != get(default, key):
+            raise ConfigError(
+                f"{key} is {get(config, key)!r}, which engine {engine} does not use: {reason}; leave it at "
+                f"{get(default, key)!r}"
+            )
+    for key, allowed in _ONLY.get(engine, {}).items():
+        if get(config, key) not in allowed:
+            raise ConfigError(
+                f"{key} is {get(config, key)!r}, which engine {engine} does not use; it works as with {allowed[-1]!r}"
+            )
+    _check_nodes(config, default, given)
+
+
+def _check_nodes(config: Any, default: Any, given: Iterable[str]) -> None:
+    reasons = unused_nodes(config)
+    for key in given:
+        node = next((node for node in reasons if key.startswith(f"{node}.")), "")
+        if node and node not in DATA_NODES:
+            raise ConfigError(f"{key} is given, and nothing uses it: {reasons[node]}; take it out")
+    for node in reasons.keys() - {"comparison"}:
+        values = leaves(get(config, node), f"{node}.")
+        if any(value != get(default, key) for key, value in values.items() if key not in _ALWAYS_USED):
+            logger.info("not used in this run: %s.*, for %s", node, reasons[node])
