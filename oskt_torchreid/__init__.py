@@ -22,6 +22,7 @@ from .graph import ChannelGraph, register_rule
 from .host import image_engines  # noqa: F401  registers them
 from .host.engine import publish
 from .host.losses import kd_loss, soft_margin_triplet_loss
+from .host.pictures import install_reader
 from .host.ranking import rank
 from .models import NeckModel, register_all, without_neck
 from .models.registration import register_backbone
@@ -84,6 +85,7 @@ __all__ = [
     "zoo",
 ]
 
+install_reader()
 register_all()
 register_set_models()
 for dataset in (market1501, synthped, synthped_video, veri776, atrw):

@@ -23,7 +23,7 @@ def _own_message(text: str, name: str) -> str:
     """What follows the name of the error where the traceback of a worker names it last; any other text as it is."""
     if not _FROM_WORKER.match(text):
         return text
-    *_, last = [None, *re.finditer(rf"^(?:[\w.]+\.)?{name}: ", text, re.MULTILINE)]
+    *_, last = [None, *re.finditer(rf"^(?:[\w.]+\.)?{re.escape(name)}: ", text, re.MULTILINE)]
     return text[last.end() :].rstrip("\n") if last else text
 
 

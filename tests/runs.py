@@ -31,6 +31,11 @@ SMALL = [
 TINY = [*SMALL, "model.name=tiny_net"]
 
 
+def without_method(words: list[str]) -> list[str]:
+    """Words for engines that train one network, which refuse keys of a method on a command line."""
+    return [word for word in words if not word.startswith(("engine=", "oskt."))]
+
+
 def configured(root: Path, folder: Path, *options: str):
     """A run of a network that new processes know, too: the quickest of torchreid's at this size."""
     return load_config(options=[*SMALL, f"data.root={root}", f"data.save_dir={folder}", *options])

@@ -20,7 +20,7 @@ from oskt_torchreid.report import read_results
 def teacher(tiny_net, data_root, tmp_path_factory):
     """A trained teacher, and the rows of the run that made it."""
     folder = tmp_path_factory.mktemp("teacher")
-    options = ("oskt.students=['width=0.5']", "oskt.refine.max_epoch=0", "oskt.finetune.max_epoch=0")
+    options = ("oskt.refine.max_epoch=0", "oskt.finetune.max_epoch=0", "oskt.recalibrate=0")
     results = run(tiny(data_root, folder, *options))
     return f"oskt.teacher={folder / 'teacher' / 'teacher.pth'}", folder, results
 
@@ -116,7 +116,8 @@ def test_students_and_baselines_of_a_given_chain_on_other_people(tiny_net, data_
     saved = folder / "students" / "width=0.5" / "student.pth"
     names = ["width=0.5", "slice:width=0.25", f"file={saved}"]
     options = (option, f"oskt.chain={folder / 'chain.safetensors'}", f"oskt.students={names}", "synthped.num_train=5")
-    results = run(tiny(data_root, tmp_path, *options, "oskt.finetune.max_epoch=0", "synthped.seed=3"))
+    options += ("oskt.finetune.max_epoch=0", "synthped.seed=3", "oskt.recalibrate=0")
+    results = run(tiny(data_root, tmp_path, *options))
     assert [row.name for row in results.rows] == names
     assert [row.kind for row in results.rows] == ["student", "control", "control"]
     assert results.rows[0].map_before == results.rows[2].map_before, "the very same network"

@@ -237,7 +237,7 @@ def test_a_truncated_file(stored, tmp_path, share):
     path = tmp_path / "chain.safetensors"
     content = stored.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ChainError, match="not a whole safetensors file.*truncated or of another format"):
+    with pytest.raises(ChainError, match="not a whole safetensors file.*(truncated or of another|it is an empty file)"):
         WeightChain.load(path)
 
 

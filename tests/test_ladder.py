@@ -300,7 +300,7 @@ def test_a_rung_can_be_refined_like_any_chain(ladder):
 # ---- in a run ----------------------------------------------------------------------------------------------------
 
 LADDER = "oskt.ladder=[0.5, 0.25]"
-RUN = [*TINY, "oskt.students=['width=0.75', 'width=0.3']", "oskt.finetune.max_epoch=0"]
+RUN = [*TINY, "oskt.students=['width=0.75', 'width=0.3']", "oskt.finetune.max_epoch=0", "oskt.recalibrate=0"]
 
 
 def configured(root, folder, *options):

@@ -21,7 +21,7 @@ def configured(**changes):
 def rates(config, epochs, iterations=1, lr=1.0):
     """Learning rate at the start of every epoch."""
     config.train.lr = lr
-    optimizer = build_optimizer(nn.Linear(2, 2), config)
+    optimizer = build_optimizer(nn.Sequential(nn.Linear(2, 2)), config)
     scheduler = build_scheduler(optimizer, config.train, iterations)
     seen = []
     for _ in range(epochs):
@@ -84,7 +84,7 @@ def test_biases_have_their_own_rate_through_the_whole_schedule():
 def test_a_further_module_joins_the_groups_by_kind():
     further = nn.Linear(2, 2)
     config = configured(bias_lr_factor=2.0)
-    optimizer = build_optimizer(nn.Linear(2, 2), config)
+    optimizer = build_optimizer(nn.Sequential(nn.Linear(2, 2)), config)
     add_to_optimizer(optimizer, further)
     assert [len(group["params"]) for group in optimizer.param_groups] == [2, 2]
     assert optimizer.param_groups[1]["params"][1] is further.bias
@@ -106,7 +106,7 @@ def test_frozen_biases_leave_no_empty_group():
 def test_two_ways_of_grouping_are_refused():
     config = configured(staged_lr=True, bias_lr_factor=2.0)
     with pytest.raises(ConfigError, match=r"train.staged_lr and train.bias_lr_factor=2.0 both divide"):
-        build_optimizer(nn.Linear(2, 2), config)
+        build_optimizer(nn.Sequential(nn.Linear(2, 2)), config)
 
 
 def test_unknown_schedule_names_the_nearest():

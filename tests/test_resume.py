@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import TINY, tiny
+from runs import TINY, tiny, without_method
 from sets import SetManager
 from small_networks import TinyNet
 from test_distillation import make_engine as distillation_engine
@@ -317,7 +317,7 @@ def test_sigterm_ends_the_command_and_the_same_one_goes_on(
     capsys,
     monkeypatch,
 ):
-    words = [*TINY, f"data.root={data_root}", "engine=softmax", "train.max_epoch=2"]
+    words = [*without_method(TINY), f"data.root={data_root}", "engine=softmax", "train.max_epoch=2"]
     assert command([*words, f"data.save_dir={tmp_path / 'whole'}"]) == 0
     stops = []
     prepare = TransferEngine.prepare

@@ -72,7 +72,7 @@ def test_rows_and_files(finished):
     folder, _, results = finished
     assert [(row.name, row.kind, row.epochs) for row in results.rows] == [
         ("teacher", "teacher", 1),
-        ("student-1", "student", 1),
+        ("student", "student", 1),
         ("student-2", "student", 1),
     ]
     content = json.loads((folder / "results.json").read_text(encoding="utf-8"))

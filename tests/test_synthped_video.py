@@ -14,7 +14,7 @@ from oskt_torchreid.data.synthetic.walk import draw_walk
 from oskt_torchreid.data.tracklet_layout import TRACKLETS, tracklet_files
 from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.host.compat import quiet, torchreid
-from oskt_torchreid.pipeline.training import configure_synthped
+from oskt_torchreid.pipeline.training import configure_synthetic
 
 SIZE = {"height": 32, "width": 16, "train_identities": 4, "test_identities": 18, "cameras": 3, "walks": 2, "frames": 2}
 SETTINGS = video_preset("quick", **SIZE)
@@ -182,7 +182,8 @@ def test_train_identities_count_from_zero(shared_root):
 
 def test_configuration_decides_what_is_drawn():
     options = ["synthped_video.num_train=8", "synthped_video.tracklets=3", "synthped_video.frames=5", "data.height=64"]
-    configure_synthped(load_config(options=[*options, "synthped_video.seed=4", "data.width=32"]))
+    names = ["data.type=video", "data.sources=['synthped_video']", "data.targets=['synthped_video']"]
+    configure_synthetic(load_config(options=[*options, *names, "synthped_video.seed=4", "data.width=32"]))
     expected = {"height": 64, "width": 32, "seed": 4, "train_identities": 8, "walks": 3, "frames": 5}
     assert synthped_video.SynthPedVideo.configured == video_preset("quick", **expected)
     assert synthped_video.SynthPedVideoMedium.configured == video_preset("medium", **expected)

@@ -349,9 +349,9 @@ def test_decoded_frames_are_kept_within_their_share_of_memory(tmp_path):
         Path(path).unlink()
     assert all((np.asarray(read(path)) == pixels).all() for path, pixels in zip(paths, first, strict=True))
     Path(paths[2]).unlink()
-    with pytest.raises(DataError, match="0_c0_02.png' is missing"):
+    with pytest.raises(DataError, match="0_c0_02.png' cannot be read: it is missing"):
         read(paths[2])
-    with pytest.raises(DataError, match="0_c0_00.png' is missing"):
+    with pytest.raises(DataError, match="0_c0_00.png' cannot be read: it is missing"):
         FrameReader(0)(paths[0])
 
 

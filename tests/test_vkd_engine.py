@@ -249,8 +249,10 @@ def test_sets_that_are_too_small():
 
 def test_evaluation_that_is_not_there():
     engine = make_engine()
-    with pytest.raises(ConfigError, match="neither visrank nor rerank"):
-        engine.evaluate(rerank=True)
+    with pytest.raises(ConfigError, match="draws no ranked lists; set visrank to False"):
+        engine.evaluate(visrank=True)
+    found = engine.evaluate(rerank=True, ranks=[3])
+    assert {"mAP", "rank1", "rank3", "reranked_mAP", "reranked_rank3"} <= found.keys()
     engine.test_loader["toy"]["gallery"] = []
     with pytest.raises(DataError, match="the gallery of 'toy' has no tracklets"):
         engine.evaluate()

@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(parsed.config_file, parsed.options, flags)
         if parsed.dry_run:
-            print(rehearse(config).summary())
+            print(rehearse(config, given=given_keys(parsed.options)).summary())
             return 0
         folder = Path(config.data.save_dir)
         with joined(config.use_gpu), logged(folder), on_termination(terminate):

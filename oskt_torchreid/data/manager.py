@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..host import data as host_data
 from .fewshot import few_shot_dataset
-from .protocols import check_protocol
+from .protocols import PROTOCOLS, check_protocol
 from .transforms import complete_transforms
 from .validation import validation_dataset
+
+
+def drawn_sets(config: Any) -> list[str]:
+    """The data sets of a configuration that draw themselves on first use."""
+    return [name for name in _names(config) if getattr(_class(config, name), "drawn_on_first_use", False)]
+
+
+def missing_sets(config: Any) -> list[str]:
+    """The data sets of a configuration that have no folder below the data root, though they need one.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    root = Path(config.data.root).expanduser()
+    missing = []
+    for name in _names(config):
+        known = PROTOCOLS.get(name)
+        folder = getattr(_class(config, name), "dataset_dir", None)
+        folders = known.folders if known else (folder,) if isinstance(folder, str) else ("",)
+        drawn = getattr(_class(config, name), "drawn_on_first_use", False)
+        if not drawn and not any((root / part).is_dir() for part in folders):
+            missing.append(name)
+    return missing
+
+
+def _names(config: Any) -> list[str]:
+    return list(dict.fromkeys([*config.data.sources, *config.data.targets]))
+
+
+def _class(config: Any, name: str) -> type:
+    return host_data.dataset_class(name, config.data.type)
 
 
 def build_datamanager(

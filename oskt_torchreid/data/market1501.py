@@ -1,111 +1,133 @@
-"""Market-1501's layout, read without the limits of torchreid's own readers.
+"""Market-1501's layout, which DukeMTMC-reID has too, as image data sets of torchreid: for these two and for own data.
 
-Those take identities to 1501, six cameras (eight of DukeMTMC-reID) of one digit, and `.jpg` alone; pictures of one's
-own in this layout have others. The classes of this module take their place under the names `market1501` and
-`dukemtmcreid`. Of the real data sets they give the same pictures with the same labels.
+Three folders hold the pictures to train on, the queries and the gallery. A name such as `0002_c1s1_000451_03.jpg`
+begins with the identity and the camera. torchreid's own classes read pictures of the two published data sets alone: one
+digit of a camera, up to six cameras and 1501 identities, `.jpg`. Here both numbers may be any, so that people can lay
+their own pictures out like this, and what does not fit is named instead of left out.
+
+Example: training pictures of the identities 7, 3 and -1 have the labels 1 and 0; -1 is junk and left out. Camera 1 is
+torchreid's camera 0; where any picture is of a camera 0, cameras have their own numbers.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import DataError
 from ..host.compat import torchreid
-from ..host.data import replace_dataset
+from ..host.data import register_dataset
 from .market_layout import GALLERY_FOLDER, QUERY_FOLDER, TRAIN_FOLDER
+from .protocols import check_protocol
 
+PARTS = {"train": TRAIN_FOLDER, "query": QUERY_FOLDER, "gallery": GALLERY_FOLDER}
+DISTRACTORS = "images"  # of the 500,000 that belong to Market-1501
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 JUNK = -1
-_NAME = re.compile(r"(-1|\d{1,9})_c([1-9]\d{0,5})(?!\d)", re.ASCII)
-_SHOWN = 3
+_NAME = re.compile(r"(-1|\d+)_c(\d+)", re.ASCII)
+_EXPECTED = "IDENTITY_cCAMERA..., such as 0002_c1s1_000451_03.jpg"
 
 Item = tuple[str, int, int]
-"""(path, identity, camera from 0)."""
+"""(path, identity, camera)."""
 
 
 class MarketLayout(torchreid.data.ImageDataset):
-    """Pictures `<identity>_c<camera>...` in three folders; identity -1 is left out, 0 is the background.
+    """Pictures in Market-1501's layout.
 
     Args:
         root: folder of all data sets.
-        market1501_500k: whether the pictures of the folder `images` join the gallery.
-        **kwargs: as for every data set of torchreid.
+        market1501_500k: whether the pictures of the folder `images` are in the gallery too.
+        **kwargs: as for every image data set of torchreid.
 
     Attributes:
-        dataset_dir: of the class: folder below the root; of an object: its path.
-        inner: folder within that one that the parts lie in, where it is there.
+        variant: registered name, which decides where the set lies, see `protocols`.
 
     Raises:
-        DataError: a folder is missing or has no pictures, or a picture's name does not fit.
+        DataError: a folder is missing or has no pictures, a picture has a name of another kind, or a folder has the
+            name of a picture.
     """
 
-    _junk_pids: ClassVar[list[int]] = [0, JUNK]
-    dataset_dir: str = "market1501"
-    inner: ClassVar[str] = "Market-1501-v15.09.15"
+    variant: ClassVar[str]
 
     def __init__(self, root: str = "", market1501_500k: bool = False, **kwargs: Any) -> None:
-        folder = Path(root).expanduser().absolute() / self.dataset_dir
-        self.dataset_dir = str(folder)
-        folder = folder / self.inner if (folder / self.inner).is_dir() else folder
-        train, query, gallery = (read_part(folder / part) for part in (TRAIN_FOLDER, QUERY_FOLDER, GALLERY_FOLDER))
+        self.data_dir = str(check_protocol(root, self.variant))
+        parts = {part: self._pictures(part, folder) for part, folder in PARTS.items()}
         if market1501_500k:
-            gallery = gallery + read_part(folder / "images")
-        labels = {identity: label for label, identity in enumerate(sorted({item[1] for item in train}))}
-        train = [(path, labels[identity], camera) for path, identity, camera in train]
-        super().__init__(train, query, gallery, **kwargs)
+            parts["gallery"] += self._pictures("gallery", DISTRACTORS)
+        first = min(1, *(camera for items in parts.values() for _, _, camera in items))
+        train, query, gallery = (
+            [(path, identity, camera - first) for path, identity, camera in items] for items in parts.values()
+        )
+        numbers = sorted({identity for _, identity, _ in train})
+        labels = {identity: label for label, identity in enumerate(numbers)}
+        super().__init__([(path, labels[own], camera) for path, own, camera in train], query, gallery, **kwargs)
+
+    def _pictures(self, part: str, name: str) -> list[Item]:
+        """The pictures of a folder, by name, junk left out."""
+        folder = Path(self.data_dir, name)
+        what = f"the {part} of data set '{self.variant}', '{folder}',"
+        if not folder.is_dir():
+            raise DataError(f"{what} is no folder; put its pictures there, or set market1501.use_500k_distractors=False")
+        with os.scandir(folder) as entries:
+            visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        found = [entry for entry in visible if entry.name.lower().endswith(SUFFIXES)]
+        _check_names(what, found)
+        items = [(entry.path, *_numbers(entry.name)) for entry in found]
+        kept = [item for item in items if item[1] != JUNK]
+        if not kept:
+            other = f"it has {len(visible)} entries, such as '{visible[0].name}'" if visible else "it is empty"
+            raise DataError(
+                f"{what} has no picture {_EXPECTED} ({', '.join(SUFFIXES)}; identity {JUNK} is junk): {other}; put "
+                "pictures there, or give the folder that contains the data set with --root (data.root)"
+            )
+        return kept
 
 
 class Market1501(MarketLayout):
-    """Market-1501 (Zheng et al., ICCV 2015), and pictures of one's own in its layout."""
+    """Market-1501 (Zheng et al., ICCV 2015), or own pictures in its place."""
+
+    variant = "market1501"
+    dataset_dir = "market1501"
+    _junk_pids: ClassVar[list[int]] = [0, JUNK]
 
 
 class DukeMTMCreID(MarketLayout):
-    """DukeMTMC-reID (Ristani et al., ECCVW 2016), in the same layout."""
+    """DukeMTMC-reID (Zheng et al., ICCV 2017), or own pictures in its place."""
 
-    _junk_pids: ClassVar[list[int]] = []
+    variant = "dukemtmcreid"
     dataset_dir = "dukemtmc-reid"
-    inner = "DukeMTMC-reID"
 
-
-def read_part(folder: Path) -> list[Item]:
-    """The pictures of a folder in the order of their names, those of identity -1 left out.
-
-    Hidden files and files that are no pictures by their suffix are passed over; a folder that is named like a picture
-    is told when it is read.
-
-    Raises:
-        DataError: no such folder, no picture, or names that do not fit.
-    """
-    try:
-        names = sorted(path.name for path in folder.iterdir())
-    except OSError as reason:
-        raise DataError(
-            f"there is no folder '{folder}' that can be read ({reason.strerror}); a set in this layout has the folders "
-            f"{TRAIN_FOLDER}, {QUERY_FOLDER} and {GALLERY_FOLDER}"
-        ) from reason
-    names = [name for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
-    found = {name: _NAME.match(name) for name in names}
-    strange = [name for name, match in found.items() if match is None]
-    if strange:
-        shown = ", ".join(map(repr, strange[:_SHOWN])) + (", ..." if len(strange) > _SHOWN else "")
-        raise DataError(
-            f"{len(strange)} of {len(names)} pictures in '{folder}' have names that do not fit: {shown}; they begin "
-            "with identity and camera, such as 0002_c1s1_000451_03.jpg or 1600_c12_7.png (-1 or up to 9 digits, cameras "
-            "from 1): rename these files, or take them out"
-        )
-    items = [(str(folder / name), int(match[1]), int(match[2]) - 1) for name, match in found.items()]
-    items = [item for item in items if item[1] != JUNK]
-    if not items:
-        raise DataError(
-            f"'{folder}' has no picture of anybody, so that this part is empty; expected are files with names such as "
-            f"0002_c1s1_000451_03.jpg, ending in {', '.join(SUFFIXES)}"
-        )
-    return items
+    def __init__(self, root: str = "", market1501_500k: bool = False, **kwargs: Any) -> None:
+        super().__init__(root, **kwargs)  # the distractors belong to Market-1501
 
 
 def register() -> None:
-    """Puts these readers in the place of torchreid's; doing it again changes nothing."""
-    replace_dataset("market1501", Market1501)
-    replace_dataset("dukemtmcreid", DukeMTMCreID)
+    """Puts both in the place of torchreid's own classes of these names; doing it again changes nothing."""
+    for dataset in (Market1501, DukeMTMCreID):
+        register_dataset(dataset.variant, dataset, "image", replace=True)
+
+
+def _check_names(what: str, found: list[os.DirEntry[str]]) -> None:
+    """Raises DataError for folders with names of pictures, and for pictures with names of another kind."""
+    folders = [entry.name for entry in found if entry.is_dir()]
+    if folders:
+        raise DataError(
+            f"{what} has a folder '{folders[0]}' with the name of a picture{_more(folders)}; move it away, or rename it"
+        )
+    strange = [entry.name for entry in found if _NAME.match(entry.name) is None]
+    if strange:
+        raise DataError(
+            f"{what} has a picture '{strange[0]}'{_more(strange)}, whose name does not say whom it shows; expected: "
+            f"{_EXPECTED} (identity {JUNK} for junk); rename it, or move it away"
+        )
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def _numbers(name: str) -> tuple[int, int]:
+    identity, camera = _NAME.match(name).groups()
+    return int(identity), int(camera)

@@ -40,6 +40,11 @@ PROTOCOLS = {
         ("bounding_box_train", "query", "bounding_box_test"),
         "unpack Market-1501-v15.09.15.zip (www.liangzheng.org/Project/project_reid.html) below market1501",
     ),
+    "dukemtmcreid": Protocol(
+        ("dukemtmc-reid/DukeMTMC-reID", "dukemtmc-reid"),
+        ("bounding_box_train", "query", "bounding_box_test"),
+        "unpack DukeMTMC-reID.zip (github.com/layumi/DukeMTMC-reID_evaluation) below dukemtmc-reid",
+    ),
     "msmt17": Protocol(
         ("msmt17/MSMT17_V1", "msmt17/MSMT17_V2"),
         ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt"),

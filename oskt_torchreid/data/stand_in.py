@@ -43,8 +43,15 @@ def make_stand_in(root: str | Path, name: str, identities: int = 2) -> None:
 
 
 def _market1501(root: Path, identities: int) -> None:
-    """`market1501/Market-1501-v15.09.15/<part>/<person>_c<camera>s1_<frame>_00.jpg`; test persons follow train's."""
-    folder = root / "market1501" / "Market-1501-v15.09.15"
+    _market_layout(root / "market1501" / "Market-1501-v15.09.15", identities)
+
+
+def _dukemtmcreid(root: Path, identities: int) -> None:
+    _market_layout(root / "dukemtmc-reid" / "DukeMTMC-reID", identities)
+
+
+def _market_layout(folder: Path, identities: int) -> None:
+    """`<part>/<person>_c<camera>s1_<frame>_00.jpg`; test persons follow train's."""
     parts = {
         TRAIN_FOLDER: _views(1, identities, VIEWS),
         QUERY_FOLDER: _views(identities + 1, TEST_IDENTITIES, 1),
@@ -118,6 +125,7 @@ IMAGE_LAYOUTS: dict[str, Callable[[Path, int], None]] = {
     "market1501": _market1501,
     "msmt17": _msmt17,
     "cuhk03": _cuhk03,
+    "dukemtmcreid": _dukemtmcreid,
 }
 LAYOUTS = IMAGE_LAYOUTS | VIDEO_LAYOUTS
 

@@ -6,7 +6,7 @@ package overrides `compute_losses`, or `forward_backward` where one backward pas
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -23,11 +23,14 @@ from ..errors import TrainingError
 from .compat import quiet, torchreid
 from .distributed import agree, average, features_by_shares, process_count, whole_batch
 from .evaluation import Rankings, evaluate_target
+from .labels import in_order, unordered_labels
 from .losses import ReidLoss
-from .models import parse_outputs
+from .models import parse_outputs, unwrapped
+from .optimization import check_layers
 from .progress import batch_bar
 from .random_state import random_state, set_random_state
 from .resumable import LAST_GOOD, ResumableEngine
+from .run_checks import check_arguments, check_loader, too_few_images
 
 _TEST = inspect.signature(torchreid.engine.Engine.test)
 
@@ -66,6 +69,8 @@ class TransferEngine(ResumableEngine):
         sync_batch_norm: bool = False,
     ) -> None:
         super().__init__(datamanager, use_gpu)
+        model = unwrapped(model)
+        self._labels = unordered_labels(self.train_loader)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.mixed_precision = mixed_precision and self.device.type == "cuda"
         self.sync_batch_norm = sync_batch_norm
@@ -126,6 +131,30 @@ class TransferEngine(ResumableEngine):
         super().two_stepped_transfer_learning(epoch, fixbase_epoch, open_layers, model)
         self._keep_frozen()
 
+    @property
+    def layered_model(self) -> nn.Module:
+        """The network whose layers a user names."""
+        return self.model
+
+    def check_run(self, settings: Mapping[str, Any]) -> None:
+        """Checks, before a run begins, what it would stumble over later, or do nothing with.
+
+        Args:
+            settings: arguments of `run` by name.
+
+        Raises:
+            ConfigError: an argument out of range, or names of layers that the network does not have.
+            TrainingError: no optimiser, or no batch.
+        """
+        check_arguments(settings)
+        if settings["max_epoch"] <= settings["start_epoch"]:
+            return
+        if self.optimizer is None:
+            raise TrainingError("there is no optimiser, so nothing can be trained; give one to the engine")
+        check_loader(self.train_loader)
+        if settings["fixbase_epoch"] > 0 and settings["open_layers"] is not None:
+            check_layers(self.layered_model, settings["open_layers"], "open_layers")
+
     # Training
 
     def forward_backward(self, data: dict[str, Any]) -> dict[str, float]:
@@ -138,7 +167,8 @@ class TransferEngine(ResumableEngine):
             TrainingError: the loss is not finite; the weights are as they were before the step.
         """
         images, pids = self.prepare(data)
-        loss, summary = self.compute_losses(images, pids)
+        with too_few_images(len(pids)):
+            loss, summary = self.compute_losses(images, pids)
         self.step(loss, summary)
         return summary
 
@@ -149,7 +179,7 @@ class TransferEngine(ResumableEngine):
         if self.epoch < self.half_resolution_epochs:
             images = functional.avg_pool2d(images, 2)
         images = images.contiguous(memory_format=self.memory_format)
-        return images, pids.to(self.device, non_blocking=True)
+        return images, in_order(pids, self._labels).to(self.device, non_blocking=True)
 
     def compute_losses(self, images: Tensor, pids: Tensor) -> tuple[Tensor, dict[str, float]]:
         """The loss of a batch and its terms for the log; what a method overrides.
@@ -171,6 +201,11 @@ class TransferEngine(ResumableEngine):
     def step(self, loss: Tensor, summary: dict[str, float]) -> None:
         """Checks the loss, then one step of the optimiser and of a per-iteration schedule."""
         self.check_finite(loss, summary)
+        if not loss.requires_grad:
+            raise TrainingError(
+                f"the loss ({', '.join(summary)}) depends on nothing that is trained in epoch {self.epoch + 1}: open "
+                "more layers (open_layers, train.open_layers), or give their outputs a weight in the loss"
+            )
         self.optimizer.zero_grad()
         loss.backward()
         if process_count() > 1:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,13 @@ from .initialization import NoInitialization
 
 Builder = Callable[..., nn.Module]
 
+logger = logging.getLogger(__name__)
+
 LOSSES = ("softmax", "triplet")
 _DEFAULT_INPUT = (3, 256, 128)
 _INPUT_SIZES = {"hacnn": (3, 160, 64)}  # its attention grids fit no other size
 _WRAPPER = "backbone."
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _WRAPPED: dict[str, str] = {}  # registered wrapper -> name of the model inside it
 _DEFINED_IN: dict[str, str] = {}  # registered name -> Python module of its model's class, where not its builder's
 
@@ -226,6 +230,22 @@ def set_feature_dim(model: nn.Module, feature_dim: int) -> None:
     """Corrects, in place, the attribute that holds the feature's length in torchreid's models, where there is one."""
     if isinstance(getattr(model, "feature_dim", None), int):
         model.feature_dim = feature_dim
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside of torch's wrappers for several devices; any other network as it is.
+
+    Its parameters are those of the wrapper, so that an optimiser of the one is an optimiser of the other.
+    """
+    wrapped = model
+    while isinstance(model, _WRAPPERS):
+        model = model.module
+    if model is not wrapped:
+        logger.info(
+            "%s is taken off its network: an engine runs on one device; several share batches under torchrun",
+            type(wrapped).__name__,
+        )
+    return model
 
 
 def initialise(model: nn.Module) -> None:

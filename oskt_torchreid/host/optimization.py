@@ -44,18 +44,12 @@ def build_optimizer(parameters: nn.Module | Iterable[Any], config: Any, stage: A
     }
     factor = config.train.bias_lr_factor
     if isinstance(parameters, nn.Module) and config.train.staged_lr:
-        check_layers(parameters, config.train.new_layers, "train.new_layers")
         if factor != 1:
             raise ConfigError(
                 f"train.staged_lr and train.bias_lr_factor={factor} both divide the parameters into groups; use one"
             )
-        return torchreid.optim.build_optimizer(
-            parameters,
-            staged_lr=True,
-            new_layers=list(config.train.new_layers),
-            base_lr_mult=config.train.base_lr_mult,
-            **settings,
-        )
+        check_layers(parameters, config.train.new_layers, "train.new_layers", leaves_some=True)
+        parameters = _staged(parameters, config.train.new_layers, stage.lr * config.train.base_lr_mult)
     groups = _groups(_divided(parameters, stage.lr * factor) if factor != 1 else parameters)
     # torchreid takes whole modules only: a stand-in chooses the class and its settings, the groups come after.
     optimizer = torchreid.optim.build_optimizer(nn.Linear(1, 1, device="meta"), **settings)
@@ -68,8 +62,8 @@ def build_optimizer(parameters: nn.Module | Iterable[Any], config: Any, stage: A
     return optimizer
 
 
-def check_layers(model: nn.Module, names: str | Sequence[str], key: str) -> None:
-    """Raises ConfigError unless every name is that of a child of a network, and some children are left.
+def check_layers(model: nn.Module, names: str | Sequence[str], key: str, leaves_some: bool = False) -> None:
+    """Raises ConfigError unless every name is that of a child of a network, and there is something to train in them.
 
     torchreid trains the children of these names by themselves, or faster than the others.
 
@@ -77,16 +71,27 @@ def check_layers(model: nn.Module, names: str | Sequence[str], key: str) -> None
         model: looked at.
         names: of layers.
         key: what they were given as, for messages.
+        leaves_some: whether something must be left to train in the other children, too.
     """
-    names = [names] if isinstance(names, str) else list(names)
-    children = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
-    unknown = [name for name in names if name not in children]
-    if unknown or not names:
-        what = f"which is no layer of {type(model).__name__}" if unknown else "so that no layer is named"
-        raise ConfigError(
-            f"{key} is {names!r}{f', with {unknown[0]!r}' if unknown else ''}, {what}"
-            f"{nearest(unknown[0], children) if unknown else ''}; its layers are {', '.join(children)}"
-        )
+    names = layer_names(names)
+    trained = {name for name, child in model.named_children() if any(True for _ in child.parameters())}
+    known = [name for name, _ in model.named_children()]
+    listed = f"; the layers of {type(model).__name__} are {', '.join(name for name in known if name in trained)}"
+    unknown = next((name for name in names if name not in known), None)
+    if unknown is not None:
+        # A name from within a layer is answered with that layer: torchreid looks at children alone.
+        owner = str(unknown).partition(".")[0]
+        hint = f"; name the whole '{owner}'" if owner in known else nearest(str(unknown), known)
+        raise ConfigError(f"{key} is {names!r}, and {unknown!r} is no layer{hint}{listed}")
+    if not trained & set(names):
+        raise ConfigError(f"{key} is {names!r}, in which there is nothing to train{listed}")
+    if leaves_some and trained <= set(names):
+        raise ConfigError(f"{key} is {names!r}, which leaves no other layer; name only some{listed}")
+
+
+def layer_names(names: str | Sequence[str]) -> list[str]:
+    """Names of layers as a list, also of a single one."""
+    return [names] if isinstance(names, str) else list(names)
 
 
 def add_to_optimizer(optimizer: Optimizer, module: nn.Module) -> None:
@@ -99,6 +104,17 @@ def add_to_optimizer(optimizer: Optimizer, module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             (biases if _is_bias(name) else weights).append(parameter)
+
+
+def _staged(model: nn.Module, new_layers: Sequence[str], base_lr: float) -> list[Any]:
+    """torchreid's staged rates: a group of the base, which what belongs to no layer is part of, and one of new layers.
+
+    torchreid's own function would leave out what belongs to no layer, such as a transformer's class token.
+    """
+    new = [child for name, child in model.named_children() if name in new_layers]
+    own = {id(parameter) for child in new for parameter in child.parameters()}
+    base = [parameter for parameter in model.parameters() if id(parameter) not in own]
+    return [{"params": base, "lr": base_lr}, {"params": [p for child in new for p in child.parameters()]}]
 
 
 def _is_bias(name: str) -> bool:

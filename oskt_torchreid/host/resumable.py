@@ -85,6 +85,9 @@ class ResumableEngine(torchreid.engine.Engine):
             CheckpointError: the state is of another run; nothing is changed.
         """
 
+    def check_run(self, settings: Mapping[str, Any]) -> None:
+        """Raises a typed error, before a run begins, where its arguments cannot be used."""
+
     def networks(self) -> list[nn.Module]:
         """Everything that a batch passes through in training."""
         return list(self._models.values())
@@ -102,6 +105,8 @@ class ResumableEngine(torchreid.engine.Engine):
         """
         settings = _RUN.bind(self, save_dir, *args, **kwargs)
         settings.apply_defaults()
+        if not settings.arguments["test_only"]:
+            self.check_run(settings.arguments)
         position, self._resumed = self._resumed, None
         self._run_folder = Path(save_dir)
         self._kept_epoch = position.epoch if position and self._file(LAST_GOOD).is_file() else 0

@@ -16,8 +16,8 @@ from ..errors import CheckpointError, ConfigError
 from ..host.distributed import whole_batch
 from ..host.engine import TransferEngine
 from ..host.losses import ReidLoss
-from ..host.models import parse_outputs
-from ..host.optimization import add_to_optimizer
+from ..host.models import parse_outputs, unwrapped
+from ..host.optimization import add_to_optimizer, layer_names
 from ..registry import register_engine
 from .chain import WeightChain
 from .losses import lambda_schedule, refining_loss, row_dispersion
@@ -66,6 +66,7 @@ class OSKTEngine(TransferEngine):
         sstudent_weight: float = 1.0,
         **options: Any,
     ) -> None:
+        model = unwrapped(model)
         self._lambda = lambda_schedule(lambda_shape, lambda_weight)
         if sstudent_weight < 0:
             raise ConfigError(f"sstudent_weight is {sstudent_weight}; the weight of the S-student's loss is at least 0")
@@ -96,6 +97,22 @@ class OSKTEngine(TransferEngine):
         summary |= {f"s_{name}": value for name, value in of_sstudent.items()}
         summary |= {"refine": refine.item(), "lambda": weight}
         return teacher_loss + self.sstudent_weight * sstudent_loss + weight * refine, summary
+
+    @property
+    def layered_model(self) -> nn.Module:
+        """The teacher, whose layers a user names."""
+        return self.model.teacher
+
+    def two_stepped_transfer_learning(
+        self, epoch: int, fixbase_epoch: int, open_layers: Any, model: nn.Module | None = None
+    ) -> None:
+        """Opens layers of the teacher for this epoch, and what the S-student has of the same layers."""
+        if epoch + 1 > fixbase_epoch or open_layers is None:
+            super().two_stepped_transfer_learning(epoch, fixbase_epoch, open_layers, model)
+            return
+        super().two_stepped_transfer_learning(epoch, fixbase_epoch, open_layers, self.model.teacher)
+        self.model.sstudent.open_layers(layer_names(open_layers))
+        self._keep_frozen()
 
     def step(self, loss: Tensor, summary: dict[str, float]) -> None:
         """One step of the optimiser, and of what the S-student's loss itself learns."""

@@ -8,7 +8,7 @@ of the FLOPs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -167,6 +167,18 @@ class SStudent(nn.Module):
                 rows = rows_first(teachers[name], self._chain.graph.row_tie(name))
                 yield rows, self.rows[_key(name)], getattr(self, index)
 
+    def open_layers(self, names: Sequence[str]) -> None:
+        """Lets rows, vectors and statistics of some layers be trained, and no others.
+
+        Args:
+            names: of children of the network.
+        """
+        for parameters in (self.rows, self.own_vectors):
+            for key, parameter in parameters.items():
+                parameter.requires_grad_(_name(key).partition(".")[0] in names)
+        for name, child in self.shell.named_children():
+            child.train(name in names)
+
     def clusters(self) -> dict[str, Tensor]:
         """The chain row of every teacher channel ``[channels]`` per group."""
         return {name: torch.from_numpy(labels).clone() for name, labels in self._chain.teacher_to_chain.items()}
@@ -226,3 +238,7 @@ def _fixed_tensors(chain: WeightChain) -> set[str]:
 
 def _key(name: str) -> str:
     return name.replace(".", "/")
+
+
+def _name(key: str) -> str:
+    return key.replace("/", ".")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,28 +23,35 @@ from ..oskt.counting import Costs
 from ..oskt.engine import OSKTEngine
 from ..oskt.expand import expand_to_plan
 from .baselines import FILE_METHOD, method_of
+from .dry_run_data import look_at_data
 from .dry_run_sets import rehearse_sets, shrink_sets
 from .plan import check_start, make_plan, stand_in_chain
 from .rehearsal import BuiltNetworks, Rehearsal, StageRehearsal, facts_of, network_cost, rehearsed_stage
+from .sets import SetTrainer
 from .training import Trainer
+from .use import check_use
 
 IDENTITIES = 2
 INSTANCES = VIEWS * CAMERAS
 SYNTHETIC_TEST_IDENTITIES = 10  # torchreid's ranking wants galleries of 51 pictures, which synthetic sets check
 
 
-def rehearse(config: Any, built: BuiltNetworks | None = None, step: bool = True) -> Rehearsal:
+def rehearse(
+    config: Any, built: BuiltNetworks | None = None, step: bool = True, given: Sequence[str] = ()
+) -> Rehearsal:
     """Builds networks, widths, data loaders, losses, optimisers and schedules, and makes one step.
 
-    The data are stand-ins of two training identities in the real layouts, in a temporary folder. Batches are as small
-    as they are, everything else is as configured. Files of an earlier run (teacher, chain) and starting weights need
-    not be there: networks have fresh weights.
+    The data of these are stand-ins of two training identities in the real layouts, in a temporary folder. Batches are
+    as small as they are, everything else is as configured. Files of an earlier run (teacher, chain) and starting
+    weights need not be there: networks have fresh weights. Data sets that are there are looked at themselves, see
+    ``look_at_data``.
 
     Args:
         config: whole tree, as ``load_config`` gives it.
         built: of an earlier rehearsal of the same networks, to save time.
         step: whether to make the one step, of the first student where there is one, at full resolution. Without it
             networks have shapes and no weights where that is enough to build all.
+        given: dotted keys that a user named on the command line, which must be of use.
 
     Returns:
         What the run would do.
@@ -51,9 +59,17 @@ def rehearse(config: Any, built: BuiltNetworks | None = None, step: bool = True)
     Raises:
         OsktError: as the run itself would, before it trains.
     """
+    check_use(config, given)
     method = config.engine or config.loss.name
     if method != "vkd":
         check_start(config)
+    rehearsal = _on_stand_ins(config, method, built, step)
+    trainer = (SetTrainer if method == "vkd" else Trainer)(config)
+    return replace(rehearsal, facts=(*rehearsal.facts, *look_at_data(config, trainer, rehearsal.stages)))
+
+
+def _on_stand_ins(config: Any, method: str, built: BuiltNetworks | None, step: bool) -> Rehearsal:
+    """Builds everything, and makes the one step, on data that are made for it."""
     with _rehearsal_config(config) as small:
         if method == "vkd":
             return rehearse_sets(config, small, built, step)

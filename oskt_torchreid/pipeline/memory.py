@@ -31,7 +31,10 @@ def training_memory(model: nn.Module, image_size: tuple[int, int, int], images: 
         image_size: ``(channels, height, width)``.
         images: of a batch.
     """
-    probe = copy.deepcopy(model).cpu().train()
+    probe = copy.deepcopy(model).train()
+    if any(parameter.is_meta for parameter in probe.parameters()):  # shapes without numbers, of a given chain's teacher
+        probe.to_empty(device="cpu")
+    probe.cpu()
     fixed = {parameter.untyped_storage().data_ptr() for parameter in probe.state_dict(keep_vars=True).values()}
     kept: dict[int, int] = {}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ from torch import nn
 
 from ..baselines import baseline
 from ..errors import CheckpointError, ConfigError, WidthError
+from ..files import load_checkpoint
 from ..graph import ChannelGraph
 from ..host.compat import seed_everything
 from ..host.models import build as build_registered
-from ..host.weights import load_weights
+from ..host.weights import load_weights, state_dict_of
 from ..models import bare_name, build_model
 from ..models import load_weights as load_any_weights
 from ..oskt.chain import WeightChain
@@ -26,6 +29,8 @@ from ..oskt.widths import full_plan
 from .baselines import FILE_METHOD, check_baselines, method_of
 from .ladder import plan_rungs
 from .wishes import Wish, chosen_widths, latency_measure, parse_wish
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,8 @@ def make_plan(config: Any, num_classes: int) -> RunPlan:
     for name in config.oskt.controls:
         baseline(name)
     methods, wishes = _wishes(config)
-    teacher = _teacher(config, num_classes)
+    teacher, known = _teacher(config, num_classes)
+    _check_distillation({**{name: name for name in config.oskt.controls}, **methods}, known, num_classes)
     graph = trace(teacher, (3, config.data.height, config.data.width))
     rungs = _rungs(teacher, graph, config.oskt.ladder) or (full_plan(graph, config.oskt.width),)
     stand_in = stand_in_chain(teacher, graph, rungs[-1])
@@ -114,24 +120,52 @@ def check_start(config: Any) -> None:
         )
 
 
-def _teacher(config: Any, num_classes: int) -> nn.Module:
-    """The teacher's network, with the weights of its checkpoint, or those that its training starts from."""
+def _teacher(config: Any, num_classes: int) -> tuple[nn.Module, int]:
+    """The teacher's network, with the weights of its checkpoint, or those that its training starts from.
+
+    Returns:
+        The network, and the identities that its classifier was trained on: of a checkpoint of other identities the
+        classifier is fresh.
+    """
     path = config.oskt.teacher
     seed_everything(config.train.seed)
     if not path:
         teacher = build_model(config, num_classes)
         if config.model.load_weights:
             load_any_weights(teacher, config.model.load_weights)
-        return teacher
+        return teacher, num_classes
     bare = config.clone()
     bare.defrost()
     bare.model.pretrained = False  # nothing is fetched that the checkpoint replaces
     teacher = build_model(bare, num_classes)
     try:
-        load_weights(teacher, path)
+        return teacher, _load_teacher(teacher, path, (3, config.data.height, config.data.width), num_classes)
     except CheckpointError as error:
         raise CheckpointError(f"oskt.teacher cannot be the teacher '{config.model.name}': {error}") from error
-    return teacher
+
+
+def _load_teacher(teacher: nn.Module, path: str, size: tuple[int, int, int], num_classes: int) -> int:
+    """Loads a checkpoint; where it differs in its classifier's identities alone, all but the classifier.
+
+    Returns:
+        Identities of the checkpoint.
+    """
+    state, own = state_dict_of(load_checkpoint(path), path), teacher.state_dict()
+    others = {name: len(state[name]) for name in own if name in state and state[name].shape[:1] != own[name].shape[:1]}
+    owners = {name.rpartition(".")[0] for name in trace(teacher, size).heads} if others else set()
+    if not others or not all(name.rpartition(".")[0] in owners for name in others):
+        load_weights(teacher, path)
+        return num_classes
+    load_weights(teacher, path, ignore=list(others))
+    known = next(iter(others.values()))
+    logger.info(
+        "oskt.teacher: '%s' knows %d identities, the data have %d; all is taken but the fresh classifier (%s)",
+        path,
+        known,
+        num_classes,
+        ", ".join(others),
+    )
+    return known
 
 
 def _wishes(config: Any) -> tuple[dict[str, str], dict[str, Wish]]:
@@ -192,15 +226,27 @@ def _plan_of_chain(config: Any, num_classes: int) -> RunPlan:
         teacher = build_registered(chain.spec.name, chain.spec.num_classes, chain.spec.loss)
         load_weights(teacher, oskt.teacher)
         check_baselines(baselines, teacher, chain.graph)
-    distilled = [name for name, method in methods.items() if method in baselines and baseline(method).distils]
-    if distilled and chain.spec.num_classes != num_classes:
-        raise ConfigError(
-            f"'{distilled[0]}' is trained by class scores of its teacher, which knows {chain.spec.num_classes} "
-            f"identities, but the data have {num_classes}; drop it, or distil on the teacher's own identities"
-        )
+    _check_distillation(methods, chain.spec.num_classes, num_classes)
     check_foldable(chain, oskt.distance)
     students = _students(config, chain, teacher, methods, wishes, (chain.widths,))
     return RunPlan(teacher, chain.graph, chain.widths, students, (), chain)
+
+
+def _check_distillation(methods: Mapping[str, str], known: int, num_classes: int) -> None:
+    """Raises ``ConfigError`` for a network that would learn from class scores of other identities.
+
+    Args:
+        methods: baseline of each network by its name; empty or ``file`` for others.
+        known: identities that the teacher's classifier was trained on.
+        num_classes: identities of the data.
+    """
+    named = {name: method for name, method in methods.items() if method not in ("", FILE_METHOD)}
+    distilled = [name for name, method in named.items() if baseline(method).distils]
+    if distilled and known != num_classes:
+        raise ConfigError(
+            f"'{distilled[0]}' is trained by class scores of its teacher, which knows {known} identities, but the data "
+            f"have {num_classes}; drop it, or distil on the teacher's own identities"
+        )
 
 
 def _plans(config: Any, chain: WeightChain, wanted: dict[str, Wish]) -> dict[str, dict[str, int]]:

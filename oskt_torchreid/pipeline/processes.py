@@ -19,6 +19,8 @@ from queue import SimpleQueue
 import torch
 from tqdm import tqdm
 
+from ..host.termination import GRACE
+
 _LOG_FORMAT = "%(asctime)s %(message)s", "%H:%M:%S"
 _GRACE = 30  # seconds in which a piece that nobody waits for may keep its state
 _PREPARED = "forkserver" in multiprocessing.get_all_start_methods()
@@ -102,13 +104,30 @@ class Workers:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         torch.set_num_threads(self._threads)
+        whole = False
         try:
             if kind is None:
                 self._wait()
+                whole = True
         finally:
             with self._lock:
                 self._waiting.clear()
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            if not whole:
+                self._end_pieces()
+            self._pool.shutdown(wait=whole, cancel_futures=True)
+
+    def _end_pieces(self) -> None:
+        """Tells the processes to terminate, in which training keeps its state, and ends those that do not in time."""
+        processes = list((self._pool._processes or {}).values())  # a public way comes with Python 3.14
+        for process in processes:
+            process.terminate()
+        end = time.monotonic() + GRACE
+        try:
+            for process in processes:
+                process.join(max(0.0, end - time.monotonic()))
+        finally:  # at a second Ctrl-C, too
+            for process in processes:
+                process.kill()
 
 
 def in_processes(work: Callable[..., None], pieces: Sequence[tuple], processes: int, title: str) -> None:

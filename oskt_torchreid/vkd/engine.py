@@ -17,7 +17,7 @@ from ..host.compat import device
 from ..host.distributed import whole_batch
 from ..host.engine import TransferEngine
 from ..host.losses import ReidLoss
-from ..host.models import Outputs, parse_outputs
+from ..host.models import Outputs, parse_outputs, unwrapped
 from ..host.random_state import random_state, set_random_state
 from ..host.ranking import INTERPOLATED, REPORTED_RANKS, TRAPEZOID
 from ..registry import register_engine
@@ -93,6 +93,7 @@ class VKDEngine(TransferEngine):
         **options: Any,
     ) -> None:
         check_protocols(protocols)
+        model, teacher = unwrapped(model), None if teacher is None else unwrapped(teacher)
         _check_numbers(temperature, alpha, beta)
         _check_network(model, "teacher" if teacher is None else "student")
         if teacher is not None:

@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -146,6 +147,7 @@ def _bomb(content: bytes, random: Random) -> bytes:
     Image.new("L", (1, 1)).save(stream, "PNG")
     head = bytearray(stream.getvalue())
     head[16:24] = (60_000).to_bytes(4, "big") * 2
+    head[29:33] = zlib.crc32(head[12:29]).to_bytes(4, "big")
     return bytes(head)
 
 

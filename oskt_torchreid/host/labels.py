@@ -1,0 +1,33 @@
+"""Training labels that do not run from 0, as data managers of one's own may give them."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+def unordered_labels(loader: Any) -> Tensor | None:
+    """The distinct labels of a loader's pictures in increasing order, where they are not 0, 1, 2, ...
+
+    Args:
+        loader: whose data set keeps its items, (path, label, ...) each, as `train`; of others nothing is known.
+    """
+    items = getattr(getattr(loader, "dataset", None), "train", None)
+    if not items:
+        return None
+    labels = torch.tensor(sorted({int(item[1]) for item in items}))
+    if labels[0] == 0 and labels[-1] == len(labels) - 1:
+        return None
+    logger.info("training labels, from %d to %d, are numbered from 0 to %d", labels[0], labels[-1], len(labels) - 1)
+    return labels
+
+
+def in_order(pids: Tensor, labels: Tensor | None) -> Tensor:
+    """Labels as their places among all of them; as they are where these are in order.
+
+    Example: of the labels 5, 7 and 9, a batch of 9, 5, 9 is 2, 0, 2.
+    """
+    return pids if labels is None else torch.searchsorted(labels, pids.cpu())
