@@ -174,3 +174,31 @@ def test_arguments_that_are_missing_or_too_many(paths, arguments):
     with pytest.raises(SystemExit) as stopped:
         COMMAND.main([paths[0], *arguments])
     assert stopped.value.code == 2
+
+
+def saved_student(path):
+    chain = arbitrary_chain(models.build("osnet_x0_25", 4), 0.5, (3, 64, 32))
+    oskt.save_student(oskt.expand(chain, 0.5), path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (saved_student, "it is a checkpoint, not a weight chain: tools/export.py takes networks and students"),
+        (lambda path: torch.save(models.build("osnet_x0_25", 4).state_dict(), path), "it is a checkpoint, not a"),
+        (lambda path: path.write_bytes(b""), "it is an empty file, not a weight chain"),
+        (lambda path: path.write_text('{"rows": []}'), "it is a JSON file, not a weight chain"),
+        (lambda path: path.write_bytes(b"\xff\xd8\xff\xe0" + bytes(20)), "it is a picture, not a weight chain"),
+        (lambda path: path.write_bytes(b"\x08\x0a" + bytes(20)), "it is an ONNX file, not a weight chain: programs on"),
+    ],
+    ids=["student", "state dict", "empty", "json", "picture", "onnx"],
+)
+def test_a_file_that_is_no_chain_is_told_for_what_it_is(tmp_path, capsys, make, message):
+    make(tmp_path / "student.pth")
+    assert COMMAND.main([str(tmp_path / "student.pth"), "--widths"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_chain_that_is_given_as_a_student(folder):
+    with pytest.raises(oskt.CheckpointError, match="it is a weight chain, not a checkpoint: tools/expand.py makes"):
+        oskt.load_student(folder / "chain.safetensors")

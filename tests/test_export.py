@@ -365,3 +365,12 @@ def test_metadata_is_json_for_every_client(tmp_path):
     oskt.export(tiny(), tmp_path / "net.onnx", input_size=SIZE)
     texts = onnxruntime.InferenceSession(tmp_path / "net.onnx").get_modelmeta().custom_metadata_map
     assert json.loads(texts["mean"]) == [0.485, 0.456, 0.406] and json.loads(texts["color"]) == "RGB"
+
+
+def test_an_int8_file_that_is_larger_than_in_fp32_says_so(tmp_path):
+    body = (nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    small = nn.Sequential(*body, nn.Linear(4, 4)).eval()
+    whole = oskt.export(small, tmp_path / "whole.onnx", input_size=SIZE)
+    shrunk = oskt.export(small, tmp_path / "shrunk.onnx", precision="int8", input_size=SIZE, calibration=[images(8)])
+    assert shrunk.size > whole.size and "it is larger than in fp32 (" in str(shrunk)
+    assert "larger" not in str(whole) and whole.plain_size is None

@@ -1,6 +1,7 @@
-"""SIGINT, as Ctrl-C sends it, in the middle of every stage: whole files are left, and the same command goes on."""
+"""Ctrl-C and SIGTERM in the middle of every stage: whole files are left, at once, and the same command goes on."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,12 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import SMALL, TINY
+from runs import SMALL, TINY, without_method
 from test_tools import tool
 
 from oskt_torchreid.config import load_config
 from oskt_torchreid.data import drawn_folder
+from oskt_torchreid.errors import Terminated
 from oskt_torchreid.files import load_checkpoint
+from oskt_torchreid.host import termination
 from oskt_torchreid.host.engine import TransferEngine
 from oskt_torchreid.oskt.chain import WeightChain
 from oskt_torchreid.pipeline import run
@@ -150,3 +153,129 @@ def test_ctrl_c_stops_the_command(data_root, tmp_path, command, capsys):
     assert command(words) == 0
     assert "teacher: going on after epoch" in capsys.readouterr().err
     assert [row.name for row in read_results(folder / "results.json").rows] == ["teacher", "width=0.5"]
+
+
+# ---- stops within seconds --------------------------------------------------------------------------------------------
+
+
+def wait_until(reached, seconds=30.0):
+    deadline = time.monotonic() + seconds
+    while not reached() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return reached()
+
+
+def test_the_first_sigterm_is_noted_and_a_further_one_stops_at_once():
+    noted = []
+    with pytest.raises(Terminated), termination.on_termination(lambda: noted.append("first")):
+        signal.raise_signal(signal.SIGTERM)
+        assert noted == ["first"]
+        signal.raise_signal(signal.SIGTERM)
+    assert noted == ["first"] and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_what_does_not_heed_sigterm_is_stopped(monkeypatch):
+    """A batch that takes long, or data that do not come."""
+    monkeypatch.setattr(termination, "GRACE", 0.1)
+    start = time.monotonic()
+    with pytest.raises(Terminated), termination.on_termination(lambda: None):
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(20)
+    assert 0.1 <= time.monotonic() - start < 10
+
+
+def test_what_heeds_sigterm_is_left_in_peace(monkeypatch):
+    monkeypatch.setattr(termination, "GRACE", 0.05)
+    with termination.on_termination(lambda: pytest.fail("an outer block was told as well")):
+        with termination.on_termination(lambda: None):
+            signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.2)
+
+
+EPOCHS = "max_epoch=1000"
+STAGES = {
+    "drawing": ["synthped.num_train=4000"],
+    "teacher": [f"train.{EPOCHS}"],
+    "evaluation": ["test.evaluate=True", "test.batch_size=1", "synthped.num_test=150"],
+    "refine": [f"oskt.refine.{EPOCHS}"],
+    "students": [f"oskt.finetune.{EPOCHS}", "oskt.students=['width=0.5', 'width=0.75']", "oskt.processes=2"],
+    "vkd": [
+        *["engine=vkd", "loss.name=triplet", f"vkd.teacher_stage.{EPOCHS}", "vkd.teacher_stage.batch_size=8"],
+        *["vkd.student_stage.batch_size=8", "vkd.num_views=2"],
+    ],
+}
+"""Words of runs that stay in a stage for minutes."""
+
+
+def words_of(stage, root, folder):
+    words = SMALL if stage not in ("evaluation", "vkd") else without_method(SMALL)
+    if stage == "vkd":
+        words = [word for word in words if not word.startswith("train.")]
+    data = folder if stage in ("drawing", "evaluation") else root
+    return [*words, *STAGES[stage], f"data.root={data / 'data'}", f"data.save_dir={folder / 'run'}"]
+
+
+def is_there(stage, folder, start):
+    """Whether a command is in the stage; at its second start, whether it goes on with it."""
+    run_folder, log = folder / "run", folder / "run" / "log.txt"
+    if stage == "drawing":
+        return any((folder / "data").glob("*/**/*.jpg")) or any((folder / "data").glob(".*/**/*.*"))
+    said = log.read_text() if log.is_file() else ""
+    if stage == "evaluation":
+        return said.count("is evaluated with the weights that it begins with") == start
+    parts = ["students/width=0.5", "students/width=0.75"] if stage == "students" else [stage.replace("vkd", "teacher")]
+    if start == 2:
+        return said.count("going on after epoch") == len(parts)
+    return all((run_folder / part / "model" / "model.pth.tar-last").is_file() for part in parts)
+
+
+def comes_to(stage, folder, start, process):
+    """Waits for a command to be in the stage; whether it has come there and has not ended."""
+    wait_until(lambda: is_there(stage, folder, start) or process.poll() is not None, 120)
+    return process.poll() is None and is_there(stage, folder, start)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_ends_within_seconds(data_root, tmp_path, stage):
+    """By SIGTERM to the command, and by two Ctrl-Cs to it and its processes, as a terminal sends them."""
+    command = [sys.executable, str(ROOT / "tools" / "main.py"), *words_of(stage, data_root, tmp_path)]
+    for start, (status, send) in enumerate([(143, terminated), (130, interrupted_twice)], 1):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        try:
+            assert comes_to(stage, tmp_path, start, process), process.stderr.read()
+            begun = time.monotonic()
+            send(process)
+            errors = process.communicate(timeout=60)[1]
+            seconds = time.monotonic() - begun
+        finally:
+            process.kill()
+        print(f"{stage}: {status} after {seconds:.1f} s")
+        assert (process.returncode, "Traceback" in errors) == (status, False), errors
+        assert seconds < 10
+        assert any(line.endswith("run the same command again to go on") for line in errors.splitlines())
+        assert not group_lives(process.pid), "processes are left"
+
+
+def terminated(process):
+    process.terminate()
+
+
+def interrupted_twice(process):
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(0.3)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+
+
+def group_lives(leader):
+    """Whether any process of the group is there a moment later."""
+
+    def is_gone():
+        try:
+            os.killpg(leader, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    return not wait_until(is_gone, 5)

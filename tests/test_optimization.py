@@ -8,7 +8,8 @@ from torch import nn
 
 from oskt_torchreid.config import default_config
 from oskt_torchreid.errors import ConfigError
-from oskt_torchreid.host.optimization import add_to_optimizer, build_optimizer, build_scheduler
+from oskt_torchreid.host.compat import torchreid
+from oskt_torchreid.host.optimization import add_to_optimizer, build_optimizer, build_scheduler, check_layers
 
 
 def configured(**changes):
@@ -113,3 +114,53 @@ def test_unknown_schedule_names_the_nearest():
     config = configured(lr_scheduler="warmup_cosin")
     with pytest.raises(ConfigError, match="unknown lr_scheduler 'warmup_cosin'; did you mean 'warmup_cosine'"):
         build_scheduler(build_optimizer(nn.Linear(2, 2), config), config.train, 1)
+
+
+# ---- staged rates ----------------------------------------------------------------------------------------------------
+
+
+class Layered(nn.Module):
+    """Three layers, one of them without parameters, and a parameter that belongs to none."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(3))
+        self.base, self.pool, self.classifier = nn.Linear(2, 3), nn.AvgPool2d(2), nn.Linear(3, 2, bias=False)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["fc9"], r"train.new_layers is \['fc9'\], and 'fc9' is no layer; the layers of Layered are base, classifier"),
+        (["classifer"], "'classifer' is no layer; did you mean 'classifier'"),
+        (["classifier", "fc9"], "'fc9' is no layer"),
+        (["classifier.weight"], "'classifier.weight' is no layer; name the whole 'classifier'"),
+        ([""], "'' is no layer"),
+        ([], r"train.new_layers is \[\], in which there is nothing to train"),
+        (["pool"], r"train.new_layers is \['pool'\], in which there is nothing to train"),
+        (["base", "classifier"], "which leaves no other layer; name only some"),
+    ],
+)
+def test_new_layers_that_are_none(names, message):
+    with pytest.raises(ConfigError, match=message):
+        build_optimizer(Layered(), configured(staged_lr=True, new_layers=names))
+
+
+def test_all_layers_may_be_open():
+    check_layers(Layered(), ["base", "pool", "classifier"], "open_layers")
+    check_layers(Layered(), "classifier", "open_layers")
+
+
+@pytest.mark.parametrize("optim", ["adam", "amsgrad", "sgd", "rmsprop"])
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel])
+def test_staged_groups_are_torchreids_and_leave_nothing_out(optim, wrap):
+    model = Layered()
+    config = configured(staged_lr=True, new_layers=["classifier"], base_lr_mult=0.2, optim=optim, lr=0.5)
+    base, new = build_optimizer(wrap(model), config).param_groups
+    theirs = torchreid.optim.build_optimizer(
+        model, optim, lr=0.5, staged_lr=True, new_layers=["classifier"], base_lr_mult=0.2
+    )
+    assert [base["lr"], new["lr"]] == [group["lr"] for group in theirs.param_groups] == pytest.approx([0.1, 0.5])
+    assert [id(p) for p in base["params"]] == [id(model.token), id(model.base.weight), id(model.base.bias)]
+    assert [id(p) for p in new["params"]] == [id(model.classifier.weight)]
+    assert base.get("amsgrad") == theirs.param_groups[0].get("amsgrad")

@@ -141,6 +141,55 @@ def test_a_run_writes_whole_files_and_its_evaluation_is_the_teachers(datamanager
     assert not changed(engine.chain.statistics, again.chain.statistics)
 
 
+# ---- layers that are trained first -------------------------------------------------------------------------------
+
+
+def states(engine):
+    """Tensors of the teacher and of the chain's own: rows, vectors, statistics, by layer of the teacher."""
+    sstudent = engine.model.sstudent
+    parts = {
+        "teacher": engine.model.teacher.state_dict(),
+        "rows": engine.chain.rows,
+        "statistics": {name: tensor for name, tensor in sstudent.shell.state_dict().items() if tensor.numel()},
+        "vectors": {name.replace("/", "."): tensor for name, tensor in sstudent.own_vectors.state_dict().items()},
+    }
+    return copy.deepcopy(parts)
+
+
+def moved_layers(before, after):
+    return {part: {name.partition(".")[0] for name in changed(before[part], after[part])} for part in before}
+
+
+@pytest.mark.parametrize("vector_copies", [False, True])
+@pytest.mark.parametrize("open_layers", ["classifier", ["last_norm", "classifier"]])
+def test_open_layers_of_teacher_and_chain(datamanager, tmp_path, vector_copies, open_layers):
+    """Only what belongs to the open layers moves; afterwards everything does."""
+    engine = make_engine(datamanager, vector_copies=vector_copies)
+    before = states(engine)
+    engine.run(str(tmp_path), max_epoch=1, fixbase_epoch=1, open_layers=open_layers)
+    moved, opened = moved_layers(before, states(engine)), {"classifier"} | set(open_layers) & {"last_norm"}
+    assert moved["teacher"] == opened
+    assert moved["rows"] == {"classifier"}
+    assert moved["statistics"] == opened - {"classifier"}
+    assert moved["vectors"] == opened & {name.partition(".")[0] for name in before["vectors"]}
+    engine.run(str(tmp_path), max_epoch=2, start_epoch=1, fixbase_epoch=1, open_layers=open_layers)
+    moved = moved_layers(before, states(engine))
+    assert moved["teacher"] == {name for name, _ in engine.model.teacher.named_children()}
+    assert moved["rows"] == {name.partition(".")[0] for name in before["rows"]}
+    assert moved["statistics"] == {"norm", "inner_norm", "last_norm"}
+
+
+def test_what_was_frozen_stays_so_when_layers_open(datamanager, tmp_path):
+    teacher = teacher_of(datamanager)
+    teacher.stem.requires_grad_(False)
+    engine = make_engine(datamanager, teacher)
+    engine.freeze(teacher.norm)
+    before = states(engine)["teacher"]
+    engine.run(str(tmp_path), max_epoch=2, fixbase_epoch=1, open_layers=["classifier"])
+    moved = {name.partition(".")[0] for name in changed(before, teacher.state_dict())}
+    assert moved == {name for name, _ in teacher.named_children()} - {"stem", "norm"}
+
+
 class Burst(ReidLoss):
     """Not finite from its third call on."""
 

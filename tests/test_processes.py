@@ -3,12 +3,15 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from runs import configured
 
+from oskt_torchreid.errors import Terminated
+from oskt_torchreid.host.termination import GRACE, on_termination
 from oskt_torchreid.pipeline import run
 from oskt_torchreid.pipeline.processes import Workers, in_processes, prepare_processes
 
@@ -59,6 +62,23 @@ def stay(folder: Path, number: int) -> None:
     time.sleep(600)
 
 
+def keep_and_go(folder: Path, number: int) -> None:
+    """Between two steps it sees that it is told to terminate, and keeps its state, as training does."""
+    told = []
+    with on_termination(lambda: told.append(number)):
+        (folder / "begun").touch()
+        while not told:
+            time.sleep(0.01)
+        (folder / "kept").touch()
+        raise Terminated("piece")
+
+
+def not_heed(folder: Path, number: int) -> None:
+    """Cannot be told anything, as a kernel that takes long cannot."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    stay(folder, number)
+
+
 def is_alive(pid: int) -> bool:
     """Whether it runs; one that has ended and is not yet collected does not."""
     try:
@@ -103,6 +123,42 @@ def test_a_failure_beside_them_stops_what_has_not_begun(tmp_path):
         workers.add([(tmp_path, number) for number in range(200)])
         raise KeyError("here")
     assert left(tmp_path) < set(range(200))
+
+
+def test_pieces_that_have_begun_keep_their_state(tmp_path):
+    with pytest.raises(KeyError, match="here"), Workers(keep_and_go, 2, "pieces") as workers:
+        workers.add([(tmp_path, 0)])
+        wait_for(tmp_path / "begun")
+        start = time.monotonic()
+        raise KeyError("here")
+    assert (tmp_path / "kept").exists()
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks up processes in /proc")
+@pytest.mark.parametrize(("again", "error"), [(False, KeyError), (True, KeyboardInterrupt)])
+def test_pieces_that_do_not_end_are_ended(tmp_path, again, error):
+    """After seconds, or at a Ctrl-C while they are waited for."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT])
+    try:
+        with pytest.raises(error), Workers(not_heed, 2, "pieces") as workers:
+            workers.add([(tmp_path, 0)])
+            until = time.monotonic() + 60
+            while not left(tmp_path):
+                assert time.monotonic() < until, "the piece has not begun"
+                time.sleep(0.01)
+            start = time.monotonic()
+            if again:
+                timer.start()
+            raise KeyError("here")
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, before)
+    assert time.monotonic() - start < (GRACE if again else 10)
+    while any(is_alive(pid) for pid in left(tmp_path)):
+        assert time.monotonic() < start + 10, "the piece goes on"
+        time.sleep(0.01)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks up processes in /proc")

@@ -125,3 +125,19 @@ def test_nothing_to_plot(tmp_path):
     with pytest.raises(ConfigError, match="no result has an mAP yet"):
         size_vs_map([Row("student", "student", 10, 10)], tmp_path / "plot.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_targets_and_reranked_numbers():
+    """A table for each target; re-ranked numbers beside plain ones, in the file too."""
+    numbers = {
+        "market1501": {"mAP": 0.801, "rank1": 0.9, "reranked_mAP": 0.855, "reranked_rank1": 0.91},
+        "cuhk03": {"mAP": 0.311, "rank1": 0.302, "reranked_mAP": 0.377, "reranked_rank1": 0.333},
+    }
+    row = dataclasses.replace(ROWS[2], targets=numbers)
+    first, second = text_table([row]).split("cuhk03:\n\n")
+    assert first.startswith("market1501:\n\n") and "mAP re-ranked" in first
+    assert first.rstrip().splitlines()[-1].split()[-6:] == ["80.1", "90.0", "85.5", "91.0", "2", "12"]
+    assert second.splitlines()[-1].split()[-6:] == ["31.1", "30.2", "37.7", "33.3", "2", "12"]
+    assert row.reranked == {"mAP": 0.855, "rank1": 0.91} and row.on("cuhk03").reranked["mAP"] == 0.377
+    one = dataclasses.replace(row, targets={"market1501": {"mAP": 0.801, "rank1": 0.9}})
+    assert text_table([one]) == text_table([ROWS[2]])

@@ -328,7 +328,7 @@ def test_an_empty_query_is_reported(tmp_path):
     make_stand_in(tmp_path, "dukemtmcvidreid", 4)
     for folder in (tmp_path / "dukemtmc-vidreid" / "DukeMTMC-VideoReID" / "query").iterdir():
         folder.rename(tmp_path / folder.name)
-    with pytest.raises(DataError, match="dukemtmcvidreid.*: train, query or gallery is empty; mend the data set"):
+    with pytest.raises(DataError, match="the query part of data set 'dukemtmcvidreid' is empty; it needs at least"):
         build_set_datamanager(configured(tmp_path, "dukemtmcvidreid"))
 
 

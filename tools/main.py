@@ -21,7 +21,7 @@ import oskt_torchreid  # noqa: E402
 from oskt_torchreid.config import given_keys, load_config  # noqa: E402
 from oskt_torchreid.errors import Terminated  # noqa: E402
 from oskt_torchreid.host.distributed import is_first, joined  # noqa: E402
-from oskt_torchreid.host.termination import on_termination, terminate  # noqa: E402
+from oskt_torchreid.host.termination import on_termination, status_of, terminate  # noqa: E402
 from oskt_torchreid.pipeline import rehearse, run  # noqa: E402
 from oskt_torchreid.report import text_table  # noqa: E402
 
@@ -121,4 +121,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

@@ -163,6 +163,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 NUMBERS_OR_WORDS = ("oskt.width",)
 """Numbers that may also be a name, which the part that knows the names checks."""
 
+LARGEST_NUMBER = 2**31
 LARGEST_SEED = 2**31  # epochs are added to it, and NumPy takes 32 bits
 MOST_PROCESSES = 256
 

@@ -8,6 +8,7 @@ import ast
 import contextlib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..errors import ConfigError
 from ..file_checks import MOST_PIXELS
 from ..files import atomic
 from ..registry import nearest
-from .defaults import CHOICES, LISTS, NUMBERS_OR_WORDS, RANGES, default_tree
+from .defaults import CHOICES, LARGEST_NUMBER, LISTS, NUMBERS_OR_WORDS, RANGES, default_tree
 from .effects import leaves
 
 RESOLVED_NAME = "config.yaml"
@@ -95,7 +96,7 @@ def check_config(config: CfgNode) -> None:
         for item in value if isinstance(value, list) else [value]:
             if item not in allowed:
                 shown = ", ".join(repr(choice) for choice in allowed)
-                raise ConfigError(f"{key} is {item!r}{nearest(str(item), allowed)}; allowed: {shown}")
+                raise ConfigError(f"{key} is {item!r}{nearest(str(item), map(str, allowed))}; allowed: {shown}")
     for key, (lowest, highest) in RANGES.items():
         value = get(config, key)
         if not isinstance(value, str) and not lowest <= value <= highest:
@@ -189,7 +190,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"no configuration file at '{path}' (looked in '{path.parent.absolute()}')")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as reason:
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as reason:  # bytes that are no text, endless numbers
         raise ConfigError(f"'{path}' is not valid YAML: {reason}") from reason
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"'{path}' holds a {type(content).__name__}; expected keys and values")
@@ -253,12 +254,24 @@ def _unknown(key: str, source: str) -> None:
     raise ConfigError(f"unknown key '{key}' in {source}{hint or '; see the README for the keys'}")
 
 
+def _check_number(value: Any, key: str, source: str) -> None:
+    """Raises ConfigError for numbers, alone or in a list, that no key means: nothing computes with them."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            _check_number(item, key, source)
+    elif isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+        raise ConfigError(f"{key} in {source} is a number of {len(str(value))} digits; allowed: up to {LARGEST_NUMBER}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key} in {source} is {value}; it must be a finite number")
+
+
 def _coerce(value: Any, default: Any, key: str, source: str) -> Any:
     """`value` as the type of `default`; words of the command line and YAML's '3e-4' are read as Python literals."""
     if isinstance(value, str) and not isinstance(default, str):
         # What is no literal stays a string, which the type check below reports.
-        with contextlib.suppress(ValueError, SyntaxError):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             value = ast.literal_eval(value)
+    _check_number(value, key, source)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if isinstance(default, list) and isinstance(value, tuple):

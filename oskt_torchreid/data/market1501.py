@@ -69,9 +69,12 @@ class MarketLayout(torchreid.data.ImageDataset):
         folder = Path(self.data_dir, name)
         what = f"the {part} of data set '{self.variant}', '{folder}',"
         if not folder.is_dir():
-            raise DataError(f"{what} is no folder; put its pictures there, or set market1501.use_500k_distractors=False")
+            raise DataError(
+                f"{what} is no folder; put its pictures there, or set market1501.use_500k_distractors=False"
+            )
         with os.scandir(folder) as entries:
-            visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+        visible.sort(key=lambda entry: entry.name)
         found = [entry for entry in visible if entry.name.lower().endswith(SUFFIXES)]
         _check_names(what, found)
         items = [(entry.path, *_numbers(entry.name)) for entry in found]

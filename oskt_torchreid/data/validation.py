@@ -53,6 +53,7 @@ def hold_out(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item]
     Raises:
         DataError: a share that leaves nobody to train on.
     """
+    items = [(tuple(paths) if isinstance(paths, list) else paths, *labels) for paths, *labels in items]
     train = few_identities(items, 1 - share, seed)
     kept = {path for path, *_ in train}
     query: dict[tuple[int, int], Item] = {}

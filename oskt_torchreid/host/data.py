@@ -19,9 +19,6 @@ from .pictures import install_reader
 _REGISTER = {"image": torchreid.data.register_image_dataset, "video": torchreid.data.register_video_dataset}
 
 
-install_reader()
-
-
 def _datasets(kind: str) -> dict[str, type]:
     return host_table(_REGISTER[kind], f"__{kind}_datasets")
 
@@ -78,30 +75,30 @@ def register_image_dataset(name: str, dataset: type) -> None:
     register_dataset(name, dataset, "image")
 
 
-def register_dataset(name: str, dataset: type, kind: str) -> None:
-    """`register_image_dataset` for data sets of the kind "image" or "video"; one name may stand in both tables."""
-    known = _datasets(kind).get(name)
-    if known is None:
-        _REGISTER[kind](name, dataset)
-    elif known is not dataset:
-        raise ConfigError(
-            f"data set name '{name}' belongs to {known.__module__}.{known.__qualname__}; choose another name"
-        )
+def register_dataset(name: str, dataset: type, kind: str, replace: bool = False) -> None:
+    """`register_image_dataset` for data sets of the kind "image" or "video"; one name may stand in both tables.
 
-
-def replace_dataset(name: str, dataset: type) -> None:
-    """Puts an image data set's class in the place of torchreid's own, which reads less; a second time changes nothing.
+    Args:
+        name: of the data set.
+        dataset: its class.
+        kind: "image" or "video".
+        replace: put the class in the place of torchreid's own, which reads less.
 
     Raises:
-        ConfigError: the name is unknown, or neither torchreid's own nor this class has it.
+        ConfigError: another class has the name, one of torchreid's own without `replace`.
     """
-    known = image_dataset_class(name)
-    own = known.__module__.partition(".")[0] == torchreid.__name__.partition(".")[0]
-    if known is not dataset and not own:
+    known = _datasets(kind).get(name)
+    if known is dataset:
+        return
+    own = known is not None and known.__module__.partition(".")[0] == torchreid.__name__.partition(".")[0]
+    if known is None:
+        _REGISTER[kind](name, dataset)
+    elif replace and own:
+        _datasets(kind)[name] = dataset
+    else:
         raise ConfigError(
             f"data set name '{name}' belongs to {known.__module__}.{known.__qualname__}; choose another name"
         )
-    _datasets("image")[name] = dataset
 
 
 def build_datamanager(
@@ -136,7 +133,7 @@ def build_datamanager(
     with guarded(_datasets(kind), names) as made:
         try:
             with quiet():
-                return manager(**arguments)
+                built = manager(**arguments)
         except OsktError:
             raise
         except Exception as reason:  # of a sampler or transform: those of data sets are told by `guarded`
@@ -147,13 +144,22 @@ def build_datamanager(
                 f"{_needs(arguments, trained_on, reason)}; change {batch_key} ({arguments['batch_size_train']}) and "
                 "the sampler node"
             ) from reason
+    return _with_reader(built)
+
+
+def _with_reader(datamanager: Any) -> Any:
+    """Lets loaders' workers begin by importing this package, which those that are no copies of a process have not."""
+    parts = [part for loaders in datamanager.test_loader.values() for part in loaders.values()]
+    for loader in (datamanager.train_loader, *parts):
+        loader.worker_init_fn = install_reader
+    return datamanager
 
 
 def _needs(arguments: Mapping[str, Any], datasets: Sequence[Any], reason: Exception) -> str:
     """What torchreid's sampler asks of the data, which it checks without a word."""
     sampler, size = arguments["train_sampler"], arguments["batch_size_train"]
-    if sampler == "RandomIdentitySampler" and size >= arguments["num_instances"]:
-        persons, there = size // arguments["num_instances"], sum(dataset.num_train_pids for dataset in datasets)
+    persons, there = size // arguments["num_instances"], sum(dataset.num_train_pids for dataset in datasets)
+    if sampler == "RandomIdentitySampler" and persons > there:
         return f"{sampler} needs {persons} training identities for a batch, and there are {there}"
     kinds = {"RandomDomainSampler": ("num_cams", "cameras"), "RandomDatasetSampler": ("num_datasets", "data sets")}
     if sampler in kinds:
@@ -171,7 +177,8 @@ def unaugmented_loader(datamanager: Any) -> DataLoader:
     loader = datamanager.train_loader
     images = copy.copy(loader.dataset)
     images.transform, images.k_tfm = datamanager.transform_te, 1
-    return DataLoader(images, loader.batch_size, num_workers=loader.num_workers, pin_memory=loader.pin_memory)
+    workers = {"num_workers": loader.num_workers, "worker_init_fn": loader.worker_init_fn}
+    return DataLoader(images, loader.batch_size, pin_memory=loader.pin_memory, **workers)
 
 
 def forget_patches(loader: Any) -> None:

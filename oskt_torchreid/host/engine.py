@@ -30,7 +30,7 @@ from .optimization import check_layers
 from .progress import batch_bar
 from .random_state import random_state, set_random_state
 from .resumable import LAST_GOOD, ResumableEngine
-from .run_checks import check_arguments, check_loader, too_few_images
+from .run_checks import check_arguments, check_batch, check_loader, check_optimizer, too_few_images
 
 _TEST = inspect.signature(torchreid.engine.Engine.test)
 
@@ -70,7 +70,7 @@ class TransferEngine(ResumableEngine):
     ) -> None:
         super().__init__(datamanager, use_gpu)
         model = unwrapped(model)
-        self._labels = unordered_labels(self.train_loader)
+        self._labels = unordered_labels(self.train_loader, datamanager.num_train_pids)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.mixed_precision = mixed_precision and self.device.type == "cuda"
         self.sync_batch_norm = sync_batch_norm
@@ -127,8 +127,16 @@ class TransferEngine(ResumableEngine):
     def two_stepped_transfer_learning(
         self, epoch: int, fixbase_epoch: int, open_layers: Any, model: nn.Module | None = None
     ) -> None:
-        """Opens layers for this epoch as torchreid does, but keeps frozen what was: torchreid unfreezes everything."""
+        """Opens layers for this epoch as torchreid does, but keeps frozen what was: torchreid unfreezes everything.
+
+        Frozen is also what belongs to no layer, such as a transformer's class token, which torchreid goes on training.
+        """
+        only_some = epoch + 1 <= fixbase_epoch and open_layers is not None
+        if model is None:
+            model = self.layered_model if only_some else self.model
         super().two_stepped_transfer_learning(epoch, fixbase_epoch, open_layers, model)
+        for parameter in model.parameters(recurse=False) if only_some else ():
+            parameter.requires_grad_(False)
         self._keep_frozen()
 
     @property
@@ -144,16 +152,24 @@ class TransferEngine(ResumableEngine):
 
         Raises:
             ConfigError: an argument out of range, or names of layers that the network does not have.
-            TrainingError: no optimiser, or no batch.
+            TrainingError: no optimiser of the network, no batch, or batches that its norms cannot be trained on.
         """
         check_arguments(settings)
-        if settings["max_epoch"] <= settings["start_epoch"]:
+        if settings["test_only"] or settings["max_epoch"] == settings["start_epoch"]:
             return
-        if self.optimizer is None:
-            raise TrainingError("there is no optimiser, so nothing can be trained; give one to the engine")
-        check_loader(self.train_loader)
-        if settings["fixbase_epoch"] > 0 and settings["open_layers"] is not None:
+        if settings["fixbase_epoch"] > 0:
             check_layers(self.layered_model, settings["open_layers"], "open_layers")
+        check_optimizer(self.optimizer, self.model)
+        check_loader(self.train_loader, type(self).__name__)
+        images = (getattr(self.train_loader, "batch_size", None) or 0) * self.images_of_item
+        if images == 1 and not self._frozen_modules:
+            size = (3, self.datamanager.height, self.datamanager.width)
+            check_batch(self.layered_model, size, images, self.device)
+
+    @property
+    def images_of_item(self) -> int:
+        """Images that the network sees of one item of a batch."""
+        return 1
 
     # Training
 

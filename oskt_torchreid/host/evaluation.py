@@ -102,6 +102,7 @@ def _parts_of(distances: np.ndarray) -> Iterable[Part]:
 def _ranked(parts: Iterable[Part], distances: np.ndarray | None, labels: tuple[Any, ...], cuhk03: bool) -> Ranking:
     """The ranking of distances that come in parts; CUHK03's classic protocol takes all of them at once."""
     if cuhk03:
+        np.random.seed(0)  # it draws one picture of each identity again and again; the engine puts the state back
         return Ranking(*torchreid.metrics.evaluate_rank(distances, *labels, use_metric_cuhk03=True))
     shape = (len(labels[0]), len(labels[1]))
     return rank_parts(parts, shape, labels, (INTERPOLATED,))[INTERPOLATED]

@@ -22,8 +22,9 @@ from .compat import torchreid
 logger = logging.getLogger(__name__)
 
 PARTS = ("train", "query", "gallery")
+IDENTITY, CAMERA = 1, 2  # places in an item
 LARGEST_LABEL = 2**31  # what batches hold as whole numbers
-_BASE = torchreid.data.Dataset.__init__.__code__.co_filename
+_BASE = torchreid.data.Dataset.__init__.__code__
 
 Item = tuple[Any, ...]
 
@@ -59,18 +60,35 @@ def guarded_dataset(name: str, kind: Callable[..., Any], arguments: Mapping[str,
     Raises:
         DataError: whatever the class raised, in its own words; or items that are none.
     """
-    dataset = _made(name, kind, arguments)
-    for part in PARTS:
-        _replace(dataset, part, _checked(name, part, getattr(dataset, part)))
-    if all(_is_in_order(dataset.train, place) for place in (1, 2)):
+    dataset = _plain_parts(name, _made(name, kind, arguments))
+    if _is_in_order(dataset.train, IDENTITY) and _is_in_order(dataset.train, CAMERA):
         return dataset
-    if arguments.get("combineall"):
-        raise DataError(
-            f"data set '{name}' has training labels that do not run from 0 to one less than their number, and "
-            "data.combineall puts those of its test behind them; number identities and cameras so in its class"
-        )
     logger.info("data set '%s': identities and cameras of the training part are numbered anew, from 0", name)
-    _replace(dataset, "train", _in_order(dataset.train))
+    if arguments.get("combineall") and not _is_in_order(dataset.train, IDENTITY):
+        dataset = _combined(_plain_parts(name, _made(name, kind, {**arguments, "combineall": False})))
+    _replace(dataset, "train", _in_order(_in_order(dataset.train, IDENTITY), CAMERA))
+    return dataset
+
+
+def _combined(dataset: Any) -> Any:
+    """The data set itself, all of its parts together in training.
+
+    torchreid numbers the identities of the test from the number of those of training on, so that these must run from 0
+    before. Cameras are the same in all parts, and keep their numbers until all are together.
+    """
+    _replace(dataset, "train", _in_order(dataset.train, IDENTITY))
+    before, dataset.combineall = dataset.train, True
+    dataset.combine_all()
+    if dataset.data is before:
+        dataset.data = dataset.train
+    return dataset
+
+
+def _plain_parts(name: str, dataset: Any) -> Any:
+    """The data set itself, with plain values in the items of every part."""
+    has_tracklets = isinstance(dataset, torchreid.data.VideoDataset)
+    for part in PARTS:
+        _replace(dataset, part, _checked(name, part, getattr(dataset, part, None), has_tracklets))
     return dataset
 
 
@@ -81,51 +99,69 @@ def _made(name: str, kind: Callable[..., Any], arguments: Mapping[str, Any]) -> 
         raise
     except Exception as reason:  # a class of anybody raises what it likes
         title = getattr(kind, "__qualname__", repr(kind))
+        _check_given(name, kind, reason)
         raise DataError(
             f"data set '{name}' cannot be read: {_own_words(reason, title)}; mend the data set, or the class that "
             "reads it"
         ) from reason
 
 
+def _check_given(name: str, kind: Callable[..., Any], reason: Exception) -> None:
+    """Raises ``DataError`` where a class gave torchreid's base class a part that is none, which then fails on it.
+
+    The base class looks into the first item of every part without asking whether there is one.
+    """
+    for frame, _ in traceback.walk_tb(reason.__traceback__):
+        if frame.f_code is _BASE:
+            has_tracklets = isinstance(kind, type) and issubclass(kind, torchreid.data.VideoDataset)
+            for part in PARTS:
+                _checked(name, part, frame.f_locals[part], has_tracklets)
+
+
 def _own_words(reason: Exception, title: str) -> str:
     """What an exception of a data set's class says, and where, if it says nothing itself."""
     last = traceback.extract_tb(reason.__traceback__)[-1]
-    if isinstance(reason, IndexError) and last.filename == _BASE:
-        return "train, query or gallery is empty"
     text = first_line(reason) if str(reason).strip() else f"'{last.line}' in {os.path.basename(last.filename)}"
     return f"{title} raised {type(reason).__name__}: {text}"
 
 
 def _replace(dataset: Any, part: str, items: list[Item]) -> None:
     """Sets a part of a data set, and what it gives items of, where that is the same."""
-    if dataset.data is getattr(dataset, part):
+    if getattr(dataset, "data", None) is getattr(dataset, part):
         dataset.data = items
     setattr(dataset, part, items)
 
 
-def _checked(name: str, part: str, items: Sequence[Any]) -> list[Item]:
+def _checked(name: str, part: str, items: Any, has_tracklets: bool) -> list[Item]:
     """The items with plain labels; raises ``DataError`` for one that is none."""
+    if not isinstance(items, (Sequence, np.ndarray)):
+        raise DataError(
+            f"the {part} part of data set '{name}' is {items!r:.200}; expected a list of (path, identity, camera): its "
+            "class gives three of them to that of torchreid.data that it is derived from"
+        )
     if not len(items):
         raise DataError(f"the {part} part of data set '{name}' is empty; it needs at least one picture")
-    return [_plain(name, part, place, item) for place, item in enumerate(items)]
+    return [_plain(name, part, place, item, has_tracklets) for place, item in enumerate(items)]
 
 
-def _plain(name: str, part: str, place: int, item: Any) -> Item:
+def _plain(name: str, part: str, place: int, item: Any, has_tracklets: bool) -> Item:
     try:
         paths, *labels = item
-        fits = len(labels) >= 2 and all(_is_label(label) for label in labels)
         paths = _paths(paths)
-    except TypeError:
+        fits = bool(paths) and isinstance(paths, tuple) == has_tracklets
+        fits = fits and len(labels) in (2, 3) and all(_is_label(label) for label in labels)
+    except (TypeError, ValueError):
         fits = False
     if not fits:
+        expected = "((path, path, ...), identity, camera)" if has_tracklets else "(path, identity, camera)"
         raise DataError(
-            f"item {place} of the {part} part of data set '{name}' is {item!r:.200}; expected (path, identity, camera) "
-            f"with whole numbers below {LARGEST_LABEL}, or (paths, identity, camera) for a tracklet"
+            f"item {place} of the {part} part of data set '{name}' is {item!r:.200}; expected {expected}, with whole "
+            f"numbers below {LARGEST_LABEL}"
         )
     return (paths, *map(int, labels))
 
 
-def _paths(paths: Any) -> Any:
+def _paths(paths: Any) -> str | tuple[str, ...]:
     if isinstance(paths, (str, os.PathLike)):
         return os.fspath(paths)
     return tuple(os.fspath(path) for path in paths)
@@ -141,7 +177,7 @@ def _is_in_order(items: Sequence[Item], place: int) -> bool:
     return min(labels) == 0 and max(labels) == len(labels) - 1
 
 
-def _in_order(items: Sequence[Item]) -> list[Item]:
-    """Items with identities and cameras numbered from 0, in the order of their numbers."""
-    numbers = [{label: n for n, label in enumerate(sorted({item[place] for item in items}))} for place in (1, 2)]
-    return [(paths, numbers[0][pid], numbers[1][camera], *rest) for paths, pid, camera, *rest in items]
+def _in_order(items: Sequence[Item], place: int) -> list[Item]:
+    """Items with identities or cameras numbered from 0, in the order of their numbers."""
+    numbers = {label: number for number, label in enumerate(sorted({item[place] for item in items}))}
+    return [(*item[:place], numbers[item[place]], *item[place + 1 :]) for item in items]

@@ -6,19 +6,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import DataError
+
 logger = logging.getLogger(__name__)
 
 
-def unordered_labels(loader: Any) -> Tensor | None:
+def unordered_labels(loader: Any, num_classes: int) -> Tensor | None:
     """The distinct labels of a loader's pictures in increasing order, where they are not 0, 1, 2, ...
 
     Args:
         loader: whose data set keeps its items, (path, label, ...) each, as `train`; of others nothing is known.
+        num_classes: training identities that the data manager counts.
+
+    Raises:
+        DataError: more distinct labels than that.
     """
     items = getattr(getattr(loader, "dataset", None), "train", None)
     if not items:
         return None
     labels = torch.tensor(sorted({int(item[1]) for item in items}))
+    if len(labels) > num_classes:
+        raise DataError(
+            f"the training pictures have {len(labels)} distinct labels, but the data manager counts {num_classes} "
+            "training identities (num_train_pids); correct the one or the other"
+        )
     if labels[0] == 0 and labels[-1] == len(labels) - 1:
         return None
     logger.info("training labels, from %d to %d, are numbered from 0 to %d", labels[0], labels[-1], len(labels) - 1)

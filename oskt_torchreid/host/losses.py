@@ -84,6 +84,7 @@ class ReidLoss(nn.Module):
                 f"loss weights are weight_x={weight_x}, weight_t={weight_t}, center_weight={center_weight}; allowed: "
                 "none below 0, and weight_x or weight_t above 0"
             )
+        self.num_classes = num_classes
         self.weight_x = weight_x
         self.weight_t = weight_t
         self.normalize_triplet = normalize_triplet
@@ -105,7 +106,7 @@ class ReidLoss(nn.Module):
             (scalar loss, its terms and the accuracy in % as plain numbers for the log).
 
         Raises:
-            ConfigError: a weighted term has no outputs to work on.
+            ConfigError: a weighted term has no outputs to work on, or a model of fewer classes.
             TrainingError: a triplet batch with fewer than two identities.
         """
         total, summary = torch.zeros((), device=pids.device), {}
@@ -115,6 +116,7 @@ class ReidLoss(nn.Module):
             summary["loss_t"] = loss_t.item()
         if self.weight_x > 0:
             _require(outputs.logits, "cross-entropy (weight_x)", "logits")
+            self._check_classes(outputs.logits)
             loss_x = torchreid.losses.DeepSupervision(self.cross_entropy, outputs.logits, pids)
             total = total + self.weight_x * loss_x
             summary["loss_x"] = loss_x.item()
@@ -152,6 +154,14 @@ class ReidLoss(nn.Module):
         """Continues from what `learned` gave."""
         if "centers" in learned:
             self.center.centers = nn.Parameter(learned["centers"].to(device))
+
+    def _check_classes(self, logits: tuple[Tensor, ...]) -> None:
+        known = min(scores.shape[1] for scores in logits)
+        if known < self.num_classes:
+            raise ConfigError(
+                f"the model tells {known} identities apart, and the training data have {self.num_classes}; build it "
+                f"with num_classes={self.num_classes} (num_train_pids of the data manager)"
+            )
 
     def _center_term(self, features: tuple[Tensor, ...], pids: Tensor) -> Tensor:
         _require(features, "center loss (loss.center.weight)", "features (build it with loss='triplet')")

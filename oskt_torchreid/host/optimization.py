@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..errors import ConfigError
 from ..registry import nearest
 from .compat import torchreid
+from .models import unwrapped
 
 BIASES = "biases"  # marks the parameter group of the biases where they have a rate of their own
 Curve = Callable[[float], float]
@@ -48,6 +49,7 @@ def build_optimizer(parameters: nn.Module | Iterable[Any], config: Any, stage: A
             raise ConfigError(
                 f"train.staged_lr and train.bias_lr_factor={factor} both divide the parameters into groups; use one"
             )
+        parameters = unwrapped(parameters)
         check_layers(parameters, config.train.new_layers, "train.new_layers", leaves_some=True)
         parameters = _staged(parameters, config.train.new_layers, stage.lr * config.train.base_lr_mult)
     groups = _groups(_divided(parameters, stage.lr * factor) if factor != 1 else parameters)

@@ -105,8 +105,7 @@ class ResumableEngine(torchreid.engine.Engine):
         """
         settings = _RUN.bind(self, save_dir, *args, **kwargs)
         settings.apply_defaults()
-        if not settings.arguments["test_only"]:
-            self.check_run(settings.arguments)
+        self.check_run(settings.arguments)
         position, self._resumed = self._resumed, None
         self._run_folder = Path(save_dir)
         self._kept_epoch = position.epoch if position and self._file(LAST_GOOD).is_file() else 0

@@ -3,38 +3,113 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
 from ..errors import ConfigError, TrainingError
 
+logger = logging.getLogger(__name__)
+
 _LOWEST = {"max_epoch": 0, "start_epoch": 0, "print_freq": 1, "fixbase_epoch": 0, "start_eval": 0, "visrank_topk": 1}
+_METRICS = ("euclidean", "cosine")
 _TOO_FEW = "more than 1 value per channel"  # in what torch's norms say of a batch of one
 
 
 def check_arguments(settings: Mapping[str, Any]) -> None:
-    """Raises ConfigError for arguments of `run` that are out of range."""
+    """Raises ConfigError for arguments of `run` that are out of range, or with which it would do nothing.
+
+    Args:
+        settings: all arguments of `run` by name.
+    """
     for name, lowest in _LOWEST.items():
-        value = settings[name]
-        if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-            raise ConfigError(f"{name} of a run is {value!r}; allowed: whole numbers from {lowest}")
+        if not _is_whole(settings[name], lowest):
+            raise ConfigError(f"{name} of a run is {settings[name]!r}; allowed: whole numbers from {lowest}")
+    ranks = settings["ranks"]
+    if not isinstance(ranks, (list, tuple)) or not all(_is_whole(rank, 1) for rank in ranks):
+        raise ConfigError(f"ranks of a run are {ranks!r}; allowed: a list of whole numbers from 1")
+    if settings["dist_metric"] not in _METRICS:
+        raise ConfigError(f"dist_metric of a run is {settings['dist_metric']!r}; allowed: {', '.join(_METRICS)}")
+    if not settings["test_only"]:
+        _check_training(settings)
 
 
-def check_loader(loader: Any) -> None:
-    """Raises TrainingError for a loader without a batch, with which a run would train nothing and say nothing."""
-    if len(loader):
+def _check_training(settings: Mapping[str, Any]) -> None:
+    last, first = settings["max_epoch"], settings["start_epoch"]
+    if last < max(1, first):
+        raise ConfigError(
+            f"max_epoch of a run is {last} and start_epoch {first}, so that nothing would be trained; set max_epoch "
+            "above start_epoch, or test_only to evaluate the network as it is"
+        )
+    if settings["fixbase_epoch"] > 0 and not settings["open_layers"]:
+        raise ConfigError(
+            f"fixbase_epoch of a run is {settings['fixbase_epoch']}, and open_layers is {settings['open_layers']!r}, "
+            "so that nothing would be frozen; name the layers that these epochs train, such as ['classifier']"
+        )
+    if settings["visrank"]:
+        raise ConfigError("visrank of a run is True while it trains; pictures of ranked lists go with test_only=True")
+    if settings["rerank"]:
+        logger.warning("rerank is for runs with test_only=True; this one reports plain numbers")
+
+
+def _is_whole(value: Any, lowest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+
+
+def check_optimizer(optimizer: Optimizer | None, model: nn.Module) -> None:
+    """Raises TrainingError unless an optimiser trains anything of a network."""
+    if optimizer is None:
+        raise TrainingError(
+            "there is no optimiser, so that nothing would be trained; give the engine one (optimizer=...), or set "
+            "test_only to evaluate the network as it is"
+        )
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise TrainingError(
+            f"the optimiser holds no parameter of this {type(model).__name__}, so that nothing would be trained; build "
+            "it from the very network that the engine is given"
+        )
+
+
+def check_loader(loader: Any, engine: str) -> None:
+    """Raises TrainingError for a loader without a batch, with which a run would train nothing and say nothing.
+
+    Args:
+        loader: of training batches.
+        engine: who trains, for the message.
+    """
+    if loader is not None and len(loader):
         return
-    size = getattr(loader, "batch_size", None)
-    dataset = getattr(loader, "dataset", None)
-    items = len(dataset) if dataset is not None else 0
+    dataset, size = getattr(loader, "dataset", None), getattr(loader, "batch_size", None)
+    items = f"its {len(dataset)} pictures fill no batch of {size}" if dataset is not None else "it has no batches"
     raise TrainingError(
-        f"{items} training items fill no batch of {size}, so nothing would be trained; lower the batch size "
+        f"{engine} has a training loader, and {items}, so that nothing would be trained; lower the batch size "
         "(batch_size_train of the data manager, train.batch_size), or give more pictures"
     )
 
 
+def check_batch(model: nn.Module, size: tuple[int, int, int], images: int, device: torch.device | None = None) -> None:
+    """Raises TrainingError where a network cannot be trained on batches of so few images: one, under a batch norm.
+
+    Args:
+        model: a copy of it is run once; it stays as it is, and so do random numbers.
+        size: (channels, height, width) of an image.
+        images: of a batch.
+        device: where the network is; None: the CPU.
+    """
+    devices = [device] if device is not None and device.type == "cuda" else []
+    trained = copy.deepcopy(model).train()
+    with torch.random.fork_rng(devices), torch.no_grad(), too_few_images(images):
+        trained(torch.zeros(images, *size, device=device))
+
+
 @contextlib.contextmanager
-def too_few_images(count: int) -> Iterator[None]:
+def too_few_images(images: int) -> Iterator[None]:
     """Says what to do where torch refuses to norm a batch of one."""
     try:
         yield
@@ -42,5 +117,6 @@ def too_few_images(count: int) -> Iterator[None]:
         if _TOO_FEW not in str(reason):
             raise
         raise TrainingError(
-            f"a batch norm cannot be trained on a batch of {count}: {reason}; raise the batch size to 2 or more"
+            f"a batch norm cannot be trained on {images} image{'s' * (images != 1)} at a time; raise the batch size to "
+            "2 or more (batch_size_train of the data manager, train.batch_size)"
         ) from reason

@@ -44,3 +44,18 @@ def on_termination(action: Callable[[], None]) -> Iterator[None]:
 def terminate() -> None:
     """Raises Terminated: the action where there is no work to be saved first."""
     raise Terminated("terminated")
+
+
+def status_of(main: Callable[[], int]) -> int:
+    """What a command's main function returns, or 130 and 143 where Ctrl-C or SIGTERM ended it.
+
+    From then on this process takes no notice of either: Python needs seconds to end, and a further Ctrl-C within them
+    would change the exit status.
+    """
+    try:
+        status = main()
+    except KeyboardInterrupt as stop:
+        status = 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    return status

@@ -107,12 +107,10 @@ class OSKTEngine(TransferEngine):
         self, epoch: int, fixbase_epoch: int, open_layers: Any, model: nn.Module | None = None
     ) -> None:
         """Opens layers of the teacher for this epoch, and what the S-student has of the same layers."""
-        if epoch + 1 > fixbase_epoch or open_layers is None:
-            super().two_stepped_transfer_learning(epoch, fixbase_epoch, open_layers, model)
-            return
-        super().two_stepped_transfer_learning(epoch, fixbase_epoch, open_layers, self.model.teacher)
-        self.model.sstudent.open_layers(layer_names(open_layers))
-        self._keep_frozen()
+        super().two_stepped_transfer_learning(epoch, fixbase_epoch, open_layers, model)
+        if epoch + 1 <= fixbase_epoch and open_layers is not None:
+            self.model.sstudent.open_layers(layer_names(open_layers))
+            self._keep_frozen()
 
     def step(self, loss: Tensor, summary: dict[str, float]) -> None:
         """One step of the optimiser, and of what the S-student's loss itself learns."""

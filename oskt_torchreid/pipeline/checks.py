@@ -70,7 +70,7 @@ def check_stages(trainer: Trainer, stages: Sequence[StageToCome], no_camera: boo
         no_camera: whether cameras leave nothing out of a gallery.
 
     Raises:
-        ConfigError: a stage that takes more memory than there is.
+        ConfigError: a stage that takes more memory than there is, or a network that cannot take the images.
         DataError: a stage without a batch, no query with a match, unreadable pictures.
     """
     config, needed = trainer.config, {}
@@ -80,7 +80,9 @@ def check_stages(trainer: Trainer, stages: Sequence[StageToCome], no_camera: boo
         manager = trainer.stage_datamanager(node, stage.key)
         check_batches(manager, stage.key, f"{stage.key}.batch_size")
         images = node.batch_size * stage.images
-        needed[stage.key] = (int(training_memory(stage.model, size, images) * stage.share), images)
+        needed[stage.key] = (int(training_memory(stage.model, size, images, stage.key) * stage.share), images)
+        if node.half_resolution_epochs:
+            training_memory(stage.model, (3, size[1] // 2, size[2] // 2), images, stage.key)
     check_evaluation(trainer, no_camera)
     check_memory(needed, config.use_gpu)
 

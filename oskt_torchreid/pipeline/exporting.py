@@ -108,7 +108,8 @@ def _spread_loader(datamanager: Any, count: int) -> DataLoader:
     loader = unaugmented_loader(datamanager)
     images = loader.dataset
     places = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).astype(int))
-    return DataLoader(Subset(images, places.tolist()), loader.batch_size, num_workers=loader.num_workers)
+    workers = {"num_workers": loader.num_workers, "worker_init_fn": loader.worker_init_fn}
+    return DataLoader(Subset(images, places.tolist()), loader.batch_size, **workers)
 
 
 def _untrained(config: Any) -> Any:

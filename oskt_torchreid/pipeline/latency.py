@@ -23,7 +23,7 @@ from ..report import Row, read_results
 from ..report.latency import STOCK, LatencyRow
 from .baselines import STUDENT_NAME
 from .exporting import load_network
-from .oskt_run import TEACHER_NAME
+from .teachers import TEACHER_NAME
 from .training import network_size
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, first_line
 from ..host.compat import device
 from ..oskt.amounts import show_amount
 
@@ -20,7 +20,7 @@ _IMAGES = 2  # of the pass that is measured: norms need two
 _PER_PARAMETER = 4 * 4  # bytes: weight, gradient, and two moments of Adam
 
 
-def training_memory(model: nn.Module, image_size: tuple[int, int, int], images: int) -> int:
+def training_memory(model: nn.Module, image_size: tuple[int, int, int], images: int, key: str = "train") -> int:
     """Bytes that training a network takes: weights, gradients, moments, and what a batch keeps for its backward pass.
 
     One forward pass of two images shows what is kept; the rest is proportion. Buffers of single operations are not
@@ -30,6 +30,10 @@ def training_memory(model: nn.Module, image_size: tuple[int, int, int], images: 
         model: left as it is.
         image_size: ``(channels, height, width)``.
         images: of a batch.
+        key: of the stage's node, for messages.
+
+    Raises:
+        ConfigError: a network that cannot take such images.
     """
     probe = copy.deepcopy(model).train()
     if any(parameter.is_meta for parameter in probe.parameters()):  # shapes without numbers, of a given chain's teacher
@@ -45,10 +49,22 @@ def training_memory(model: nn.Module, image_size: tuple[int, int, int], images: 
         return tensor
 
     with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = probe(torch.zeros(_IMAGES, *image_size))
+        outputs = _passed(probe, image_size, key)
     del outputs  # what is kept lives as long as they do
     parameters = sum(parameter.numel() for parameter in probe.parameters())
     return _PER_PARAMETER * parameters + sum(kept.values()) * images // _IMAGES
+
+
+def _passed(model: nn.Module, image_size: tuple[int, int, int], key: str) -> Any:
+    """What a network in training makes of images."""
+    try:
+        return model(torch.zeros(_IMAGES, *image_size))
+    except (RuntimeError, ValueError, IndexError, AssertionError) as reason:  # networks say it in their own ways
+        height, width = image_size[1:]
+        raise ConfigError(
+            f"{key}: {type(model).__name__} cannot be trained on images of {height}x{width} ({first_line(reason)}); "
+            f"raise data.height and data.width, or set {key}.half_resolution_epochs to 0 where it halves them"
+        ) from reason
 
 
 def check_memory(stages: dict[str, tuple[int, int]], use_gpu: bool) -> None:

@@ -13,10 +13,9 @@ from typing import Any
 from torch import nn
 
 from ..config import digest, get
-from ..files import save_checkpoint, sha256
+from ..files import sha256
 from ..host.compat import seed_everything
 from ..host.distributed import process_count
-from ..host.weights import load_weights
 from ..oskt.amounts import HALF
 from ..oskt.chain import WeightChain
 from ..oskt.expand import expand_to_plan
@@ -28,15 +27,15 @@ from .baselines import FILE_METHOD, STUDENT_NAME, finetuned, run_baseline, run_f
 from .ladder import log_ladder, refine_rung, rung_name
 from .plan import RunPlan, StudentPlan, make_plan
 from .processes import Workers, logged
-from .recipes import Recipe
 from .refinement import CLUSTERING_KEYS, clustering_choices, evaluated_refinement, refine
-from .report import counted_epochs, write_report
+from .report import counted_epochs, row_of, write_report
 from .stages import Facts, Stage, require_any
-from .training import Trainer, measured, network_size, schedule
+from .teachers import make_teacher
+from .training import Trainer, network_size, schedule
 
 logger = logging.getLogger(__name__)
 
-CHAIN_NAME, TEACHER_NAME = "chain.safetensors", "teacher.pth"
+CHAIN_NAME = "chain.safetensors"
 EXPANDED_NAME = "expanded.pth"
 EXPANSION_KEYS = ("oskt.distance", "oskt.statistics", "oskt.recalibrate", "oskt.attention", "oskt.curves")
 
@@ -64,6 +63,7 @@ class OSKTRun:
         self.folder = folder
         self.keeps_results = keeps_results
         self.evaluates_only = config.test.evaluate
+        self.has_teacher = True  # as long as nothing else is known
         self.image_size = (3, config.data.height, config.data.width)
         self.rows: list[Row] = []
         self.facts: Facts = {
@@ -147,40 +147,13 @@ class OSKTRun:
 
     def _teacher(self) -> str:
         """Trains the teacher, or takes the given one; the plan's network holds its weights afterwards."""
-        config, trainer, teacher = self.config, self.trainer, self.plan.teacher
-        given = sha256(config.oskt.teacher) if config.oskt.teacher else ""
-        stage = Stage(self.folder / "teacher", self._teacher_recipe(given), (TEACHER_NAME,))
-
-        def work(continued: bool) -> Facts:
-            if given:
-                facts = trainer.evaluate(teacher, stage.folder)
-            else:
-                facts = measured(trainer.train(teacher, config.train, stage.folder, continued))
-            save_checkpoint(stage.folder / TEACHER_NAME, {"state_dict": teacher.state_dict()})
-            return facts
-
-        def evaluate(facts: Facts) -> Facts:
-            if not (given and self.evaluates_only):
-                load_weights(teacher, stage.folder / TEACHER_NAME)
-            return {"seconds": 0.0, **facts, **trainer.evaluate(teacher, stage.folder)}
-
-        facts = evaluate({}) if given and self.evaluates_only else self._complete(stage, work, evaluate)
-        if facts is None:
-            logger.info("teacher: there is none, so it is not evaluated")
-            return stage.digest
-        if not (given and self.evaluates_only):
-            load_weights(teacher, stage.folder / TEACHER_NAME)
-        teacher.cpu()
-        epochs = 0 if given else config.train.max_epoch
-        self._row("teacher", "teacher", teacher, {"after": facts, "finetune_seconds": facts["seconds"]}, epochs)
-        return stage.digest
-
-    def _teacher_recipe(self, given: str) -> Recipe:
-        """What the teacher is made from: a file, or its training."""
-        if given:
-            return self.trainer.recipe(**{"the file oskt.teacher": given})
-        weights = self.config.model.load_weights
-        return self.trainer.recipe("train", **{"the file model.load_weights": sha256(weights) if weights else None})
+        config, teacher = self.config, self.plan.teacher
+        facts, key = make_teacher(config, self.trainer, teacher, self.folder / "teacher")
+        self.has_teacher = facts is not None
+        if facts is not None:
+            epochs = 0 if config.oskt.teacher else config.train.max_epoch
+            self._row("teacher", "teacher", teacher, {"after": facts, "finetune_seconds": facts["seconds"]}, epochs)
+        return key
 
     def _refine(self, teacher_key: str) -> tuple[WeightChain | None, str]:
         """Clusters the teacher and refines the chain, together with a copy of the teacher."""
@@ -301,7 +274,8 @@ class OSKTRun:
     ) -> None:
         plan = self.plan
         network, facts = run_baseline(
-            self.trainer, method, plan.teacher, plan.graph, widths, node, folder, teacher_key, evaluate_before
+            *(self.trainer, method, plan.teacher, plan.graph, widths, node, folder, teacher_key),
+            evaluate_before and self.has_teacher,
         )
         self._control_row(title, network, facts, node.max_epoch)
 
@@ -323,30 +297,14 @@ class OSKTRun:
             facts: ``after``, ``finetune_seconds``, and where there are any ``before``, ``curve``, ``expand_seconds``.
             epochs: behind ``after``.
         """
-        params, flops = network_size(network, self.plan.graph.heads, self.image_size)
-        before, after = facts.get("before", {}), facts.get("after", {})
-        row = Row(
-            name=name,
-            kind=kind,
-            params=params,
-            flops=flops,
-            map_before=before.get("mAP"),
-            rank1_before=before.get("rank1"),
-            map_after=after.get("mAP"),
-            rank1_after=after.get("rank1"),
-            epochs=epochs,
-            seconds=facts["finetune_seconds"],
-            curve=facts.get("curve", ()),
-            expand_seconds=facts.get("expand_seconds"),
-            targets_before=before.get("targets", {}),
-            targets=after.get("targets", {}),
-        )
+        size = network_size(network, self.plan.graph.heads, self.image_size)
+        row = row_of(name, kind, size, facts, epochs)
         self.rows.append(row)
         if not self.keeps_results:
             return
         write_results(self.folder / "results.json", self.rows, self.facts)
         shown = " -> ".join(f"{100 * value:.1f}" for value in (row.map_before, row.map_after) if value is not None)
-        logger.info("%s: mAP %s (%d parameters)", name, shown, params)
+        logger.info("%s: mAP %s (%d parameters)", name, shown, row.params)
 
 
 _BEGUN: dict[Path, tuple[OSKTRun, str]] = {}

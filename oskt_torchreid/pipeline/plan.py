@@ -151,9 +151,10 @@ def _load_teacher(teacher: nn.Module, path: str, size: tuple[int, int, int], num
         Identities of the checkpoint.
     """
     state, own = state_dict_of(load_checkpoint(path), path), teacher.state_dict()
-    others = {name: len(state[name]) for name in own if name in state and state[name].shape[:1] != own[name].shape[:1]}
+    misshaped = [name for name in own if name in state and state[name].shape != own[name].shape]
+    others = {name: len(state[name]) for name in misshaped if state[name].shape[1:] == own[name].shape[1:]}
     owners = {name.rpartition(".")[0] for name in trace(teacher, size).heads} if others else set()
-    if not others or not all(name.rpartition(".")[0] in owners for name in others):
+    if not others or own.keys() != state.keys() or not all(name.rpartition(".")[0] in owners for name in others):
         load_weights(teacher, path)
         return num_classes
     load_weights(teacher, path, ignore=list(others))

@@ -19,10 +19,13 @@ from queue import SimpleQueue
 import torch
 from tqdm import tqdm
 
-from ..host.termination import GRACE
+from ..errors import Terminated
+from ..host.termination import GRACE, on_termination, terminate
 
 _LOG_FORMAT = "%(asctime)s %(message)s", "%H:%M:%S"
 _GRACE = 30  # seconds in which a piece that nobody waits for may keep its state
+_DELAY = 0.5  # seconds until it is known here that a piece has ended
+_MOMENT = 0.02  # seconds between two looks at the pieces
 _PREPARED = "forkserver" in multiprocessing.get_all_start_methods()
 
 
@@ -41,8 +44,9 @@ class Workers:
 
     Small networks gain little from a second thread and much from a second process: torch's threads are shared out
     among the processes. Inside the ``with`` block this process counts as one of them; leaving the block waits for all
-    pieces, of which then one more is worked off at a time. The first failure, here or there, stops those that have not
-    begun. Where this process is killed, the others are told to terminate, and training keeps its state.
+    pieces, of which then one more is worked off at a time. After the first failure, here or there, none begins, and the
+    processes are told to terminate, in which training keeps its state; so they are where this process is killed. They
+    take no notice of Ctrl-C, which in a terminal reaches them as well: this process tells them.
 
     Args:
         work: a function of a module, which new processes import; called with each piece's arguments, which are pickled.
@@ -82,7 +86,8 @@ class Workers:
     def _fill(self) -> None:
         while self._waiting and self._running < self._places:
             self._running += 1
-            self._pool.submit(self._work, *self._waiting.popleft()).add_done_callback(self._release)
+            piece = self._waiting.popleft()
+            self._pool.submit(_work_off, self._work, piece).add_done_callback(self._release)
 
     def _release(self, piece: Future) -> None:
         with self._lock:
@@ -112,20 +117,20 @@ class Workers:
         finally:
             with self._lock:
                 self._waiting.clear()
-            if not whole:
-                self._end_pieces()
+            processes = list((self._pool._processes or {}).values())  # a public way comes with Python 3.14
             self._pool.shutdown(wait=whole, cancel_futures=True)
+            if not whole:
+                self._end(processes)
 
-    def _end_pieces(self) -> None:
-        """Tells the processes to terminate, in which training keeps its state, and ends those that do not in time."""
-        processes = list((self._pool._processes or {}).values())  # a public way comes with Python 3.14
-        for process in processes:
-            process.terminate()
-        end = time.monotonic() + GRACE
+    def _end(self, processes: Sequence[multiprocessing.process.BaseProcess]) -> None:
+        """Tells processes to terminate, and ends them when their pieces have, or in time, or at a second Ctrl-C."""
+        end = time.monotonic() + GRACE + _DELAY
         try:
             for process in processes:
-                process.join(max(0.0, end - time.monotonic()))
-        finally:  # at a second Ctrl-C, too
+                process.terminate()
+            while self._running and time.monotonic() < end:
+                time.sleep(_MOMENT)
+        finally:
             for process in processes:
                 process.kill()
 
@@ -149,6 +154,26 @@ def _begin(threads: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     logging.getLogger("oskt_torchreid").setLevel(logging.INFO)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _between_pieces)
+
+
+def _between_pieces(*_: object) -> None:
+    """Answers SIGTERM where nothing is worked off: the pool sends its processes home, unless it is gone.
+
+    Of a process that ended by itself the pool would believe the worst, and terminate the others at once.
+    """
+    if not multiprocessing.parent_process().is_alive():
+        os._exit(128 + signal.SIGTERM)
+
+
+def _work_off(work: Callable[..., None], piece: tuple) -> None:
+    try:
+        with on_termination(terminate):
+            work(*piece)
+    except Terminated:
+        _between_pieces()
+        raise
 
 
 def _end_with_parent() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..report import Results, size_vs_map, write_markdown, write_results
+from ..report import Results, Row, size_vs_map, write_markdown, write_results
 
 
 def write_report(folder: Path, results: Results, config: Any) -> None:
@@ -14,6 +15,35 @@ def write_report(folder: Path, results: Results, config: Any) -> None:
     write_results(folder / "results.json", results.rows, results.facts)
     write_markdown(folder / "results.md", results.rows, title, notes(results, config))
     size_vs_map(results.rows, folder / "size_vs_map.png", title)
+
+
+def row_of(name: str, kind: str, size: tuple[int, int], facts: Mapping[str, Any], epochs: int) -> Row:
+    """A network's numbers.
+
+    Args:
+        name: how the run calls it.
+        kind: of ``report.results.KINDS``.
+        size: its parameters and multiply-adds.
+        facts: ``finetune_seconds``, and where there are any ``before``, ``after``, ``curve``, ``expand_seconds``.
+        epochs: behind ``after``.
+    """
+    before, after = facts.get("before", {}), facts.get("after", {})
+    return Row(
+        name=name,
+        kind=kind,
+        params=size[0],
+        flops=size[1],
+        map_before=before.get("mAP"),
+        rank1_before=before.get("rank1"),
+        map_after=after.get("mAP"),
+        rank1_after=after.get("rank1"),
+        epochs=epochs,
+        seconds=facts["finetune_seconds"],
+        curve=facts.get("curve", ()),
+        expand_seconds=facts.get("expand_seconds"),
+        targets_before=before.get("targets", {}),
+        targets=after.get("targets", {}),
+    )
 
 
 def notes(results: Results, config: Any) -> list[str]:

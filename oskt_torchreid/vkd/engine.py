@@ -117,6 +117,12 @@ class VKDEngine(TransferEngine):
 
     # Training
 
+    @property
+    def images_of_item(self) -> int:
+        """Views of a set that the trained network sees."""
+        sets = getattr(self.train_loader, "dataset", None)
+        return self.num_student_views if self.teacher is not None else getattr(sets, "num_views", 1)
+
     def networks(self) -> list[nn.Module]:
         """Student and teacher, whose norms see batches too."""
         return [*super().networks(), *([self.teacher] if self.teacher is not None else [])]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -44,10 +44,10 @@ class Case:
     failure: str = ""
 
 
-@cache
 def ready() -> None:
-    """Registers the network of all cases; once in a process."""
+    """Registers the network of all cases, where it is not."""
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # for loaders' workers, wherever this process comes from
     warnings.filterwarnings("ignore")
     if NETWORK not in model_names():
         oskt.register_backbone(NETWORK, TinyNet, input_size=(3, 32, 16))
