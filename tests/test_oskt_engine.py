@@ -19,6 +19,7 @@ from oskt_torchreid.host import models
 from oskt_torchreid.host.compat import torchreid
 from oskt_torchreid.host.data import build_datamanager
 from oskt_torchreid.host.losses import ReidLoss
+from oskt_torchreid.host.optimization import build_optimizer
 from oskt_torchreid.oskt.chain import WeightChain
 from oskt_torchreid.oskt.expand import expand_to_plan
 
@@ -272,3 +273,17 @@ def test_bad_arguments(datamanager):
         make_engine(datamanager, chain=chain)
     with pytest.raises(ChainError, match=r"not made of this SqueezeNet: \d+ teacher tensors are missing .* unexpected"):
         make_engine(datamanager, teacher_of(datamanager, "squeezenet1_1"), chain=chain)
+
+
+def test_staged_rates_are_those_of_both_networks(datamanager):
+    """What the S-student has of a new layer learns at that layer's rate, all else of it at the base's."""
+    config = load_config(options=["train.staged_lr=True", "train.new_layers=['classifier']", "train.lr=0.1"])
+    teacher = teacher_of(datamanager)
+    optimizer = build_optimizer(teacher, config)
+    engine = make_engine(datamanager, teacher, optimizer=optimizer)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    parameters = dict(engine.model.sstudent.named_parameters())
+    assert {name for name, p in parameters.items() if rates[id(p)] == 0.1} == {
+        name for name in parameters if "classifier" in name
+    }
+    assert sorted({rates[id(p)] for p in parameters.values()}) == pytest.approx([0.01, 0.1])

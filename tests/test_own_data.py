@@ -495,3 +495,18 @@ def test_images_that_a_network_cannot_take_are_said_first(market, command, capsy
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("ConfigError: train: OSNet cannot be trained on images of 24x12 (")
     assert "raise data.height and data.width, or set train.half_resolution_epochs to 0" in last
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_class_raises_later(tiny_net, market_root, tmp_path, monkeypatch, command, capsys, workers):
+    def failing_item(self, place):
+        raise KeyError("the licence of this picture has ended")
+
+    name = own(monkeypatch, __getitem__=failing_item)
+    options = [f"data.sources=['{name}']", f"data.targets=['{name}']", "train.batch_size=4", f"data.workers={workers}"]
+    places = [f"data.root={market_root}", f"data.save_dir={tmp_path}", "model.name=tiny_net", "engine=softmax"]
+    assert command([*SIZE, *options, *places]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "DataError: Own_Set raised KeyError while it gave pictures: 'the licence of this picture has ended'; mend the "
+        "data set, its class or its transforms"
+    )

@@ -26,11 +26,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import CheckpointError, ConfigError
 from ..graph.tracing import tracing_mode
+from ..host.batches import batches_of
 from ..host.data import unaugmented_loader
 from ..host.distributed import whole_batch
 from ..host.engine import TransferEngine
 from ..host.losses import kd_loss
-from ..host.models import parse_outputs
+from ..host.models import parse_outputs, unwrapped
 from ..host.optimization import add_to_optimizer
 
 TEMPERATURE = 4.0
@@ -152,6 +153,7 @@ class DistillationEngine(TransferEngine):
                 f"distillation has weights {weight_kl} and {weight_nd} at temperature {temperature}; allowed: weights "
                 "of at least 0, a temperature above 0"
             )
+        model, teacher = unwrapped(model), unwrapped(teacher)
         weights = teacher.state_dict(), model.state_dict()
         for name in sorted(heads):
             _check_classes(name, *[state[name] for state in weights])
@@ -213,7 +215,7 @@ class DistillationEngine(TransferEngine):
         count = self.datamanager.num_train_pids
         sums: list[Tensor] = []
         seen = torch.zeros(count, device=self.device)
-        for batch in unaugmented_loader(self.datamanager):
+        for batch in batches_of(unaugmented_loader(self.datamanager)):
             images, pids = self.parse_data_for_train(batch)
             images = images.to(self.device).contiguous(memory_format=self.memory_format)
             pids = pids.to(self.device)

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import ConfigError, DataError, ExportError
+from ..host.batches import batches_of
 from ..host.data import images_of
 from .deployment import INPUT
 from .packages import package, silence
@@ -39,7 +40,7 @@ def calibration_batches(loader: Iterable[Any] | None, input_size: tuple[int, int
             "(calibration=...), or a data set to tools/export.py"
         )
     batches: list[Tensor] = []
-    for number, batch in enumerate(loader, 1):
+    for number, batch in enumerate(batches_of(loader), 1):
         images = images_of(batch, number)
         if tuple(images.shape[1:]) != input_size:
             raise DataError(

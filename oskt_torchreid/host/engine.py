@@ -306,10 +306,14 @@ class TransferEngine(ResumableEngine):
         set_random_state(random, self.device)
         for target, rankings in zip(self.test_loader, self._rankings, strict=True):
             self.results[target] = rankings.numbers(settings.arguments["ranks"])
+        self.note_evaluation()
+        return float(rank1)
+
+    def note_evaluation(self) -> None:
+        """Adds the first target's numbers to the curve of the run, while there is one."""
         if self._run_folder is not None:
             first = next(iter(self.results.values()))
             self.curve.append({"epoch": self.epoch + 1, "mAP": first["mAP"], "rank1": first["rank1"]})
-        return float(rank1)
 
     def _evaluate(
         self, dataset_name: str = "", query_loader: Any = None, gallery_loader: Any = None, **settings: Any

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .batches import batches_of
 from .compat import logger, torchreid
 from .distributed import is_first
 from .ranking import INTERPOLATED, REPORTED_RANKS, Part, Ranking, distance_matrix, distance_parts, rank_parts
@@ -111,7 +112,7 @@ def _ranked(parts: Iterable[Part], distances: np.ndarray | None, labels: tuple[A
 def _features(engine: Any, loader: Iterable[Any]) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """Features ``[images, channels]`` on the CPU, identities and cameras."""
     features, pids, camids = [], [], []
-    for batch in loader:
+    for batch in batches_of(loader):
         images, own_pids, own_camids = engine.parse_data_for_eval(batch)
         features.append(engine.extract_features(images).float().cpu())
         pids += own_pids.tolist()

@@ -16,6 +16,7 @@ from .compat import torchreid
 from .models import unwrapped
 
 BIASES = "biases"  # marks the parameter group of the biases where they have a rate of their own
+NEW_LAYERS = "new_layers"  # marks that of new layers, by their names
 Curve = Callable[[float], float]
 
 
@@ -96,16 +97,27 @@ def layer_names(names: str | Sequence[str]) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
-def add_to_optimizer(optimizer: Optimizer, module: nn.Module) -> None:
+def add_to_optimizer(
+    optimizer: Optimizer, module: nn.Module, layer_of: Callable[[str], str] = lambda name: ""
+) -> None:
     """Lets an optimiser train a further module, by its own groups: a schedule that exists has one rate per group.
 
-    Biases go to the group of biases where there is one, all else to the first group.
+    Biases go to the group of biases, and what is of a new layer to that of new layers, where there are such groups; all
+    else goes to the first one.
+
+    Args:
+        optimizer: of the network that the module belongs to.
+        module: whose parameters are added.
+        layer_of: the network's layer that a parameter belongs to, by the parameter's name.
     """
-    weights = optimizer.param_groups[0]["params"]
-    biases = next((group["params"] for group in optimizer.param_groups if group.get(BIASES)), weights)
+    first = optimizer.param_groups[0]
+    biases = next((group for group in optimizer.param_groups if group.get(BIASES)), first)
+    new = next((group for group in optimizer.param_groups if NEW_LAYERS in group), {NEW_LAYERS: ()})
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            (biases if _is_bias(name) else weights).append(parameter)
+            is_new = layer_of(name) in new[NEW_LAYERS]
+            group = new if is_new else biases if _is_bias(name) else first
+            group["params"].append(parameter)
 
 
 def _staged(model: nn.Module, new_layers: Sequence[str], base_lr: float) -> list[Any]:
@@ -116,7 +128,8 @@ def _staged(model: nn.Module, new_layers: Sequence[str], base_lr: float) -> list
     new = [child for name, child in model.named_children() if name in new_layers]
     own = {id(parameter) for child in new for parameter in child.parameters()}
     base = [parameter for parameter in model.parameters() if id(parameter) not in own]
-    return [{"params": base, "lr": base_lr}, {"params": [p for child in new for p in child.parameters()]}]
+    faster = {"params": [p for child in new for p in child.parameters()], NEW_LAYERS: list(new_layers)}
+    return [{"params": base, "lr": base_lr}, faster]
 
 
 def _is_bias(name: str) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .batches import batches_of
 from .distributed import is_first
 
 
@@ -51,7 +52,7 @@ class ProgressLoader:
         if self._bar is None:
             self._bar = batch_bar(max(1, engine.max_epoch - engine.start_epoch) * len(self.loader))
         self._bar.set_description(f"epoch {engine.epoch + 1}/{max(engine.max_epoch, engine.epoch + 1)}")
-        batches = iter(self.loader)
+        batches = batches_of(self.loader)
         self._bar.update(engine.skip_done(batches))
         for data in batches:
             yield data

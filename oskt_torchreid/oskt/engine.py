@@ -76,7 +76,7 @@ class OSKTEngine(TransferEngine):
         refinement = Refinement(model, chain, vector_copies)
         if optimizer is None:
             optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        add_to_optimizer(optimizer, refinement.sstudent)
+        add_to_optimizer(optimizer, refinement.sstudent, refinement.sstudent.layer_of)
         super().__init__(datamanager, refinement, optimizer, scheduler, loss=loss, **options)
         self.sstudent_loss = copy.deepcopy(self.loss)  # what a loss learns, such as centers, is each network's own
         self.dispersion = row_dispersion(refinement.sstudent.row_pairs(model))

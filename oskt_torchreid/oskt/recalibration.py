@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError
+from ..host.batches import batches_of
 from ..host.data import images_of
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def recalibrate(student: nn.Module, loader: Iterable[Any], batches: int | None =
     device = next((tensor.device for tensor in student.parameters()), torch.device("cpu"))
     done = 0
     with _restored_on_error(norms), _averaging(student, norms), torch.no_grad():
-        for number, batch in enumerate(loader, 1):
+        for number, batch in enumerate(batches_of(loader), 1):
             images = images_of(batch, number)
             if len(images) > 1:
                 _observe(student, images.to(device), number)

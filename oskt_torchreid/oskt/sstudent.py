@@ -167,6 +167,15 @@ class SStudent(nn.Module):
                 rows = rows_first(teachers[name], self._chain.graph.row_tie(name))
                 yield rows, self.rows[_key(name)], getattr(self, index)
 
+    @staticmethod
+    def layer_of(name: str) -> str:
+        """The child of the network that a parameter of the S-student belongs to.
+
+        Args:
+            name: among its own parameters, such as ``rows.classifier/weight``.
+        """
+        return _name(name.partition(".")[2]).partition(".")[0]
+
     def open_layers(self, names: Sequence[str]) -> None:
         """Lets rows, vectors and statistics of some layers be trained, and no others.
 

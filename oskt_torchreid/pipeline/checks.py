@@ -13,6 +13,7 @@ from ..config import get
 from ..data.checks import check_batches, check_matches, check_pictures
 from ..host.distributed import is_first
 from ..host.optimization import check_layers
+from ..host.run_checks import check_batch
 from .memory import check_memory, training_memory
 from .plan import RunPlan
 from .training import Trainer
@@ -80,6 +81,8 @@ def check_stages(trainer: Trainer, stages: Sequence[StageToCome], no_camera: boo
         manager = trainer.stage_datamanager(node, stage.key)
         check_batches(manager, stage.key, f"{stage.key}.batch_size")
         images = node.batch_size * stage.images
+        if images == 1:
+            check_batch(stage.model, size, images)
         needed[stage.key] = (int(training_memory(stage.model, size, images, stage.key) * stage.share), images)
         if node.half_resolution_epochs:
             training_memory(stage.model, (3, size[1] // 2, size[2] // 2), images, stage.key)
@@ -91,7 +94,7 @@ def check_training_layers(config: Any, model: nn.Module) -> None:
     """Raises ``ConfigError`` for names of layers that a network does not have, where training would look for them."""
     node = config.train
     if node.staged_lr:
-        check_layers(model, list(node.new_layers), "train.new_layers")
+        check_layers(model, list(node.new_layers), "train.new_layers", leaves_some=True)
     if node.fixbase_epoch:
         check_layers(model, list(node.open_layers), "train.open_layers")
 

@@ -185,6 +185,7 @@ class VKDEngine(TransferEngine):
             logger.info("'%s' after epoch %d:\n%s", target, self.epoch + 1, protocol_table(results))
             self._write_results(target, results)
         set_random_state(random, self.device)
+        self.note_evaluation()
         return self.results[target]["rank1"]
 
     def _write_results(self, target: str, results: Results) -> None:

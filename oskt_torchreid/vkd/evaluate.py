@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..errors import ConfigError, DataError
 from ..graph.tracing import tracing_mode
+from ..host.batches import batches_of
 from ..host.distributed import is_first
 from ..host.evaluation import RERANKED
 from ..host.ranking import INTERPOLATED, REPORTED_RANKS, TRAPEZOID, Ranking, rank_features, rank_parts
@@ -95,7 +96,9 @@ def features_of_batches(
     if frames_at_once < 1:
         raise ConfigError(f"frames_at_once is {frames_at_once}; allowed: 1 or more")
     found = False
-    for batch in tqdm(loader, disable=None if is_first() else True, leave=False, desc=side, unit="batch"):
+    total = len(loader) if hasattr(loader, "__len__") else None
+    hidden = None if is_first() else True
+    for batch in tqdm(batches_of(loader), side, total, disable=hidden, leave=False, unit="batch"):
         labels = (np.asarray(batch[name]).tolist() for name in ("pid", "camid"))
         features = _frame_features(embed, batch["img"], frames_at_once, side)
         found = found or bool(features)
