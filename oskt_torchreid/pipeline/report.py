@@ -55,7 +55,8 @@ def notes(results: Results, config: Any) -> list[str]:
         "mAP and rank-1 in %, on identities that no network was trained on. Parameters and FLOPs (multiply-adds of one "
         f"{config.data.height}x{config.data.width} image) are those of the deployed network, without its classifier. "
         "Seconds are the time of the row's own training; 'before' is before any fine-tuning.",
-        f"Students come from {_origin(results, config)}, and are fine-tuned for {counted_epochs(finetune.max_epoch)}.",
+        f"Students come from {_origin(results, config)},{_recalibrated(config)} and are fine-tuned for "
+        f"{counted_epochs(finetune.max_epoch)}.",
     ]
     if config.oskt.controls:
         lines.append(
@@ -65,6 +66,11 @@ def notes(results: Results, config: Any) -> list[str]:
             "over the data as refinement and fine-tuning take together."
         )
     return lines
+
+
+def _recalibrated(config: Any) -> str:
+    batches = config.oskt.recalibrate
+    return f" have norm statistics that are re-estimated from up to {batches} batches of images," if batches else ""
 
 
 def counted_epochs(count: int) -> str:
