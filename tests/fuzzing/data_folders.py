@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
@@ -84,7 +85,8 @@ def run_case(number: int, seed: int = 0) -> Case:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)
         for name in chosen:
-            DAMAGES[name](folder, random)
+            with contextlib.suppress(OSError):  # what an earlier damage took away cannot be damaged again
+                DAMAGES[name](folder, random)
         places = [f"data.root={root}", f"data.save_dir={root / 'run'}"]
         config = load_config(options=[*RUNS[way], *options, *places])
         outcome, failure = outcome_of(lambda: rehearse(config) if way == "dry run" else run(config))
