@@ -222,7 +222,11 @@ def _another_writes() -> bool:
 
 def _existing(path: str | Path, error: type[Exception]) -> Path:
     path = Path(path)
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except (OSError, ValueError):  # of a name that no file can have
+        found = False
+    if not found:
         raise error(f"no file at '{path}' (looked in '{path.parent.absolute()}'); check the path")
     return path
 

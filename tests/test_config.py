@@ -103,3 +103,42 @@ def test_digest_follows_content_not_order():
     assert digest(first.data, first.loss) == digest(second.data, second.loss)
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     assert digest(first.data, 1) != digest(first.data, 2)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("train.lr=nan", "train.lr in the command line is 'nan' "),
+        ("train.lr=1e999", "train.lr in the command line is inf; it must be a finite number"),
+        (f"test.batch_size={10**20}", "test.batch_size in the command line is a whole number beyond 2147483648"),
+        (f"train.weight_decay={10**400}", "train.weight_decay in the command line is a whole number beyond"),
+        (f"oskt.teacher={'x' * 300}", r"oskt.teacher in the command line is 'x+'... of 300 characters; allowed: up"),
+        (f"data.root={'x/' * 600}", "data.root in the command line is .* of 1200 characters"),
+        ("data.norm_std=[0,0,0]", r"data.norm_std is \[0.0, 0.0, 0.0\]; each entry must be a number from 1e-06"),
+        ("data.norm_std=[1,1]", r"data.norm_std is \[1.0, 1.0\], which has 2 entries; give exactly 3"),
+        ("train.stepsize=[]", r"train.stepsize is \[\], which has 0 entries; give at least 1"),
+        ("test.ranks=[0]", r"test.ranks is \[0\]; each entry must be a number from 1"),
+        ("train.print_freq=0", "train.print_freq is 0; allowed: 1 to"),
+        ("train.seed=-1", "train.seed is -1; allowed: 0 to"),
+        ("data.sources=['a','b','a']", "data.sources names 'a' twice, so that each of its people would have two"),
+        ("loss.center.weight=0.1", "loss.center.weight is 0.1, and networks give features to a loss with"),
+        ("model.last_stride=2", "model.last_stride is 2; allowed: 0, 1"),
+    ],
+)
+def test_values_that_nothing_can_use(option, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(options=[option])
+
+
+def test_values_that_do_not_go_together():
+    with pytest.raises(ConfigError, match="data.height 2000 times data.width 2000 are 4000000 pixels; allowed: up to"):
+        load_config(options=["data.height=2000", "data.width=2000"])
+    with pytest.raises(ConfigError, match="sgd.nesterov needs sgd.momentum above 0 and sgd.dampening 0"):
+        load_config(options=["train.optim=sgd", "sgd.nesterov=True", "sgd.momentum=0.0"])
+
+
+@pytest.mark.parametrize("content", [b"\x00\xff\xfe", b"train:\n\tlr: 1\n", b'data: {save_dir: "a\\0b"}', b"train:\n"])
+def test_files_that_hold_no_configuration(tmp_path, content):
+    (tmp_path / "run.yaml").write_bytes(content)
+    with pytest.raises(ConfigError):
+        load_config(tmp_path / "run.yaml")

@@ -27,6 +27,7 @@ from oskt_torchreid.arguments import positive  # noqa: E402
 from oskt_torchreid.config import load_config  # noqa: E402
 from oskt_torchreid.deploy.latency import BACKENDS, DEVICES  # noqa: E402
 from oskt_torchreid.errors import OsktError  # noqa: E402
+from oskt_torchreid.host.termination import status_of  # noqa: E402
 from oskt_torchreid.models import backbone_names  # noqa: E402
 from oskt_torchreid.oskt.chain import WeightChain  # noqa: E402
 from oskt_torchreid.pipeline import ablate, untrained_table  # noqa: E402
@@ -272,4 +273,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

@@ -22,6 +22,7 @@ import oskt_torchreid as oskt  # noqa: E402
 from oskt_torchreid.arguments import positive  # noqa: E402
 from oskt_torchreid.deploy import measure_latency  # noqa: E402
 from oskt_torchreid.deploy.latency import BACKENDS  # noqa: E402
+from oskt_torchreid.host.termination import status_of  # noqa: E402
 from oskt_torchreid.oskt.amounts import in_half_precision, show_amount  # noqa: E402
 from oskt_torchreid.oskt.counting import Costs  # noqa: E402
 from oskt_torchreid.oskt.expand import expand_to_plan  # noqa: E402
@@ -149,4 +150,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

@@ -23,6 +23,7 @@ from oskt_torchreid.config import load_config  # noqa: E402
 from oskt_torchreid.deploy.export import FORMATS, OPSET, PRECISIONS, check_writable, format_of  # noqa: E402
 from oskt_torchreid.deploy.quantization import CALIBRATION_IMAGES  # noqa: E402
 from oskt_torchreid.host.models import builder_of  # noqa: E402
+from oskt_torchreid.host.termination import status_of  # noqa: E402
 from oskt_torchreid.models import backbone_names  # noqa: E402
 from oskt_torchreid.pipeline.exporting import ExportReport, export_with_data, load_network  # noqa: E402
 from oskt_torchreid.report.exports import export_rows, markdown, update_document  # noqa: E402
@@ -113,4 +114,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

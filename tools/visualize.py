@@ -25,6 +25,7 @@ from oskt_torchreid.data.synthetic import PRESETS, preset, video_preset  # noqa:
 from oskt_torchreid.data.synthped import SynthPed  # noqa: E402
 from oskt_torchreid.errors import DataError, OsktError  # noqa: E402
 from oskt_torchreid.files import atomic  # noqa: E402
+from oskt_torchreid.host.termination import status_of  # noqa: E402
 from oskt_torchreid.pipeline import (  # noqa: E402
     compare_gallery_sizes,
     compare_views,
@@ -182,4 +183,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

@@ -18,6 +18,7 @@ from tabulate import tabulate
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import oskt_torchreid as oskt  # noqa: E402
+from oskt_torchreid.host.termination import status_of  # noqa: E402
 from oskt_torchreid.zoo.catalogue import catalogue, entry_named  # noqa: E402
 from oskt_torchreid.zoo.downloads import by_hand, place_of  # noqa: E402
 
@@ -100,4 +101,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

@@ -164,6 +164,7 @@ NUMBERS_OR_WORDS = ("oskt.width",)
 """Numbers that may also be a name, which the part that knows the names checks."""
 
 LARGEST_NUMBER = 2**31
+LONGEST_TEXT, LONGEST_NAME = 1000, 255  # characters of a value, bytes of a name in a path
 LARGEST_SEED = 2**31  # epochs are added to it, and NumPy takes 32 bits
 MOST_PROCESSES = 256
 

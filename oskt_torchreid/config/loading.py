@@ -21,7 +21,16 @@ from ..errors import ConfigError
 from ..file_checks import MOST_PIXELS
 from ..files import atomic
 from ..registry import nearest
-from .defaults import CHOICES, LARGEST_NUMBER, LISTS, NUMBERS_OR_WORDS, RANGES, default_tree
+from .defaults import (
+    CHOICES,
+    LARGEST_NUMBER,
+    LISTS,
+    LONGEST_NAME,
+    LONGEST_TEXT,
+    NUMBERS_OR_WORDS,
+    RANGES,
+    default_tree,
+)
 from .effects import leaves
 
 RESOLVED_NAME = "config.yaml"
@@ -254,15 +263,26 @@ def _unknown(key: str, source: str) -> None:
     raise ConfigError(f"unknown key '{key}' in {source}{hint or '; see the README for the keys'}")
 
 
-def _check_number(value: Any, key: str, source: str) -> None:
-    """Raises ConfigError for numbers, alone or in a list, that no key means: nothing computes with them."""
+def _check_value(value: Any, key: str, source: str) -> None:
+    """Raises ConfigError for what no key means, alone or in a list: nothing computes with it, no file is named so."""
     if isinstance(value, (list, tuple)):
         for item in value:
-            _check_number(item, key, source)
+            _check_value(item, key, source)
     elif isinstance(value, int) and abs(value) > LARGEST_NUMBER:
-        raise ConfigError(f"{key} in {source} is a number of {len(str(value))} digits; allowed: up to {LARGEST_NUMBER}")
+        raise ConfigError(f"{key} in {source} is a whole number beyond {LARGEST_NUMBER}; no key means such a one")
     elif isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{key} in {source} is {value}; it must be a finite number")
+    elif isinstance(value, str):
+        _check_text(value, key, source)
+
+
+def _check_text(text: str, key: str, source: str) -> None:
+    longest = max(len(part.encode(errors="surrogateescape")) for part in text.split("/"))
+    if "\0" in text or len(text) > LONGEST_TEXT or longest > LONGEST_NAME:
+        raise ConfigError(
+            f"{key} in {source} is {text[:40]!r}... of {len(text)} characters; allowed: up to {LONGEST_TEXT}, "
+            f"{LONGEST_NAME} bytes between two slashes, and no NUL"
+        )
 
 
 def _coerce(value: Any, default: Any, key: str, source: str) -> Any:
@@ -271,7 +291,7 @@ def _coerce(value: Any, default: Any, key: str, source: str) -> Any:
         # What is no literal stays a string, which the type check below reports.
         with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             value = ast.literal_eval(value)
-    _check_number(value, key, source)
+    _check_value(value, key, source)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if isinstance(default, list) and isinstance(value, tuple):

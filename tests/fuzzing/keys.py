@@ -19,7 +19,8 @@ from .runs import Case, outcome_of, ready
 
 LEAVES = leaves(default_config())
 NUMBERS = (-1, 0, 1, 2, 3, 0.5, -0.5, 1e-9, 1e9, float("nan"), float("inf"), 10**20, -(10**20), 10**400)
-OTHERS = ("", "x", "auto", "none", "1e", True, False, None, [], [0], [-1], ["x"], [1, 2], [[]], {}, {"a": 1}, [None])
+TEXTS = ("", "x", "a\0b", "y" * 300, "z/" * 3000, "~nobody/x", "ü 図", "auto", "none", "1e")
+OTHERS = (*TEXTS, True, False, None, [], [0], [-1], ["x"], [1, 2], [[]], {}, {"a": 1}, [None])
 WORK = ("epoch", "num_train", "num_test", "cameras", "tracklets", "frames", "generations", "seeds", "processes")
 """Parts of names of keys that ask for work: of these a large number is no mistake, but a long run."""
 FIXED = ("data.root", "data.save_dir", "model.name")
