@@ -364,3 +364,14 @@ def test_mistakes_are_found_before_training(finished, tmp_path, monkeypatch, opt
     monkeypatch.setattr("oskt_torchreid.pipeline.training.Trainer.train", forbidden)
     with pytest.raises(error, match=message):
         run(configured(finished[0], tmp_path, *options))
+
+
+def test_a_ladder_that_is_evaluated_alone(tiny_net, data_root, tmp_path, monkeypatch, caplog):
+    """Its students are known as those of its own chains, and nothing is trained."""
+    results = run(configured(data_root, tmp_path, LADDER))
+    monkeypatch.setattr("oskt_torchreid.pipeline.training.Trainer.train", None)
+    rows = run(configured(data_root, tmp_path, LADDER, "test.evaluate=True")).rows
+    assert [(row.name, row.map_before, row.map_after) for row in rows] == [
+        (row.name, row.map_before, row.map_after) for row in results.rows
+    ]
+    assert "made with other settings" not in caplog.text

@@ -97,9 +97,7 @@ def layer_names(names: str | Sequence[str]) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
-def add_to_optimizer(
-    optimizer: Optimizer, module: nn.Module, layer_of: Callable[[str], str] = lambda name: ""
-) -> None:
+def add_to_optimizer(optimizer: Optimizer, module: nn.Module, layer_of: Callable[[str], str] = lambda name: "") -> None:
     """Lets an optimiser train a further module, by its own groups: a schedule that exists has one rate per group.
 
     Biases go to the group of biases, and what is of a new layer to that of new layers, where there are such groups; all

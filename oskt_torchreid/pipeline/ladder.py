@@ -14,6 +14,7 @@ from ..oskt.chain import WeightChain
 from ..oskt.expand import expand_to_plan
 from ..oskt.ladder import Ladder
 from ..oskt.students import width_plan
+from .recipes import Recipe
 from .refinement import CLUSTERING_KEYS, clustering_choices, evaluated_refinement, refine
 from .stages import Facts, Stage
 from .training import Trainer
@@ -62,7 +63,7 @@ def refine_rung(
         The chain, the digest of how it was made, and what was measured.
     """
     node, choices = get(config, "oskt.refine"), clustering_choices(config.oskt)
-    recipe = trainer.recipe("oskt.refine", *CLUSTERING_KEYS, widths=widths, **{"the chain above": above_key})
+    recipe = rung_recipe(trainer, widths, above_key)
     path = folder / rung_name(number)
     stage = Stage(folder / f"refine-{number}", recipe, (f"../{path.name}",))
 
@@ -76,6 +77,17 @@ def refine_rung(
 
     facts = stage.complete(work, evaluate)
     return WeightChain.load(path, model=above.model), stage.digest, facts
+
+
+def rung_recipe(trainer: Trainer, widths: Widths, above_key: str) -> Recipe:
+    """What a further chain of a ladder is made from.
+
+    Args:
+        trainer: of the run.
+        widths: of its chain.
+        above_key: digest of how the chain above was made.
+    """
+    return trainer.recipe("oskt.refine", *CLUSTERING_KEYS, widths=widths, **{"the chain above": above_key})
 
 
 def rung_name(number: int) -> str:

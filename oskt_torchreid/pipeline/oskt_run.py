@@ -24,7 +24,7 @@ from ..oskt.relabelling import relabel
 from ..oskt.students import load_student, save_student
 from ..report import Results, Row, write_results
 from .baselines import FILE_METHOD, STUDENT_NAME, finetuned, run_baseline, run_file
-from .ladder import log_ladder, refine_rung, rung_name
+from .ladder import log_ladder, refine_rung, rung_name, rung_recipe
 from .plan import RunPlan, StudentPlan, make_plan
 from .processes import Workers, logged
 from .refinement import CLUSTERING_KEYS, clustering_choices, evaluated_refinement, refine
@@ -186,7 +186,8 @@ class OSKTRun:
         if self.evaluates_only:
             path = self.folder / rung_name(number)
             rungs.append({})
-            return (WeightChain.load(path, model=self.plan.teacher) if path.is_file() else None), ""
+            chain = WeightChain.load(path, model=self.plan.teacher) if path.is_file() else None
+            return chain, rung_recipe(self.trainer, widths, above_key).key
         chain, key, facts = refine_rung(self.trainer, self.config, self.folder, number, widths, above, above_key)
         rungs.append(facts)
         return chain, key
@@ -196,9 +197,7 @@ class OSKTRun:
         config, trainer = self.config, self.trainer
         node = get(config, "oskt.finetune")
         batches = config.oskt.recalibrate
-        recipe = trainer.recipe(
-            "oskt.finetune", *EXPANSION_KEYS, widths=student.widths, **{"the chain": chain_key or None}
-        )
+        recipe = trainer.recipe("oskt.finetune", *EXPANSION_KEYS, widths=student.widths, **{"the chain": chain_key})
         stage = Stage(self.folder / "students" / student.name, recipe, (EXPANDED_NAME, STUDENT_NAME))
         network, making = self._expanded(student, chain)
 
