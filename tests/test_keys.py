@@ -238,4 +238,4 @@ def test_the_command_refuses_before_anything_is_read(tmp_path, capsys):
     places = [f"data.root={tmp_path}", f"data.save_dir={tmp_path / 'run'}"]
     assert command(["engine=softmax", "video.pooling_method=max", *places]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("ConfigError: video.pooling_method is 'max', which engine softmax does not use: no engine here")
+    assert last.startswith("ConfigError: video.pooling_method is 'max', which engine softmax does not use: no engine")
