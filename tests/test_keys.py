@@ -145,8 +145,8 @@ def test_every_key_is_used_or_refused(watched):
     """A key that an engine neither reads nor refuses is in no node that it uses."""
     engine, watch = watched
     config = load_config(options=[*words(engine, "data", "log"), *SCENARIOS[engine][0]])
-    foreign = [node for node in unused_nodes(config) if node in METHOD_NODES or node == "loss.triplet"]
-    own = {key for key in KEYS if not any(key.startswith(f"{node}.") for node in foreign)}
+    foreign = [node for node in unused_nodes(config) if node in METHOD_NODES or "." in node]
+    own = {key for key in KEYS if not any(key == node or key.startswith(f"{node}.") for node in foreign)}
     data = {key for key in own if key.partition(".")[0] in ("market1501", "cuhk03", "synthped", "synthped_video")}
     passed_over = own - data - watch.read - refused_keys(engine).keys() - NOT_READ[engine]
     assert passed_over == set()
@@ -165,6 +165,7 @@ def test_stages_are_made_from_what_the_table_says(watched):
     engine, watch = watched
     weights = {name for recipe in watch.recipes for name in recipe.weights}
     numbers = {name for recipe in watch.recipes for name in recipe.numbers}
+    unused = unused_nodes(load_config(options=[*words(engine, "data", "log"), *SCENARIOS[engine][0]]))
     by_content = ("engine", "model.load_weights", "oskt.teacher", "oskt.chain", "vkd.teacher", "oskt.ladder")
     by_content += ("oskt.control_lr.*",)  # which are rates of fine-tuning
     if engine in ("softmax", "triplet", "vkd"):
@@ -175,7 +176,7 @@ def test_stages_are_made_from_what_the_table_says(watched):
             continue
         node = key.partition(".")[0]
         used = node not in METHOD_NODES or node in OWN_NODES[engine]
-        if key in refused_keys(engine) or not used or key.startswith(("market1501", "cuhk03.l", "cuhk03.c")):
+        if key in refused_keys(engine) or key in unused or not used or key.startswith(("market1501", "cuhk03.l", "cuhk03.c")):
             continue
         if effect is Effect.WEIGHTS:
             assert key in weights, key
@@ -214,6 +215,7 @@ def test_what_no_engine_uses_is_refused(engine, key):
         (["oskt.width=0.5", "engine=softmax"], "oskt.width is given, and nothing uses it: engine is 'softmax'; take"),
         (["vkd.alpha=3", "engine=oskt"], "vkd.alpha is given, and nothing uses it: engine is 'oskt'"),
         (["train.optim=sgd", "adam.beta1=0.8"], "adam.beta1 is given, and nothing uses it: train.optim is 'sgd'"),
+        (["engine=vkd", "loss.name=triplet", "train.lr=0.1"], "train.lr is given, and nothing uses it: vkd.teacher_"),
         (["comparison.seeds=[1]", "engine=oskt"], "comparison.seeds is given, .* belongs to tools/benchmark.py"),
     ],
 )
@@ -231,6 +233,9 @@ def test_nodes_that_stand_in_a_file_are_named_in_the_log(tmp_path, caplog):
     assert "not used in this run: oskt.*, for engine is 'softmax'" in said
     assert "not used in this run: synthped.*, for the data are market1501" in said
     assert not any("vkd" in line or "cuhk03" in line for line in said)
+    path.write_text("engine: vkd\nloss: {name: triplet}\ntrain: {max_epoch: 3}\n")
+    check_use(load_config(path))
+    assert "not used in this run: train.max_epoch, for vkd.teacher_stage and vkd.student_stage have" in caplog.text
 
 
 def test_the_command_refuses_before_anything_is_read(tmp_path, capsys):

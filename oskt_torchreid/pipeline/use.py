@@ -37,7 +37,6 @@ NOT_USED: dict[str, str] = {
 
 NOT_USED_BY: dict[str, dict[str, str]] = {
     "vkd": {
-        **{f"train.{key}": "see vkd.teacher_stage and vkd.student_stage" for key in _SCHEDULE},
         "sampler.num_cams": "batches hold sets of some identities, see sampler.num_instances",
         "sampler.num_datasets": "batches hold sets of some identities, see sampler.num_instances",
         "model.neck": "networks of sets have a head of their own",
@@ -68,7 +67,7 @@ def data_nodes(names: Iterable[str]) -> list[str]:
 
 
 def unused_nodes(config: Any) -> dict[str, str]:
-    """Nodes that say nothing about this run, and why."""
+    """Nodes and single keys that say nothing about this run, and why."""
     engine, data = config.engine or config.loss.name, config.data
     reasons = {node: f"engine is '{engine}'" for node in ("oskt", "vkd") if node != engine}
     reasons["comparison"] = "it belongs to tools/benchmark.py accuracy"
@@ -79,6 +78,9 @@ def unused_nodes(config: Any) -> dict[str, str]:
     reasons |= {node: f"train.optim is '{optim}'" for node, known in _OPTIMIZERS.items() if optim not in known}
     if config.loss.name != "triplet":
         reasons["loss.triplet"] = f"loss.name is '{config.loss.name}'"
+    if engine == "vkd":
+        schedule = [key for key in leaves(config.train, "train.") if any(fnmatch(key, f"train.{p}") for p in _SCHEDULE)]
+        reasons |= dict.fromkeys(schedule, "vkd.teacher_stage and vkd.student_stage have schedules of their own")
     return reasons
 
 
@@ -92,8 +94,8 @@ def refused_keys(engine: str) -> dict[str, str]:
 def check_use(config: Any, given: Iterable[str] = ()) -> None:
     """Refuses values by which nothing would happen.
 
-    Nodes of another engine or optimiser may stand in a file, which the log tells, but not on a command line; those of
-    data sets that are not in use may stand in both.
+    Nodes of another engine or optimiser, and schedules in ``train`` where stages have their own, may stand in a file,
+    which the log tells, but not on a command line; nodes of data sets that are not in use may stand in both.
 
     Args:
         config: whole tree.
@@ -121,10 +123,16 @@ def check_use(config: Any, given: Iterable[str] = ()) -> None:
 def _check_nodes(config: Any, default: Any, given: Iterable[str]) -> None:
     reasons = unused_nodes(config)
     for key in given:
-        node = next((node for node in reasons if key.startswith(f"{node}.")), "")
+        node = next((node for node in reasons if _is_of(key, node)), "")
         if node and node not in DATA_NODES:
             raise ConfigError(f"{key} is given, and nothing uses it: {reasons[node]}; take it out")
+    values, defaults = leaves(config), leaves(default)
     for node in reasons.keys() - {"comparison"}:
-        values = leaves(get(config, node), f"{node}.")
-        if any(value != get(default, key) for key, value in values.items() if key not in _ALWAYS_USED):
-            logger.info("not used in this run: %s.*, for %s", node, reasons[node])
+        keys = [key for key in values if _is_of(key, node) and key not in _ALWAYS_USED]
+        if any(values[key] != defaults[key] for key in keys):
+            name = node if keys == [node] else f"{node}.*"
+            logger.info("not used in this run: %s, for %s", name, reasons[node])
+
+
+def _is_of(key: str, node: str) -> bool:
+    return key == node or key.startswith(f"{node}.")
