@@ -140,6 +140,10 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "data.check": ("headers", "all", "none"),
     "data.transforms": ("random_flip", "random_crop", "random_patch", "color_jitter", "random_erase", "pad_crop"),
     "loss.name": ("softmax", "triplet"),
+    "sampler.train_sampler": (
+        *("RandomSampler", "RandomIdentitySampler", "SequentialSampler"),
+        *("RandomDomainSampler", "RandomDatasetSampler"),
+    ),
     "model.last_stride": (0, 1),
     "test.dist_metric": ("euclidean", "cosine"),
     "train.optim": ("adam", "amsgrad", "sgd", "rmsprop", "radam"),

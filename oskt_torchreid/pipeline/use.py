@@ -31,7 +31,7 @@ NOT_USED: dict[str, str] = {
     "video.*": "no engine here learns from clips; engine vkd learns from sets of frames, see vkd.num_views",
     "data.load_train_targets": "no engine here learns from the pictures of targets; name the set among data.sources",
     "sampler.train_sampler_t": "no engine here learns from the pictures of targets",
-    "data.k_tfm": "no engine here learns from several views of a picture at a time; leave it at 1",
+    "data.k_tfm": "no engine here learns from several views of a picture at a time",
 }
 """Keys of torchreid's tree that no engine uses, and why; patterns of names."""
 
