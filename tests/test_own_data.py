@@ -510,3 +510,33 @@ def test_what_a_class_raises_later(tiny_net, market_root, tmp_path, monkeypatch,
         "DataError: Own_Set raised KeyError while it gave pictures: 'the licence of this picture has ended'; mend the "
         "data set, its class or its transforms"
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda item: (item["img"], item["pid"]), "a batch of the data set is a list; its items must be dicts"),
+        (lambda item: item | {"img": item["img"][:1]}, r"has images \(4, 1, 32, 16\) of torch.float32; networks take"),
+        (lambda item: item | {"pid": 99}, "has labels from 99 to 99, and there are 4 training identities"),
+        (lambda item: item | {"img": item["img"][:, : 20 + item["pid"]]}, "raised RuntimeError while it gave pictures"),
+    ],
+    ids=["tuples", "grey", "labels", "sizes"],
+)
+def test_what_a_class_gives_is_looked_at(tiny_net, market_root, tmp_path, monkeypatch, change, message):
+    def changed_item(self, place):
+        return change(torchreid.data.ImageDataset.__getitem__(self, place))
+
+    name = own(monkeypatch, __getitem__=changed_item)
+    options = ("engine=softmax", f"data.sources=['{name}']", f"data.targets=['{name}']", "train.batch_size=4")
+    with pytest.raises(DataError, match=message):
+        run(tiny(market_root, tmp_path, *options))
+
+
+def test_a_class_that_gives_nothing(tiny_net, market_root, tmp_path, monkeypatch):
+    def ended(self, place):
+        raise StopIteration
+
+    name = own(monkeypatch, __getitem__=ended)
+    options = ("engine=softmax", f"data.sources=['{name}']", f"data.targets=['{name}']", "train.batch_size=4")
+    with pytest.raises(DataError, match="the data set gave no picture at all"):
+        run(tiny(market_root, tmp_path, *options))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
+
 from ..errors import DataError, OsktError, first_line
+
+_CHANNELS = 3
 
 
 def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
@@ -14,11 +18,13 @@ def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
     Raises:
         DataError: what its data set, its transforms or its workers raised, in their own words.
     """
-    batches = iter(loader)
+    batches, count = iter(loader), 0
     while True:
         try:
             batch = next(batches)
         except StopIteration:
+            if not count and hasattr(loader, "__len__") and len(loader):
+                raise DataError("the data set gave no picture at all; mend the data set, or its class") from None
             return
         except OsktError:
             raise
@@ -28,7 +34,33 @@ def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
                 f"{type(dataset).__name__} raised {type(reason).__name__} while it gave pictures: {_own_words(reason)}"
                 "; mend the data set, its class or its transforms"
             ) from reason
+        count += 1
         yield batch
+
+
+def check_items(batch: Any, num_classes: int | None = None) -> None:
+    """Raises ``DataError`` unless a batch is what torchreid's data sets give, images and labels by name.
+
+    Args:
+        batch: ``img`` ``[batch, 3, height, width]`` (sets ``[batch, views, 3, height, width]``), ``pid`` ``[batch]``.
+        num_classes: identities that labels must be below; ``None``: any.
+    """
+    if not isinstance(batch, Mapping) or not all(torch.is_tensor(batch.get(name)) for name in ("img", "pid")):
+        raise DataError(
+            f"a batch of the data set is a {type(batch).__name__}; its items must be dicts as those of torchreid's data "
+            "sets, with 'img', 'pid' and 'camid': mend the class"
+        )
+    images, pids = batch["img"], batch["pid"]
+    if images.dim() not in (4, 5) or images.shape[-3] != _CHANNELS or not images.is_floating_point():
+        raise DataError(
+            f"a batch of the data set has images {tuple(images.shape)} of {images.dtype}; networks take floating point "
+            "numbers [batch, 3, height, width]: mend the class, or its transforms"
+        )
+    if num_classes is not None and len(pids) and not 0 <= int(pids.min()) <= int(pids.max()) < num_classes:
+        raise DataError(
+            f"a batch of the data set has labels from {int(pids.min())} to {int(pids.max())}, and there are "
+            f"{num_classes} training identities; its items must have the labels of its list 'train'"
+        )
 
 
 def _own_words(reason: Exception) -> str:

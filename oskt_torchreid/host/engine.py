@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from ..errors import TrainingError
+from .batches import check_items
 from .compat import quiet, torchreid
 from .distributed import agree, average, features_by_shares, process_count, whole_batch
 from .evaluation import Rankings, evaluate_target
@@ -190,6 +191,7 @@ class TransferEngine(ResumableEngine):
 
     def prepare(self, data: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Images [batch, 3, height, width] and labels [batch] on the device, at this epoch's resolution."""
+        check_items(data, self.datamanager.num_train_pids if self._labels is None else None)
         images, pids = self.parse_data_for_train(data)
         images = images.to(self.device, non_blocking=True)
         if self.epoch < self.half_resolution_epochs:

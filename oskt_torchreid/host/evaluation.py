@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .batches import batches_of
+from .batches import batches_of, check_items
 from .compat import logger, torchreid
 from .distributed import is_first
 from .ranking import INTERPOLATED, REPORTED_RANKS, Part, Ranking, distance_matrix, distance_parts, rank_parts
@@ -113,6 +113,7 @@ def _features(engine: Any, loader: Iterable[Any]) -> tuple[Tensor, np.ndarray, n
     """Features ``[images, channels]`` on the CPU, identities and cameras."""
     features, pids, camids = [], [], []
     for batch in batches_of(loader):
+        check_items(batch)
         images, own_pids, own_camids = engine.parse_data_for_eval(batch)
         features.append(engine.extract_features(images).float().cpu())
         pids += own_pids.tolist()
