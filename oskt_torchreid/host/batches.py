@@ -47,8 +47,8 @@ def check_items(batch: Any, num_classes: int | None = None) -> None:
     """
     if not isinstance(batch, Mapping) or not all(torch.is_tensor(batch.get(name)) for name in ("img", "pid")):
         raise DataError(
-            f"a batch of the data set is a {type(batch).__name__}; its items must be dicts as those of torchreid's data "
-            "sets, with 'img', 'pid' and 'camid': mend the class"
+            f"a batch of the data set is a {type(batch).__name__}; its items must be dicts as those of torchreid's own "
+            "data sets, with 'img', 'pid' and 'camid': mend the class"
         )
     images, pids = batch["img"], batch["pid"]
     if images.dim() not in (4, 5) or images.shape[-3] != _CHANNELS or not images.is_floating_point():
