@@ -202,3 +202,13 @@ def test_a_file_that_is_no_chain_is_told_for_what_it_is(tmp_path, capsys, make, 
 def test_a_chain_that_is_given_as_a_student(folder):
     with pytest.raises(oskt.CheckpointError, match="it is a weight chain, not a checkpoint: tools/expand.py makes"):
         oskt.load_student(folder / "chain.safetensors")
+
+
+def test_an_output_that_would_cost_the_chain(folder, tmp_path, capsys):
+    chain = folder / "chain.safetensors"
+    before = chain.read_bytes()
+    assert COMMAND.main([str(chain), "--width", "0.5", "-o", str(folder / "." / chain.name)]) == 2
+    assert "the chain itself, which would be lost; give another path" in capsys.readouterr().err
+    assert chain.read_bytes() == before
+    assert COMMAND.main([str(chain), "--width", "0.5", "-o", str(tmp_path)]) == 2
+    assert "a folder; give the path of a file in it" in capsys.readouterr().err

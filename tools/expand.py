@@ -76,6 +76,15 @@ def load_ladder(paths: list[str]) -> oskt.Ladder | None:
     return oskt.Ladder(tuple(map(oskt.WeightChain.load, paths))) if len(paths) > 1 else None
 
 
+def check_output(arguments: argparse.Namespace) -> None:
+    """Raises ``ConfigError`` where the student cannot take its place: at a folder's, or at one of the chains'."""
+    output = Path(arguments.output)
+    if output.is_dir():
+        raise oskt.ConfigError(f"-o is '{output}', a folder; give the path of a file in it, such as student.pth")
+    if any(output.resolve() == Path(chain).resolve() for chain in arguments.chains):
+        raise oskt.ConfigError(f"-o is '{output}', the chain itself, which would be lost; give another path")
+
+
 def make_student(arguments: argparse.Namespace, chain: oskt.WeightChain, ladder: oskt.Ladder | None) -> None:
     """Writes the student and prints what it costs; ``chain`` says which widths there are."""
     way, value = next((way, getattr(arguments, way)) for way in WAYS if getattr(arguments, way) is not None)
@@ -139,6 +148,8 @@ def main(arguments: list[str] | None = None) -> int:
     if parsed.latency:
         logging.getLogger("oskt_torchreid.oskt.search").setLevel(logging.INFO)  # every measurement
     try:
+        if parsed.output:
+            check_output(parsed)
         ladder = load_ladder(parsed.chains)
         chain = ladder.span if ladder else oskt.WeightChain.load(parsed.chains[0])
         action = show_table if parsed.table else show_widths if parsed.widths else make_student
