@@ -540,3 +540,13 @@ def test_a_class_that_gives_nothing(tiny_net, market_root, tmp_path, monkeypatch
     options = ("engine=softmax", f"data.sources=['{name}']", f"data.targets=['{name}']", "train.batch_size=4")
     with pytest.raises(DataError, match="the data set gave no picture at all"):
         run(tiny(market_root, tmp_path, *options))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_batch_of_one_is_said_first(tiny_net, market, command, capsys, untrained, stage):
+    small = [f"{name}.batch_size=4" for name in STAGES if name != stage]
+    net = "model.name=osnet_x0_25"  # with a norm behind its pooling
+    sizes = ["data.height=64", "data.width=32"]
+    assert command(words(market, *OSKT, *small, net, *sizes, f"{stage}.batch_size=1")) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"ConfigError: {stage}.batch_size is 1: a batch norm cannot be trained on 1 image at a time")

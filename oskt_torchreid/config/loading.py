@@ -134,11 +134,11 @@ def _check_together(config: CfgNode) -> None:
         raise ConfigError(
             f"data.height {height} times data.width {width} are {height * width} pixels; allowed: up to {MOST_PIXELS}"
         )
-    twice = [name for name in dict.fromkeys(config.data.sources) if config.data.sources.count(name) > 1]
-    if twice:
-        raise ConfigError(
-            f"data.sources names '{twice[0]}' twice, so that each of its people would have two labels; name it once"
-        )
+    for key, harm in (("sources", "each of its people would have two labels"), ("targets", "it would be shown twice")):
+        names = list(config.data[key])
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"data.{key} names '{twice}' twice, so that {harm}; name it once")
     if config.loss.center.weight and config.loss.name != "triplet":
         raise ConfigError(
             f"loss.center.weight is {config.loss.center.weight}, and networks give features to a loss with "

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..config import get
 from ..data.checks import check_batches, check_matches, check_pictures
+from ..errors import ConfigError, TrainingError
 from ..host.distributed import is_first
 from ..host.optimization import check_layers
 from ..host.run_checks import check_batch
@@ -82,12 +83,20 @@ def check_stages(trainer: Trainer, stages: Sequence[StageToCome], no_camera: boo
         check_batches(manager, stage.key, f"{stage.key}.batch_size")
         images = node.batch_size * stage.images
         if images == 1:
-            check_batch(stage.model, size, images)
+            _check_single(stage, size)
         needed[stage.key] = (int(training_memory(stage.model, size, images, stage.key) * stage.share), images)
         if node.half_resolution_epochs:
             training_memory(stage.model, (3, size[1] // 2, size[2] // 2), images, stage.key)
     check_evaluation(trainer, no_camera)
     check_memory(needed, config.use_gpu)
+
+
+def _check_single(stage: StageToCome, size: tuple[int, int, int]) -> None:
+    """Raises ``ConfigError`` where a network cannot be trained on one image at a time."""
+    try:
+        check_batch(stage.model, size, 1)
+    except TrainingError as reason:
+        raise ConfigError(f"{stage.key}.batch_size is 1: {reason}") from reason
 
 
 def check_training_layers(config: Any, model: nn.Module) -> None:
