@@ -186,10 +186,12 @@ def test_what_does_not_heed_sigterm_is_stopped(monkeypatch):
 
 def test_what_heeds_sigterm_is_left_in_peace(monkeypatch):
     monkeypatch.setattr(termination, "GRACE", 0.05)
-    with termination.on_termination(lambda: pytest.fail("an outer block was told as well")):
-        with termination.on_termination(lambda: None):
+    told = []
+    with termination.on_termination(lambda: told.append("outer")):
+        with termination.on_termination(lambda: told.append("inner")):
             signal.raise_signal(signal.SIGTERM)
         time.sleep(0.2)
+    assert told == ["inner"]
 
 
 EPOCHS = "max_epoch=1000"

@@ -34,7 +34,7 @@ _MOBILENET = "mobilenet"
 
 
 class Hang(BaseException):
-    """A file that was still being read after ``SECONDS``; no handler of ordinary exceptions takes it."""
+    """What was not done after ``SECONDS``; no handler of ordinary exceptions takes it."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def damages_of(path: str) -> dict[str, damage.Damage]:
 def _outcome(chosen: Reader, folder: Path) -> tuple[str, str]:
     """Name of the typed error, or that there was none; and what went wrong."""
     try:
-        with _timed():
+        with timed():
             chosen.read(folder)
     except OsktError as error:
         return type(error).__name__, "" if str(error) else "an error without a message"
@@ -215,9 +215,11 @@ def _outcome(chosen: Reader, folder: Path) -> tuple[str, str]:
 
 
 @contextmanager
-def _timed() -> Iterator[None]:
+def timed() -> Iterator[None]:
+    """Raises ``Hang`` in the block where it is not left after ``SECONDS``."""
+
     def ring(*_: object) -> None:
-        raise Hang(f"still reading after {SECONDS} s")
+        raise Hang(f"not done after {SECONDS} s")
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.alarm(SECONDS)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +15,10 @@ from small_networks import TinyNet
 import oskt_torchreid as oskt
 from oskt_torchreid.errors import OsktError
 from oskt_torchreid.host.models import model_names
+from oskt_torchreid.zoo.fuzzing import Hang, timed
 
-SECONDS = 60
 FINE = "fine"
 NETWORK = "fuzzed_net"
-
-
-class Hang(BaseException):
-    """A case that had not ended after ``SECONDS``; no handler of ordinary exceptions takes it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,7 @@ def ready() -> None:
 def outcome_of(work: Callable[[], object]) -> tuple[str, str]:
     """Name of the typed error that work ends in, or that it is fine; and what went wrong."""
     try:
-        with _timed():
+        with timed():
             work()
     except OsktError as error:
         text = str(error)
@@ -67,17 +61,3 @@ def outcome_of(work: Callable[[], object]) -> tuple[str, str]:
         where = f"{Path(place.filename).name}:{place.lineno}"
         return type(error).__name__, f"{type(error).__name__} at {where}: {str(error)[:300]}"
     return FINE, ""
-
-
-@contextmanager
-def _timed() -> Iterator[None]:
-    def ring(*_: object) -> None:
-        raise Hang(f"not done after {SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
