@@ -282,7 +282,9 @@ def test_runs_of_sets(tiny_net, data_root, tmp_path, trained, caplog):
 
 def test_changes_in_words():
     assert changes_of({"a": 1, "b": [1]}, {"a": 1, "b": [1]}) == ""
-    assert changes_of({"a": 1}, {"a": 2, "the file x": "f"}) == "a was 1, is 2; the file x changed"
+    assert changes_of({"a": 1}, {"a": 2, "the file x": "f"}) == "a was 1, is 2; the file x is given now"
+    assert changes_of({"the file x": "f"}, {"the file x": "g"}) == "the file x changed"
+    assert changes_of({"the file x": "f"}, {}) == "the file x is not given any more"
     many = changes_of({}, dict.fromkeys("abcde", 0))
     assert many == "a was not given, is 0; b was not given, is 0; c was not given, is 0, and 2 more"
 

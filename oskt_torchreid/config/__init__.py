@@ -2,6 +2,7 @@
 
 from .effects import Effect, effect_of, leaves, settings
 from .loading import check_config, default_config, digest, get, given_keys, load_config, merged, save_resolved
+from .yaml_files import read_yaml
 
 __all__ = [
     "Effect",
@@ -14,6 +15,7 @@ __all__ = [
     "leaves",
     "load_config",
     "merged",
+    "read_yaml",
     "save_resolved",
     "settings",
 ]

@@ -32,6 +32,7 @@ from .defaults import (
     default_tree,
 )
 from .effects import leaves
+from .yaml_files import read_yaml
 
 RESOLVED_NAME = "config.yaml"
 BASE_KEY = "base"
@@ -185,25 +186,16 @@ def _with_bases(path: Path, including: tuple[Path, ...] = ()) -> list[tuple[Path
         raise ConfigError(f"base goes round in a circle: {circle}; take one of them out")
     if including and not path.is_file():
         raise ConfigError(f"no file at '{path}', which is a base of '{including[-1]}'; paths are relative to that file")
-    content = _read_yaml(path)
+    content = read_yaml(path)
+    if content is not None and not isinstance(content, dict):
+        raise ConfigError(f"'{path}' holds a {type(content).__name__}; expected keys and values")
+    content = content or {}
     bases = content.pop(BASE_KEY, [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"{BASE_KEY} in '{path}' is {bases!r}; expected the path of a YAML file, or a list of paths")
     layers = [layer for base in bases for layer in _with_bases(path.parent / base, (*including, path))]
     return [*layers, (path, content)]
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"no configuration file at '{path}' (looked in '{path.parent.absolute()}')")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, ValueError, RecursionError) as reason:  # bytes that are no text, endless numbers
-        raise ConfigError(f"'{path}' is not valid YAML: {reason}") from reason
-    if content is not None and not isinstance(content, dict):
-        raise ConfigError(f"'{path}' holds a {type(content).__name__}; expected keys and values")
-    return content or {}
 
 
 def given_keys(options: Sequence[str]) -> list[str]:
@@ -230,10 +222,19 @@ def _merge(config: CfgNode, content: Mapping[str, Any], source: str, prefix: str
     """Merges nested keys of a file into `config`, which changes."""
     for name, value in content.items():
         key = f"{prefix}{name}"
+        if "." in str(name) and key in leaves(default_config()):
+            raise ConfigError(f"{key} in {source} is written with a dot; a file has groups: {_nested(key, value)}")
         if name in config and isinstance(config[name], CfgNode) and isinstance(value, Mapping):
             _merge(config[name], value, source, prefix=f"{key}.")
         else:
             _assign(config, str(name), value, key, source)
+
+
+def _nested(key: str, value: Any) -> str:
+    """A dotted key as YAML has it: ``train: {lr: 0.1}``."""
+    *groups, name = key.split(".")
+    shown = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+    return "".join(f"{group}: {{" for group in groups) + f"{name}: {shown}" + "}" * len(groups)
 
 
 def _set(config: CfgNode, key: str, value: Any, source: str) -> None:

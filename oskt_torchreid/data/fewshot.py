@@ -60,7 +60,7 @@ def few_identities(items: Sequence[Item], ratio: float, seed: int) -> list[Item]
     for path, person, *_ in items:
         first_file[person] = min(first_file.get(person, path), path)
     persons = sorted(first_file, key=first_file.__getitem__)
-    count = int(len(persons) * ratio + 1e-9)
+    count = kept_count(len(persons), ratio)
     if count == 0:
         raise DataError(
             f"few_shot.ratio {ratio:g} of {len(persons)} training identities keeps nobody; give a larger one"
@@ -68,6 +68,11 @@ def few_identities(items: Sequence[Item], ratio: float, seed: int) -> list[Item]
     kept = sorted(np.random.default_rng(seed).permutation(len(persons))[:count])
     labels = {persons[place]: label for label, place in enumerate(kept)}
     return [(path, labels[person], *rest) for path, person, *rest in items if person in labels]
+
+
+def kept_count(persons: int, ratio: float) -> int:
+    """How many of the identities a ratio keeps, rounded down; 0.3 of 10 are 3, whatever floating point makes of it."""
+    return int(persons * ratio + 1e-9)
 
 
 def few_shot_dataset(name: str, ratio: float, seed: int, kind: str = "image") -> str:

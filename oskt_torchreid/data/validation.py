@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ..errors import DataError
-from .fewshot import Item, few_identities
+from .fewshot import Item, few_identities, kept_count
 from .variants import register_variant
 
 
@@ -54,6 +54,11 @@ def hold_out(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item]
         DataError: a share that leaves nobody to train on.
     """
     items = [(tuple(paths) if isinstance(paths, list) else paths, *labels) for paths, *labels in items]
+    persons = len({person for _, person, *_ in items})
+    if kept_count(persons, 1 - share) == 0:
+        raise DataError(
+            f"validation.share {share:g} of {persons} training identities leaves nobody to train on; give a smaller one"
+        )
     train = few_identities(items, 1 - share, seed)
     kept = {path for path, *_ in train}
     query: dict[tuple[int, int], Item] = {}

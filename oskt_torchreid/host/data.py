@@ -16,6 +16,8 @@ from .compat import host_table, quiet, torchreid
 from .guarded import guarded
 from .pictures import install_reader
 
+_WITHOUT_SECRETS = (torchreid.__name__.partition(".")[0], __package__.partition(".")[0])
+"""Packages whose data sets name every argument that they read."""
 _REGISTER = {"image": torchreid.data.register_image_dataset, "video": torchreid.data.register_video_dataset}
 
 
@@ -62,6 +64,20 @@ def dataset_class(name: str, kind: str) -> type:
             f"{', '.join(sorted(known))}"
         )
     raise ConfigError(f"unknown data set '{name}'{nearest(name, known)}; known: {', '.join(sorted(known))}")
+
+
+def has_splits(name: str, kind: str) -> bool:
+    """Whether a data set has several splits, of which ``data.split_id`` names one; unknown names have none.
+
+    torchreid gives the number to every class. Its own classes and ours that read it name it; one of anybody's may read
+    it from its keywords.
+    """
+    known = _datasets(kind).get(name)
+    if known is None:
+        return False
+    taken = inspect.signature(known.__init__).parameters.values()
+    listed = known.__module__.partition(".")[0] in _WITHOUT_SECRETS
+    return any(each.name == "split_id" or (each.kind is each.VAR_KEYWORD and not listed) for each in taken)
 
 
 def register_image_dataset(name: str, dataset: type) -> None:

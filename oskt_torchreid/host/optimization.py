@@ -243,4 +243,14 @@ _CURVES: dict[str, Callable[[Any], Curve]] = {
     "warmup_multi_step": warmup_multi_step,
     "warmup_cosine": warmup_cosine,
 }
+_STEPS = ("single_step", "multi_step", "warmup_multi_step")
+SCHEDULE_KEYS: dict[str, tuple[str, ...]] = {
+    "stepsize": _STEPS,
+    "gamma": _STEPS,
+    "warmup_share": ("one_cycle",),
+    "warmup_epochs": tuple(_CURVES),
+    "warmup_factor": tuple(_CURVES),
+    "min_lr_factor": ("warmup_cosine",),
+}
+"""Keys of a stage that some schedules read, and which."""
 SCHEDULES = ("single_step", "multi_step", "cosine", "one_cycle", *_CURVES)

@@ -19,25 +19,10 @@ from ..oskt.network import trace
 from ..oskt.relabelling import relabel
 from ..oskt.students import load_student, save_student
 from .recipes import Recipe
-from .stages import Facts, Stage
+from .stages import Facts
 from .training import EngineBuilder, Trainer, measured
 
 STUDENT_NAME = "student.pth"
-FILE_METHOD = "file"
-
-
-def method_of(name: str) -> str:
-    """The baseline in ``slice:width=0.5``, ``file`` for ``file=PATH``; empty for ``width=0.5``, a student of the chain.
-
-    Raises:
-        ConfigError: an unknown baseline.
-    """
-    if name.startswith(f"{FILE_METHOD}="):
-        return FILE_METHOD
-    method, colon, _ = name.partition(":")
-    if colon:
-        baseline(method)
-    return method if colon else ""
 
 
 def check_baselines(names: set[str], teacher: nn.Module, graph: ChannelGraph) -> None:
@@ -69,7 +54,7 @@ def run_baseline(
         widths: of the student.
         node: schedule of its training.
         folder: of this student.
-        teacher_key: digest of how the teacher was made.
+        teacher_key: digest of the teacher's file.
         evaluate_before: whether to evaluate it untrained.
 
     Returns:
@@ -127,7 +112,7 @@ def run_control(
     What was measured when it was made is kept among the stage's facts. With ``test.evaluate`` nothing is trained; where
     there is no such student yet, nothing is given.
     """
-    stage = Stage(folder, recipe, (STUDENT_NAME,))
+    stage = trainer.stage(folder, recipe, STUDENT_NAME)
 
     def work(continued: bool) -> Facts:
         before = trainer.evaluate(student) if evaluate_before else {}

@@ -13,7 +13,8 @@ from ..config import get
 from ..data.checks import check_batches, check_matches, check_pictures
 from ..errors import ConfigError, TrainingError
 from ..host.distributed import is_first
-from ..host.optimization import check_layers
+from ..host.losses import loss_from_config
+from ..host.optimization import build_optimizer, build_scheduler, check_layers
 from ..host.run_checks import check_batch
 from .memory import check_memory, training_memory
 from .plan import RunPlan
@@ -72,7 +73,8 @@ def check_stages(trainer: Trainer, stages: Sequence[StageToCome], no_camera: boo
         no_camera: whether cameras leave nothing out of a gallery.
 
     Raises:
-        ConfigError: a stage that takes more memory than there is, or a network that cannot take the images.
+        ConfigError: a stage that takes more memory than there is, a network that cannot take the images, names of
+            layers that it does not have, or a loss without terms.
         DataError: a stage without a batch, no query with a match, unreadable pictures.
     """
     config, needed = trainer.config, {}
@@ -81,6 +83,7 @@ def check_stages(trainer: Trainer, stages: Sequence[StageToCome], no_camera: boo
         node = get(config, stage.key)
         manager = trainer.stage_datamanager(node, stage.key)
         check_batches(manager, stage.key, f"{stage.key}.batch_size")
+        _check_training(config, stage, manager)
         images = node.batch_size * stage.images
         if images == 1:
             _check_single(stage, size)
@@ -91,21 +94,29 @@ def check_stages(trainer: Trainer, stages: Sequence[StageToCome], no_camera: boo
     check_memory(needed, config.use_gpu)
 
 
+def _check_training(config: Any, stage: StageToCome, manager: Any) -> None:
+    """Builds what a stage trains with: raises ``ConfigError`` where that cannot be, and leaves the network as it is."""
+    node, loss = get(config, stage.key), loss_from_config(config, manager.num_train_pids, use_gpu=False)
+    build_scheduler(build_optimizer(stage.model, config, node), node, len(manager.train_loader))
+    if node.get("fixbase_epoch", 0):
+        check_layers(stage.model, list(config.train.open_layers), "train.open_layers")
+    sampler, persons = manager.train_loader.sampler, manager.num_train_pids
+    if hasattr(sampler, "num_instances"):
+        persons = min(persons, node.batch_size // sampler.num_instances)
+    if loss.weight_t > 0 and min(persons, node.batch_size) < 2:
+        raise ConfigError(
+            f"the triplet loss compares identities, and a batch of '{stage.key}' holds one alone: "
+            f"{stage.key}.batch_size is {node.batch_size}, sampler.num_instances {config.sampler.num_instances}, and "
+            f"the data have {manager.num_train_pids} identities; raise the batch size, or lower num_instances"
+        )
+
+
 def _check_single(stage: StageToCome, size: tuple[int, int, int]) -> None:
     """Raises ``ConfigError`` where a network cannot be trained on one image at a time."""
     try:
         check_batch(stage.model, size, 1)
     except TrainingError as reason:
         raise ConfigError(f"{stage.key}.batch_size is 1: {reason}") from reason
-
-
-def check_training_layers(config: Any, model: nn.Module) -> None:
-    """Raises ``ConfigError`` for names of layers that a network does not have, where training would look for them."""
-    node = config.train
-    if node.staged_lr:
-        check_layers(model, list(node.new_layers), "train.new_layers", leaves_some=True)
-    if node.fixbase_epoch:
-        check_layers(model, list(node.open_layers), "train.open_layers")
 
 
 def check_evaluation(trainer: Trainer, no_camera: bool = False) -> None:

@@ -7,6 +7,7 @@ import copy
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,14 +23,14 @@ from ..models import build_model
 from ..oskt.counting import Costs
 from ..oskt.engine import OSKTEngine
 from ..oskt.expand import expand_to_plan
-from .baselines import FILE_METHOD, method_of
 from .dry_run_data import look_at_data
 from .dry_run_sets import rehearse_sets, shrink_sets
-from .plan import check_start, make_plan, stand_in_chain
+from .plan import check_file_student, check_start, make_plan, stand_in_chain
 from .rehearsal import BuiltNetworks, Rehearsal, StageRehearsal, facts_of, network_cost, rehearsed_stage
 from .sets import SetTrainer
 from .training import Trainer
 from .use import check_use
+from .wishes import FILE_METHOD, method_of
 
 IDENTITIES = 2
 INSTANCES = VIEWS * CAMERAS
@@ -42,9 +43,9 @@ def rehearse(
     """Builds networks, widths, data loaders, losses, optimisers and schedules, and makes one step.
 
     The data of these are stand-ins of two training identities in the real layouts, in a temporary folder. Batches are
-    as small as they are, everything else is as configured. Files of an earlier run (teacher, chain) and starting
-    weights need not be there: networks have fresh weights. Data sets that are there are looked at themselves, see
-    ``look_at_data``.
+    as small as they are, everything else is as configured. Files of an earlier run (teacher, chain, students) and
+    starting weights need not be there: networks have fresh weights. Data sets that are there are looked at themselves,
+    see ``look_at_data``.
 
     Args:
         config: whole tree, as ``load_config`` gives it.
@@ -60,6 +61,9 @@ def rehearse(
         OsktError: as the run itself would, before it trains.
     """
     check_use(config, given)
+    for name in config.oskt.students if config.engine == "oskt" else ():
+        if method_of(name) == FILE_METHOD and Path(name.partition("=")[2]).is_file():
+            check_file_student(name)
     method = config.engine or config.loss.name
     if method != "vkd":
         check_start(config)

@@ -10,13 +10,14 @@ from typing import Any
 
 from ..config import get
 from ..errors import ConfigError
+from ..files import sha256
+from ..host.distributed import from_first
 from ..oskt.chain import WeightChain
 from ..oskt.expand import expand_to_plan
 from ..oskt.ladder import Ladder
 from ..oskt.students import width_plan
-from .recipes import Recipe
 from .refinement import CLUSTERING_KEYS, clustering_choices, evaluated_refinement, refine
-from .stages import Facts, Stage
+from .stages import Facts
 from .training import Trainer
 
 Widths = dict[str, int]
@@ -57,15 +58,16 @@ def refine_rung(
         number: of the rung, counted from 1.
         widths: of its chain.
         above: the chain of the rung before.
-        above_key: digest of how that was made.
+        above_key: digest of that chain's file.
 
     Returns:
-        The chain, the digest of how it was made, and what was measured.
+        The chain, the digest of its file, and what was measured.
     """
     node, choices = get(config, "oskt.refine"), clustering_choices(config.oskt)
-    recipe = rung_recipe(trainer, widths, above_key)
+    made = {"widths": widths, "the chain above": above_key}
+    recipe = trainer.recipe("oskt.refine", *CLUSTERING_KEYS, **made)
     path = folder / rung_name(number)
-    stage = Stage(folder / f"refine-{number}", recipe, (f"../{path.name}",))
+    stage = trainer.stage(folder / f"refine-{number}", recipe, f"../{path.name}")
 
     def work(continued: bool) -> Facts:
         teacher = expand_to_plan(above, above.widths)
@@ -76,18 +78,7 @@ def refine_rung(
         return evaluated_refinement(trainer, expand_to_plan(above, above.widths), node, stage.folder, facts)
 
     facts = stage.complete(work, evaluate)
-    return WeightChain.load(path, model=above.model), stage.digest, facts
-
-
-def rung_recipe(trainer: Trainer, widths: Widths, above_key: str) -> Recipe:
-    """What a further chain of a ladder is made from.
-
-    Args:
-        trainer: of the run.
-        widths: of its chain.
-        above_key: digest of how the chain above was made.
-    """
-    return trainer.recipe("oskt.refine", *CLUSTERING_KEYS, widths=widths, **{"the chain above": above_key})
+    return WeightChain.load(path, model=above.model), from_first(lambda: sha256(path)), facts
 
 
 def rung_name(number: int) -> str:

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from ..config import digest, get
+from ..config import get
 from ..files import sha256
 from ..host.compat import seed_everything
-from ..host.distributed import process_count
+from ..host.distributed import from_first, process_count
 from ..oskt.amounts import HALF
 from ..oskt.chain import WeightChain
 from ..oskt.expand import expand_to_plan
@@ -23,8 +23,8 @@ from ..oskt.recalibration import recalibrate
 from ..oskt.relabelling import relabel
 from ..oskt.students import load_student, save_student
 from ..report import Results, Row, write_results
-from .baselines import FILE_METHOD, STUDENT_NAME, finetuned, run_baseline, run_file
-from .ladder import log_ladder, refine_rung, rung_name, rung_recipe
+from .baselines import STUDENT_NAME, finetuned, run_baseline, run_file
+from .ladder import log_ladder, refine_rung, rung_name
 from .plan import RunPlan, StudentPlan, make_plan
 from .processes import Workers, logged
 from .refinement import CLUSTERING_KEYS, clustering_choices, evaluated_refinement, refine
@@ -32,6 +32,7 @@ from .report import counted_epochs, row_of, write_report
 from .stages import Facts, Stage, require_any
 from .teachers import make_teacher
 from .training import Trainer, network_size, schedule
+from .wishes import FILE_METHOD
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ class OSKTRun:
         path = self.config.oskt.teacher
         if path and self.evaluates_only:
             self._teacher()
-        return digest("teacher", self.trainer.shared.key, sha256(path)) if path else ""
+        return sha256(path) if path else ""
 
     def controls(self, teacher_key: str) -> list[Callable[[], None]]:
         """One call per control; they need the teacher alone, and none needs another."""
@@ -118,7 +119,7 @@ class OSKTRun:
         if self.plan.chain is None:
             chain, chain_key = self._refine(teacher_key)
         else:
-            chain, chain_key = self.plan.chain, digest("chain", sha256(self.config.oskt.chain))
+            chain, chain_key = self.plan.chain, sha256(self.config.oskt.chain)
         ladder = [(chain, chain_key)]
         for widths in self.plan.rungs:
             ladder.append(self._refine_rung(widths, *ladder[-1]))
@@ -160,7 +161,7 @@ class OSKTRun:
         node, oskt, plan = get(self.config, "oskt.refine"), self.config.oskt, self.plan
         choices = clustering_choices(oskt)
         recipe = self.trainer.recipe("oskt.refine", "oskt.width", *CLUSTERING_KEYS, **{"the teacher": teacher_key})
-        stage = Stage(self.folder / "refine", recipe, (f"../{CHAIN_NAME}",))
+        stage = self.trainer.stage(self.folder / "refine", recipe, f"../{CHAIN_NAME}")
         path = self.folder / CHAIN_NAME
 
         def work(continued: bool) -> Facts:
@@ -173,9 +174,9 @@ class OSKTRun:
 
         facts = self._complete(stage, work, None if self.evaluates_only else evaluate)
         if facts is None:
-            return None, stage.digest
+            return None, ""
         self.facts["refine"] = facts
-        return WeightChain.load(path, model=plan.teacher), stage.digest
+        return WeightChain.load(path, model=plan.teacher), from_first(lambda: sha256(path))
 
     def _refine_rung(
         self, widths: dict[str, int], above: WeightChain | None, above_key: str
@@ -186,8 +187,9 @@ class OSKTRun:
         if self.evaluates_only:
             path = self.folder / rung_name(number)
             rungs.append({})
-            chain = WeightChain.load(path, model=self.plan.teacher) if path.is_file() else None
-            return chain, rung_recipe(self.trainer, widths, above_key).key
+            if not path.is_file():
+                return None, ""
+            return WeightChain.load(path, model=self.plan.teacher), sha256(path)
         chain, key, facts = refine_rung(self.trainer, self.config, self.folder, number, widths, above, above_key)
         rungs.append(facts)
         return chain, key
@@ -198,7 +200,7 @@ class OSKTRun:
         node = get(config, "oskt.finetune")
         batches = config.oskt.recalibrate
         recipe = trainer.recipe("oskt.finetune", *EXPANSION_KEYS, widths=student.widths, **{"the chain": chain_key})
-        stage = Stage(self.folder / "students" / student.name, recipe, (EXPANDED_NAME, STUDENT_NAME))
+        stage = trainer.stage(self.folder / "students" / student.name, recipe, EXPANDED_NAME, STUDENT_NAME)
         network, making = self._expanded(student, chain)
 
         def work(continued: bool) -> Facts:

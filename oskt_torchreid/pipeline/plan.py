@@ -24,11 +24,11 @@ from ..oskt.chain import WeightChain
 from ..oskt.distance import check_foldable
 from ..oskt.ladder import nearest_rung
 from ..oskt.network import trace
-from ..oskt.students import width_plan
+from ..oskt.students import load_student, width_plan
 from ..oskt.widths import full_plan
-from .baselines import FILE_METHOD, check_baselines, method_of
+from .baselines import check_baselines
 from .ladder import plan_rungs
-from .wishes import Wish, chosen_widths, latency_measure, parse_wish
+from .wishes import FILE_METHOD, Wish, chosen_widths, latency_measure, method_of, parse_wish
 
 logger = logging.getLogger(__name__)
 
@@ -181,8 +181,17 @@ def _wishes(config: Any) -> tuple[dict[str, str], dict[str, Wish]]:
         path = Path(name.partition("=")[2])
         if not path.is_file():
             raise ConfigError(f"oskt.students has '{name}', and there is no such file (looked in '{path.absolute()}')")
+        check_file_student(name)
     wishes = {name: parse_wish(name.rpartition(":")[2]) for name in config.oskt.students if name not in files}
     return methods, wishes
+
+
+def check_file_student(name: str) -> None:
+    """Raises ``CheckpointError`` unless the file of ``file=PATH`` holds a student."""
+    try:
+        load_student(name.partition("=")[2])
+    except CheckpointError as error:
+        raise CheckpointError(f"oskt.students has '{name}': {error}") from error
 
 
 def _students(

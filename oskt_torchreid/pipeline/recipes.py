@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config import digest
@@ -27,20 +27,36 @@ class Recipe:
         weights: name and value of all that decides what is trained: keys, digests of files, pictures and earlier
             stages.
         numbers: the same of what finished networks are evaluated by.
+        idle: names that are kept but not compared: they decide nothing under the values of others, see ``conditions``.
     """
 
     weights: Mapping[str, Any]
     numbers: Mapping[str, Any]
+    idle: frozenset[str] = frozenset()
 
     @property
     def key(self) -> str:
         """Digest of what decides the weights."""
-        return digest(self.weights)
+        return digest(self._compared(self.weights))
 
     def with_weights(self, **changes: Any) -> Recipe:
         """The recipe of a stage that further settings decide, or that some of these do not."""
         kept = {**self.weights, **changes}
-        return Recipe({name: value for name, value in kept.items() if value is not None}, self.numbers)
+        return replace(self, weights={name: value for name, value in kept.items() if value is not None})
+
+    def changed_weights(self, made: Settings) -> str:
+        """What of the weights differs from the settings that something was made with, in words; see ``changes_of``."""
+        return self._changes(made, "weights")
+
+    def changed_numbers(self, made: Settings) -> str:
+        """The same of what decides numbers."""
+        return self._changes(made, "numbers")
+
+    def _changes(self, made: Settings, part: str) -> str:
+        return changes_of(self._compared(made.get(part, {})), self._compared(self.as_json()[part]))
+
+    def _compared(self, values: Mapping[str, Any]) -> Settings:
+        return {name: value for name, value in values.items() if name not in self.idle}
 
     def as_json(self) -> Settings:
         """Plain values, as they are read back from a file."""
@@ -60,6 +76,8 @@ def changes_of(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def _change(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if name.startswith("the "):  # files, pictures, earlier stages: their digests would say nothing to anybody
+        if name not in before or name not in now:
+            return f"{name} is {'given now' if name in now else 'not given any more'}"
         return f"{name} changed"
     return f"{name} was {_shown(before.get(name))}, is {_shown(now.get(name))}"
 

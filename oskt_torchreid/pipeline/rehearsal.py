@@ -153,11 +153,19 @@ def facts_of(config: Any) -> Facts:
     return (
         ("network", f"{config.model.name} at {config.data.height}x{config.data.width}"),
         *data_facts(config, tested),
-        ("sampler", f"{config.sampler.train_sampler}, {config.sampler.num_instances} images of an identity"),
+        ("sampler", sampler_text(config.sampler)),
         ("loss", loss_text(config)),
         *few_shot_facts(config),
         *file_facts(files),
     )
+
+
+def sampler_text(node: Any) -> str:
+    """How batches are put together."""
+    kinds = {"Identity": ("num_instances", "images of an identity"), "Domain": ("num_cams", "cameras")}
+    kinds["Dataset"] = "num_datasets", "data sets"
+    said = [f", {node[key]} {what}" for kind, (key, what) in kinds.items() if kind in node.train_sampler]
+    return node.train_sampler + "".join(said)
 
 
 def data_facts(config: Any, tested: str) -> Facts:

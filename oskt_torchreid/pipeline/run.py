@@ -15,7 +15,7 @@ from ..models import build_model
 from ..models import load_weights as load_any_weights
 from ..registry import engine_class
 from ..report import Results
-from .checks import StageToCome, check_evaluation, check_stages, check_training_layers, stages_to_come
+from .checks import StageToCome, check_evaluation, check_stages, stages_to_come
 from .oskt_run import OSKTRun, processes_of
 from .plan import check_start, make_plan
 from .processes import prepare_processes
@@ -62,7 +62,7 @@ def run(config: Any, given: Sequence[str] = ()) -> Results:
     check_use(config, given)
     if method == "oskt":
         return _run_oskt(config, folder)
-    trainer = Trainer(config)
+    trainer = Trainer(config, resume)
     num_classes = trainer.num_classes
     seed_everything(config.train.seed)
     model = build_model(config, num_classes)
@@ -71,7 +71,6 @@ def run(config: Any, given: Sequence[str] = ()) -> Results:
     if config.test.evaluate:
         check_evaluation(trainer)
     else:
-        check_training_layers(config, model)
         check_stages(trainer, [StageToCome("train", model)])
     trainer.record(folder)
     seed_everything(config.train.seed)
@@ -87,8 +86,6 @@ def _run_oskt(config: Any, folder: Path) -> Results:
     if evaluates:
         check_evaluation(trainer)
     else:
-        if not (config.oskt.chain or config.oskt.teacher):
-            check_training_layers(config, plan.teacher)
         check_stages(trainer, stages_to_come(config, plan))
     job = OSKTRun(config, trainer, plan, folder)
     trainer.record(folder)

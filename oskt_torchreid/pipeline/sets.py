@@ -13,7 +13,7 @@ from torch import nn
 from ..config import Effect, settings
 from ..files import save_checkpoint, sha256
 from ..host.compat import seed_everything
-from ..host.distributed import first_before_others
+from ..host.distributed import first_before_others, from_first
 from ..host.weights import load_weights
 from ..oskt.network import trace
 from ..oskt.students import save_student
@@ -75,7 +75,8 @@ class SetTrainer(Trainer):
         """All that decides what every network of sets learns and is measured by."""
         shared = super().shared
         weights = {**shared.weights, **settings(self.config, _SET_KEYS, Effect.WEIGHTS)}
-        return Recipe(weights, {**shared.numbers, **settings(self.config, _SET_KEYS, Effect.NUMBERS)})
+        numbers = {**shared.numbers, **settings(self.config, _SET_KEYS, Effect.NUMBERS)}
+        return Recipe(weights, numbers, shared.idle)
 
     def engine(self, **options: Any) -> Any:
         """What builds a VKD engine with the configuration's evaluation."""
@@ -127,7 +128,9 @@ class VKDRun:
         else:
             start = {"the file model.load_weights": sha256(weights) if weights else None}
             recipe = trainer.recipe(TEACHER_STAGE, **start)
-        stage = Stage(self.folder / "teacher", recipe, (NETWORK_NAME,))
+        stage = trainer.stage(self.folder / "teacher", recipe, NETWORK_NAME)
+        if given and stage.made(node.teacher):
+            stage.keep_as_made()
 
         def work(continued: bool) -> Facts:
             if given:
@@ -145,13 +148,13 @@ class VKDRun:
         as_given = given and self.config.test.evaluate
         facts = evaluate({}) if as_given else self._complete(stage, work, evaluate)
         if facts is None:
-            return teacher, stage.digest
+            return teacher, ""
         if not as_given:
             load_weights(teacher, stage.folder / NETWORK_NAME)
         epochs = 0 if given else node.teacher_stage.max_epoch
         views = node.num_views if given else node.teacher_stage.num_views or node.num_views
         self._row("teacher", "teacher", teacher.cpu(), views, facts, epochs)
-        return teacher, stage.digest
+        return teacher, self._key(stage)
 
     def _complete(
         self, stage: Stage, work: Callable[[bool], Facts], evaluate: Callable[[Facts], Facts]
@@ -164,12 +167,17 @@ class VKDRun:
             logger.info("%s: it is not there, so it is not evaluated", stage.folder.name)
         return facts
 
+    def _key(self, stage: Stage) -> str:
+        """Digest of the network that a stage has left, by which those that learn from it are known."""
+        path = stage.folder / NETWORK_NAME
+        return from_first(lambda: sha256(path) if path.is_file() else "")
+
     def _student(self, generation: int, teacher: nn.Module, teacher_key: str) -> tuple[nn.Module, str]:
         """Distils one student; it is the next one's teacher."""
         node = self.config.vkd
         settings_of_loss = {key: node[key] for key in ("temperature", "alpha", "beta", "num_student_views")}
         name = "student" if generation == 1 else f"student-{generation}"
-        stage = Stage(self.folder / name, self._student_recipe(generation, teacher_key), (NETWORK_NAME,))
+        stage = self.trainer.stage(self.folder / name, self._student_recipe(generation, teacher_key), NETWORK_NAME)
         seed_everything(self.config.train.seed + generation)
         student = start_student(self.config, self.plan, teacher, self.trainer.num_classes, generation)
 
@@ -191,7 +199,7 @@ class VKDRun:
             load_weights(student, stage.folder / NETWORK_NAME)
             label = f"{name} ({wish_of(self.config)})" if generation == 1 and node.student else name
             self._row(label, "student", student.cpu(), node.num_student_views, facts, node.student_stage.max_epoch)
-        return student, stage.digest
+        return student, self._key(stage)
 
     def _student_recipe(self, generation: int, teacher_key: str) -> Recipe:
         """What a student is made from; from the second generation on it is of its teacher's architecture."""

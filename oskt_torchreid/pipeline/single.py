@@ -41,6 +41,8 @@ def train_only(config: Any, trainer: Trainer, model: nn.Module, folder: Path, me
         return {**facts, **trainer.evaluate(model, folder)}
 
     trained = config.train.max_epoch
+    if resume:
+        trainer.check_resume(model, config.train, resume, stage.digest)
     if config.test.evaluate:
         facts, trained = _evaluated(config, trainer, model, stage, evaluate)
     else:
@@ -75,4 +77,4 @@ def _stage(config: Any, trainer: Trainer, folder: Path, method: str) -> Stage:
     """The training of the network as a stage in the run's own folder."""
     weights = sha256(config.model.load_weights) if config.model.load_weights else None
     recipe = trainer.recipe("train", engine=method, **{"the file model.load_weights": weights})
-    return Stage(folder, recipe, (f"model/model.pth.tar-{config.train.max_epoch}",))
+    return trainer.stage(folder, recipe, f"model/model.pth.tar-{config.train.max_epoch}")

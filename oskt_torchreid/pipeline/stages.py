@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..files import read_json, remove_leftovers, write_json
 from ..host.distributed import from_first
-from .recipes import Recipe, changes_of
+from .recipes import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -31,17 +32,28 @@ class Stage:
         folder: where its files are kept.
         recipe: of everything that decides its result.
         outputs: names of the files that the finished stage has left in its folder.
+        given: files that the run was told to read, which stay where they are.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, outputs: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, recipe: Recipe, outputs: tuple[str, ...] = (), given: Iterable[str | Path] = ()
+    ) -> None:
         self.folder = folder
         self.recipe = recipe
         self.outputs = outputs
+        self.digest = recipe.key
+        self._given = {Path(path).resolve() for path in given}
 
-    @property
-    def digest(self) -> str:
-        """Digest of what decides the weights."""
-        return self.recipe.key
+    def made(self, path: str | Path) -> bool:
+        """Whether a file is one of the stage's outputs."""
+        return Path(path).resolve() in self._places()
+
+    def keep_as_made(self) -> None:
+        """From here on, what the folder holds is what was asked for, however it was made."""
+        known = self._read(RESULT_NAME)
+        if known is not None:
+            self.recipe = replace(self.recipe, weights=known["settings"]["weights"], idle=frozenset())
+            self.digest = known["digest"]
 
     def complete(self, work: Callable[[bool], Facts], evaluate: Callable[[Facts], Facts] | None = None) -> Facts:
         """The stage's facts: read where nothing that decides them changed, else measured or made anew.
@@ -57,12 +69,15 @@ class Stage:
             What ``work`` returned, now or then, with ``seconds``, those of interrupted attempts included.
 
         Raises:
+            ConfigError: an output would take the place of a file that the run was told to read.
             TrainingError: training cannot go on; says in which stage.
         """
         known, started = from_first(self._look)
         if known is not None:
             return self._known(known, evaluate)
         spent = started.get("seconds", 0.0) if started else 0.0
+        if started:
+            self.digest = started["digest"]  # by which its checkpoints are known
         self._note_start(spent)
         logger.info("%s: %s", self.folder.name, "goes on" if started else "begins")
         start = time.perf_counter()
@@ -87,14 +102,13 @@ class Stage:
         if not self._has_outputs():
             return None
         known = self._read(RESULT_NAME) or {}
-        made = known.get("settings", {}).get("weights", {})
-        if known and (changed := changes_of(made, self.recipe.as_json()["weights"])):
+        if known and (changed := self.recipe.changed_weights(known["settings"])):
             logger.warning("%s: evaluated as it is, though made with other settings: %s", self.folder.name, changed)
         return evaluate(dict(known.get("facts", {})))
 
     def _known(self, known: Facts, evaluate: Callable[[Facts], Facts] | None) -> Facts:
         """The facts of a finished stage, measured again where that became necessary."""
-        changed = changes_of(known["settings"]["numbers"], self.recipe.as_json()["numbers"])
+        changed = self.recipe.changed_numbers(known["settings"])
         if not changed or evaluate is None:
             logger.info("%s: done before, with the same configuration", self.folder.name)
             return known["facts"]
@@ -107,6 +121,7 @@ class Stage:
         known = self._read(RESULT_NAME)
         if self._is_ours(known) and isinstance(known.get("facts"), dict) and self._has_outputs():
             return known, None
+        self._check_given()
         for folder in {self.folder, *((self.folder / name).parent for name in self.outputs)}:
             remove_leftovers(folder)
         started = self._read(STARTED_NAME)
@@ -116,8 +131,18 @@ class Stage:
             self._keep_aside(known or started)
         return None, None
 
+    def _places(self) -> set[Path]:
+        return {(self.folder / name).resolve() for name in self.outputs}
+
+    def _check_given(self) -> None:
+        for path in self._given & self._places():
+            raise ConfigError(
+                f"'{path}' is given to this run, which would write its own result there (stage '{self.folder.name}'); "
+                "copy the file to another place, or choose another data.save_dir"
+            )
+
     def _is_ours(self, content: Facts | None) -> bool:
-        return content is not None and content.get("digest") == self.digest
+        return content is not None and not self.recipe.changed_weights(content["settings"])
 
     def _has_outputs(self) -> bool:
         return all((self.folder / name).is_file() for name in self.outputs)
@@ -127,16 +152,26 @@ class Stage:
         paths = [path for pattern in _PARTS for path in sorted(self.folder.glob(pattern))]
         outputs = [self.folder / name for name in self.outputs]
         paths += [path for path in outputs if path.is_file() and path.parent not in paths]
+        paths = [piece for path in paths for piece in self._without_given(path)]
         if not paths:
             return
         number = 1 + max((_number(path) for path in self.folder.glob(f"{KEPT_PREFIX}*")), default=0)
         place = self.folder / f"{KEPT_PREFIX}{number}"
-        place.mkdir()
         for path in paths:
-            os.replace(path, place / path.name)
-        made = (found or {}).get("settings", {}).get("weights")
-        changed = changes_of(made, self.recipe.as_json()["weights"]) if made else "it is not known how that was made"
+            within = path.relative_to(self.folder)
+            kept = place / (path.name if ".." in within.parts else within)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, kept)
+        changed = self.recipe.changed_weights(found["settings"]) if found else "it is not known how that was made"
         logger.info("%s: %s; made anew, what was there is kept in '%s'", self.folder.name, changed, place)
+
+    def _without_given(self, path: Path) -> list[Path]:
+        """A file or folder, or of a folder that holds a given file all else."""
+        place = path.resolve()
+        if not any(place in (given, *given.parents) for given in self._given):
+            return [path]
+        children = sorted(path.iterdir()) if path.is_dir() else []
+        return [piece for child in children for piece in self._without_given(child)]
 
     def _finish(self, facts: Facts) -> Facts:
         content = {"digest": self.digest, "settings": self.recipe.as_json(), "facts": facts}
@@ -164,7 +199,9 @@ class Stage:
 
 def _is_note(content: Any) -> bool:
     """Whether a file's content is what a stage writes, in this version of the package."""
-    settings = content.get("settings") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not isinstance(content.get("digest"), str):
+        return False
+    settings = content.get("settings")
     return isinstance(settings, dict) and all(isinstance(settings.get(part), dict) for part in ("weights", "numbers"))
 
 

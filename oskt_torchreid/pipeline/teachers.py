@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from ..files import save_checkpoint, sha256
+from ..host.distributed import from_first
 from ..host.weights import load_weights
 from .recipes import Recipe
-from .stages import Facts, Stage
+from .stages import Facts
 from .training import Trainer, measured
 
 logger = logging.getLogger(__name__)
@@ -29,10 +30,12 @@ def make_teacher(config: Any, trainer: Trainer, teacher: nn.Module, folder: Path
         folder: of the stage.
 
     Returns:
-        The stage's facts, ``None`` where there is no teacher and none is to be trained; and the digest of its recipe.
+        The stage's facts, ``None`` where there is no teacher and none is to be trained; and the digest of its file.
     """
     given = sha256(config.oskt.teacher) if config.oskt.teacher else ""
-    stage = Stage(folder, _recipe(config, trainer, given), (TEACHER_NAME,))
+    stage = trainer.stage(folder, _recipe(config, trainer, given), TEACHER_NAME)
+    if given and stage.made(config.oskt.teacher):
+        stage.keep_as_made()
     path = folder / TEACHER_NAME
 
     def work(continued: bool) -> Facts:
@@ -57,7 +60,7 @@ def make_teacher(config: Any, trainer: Trainer, teacher: nn.Module, folder: Path
     if facts is None:
         logger.info("teacher: there is none, so it is not evaluated")
     teacher.cpu()
-    return facts, stage.digest
+    return facts, from_first(lambda: sha256(path) if path.is_file() else given)
 
 
 def _recipe(config: Any, trainer: Trainer, given: str) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from functools import cached_property
@@ -23,15 +24,17 @@ from ..host.engine import TransferEngine
 from ..host.losses import loss_from_config
 from ..host.optimization import build_optimizer, build_scheduler
 from ..oskt.counting import multiply_adds
+from .conditions import idle_keys
 from .recipes import Recipe
-from .stages import attempt_key
+from .stages import Stage, attempt_key
 from .use import data_nodes
+from .wishes import FILE_METHOD, method_of
 
 logger = logging.getLogger(__name__)
 
 _SHARED_NODES = ("model", "data", "sampler", "loss", "test", "sgd", "rmsprop", "adam", "few_shot", "validation")
 _SHARED_TRAIN_KEYS = (
-    *("seed", "optim", "bias_lr_factor", "staged_lr", "new_layers", "base_lr_mult", "open_layers"),
+    *("seed", "optim", "bias_lr_factor", "staged_lr", "new_layers", "base_lr_mult"),
     *("mixed_precision", "channels_last", "sync_batch_norm"),
 )
 _NOT_SHARED = ("model.load_weights",)  # by its content, where a network begins with it
@@ -45,10 +48,12 @@ class Trainer:
 
     Args:
         config: whole tree.
+        resume: a checkpoint beside the configuration's files that a stage goes on from.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, resume: str = "") -> None:
         self.config = config
+        self.given = [*given_files(config), *([resume] if resume else [])]
         self._managers: dict[Any, Any] = {}
         configure_synthetic(config)
 
@@ -89,7 +94,7 @@ class Trainer:
         weights["the training pictures"] = data_digest(manager.train_loader.dataset.train)
         parts = [items for part in manager.test_dataset.values() for items in part.values()]
         numbers["the test pictures"] = [data_digest(items) for items in parts]
-        return Recipe(weights, numbers)
+        return Recipe(weights, numbers, frozenset(idle_keys(config)))
 
     def recipe(self, *nodes: str, **further: Any) -> Recipe:
         """The recipe of a stage.
@@ -99,6 +104,10 @@ class Trainer:
             **further: names and values of what else does; digests have names that begin with "the".
         """
         return self.shared.with_weights(**settings(self.config, nodes, Effect.WEIGHTS), **further)
+
+    def stage(self, folder: Path, recipe: Recipe, *outputs: str) -> Stage:
+        """A stage of this run, which leaves the files where they are that the run is given."""
+        return Stage(folder, recipe, outputs, self.given)
 
     def record(self, folder: Path) -> None:
         """Keeps in a run's folder what it is about to do: the resolved configuration, and a few-shot run's pictures."""
@@ -136,21 +145,7 @@ class Trainer:
         """
         config = self.config
         seed_everything(config.train.seed)
-        datamanager = self.stage_datamanager(stage, key)
-        optimizer = build_optimizer(model, config, stage)
-        trainer = engine(
-            datamanager,
-            model,
-            optimizer,
-            build_scheduler(optimizer, stage, len(datamanager.train_loader)),
-            loss=loss_from_config(config, datamanager.num_train_pids, config.use_gpu and torch.cuda.is_available()),
-            use_gpu=config.use_gpu,
-            schedule_per_iteration=stage.per_iteration,
-            half_resolution_epochs=stage.half_resolution_epochs,
-            channels_last=config.train.channels_last,
-            mixed_precision=config.train.mixed_precision,
-            sync_batch_norm=config.train.sync_batch_norm,
-        )
+        trainer = self._engine(model, stage, engine, key)
         start_epoch = self._start(trainer, stage, folder, continued, resume)
         trainer.run(
             save_dir=str(folder),
@@ -166,6 +161,39 @@ class Trainer:
         if config.test.rerank or config.test.visrank:  # which torchreid allows after training alone
             trainer.test(**self._test_settings(), **self._extras(folder))
         return trainer
+
+    def check_resume(self, model: nn.Module, stage: Any, resume: str, run_key: str) -> None:
+        """Raises ``CheckpointError`` unless a training can go on from a checkpoint.
+
+        Args:
+            model: left as it is.
+            stage: node of the configuration with the schedule.
+            resume: the checkpoint.
+            run_key: digest of the stage that goes on.
+        """
+        engine = self._engine(copy.deepcopy(model), stage)
+        engine.run_key = run_key
+        engine.resume(resume)
+
+    def _engine(
+        self, model: nn.Module, stage: Any, build: EngineBuilder = TransferEngine, key: str = "train"
+    ) -> TransferEngine:
+        config = self.config
+        datamanager = self.stage_datamanager(stage, key)
+        optimizer = build_optimizer(model, config, stage)
+        return build(
+            datamanager,
+            model,
+            optimizer,
+            build_scheduler(optimizer, stage, len(datamanager.train_loader)),
+            loss=loss_from_config(config, datamanager.num_train_pids, config.use_gpu and torch.cuda.is_available()),
+            use_gpu=config.use_gpu,
+            schedule_per_iteration=stage.per_iteration,
+            half_resolution_epochs=stage.half_resolution_epochs,
+            channels_last=config.train.channels_last,
+            mixed_precision=config.train.mixed_precision,
+            sync_batch_norm=config.train.sync_batch_norm,
+        )
 
     def _start(self, engine: TransferEngine, stage: Any, folder: Path, continued: bool, resume: str) -> int:
         """The epoch that training starts from; the engine has then loaded what there is to go on from."""
@@ -209,6 +237,14 @@ class Trainer:
             "ranks": list(test.ranks),
             "use_metric_cuhk03": self.config.cuhk03.use_metric_cuhk03,
         }
+
+
+def given_files(config: Any) -> list[str]:
+    """The files that a configuration tells a run to read."""
+    oskt, vkd = config.oskt, config.vkd
+    named = [config.model.load_weights, oskt.teacher, oskt.chain, vkd.teacher, vkd.student, vkd.last_stage_weights]
+    named += [name.partition("=")[2] for name in oskt.students if method_of(name) == FILE_METHOD]
+    return [path for path in named if path]
 
 
 def configure_synthetic(config: Any) -> None:

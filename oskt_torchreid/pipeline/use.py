@@ -10,6 +10,7 @@ from typing import Any
 from ..config import default_config, get, leaves
 from ..data import synthped, synthped_video
 from ..errors import ConfigError
+from .conditions import BY_MACHINE, idle_keys, train_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +23,6 @@ DATA_NODES: dict[str, tuple[str, ...]] = {
 """Nodes that describe data sets, and the names of these."""
 
 _OPTIMIZERS = {"sgd": ("sgd",), "rmsprop": ("rmsprop",), "adam": ("adam", "amsgrad", "radam")}
-_SCHEDULE = (
-    *("lr", "weight_decay", "max_epoch", "start_epoch", "batch_size", "fixbase_epoch", "open_layers", "lr_scheduler"),
-    *("stepsize", "gamma", "per_iteration", "warmup_*", "min_lr_factor", "half_resolution_epochs"),
-)
-
 NOT_USED: dict[str, str] = {
     "video.*": "no engine here learns from clips; engine vkd learns from sets of frames, see vkd.num_views",
     "data.load_train_targets": "no engine here learns from the pictures of targets; name the set among data.sources",
@@ -76,12 +72,11 @@ def unused_nodes(config: Any) -> dict[str, str]:
     reasons |= {node: f"the data are {names}" for node in DATA_NODES if node not in used}
     optim = config.train.optim
     reasons |= {node: f"train.optim is '{optim}'" for node, known in _OPTIMIZERS.items() if optim not in known}
-    if config.loss.name != "triplet":
-        reasons["loss.triplet"] = f"loss.name is '{config.loss.name}'"
     if engine == "vkd":
-        schedule = [key for key in leaves(config.train, "train.") if any(fnmatch(key, f"train.{p}") for p in _SCHEDULE)]
-        reasons |= dict.fromkeys(schedule, "vkd.teacher_stage and vkd.student_stage have schedules of their own")
-    return reasons
+        own = "vkd.teacher_stage and vkd.student_stage have schedules of their own"
+        reasons |= dict.fromkeys(train_schedule(config), own)
+    idle = idle_keys(config)
+    return reasons | {key: reason for key, reason in idle.items() if not any(_is_of(key, node) for node in reasons)}
 
 
 def refused_keys(engine: str) -> dict[str, str]:
@@ -94,8 +89,9 @@ def refused_keys(engine: str) -> dict[str, str]:
 def check_use(config: Any, given: Iterable[str] = ()) -> None:
     """Refuses values by which nothing would happen.
 
-    Nodes of another engine or optimiser, and schedules in ``train`` where stages have their own, may stand in a file,
-    which the log tells, but not on a command line; nodes of data sets that are not in use may stand in both.
+    Nodes of another engine or optimiser, schedules in ``train`` where stages have their own, and keys that do nothing
+    under the values of others may stand in a file, which the log tells, but not on a command line; nodes of data sets
+    that are not in use, and what depends on the machine, may stand in both.
 
     Args:
         config: whole tree.
@@ -124,14 +120,16 @@ def _check_nodes(config: Any, default: Any, given: Iterable[str]) -> None:
     reasons = unused_nodes(config)
     for key in given:
         node = next((node for node in reasons if _is_of(key, node)), "")
-        if node and node not in DATA_NODES:
+        if node and node not in DATA_NODES and node not in BY_MACHINE:
             raise ConfigError(f"{key} is given, and nothing uses it: {reasons[node]}; take it out")
     values, defaults = leaves(config), leaves(default)
-    for node in reasons.keys() - {"comparison"}:
+    passed_over: dict[str, list[str]] = {}
+    for node, reason in reasons.items():
         keys = [key for key in values if _is_of(key, node) and key not in _ALWAYS_USED]
-        if any(values[key] != defaults[key] for key in keys):
-            name = node if keys == [node] else f"{node}.*"
-            logger.info("not used in this run: %s, for %s", name, reasons[node])
+        if node != "comparison" and any(values[key] != defaults[key] for key in keys):
+            passed_over.setdefault(reason, []).append(node if keys == [node] else f"{node}.*")
+    for reason, names in passed_over.items():
+        logger.info("not used in this run: %s, for %s", ", ".join(names), reason)
 
 
 def _is_of(key: str, node: str) -> bool:

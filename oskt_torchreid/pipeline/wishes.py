@@ -7,9 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..config import digest, get
+from ..baselines import baseline
+from ..config import digest, get, read_yaml
 from ..deploy import measure_latency
 from ..errors import ConfigError, WidthError
 from ..files import read_json, write_json
@@ -20,8 +19,23 @@ from ..registry import nearest
 
 WAYS = ("width", *UNITS, "like")
 CHOSEN_NAME = "latency.json"
+FILE_METHOD = "file"
 
 Wish = dict[str, Any]
+
+
+def method_of(name: str) -> str:
+    """The baseline in ``slice:width=0.5``, ``file`` for ``file=PATH``; empty for ``width=0.5``, a student of the chain.
+
+    Raises:
+        ConfigError: an unknown baseline.
+    """
+    if name.startswith(f"{FILE_METHOD}="):
+        return FILE_METHOD
+    method, colon, _ = name.partition(":")
+    if colon:
+        baseline(method)
+    return method if colon else ""
 
 
 def parse_wish(text: str, key: str = "oskt.students") -> Wish:
@@ -74,10 +88,7 @@ def read_widths(path: str | Path) -> dict[str, float]:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no file of widths at '{path}' (looked in '{path.parent.absolute()}')")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"'{path}' is not valid YAML: {error}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"'{path}' holds no mapping; write a line 'group: width' per channel group or pattern")
     return {str(name): width for name, width in content.items()}
