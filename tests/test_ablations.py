@@ -76,7 +76,7 @@ def test_the_sstudents_loss_counts_by_its_weight(datamanager):  # noqa: F811
     images, pids = engine.prepare(next(iter(engine.train_loader)))
     loss, terms = engine.compute_losses(images, pids)
     assert loss.item() == pytest.approx(terms["loss_x"] + 0.25 * terms["s_loss_x"], rel=1e-6)
-    with pytest.raises(ConfigError, match="sstudent_weight is -1.0; .* at least 0"):
+    with pytest.raises(ConfigError, match="sstudent_weight is -1.0; allowed: numbers of at least 0"):
         make_engine(datamanager, sstudent_weight=-1.0)
 
 

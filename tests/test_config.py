@@ -80,11 +80,22 @@ def test_option_without_value():
         ("train: 3", "train in '.*run.yaml' is 3; it is a group of keys"),
         ("- train", "holds a list; expected keys and values"),
         ("train: {lr: [", "not valid YAML"),
+        ("train: {lr: 1}\nloss: {name: triplet}\ntrain: {seed: 2}", "the key 'train' stands twice in one group; put"),
+        ("train: {lr: 1, lr: 2}", "the key 'lr' stands twice in one group"),
+        ("train.lr: 0.1", r"train.lr in .* is written with a dot; a file has groups: train: \{lr: 0.1\}$"),
+        ("oskt: {refine.lr: 0.1}", r"a file has groups: oskt: \{refine: \{lr: 0.1\}\}"),
+        ("{[a]: 1}", "not valid YAML"),
     ],
 )
 def test_bad_files(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         load_config(write(tmp_path, text))
+
+
+def test_what_yaml_itself_puts_together(tmp_path):
+    text = "train: &first {lr: 0.5, seed: 3}\noskt: {finetune: {<<: {lr: 0.25}, lr: 0.125}}"
+    config = load_config(write(tmp_path, text))
+    assert (config.train.lr, config.train.seed, config.oskt.finetune.lr) == (0.5, 3, 0.125)
 
 
 def test_missing_file(tmp_path):

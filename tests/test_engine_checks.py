@@ -56,12 +56,48 @@ def refused(script, engine, error, message, **arguments):
         ({"dist_metric": "cosin"}, "dist_metric of a run is 'cosin'; allowed: euclidean, cosine"),
         ({"dist_metric": "cosin", "test_only": True}, "dist_metric of a run is 'cosin'"),
         ({"visrank": True}, "visrank of a run is True while it trains"),
+        ({"eval_freq": None}, "eval_freq of a run is None; allowed: whole numbers from -1"),
+        ({"fixbase_epoch": 1, "open_layers": 3}, "open_layers is 3, so that nothing would be frozen"),
         ({"fixbase_epoch": 1}, "fixbase_epoch of a run is 1, and open_layers is None, so that nothing would be frozen"),
         ({"fixbase_epoch": 1, "open_layers": []}, r"open_layers is \[\], so that nothing would be frozen"),
     ],
 )
 def test_arguments_out_of_range(plain, arguments, message):
     refused(plain, plain.whole(plain.data())[1], ConfigError, message, **arguments)
+
+
+@pytest.mark.parametrize("folder", [None, 3, "file/below", "file"])
+def test_folders_that_cannot_be_written(script, tmp_path, folder):
+    if isinstance(folder, str):
+        (tmp_path / "file").write_text("")
+        folder = str(tmp_path / folder)
+    engine = script.whole(script.data())[1]
+    for arguments in ({"max_epoch": 1}, {"test_only": True, "visrank": True}):
+        if not (arguments.get("visrank") and isinstance(engine, VKDEngine)):
+            with pytest.raises(
+                ConfigError, match=r"save_dir of a run '.*' cannot be written \(.*\); give another folder"
+            ):
+                engine.run(save_dir=folder, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loss": 3}, "loss of an engine is 3; expected torch.nn.modules.module.Module"),
+        ({"optimizer": "adam"}, "optimizer of an engine is 'adam'; expected torch.optim.optimizer.Optimizer"),
+        ({"half_resolution_epochs": "two"}, "half_resolution_epochs is 'two'; allowed: numbers of at least 0"),
+        ({"model": None}, "model of an engine is None; expected torch.nn.modules.module.Module"),
+    ],
+)
+def test_parts_that_are_none(plain, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        TransferEngine(plain.data(), **{"model": nn.Linear(1, 1), **arguments})
+
+
+def test_epochs_that_are_all_frozen_are_told(plain, caplog):
+    engine = plain.whole(plain.data())[1]
+    engine.run(save_dir=plain.folder, max_epoch=1, fixbase_epoch=1, open_layers="classifier")
+    assert "all 1 epochs train nothing but classifier, for fixbase_epoch is 1" in caplog.text
 
 
 def test_reranking_is_not_passed_over_in_silence(plain, caplog):

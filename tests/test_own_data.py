@@ -272,12 +272,12 @@ def test_a_whole_run_of_cameras_and_names_of_ones_own(tiny_net, market):
 class Own(torchreid.data.ImageDataset):
     """Pictures that are made up; classes below change what is wrong with them."""
 
-    labels, cameras, error = range(4), (0, 1), None
+    labels, cameras, error, elsewhere = range(4), (0, 1), None, ""
 
     def __init__(self, root="", **kwargs):
         if self.error:
             raise self.error
-        folder = Path(root)
+        folder = Path(self.elsewhere or root)
         paths = sorted((folder / FOLDER / "query").glob("*.jpg"))
         train = [(str(paths[n % len(paths)]), pid, cam) for n, pid in enumerate(self.labels) for cam in self.cameras]
         test = [(str(path), np.int64(n // 2), n % 2) for n, path in enumerate(paths)]
@@ -348,6 +348,40 @@ def test_all_parts_together_share_no_labels(market_root, monkeypatch, labels):
     assert data.num_train_pids == 9 and {item[1] for item in dataset.train} == set(range(9))
     assert [item[1] for item in dataset.train[:6]] == [0, 0, 1, 1, 2, 2]
     assert {item[2] for item in dataset.train} == set(range(4)) and dataset.data is dataset.train
+
+
+class Named(torchreid.data.ImageDataset):
+    """Pictures that nobody opens, whose names say who is on them."""
+
+    labels = (1, 2, 3)
+
+    def __init__(self, root="", **kwargs):
+        train = [(f"train{pid}_{cam}_{n}.jpg", pid, cam) for pid in self.labels for cam in (4, 9) for n in range(2)]
+        test = [(f"test{pid}_{cam}_{n}.jpg", pid, cam) for pid in range(6) for cam in (4, 9) for n in range(2)]
+        super().__init__(train, test[::2], test[1::2], **kwargs)
+
+
+@pytest.mark.parametrize("option", ["few_shot.ratio", "validation.share"])
+@pytest.mark.parametrize("labels", [(1, 2, 3), (0, 2, 9)])
+def test_all_parts_together_and_then_some_of_them(market_root, monkeypatch, labels, option):
+    """Of the nine identities of all parts, 0.7 are six; none is two people."""
+    name = own(monkeypatch, f"named_{option[:3]}{labels[0]}", Named, labels=labels)
+    share = 0.7 if option == "few_shot.ratio" else 0.3
+    data = manager(market_root, name, **{"data.combineall": True, option: share})
+    items = data.train_loader.dataset.train
+    assert data.num_train_pids == 6 == len({item[1] for item in items})
+    people = {}
+    for item in items:
+        people.setdefault(item[1], set()).add(Path(item[0]).name.partition("_")[0])
+    assert all(len(names) == 1 for names in people.values()), people
+
+
+def test_a_class_that_needs_no_root(market_root, tmp_path, monkeypatch):
+    name = own(monkeypatch, elsewhere=str(market_root))
+    data = manager(tmp_path / "nowhere", name)
+    assert data.num_train_pids == 4
+    with pytest.raises(DataError, match="no data root at .*nowhere', where data set 'market1501' should be"):
+        manager(tmp_path / "nowhere", "market1501")
 
 
 def test_the_table_of_data_sets_is_as_it_was(market_root, monkeypatch):

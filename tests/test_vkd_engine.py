@@ -222,8 +222,10 @@ class Views(SetManager):
             "vkd.num_student_views is 5; allowed: 1 to vkd.num_views=4",
         ),
         ({"num_student_views": 0}, "vkd.num_student_views is 0; allowed: 1 to"),
-        ({"temperature": 0}, "distillation has temperature 0, alpha 0.1"),
-        ({"beta": -1}, "beta -1; allowed: a temperature above 0, weights of at least 0"),
+        ({"temperature": 0}, "temperature is 0; allowed: numbers above 0"),
+        ({"alpha": "much"}, "alpha is 'much'; allowed: numbers of at least 0"),
+        ({"beta": -1}, "beta is -1; allowed: numbers of at least 0"),
+        ({"loss": "triplet"}, "loss of an engine is 'triplet'; expected torch.nn.modules.module.Module"),
         ({"protocols": ("V2W",)}, r"protocols are \['V2W'\]; allowed: one or more of V2V, I2V, V2I, I2I"),
     ],
 )

@@ -19,8 +19,8 @@ class _OnceLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable) or key_node.tag == _MERGE:  # the first is an error below
+            key = None if key_node.tag == _MERGE else self.construct_object(key_node, deep=True)
+            if key is None or not isinstance(key, Hashable):  # what cannot be a key is an error below
                 continue
             if key in seen:
                 problem = f"the key '{key}' stands twice in one group; put its values together"

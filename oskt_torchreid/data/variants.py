@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 from ..host.data import dataset_class, register_dataset
+from ..host.guarded import CombinedInOrder
 
 
 def register_variant(name: str, suffix: str, kind: str, change: type, **settings: Any) -> str:
@@ -28,4 +29,5 @@ def register_variant(name: str, suffix: str, kind: str, change: type, **settings
 
 @functools.cache
 def _mixed(change: type, whole: type, settings: tuple[tuple[str, Any], ...]) -> type:
-    return type(f"{change.__name__}{whole.__name__}", (change, whole), {**dict(settings), "__doc__": whole.__doc__})
+    bases = (change, CombinedInOrder, whole)
+    return type(f"{change.__name__}{whole.__name__}", bases, {**dict(settings), "__doc__": whole.__doc__})

@@ -16,8 +16,7 @@ from .compat import host_table, quiet, torchreid
 from .guarded import guarded
 from .pictures import install_reader
 
-_WITHOUT_SECRETS = (torchreid.__name__.partition(".")[0], __package__.partition(".")[0])
-"""Packages whose data sets name every argument that they read."""
+_PACKAGES = (torchreid.__name__.partition(".")[0], __package__.partition(".")[0])
 _REGISTER = {"image": torchreid.data.register_image_dataset, "video": torchreid.data.register_video_dataset}
 
 
@@ -76,8 +75,13 @@ def has_splits(name: str, kind: str) -> bool:
     if known is None:
         return False
     taken = inspect.signature(known.__init__).parameters.values()
-    listed = known.__module__.partition(".")[0] in _WITHOUT_SECRETS
-    return any(each.name == "split_id" or (each.kind is each.VAR_KEYWORD and not listed) for each in taken)
+    own = not _is_known(known)
+    return any(each.name == "split_id" or (each.kind is each.VAR_KEYWORD and own) for each in taken)
+
+
+def _is_known(dataset: type) -> bool:
+    """Whether a data set's class is torchreid's or this package's."""
+    return dataset.__module__.partition(".")[0] in _PACKAGES
 
 
 def register_image_dataset(name: str, dataset: type) -> None:
@@ -259,12 +263,12 @@ def check_datasets(root: str, names: Sequence[str], kind: str = "image", types: 
 def _check_folder(root: Path, name: str, dataset: type) -> None:
     if getattr(dataset, "drawn_on_first_use", False):
         return
-    if not root.is_dir():
+    folder = getattr(dataset, "dataset_dir", None)
+    if not root.is_dir() and (isinstance(folder, str) or _is_known(dataset)):
         raise DataError(
             f"no data root at '{root.absolute()}', where data set '{name}' should be; make the folder and put the data "
             "set into it, or give its path with --root (data.root)"
         )
-    folder = getattr(dataset, "dataset_dir", None)
     if isinstance(folder, str) and not (root / folder).is_dir():
         raise DataError(
             f"data set '{name}' is not at '{(root / folder).absolute()}'; download it, unpack it there, or give the "

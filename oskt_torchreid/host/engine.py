@@ -31,7 +31,16 @@ from .optimization import check_layers
 from .progress import batch_bar
 from .random_state import random_state, set_random_state
 from .resumable import LAST_GOOD, ResumableEngine
-from .run_checks import check_arguments, check_batch, check_loader, check_optimizer, too_few_images
+from .run_checks import (
+    check_arguments,
+    check_batch,
+    check_loader,
+    check_number,
+    check_optimizer,
+    check_parts,
+    make_folder,
+    too_few_images,
+)
 
 _TEST = inspect.signature(torchreid.engine.Engine.test)
 
@@ -69,6 +78,8 @@ class TransferEngine(ResumableEngine):
         mixed_precision: bool = False,
         sync_batch_norm: bool = False,
     ) -> None:
+        check_parts(model, optimizer, loss)
+        check_number("half_resolution_epochs", half_resolution_epochs)
         super().__init__(datamanager, use_gpu)
         model = unwrapped(model)
         self._labels = unordered_labels(self.train_loader, datamanager.num_train_pids)
@@ -146,18 +157,23 @@ class TransferEngine(ResumableEngine):
         return self.model
 
     def check_run(self, settings: Mapping[str, Any]) -> None:
-        """Checks, before a run begins, what it would stumble over later, or do nothing with.
+        """Checks, before a run begins, what it would stumble over later, or do nothing with; then makes its folder.
 
         Args:
             settings: arguments of `run` by name.
 
         Raises:
-            ConfigError: an argument out of range, or names of layers that the network does not have.
+            ConfigError: an argument out of range, names of layers that the network does not have, or a folder that
+                cannot be written.
             TrainingError: no optimiser of the network, no batch, or batches that its norms cannot be trained on.
         """
         check_arguments(settings)
-        if settings["test_only"] or settings["max_epoch"] == settings["start_epoch"]:
-            return
+        if not (settings["test_only"] or settings["max_epoch"] == settings["start_epoch"]):
+            self._check_training(settings)
+        if not settings["test_only"] or settings["visrank"]:
+            make_folder("save_dir of a run", settings["save_dir"])
+
+    def _check_training(self, settings: Mapping[str, Any]) -> None:
         if settings["fixbase_epoch"] > 0:
             check_layers(self.layered_model, settings["open_layers"], "open_layers")
         check_optimizer(self.optimizer, self.model)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import math
+import os
 from collections.abc import Iterator, Mapping
+from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +21,24 @@ from ..errors import ConfigError, TrainingError
 logger = logging.getLogger(__name__)
 
 _LOWEST = {"max_epoch": 0, "start_epoch": 0, "print_freq": 1, "fixbase_epoch": 0, "start_eval": 0, "visrank_topk": 1}
+_LOWEST["eval_freq"] = -1
 _METRICS = ("euclidean", "cosine")
 _TOO_FEW = "more than 1 value per channel"  # in what torch's norms say of a batch of one
+
+
+def check_number(name: str, value: Any, lowest: float = 0.0, above: bool = False) -> None:
+    """Raises ConfigError unless an argument is a finite number from the lowest on, or above it."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or value < lowest or (above and value == lowest):
+        raise ConfigError(f"{name} is {value!r}; allowed: numbers {'above' if above else 'of at least'} {lowest:g}")
+
+
+def check_parts(model: Any, optimizer: Any, loss: Any) -> None:
+    """Raises ConfigError unless an engine is given a network, and an optimiser and a loss or none."""
+    kinds = (("model", model, nn.Module), ("optimizer", optimizer, Optimizer), ("loss", loss, nn.Module))
+    for name, part, kind in kinds:
+        if not isinstance(part, kind) and (part is not None or name == "model"):
+            raise ConfigError(f"{name} of an engine is {part!r:.100}; expected {kind.__module__}.{kind.__name__}")
 
 
 def check_arguments(settings: Mapping[str, Any]) -> None:
@@ -46,15 +66,34 @@ def _check_training(settings: Mapping[str, Any]) -> None:
             f"max_epoch of a run is {last} and start_epoch {first}, so that nothing would be trained; set max_epoch "
             "above start_epoch, or test_only to evaluate the network as it is"
         )
-    if settings["fixbase_epoch"] > 0 and not settings["open_layers"]:
+    names, frozen = settings["open_layers"], settings["fixbase_epoch"]
+    if frozen > 0 and not (names and _are_names(names)):
         raise ConfigError(
-            f"fixbase_epoch of a run is {settings['fixbase_epoch']}, and open_layers is {settings['open_layers']!r}, "
-            "so that nothing would be frozen; name the layers that these epochs train, such as ['classifier']"
+            f"fixbase_epoch of a run is {frozen}, and open_layers is {names!r}, so that nothing would be frozen; name "
+            "the layers that these epochs train, such as ['classifier']"
         )
+    if frozen >= last:
+        logger.warning("all %d epochs train nothing but %s, for fixbase_epoch is %d", last, names, frozen)
     if settings["visrank"]:
         raise ConfigError("visrank of a run is True while it trains; pictures of ranked lists go with test_only=True")
     if settings["rerank"]:
         logger.warning("rerank is for runs with test_only=True; this one reports plain numbers")
+
+
+def make_folder(name: str, folder: Any) -> None:
+    """Makes a folder, if there is none; raises ConfigError unless it can be written to."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except (OSError, TypeError, ValueError) as reason:
+        said = getattr(reason, "strerror", None) or reason
+        raise ConfigError(f"{name} '{folder}' cannot be written ({said}); give another folder") from reason
+    if not writable:
+        raise ConfigError(f"{name} '{folder}' cannot be written (no permission); give another folder")
+
+
+def _are_names(names: Any) -> bool:
+    return isinstance(names, str) or (isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names))
 
 
 def _is_whole(value: Any, lowest: int) -> bool:

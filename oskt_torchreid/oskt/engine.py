@@ -18,6 +18,7 @@ from ..host.engine import TransferEngine
 from ..host.losses import ReidLoss
 from ..host.models import parse_outputs, unwrapped
 from ..host.optimization import add_to_optimizer, layer_names
+from ..host.run_checks import check_number, check_parts
 from ..registry import register_engine
 from .chain import WeightChain
 from .losses import lambda_schedule, refining_loss, row_dispersion
@@ -66,10 +67,13 @@ class OSKTEngine(TransferEngine):
         sstudent_weight: float = 1.0,
         **options: Any,
     ) -> None:
+        check_parts(model, optimizer, loss)
+        check_number("lambda_weight", lambda_weight)
+        check_number("sstudent_weight", sstudent_weight)
+        if chain is not None and not isinstance(chain, WeightChain):
+            raise ConfigError(f"chain is {chain!r:.100}; give a WeightChain, such as WeightChain.load(path) reads")
         model = unwrapped(model)
         self._lambda = lambda_schedule(lambda_shape, lambda_weight)
-        if sstudent_weight < 0:
-            raise ConfigError(f"sstudent_weight is {sstudent_weight}; the weight of the S-student's loss is at least 0")
         self.sstudent_weight = sstudent_weight
         if chain is None:
             chain = WeightChain.from_teacher(model, width, input_size=(3, datamanager.height, datamanager.width))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import files
 from ..deploy.latency import measure_latency
-from ..errors import CheckpointError, ConfigError, GraphError, WidthError
+from ..errors import ChainError, CheckpointError, ConfigError, GraphError, WidthError
 from ..graph import rebuild
 from ..graph.routing import restore_code
 from ..host import models, weights
@@ -66,6 +66,7 @@ def expand(
         dict loads strictly into that network.
 
     Raises:
+        ChainError: something else than a chain.
         WidthError: a width outside of [chain, teacher], a budget that no student meets, another depth or family, or
             not exactly one way of asking.
         ConfigError: an unknown model name, attention, distance or statistics.
@@ -101,6 +102,8 @@ def choose_widths(
             f"a student is asked for in exactly one way, not {len(given)} ({', '.join(given) or 'none'}): width=0.5, "
             "params='1M', flops='200M', size='4MB', latency='5ms' or like='osnet_x0_5'"
         )
+    if not isinstance(chain, WeightChain):
+        raise ChainError(f"a student is made of a WeightChain, not of {chain!r:.100}; read one: WeightChain.load(path)")
     ((way, wish),) = given.items()
     if way == "like":
         return Choice(_plan_like(chain, wish), way)

@@ -35,8 +35,10 @@ def full_plan(graph: ChannelGraph, width: Width) -> dict[str, int]:
         asked = preset_plan(width, graph)
     elif isinstance(width, Mapping):
         asked = _named(graph, width)
-    else:
+    elif isinstance(width, Real):
         asked = graph.rounded_down(float(width))
+    else:
+        raise WidthError(f"width is {width!r:.100}; give a ratio such as 0.5, a preset, or widths by group name")
     graph.check_widths(asked)
     plan = graph.balanced(asked)
     report_lowered(asked, plan)

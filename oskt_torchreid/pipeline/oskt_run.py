@@ -152,7 +152,7 @@ class OSKTRun:
         facts, key = make_teacher(config, self.trainer, teacher, self.folder / "teacher")
         self.has_teacher = facts is not None
         if facts is not None:
-            epochs = 0 if config.oskt.teacher else config.train.max_epoch
+            epochs = 0 if config.oskt.teacher else config.train.max_epoch - config.train.start_epoch
             self._row("teacher", "teacher", teacher, {"after": facts, "finetune_seconds": facts["seconds"]}, epochs)
         return key
 

@@ -40,7 +40,7 @@ def train_only(config: Any, trainer: Trainer, model: nn.Module, folder: Path, me
         load_weights(model, folder / stage.outputs[0])
         return {**facts, **trainer.evaluate(model, folder)}
 
-    trained = config.train.max_epoch
+    trained = config.train.max_epoch - (0 if resume else config.train.start_epoch)
     if resume:
         trainer.check_resume(model, config.train, resume, stage.digest)
     if config.test.evaluate:
@@ -61,7 +61,7 @@ def _evaluated(
     """Numbers without any training, and the epochs behind them: of the given weights, else of those in the folder."""
     facts = None if config.model.load_weights else stage.evaluated(evaluate)
     if facts is not None:
-        return facts, config.train.max_epoch
+        return facts, config.train.max_epoch - config.train.start_epoch
     if not config.model.load_weights:
         logger.warning(
             "'%s' is evaluated with the weights that it begins with: model.load_weights is empty, and '%s' holds no "

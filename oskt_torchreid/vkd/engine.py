@@ -20,6 +20,7 @@ from ..host.losses import ReidLoss
 from ..host.models import Outputs, parse_outputs, unwrapped
 from ..host.random_state import random_state, set_random_state
 from ..host.ranking import INTERPOLATED, REPORTED_RANKS, TRAPEZOID
+from ..host.run_checks import check_number, check_parts
 from ..registry import register_engine
 from .evaluate import (
     FRAMES_AT_ONCE,
@@ -93,8 +94,11 @@ class VKDEngine(TransferEngine):
         **options: Any,
     ) -> None:
         check_protocols(protocols)
+        check_parts(model, optimizer, loss)
         model, teacher = unwrapped(model), None if teacher is None else unwrapped(teacher)
-        _check_numbers(temperature, alpha, beta)
+        check_number("temperature", temperature, above=True)
+        check_number("alpha", alpha)
+        check_number("beta", beta)
         _check_network(model, "teacher" if teacher is None else "student")
         if teacher is not None:
             _check_network(teacher, "teacher")
@@ -247,12 +251,4 @@ def _check_network(model: nn.Module, who: str) -> None:
         raise ConfigError(
             f"the {who} of engine 'vkd' was built with loss {loss!r} and gives no embeddings in training; build it "
             "with loss='triplet' (loss.name triplet)"
-        )
-
-
-def _check_numbers(temperature: float, alpha: float, beta: float) -> None:
-    if not temperature > 0 or min(alpha, beta) < 0:
-        raise ConfigError(
-            f"distillation has temperature {temperature}, alpha {alpha} and beta {beta}; allowed: a temperature above "
-            "0, weights of at least 0"
         )

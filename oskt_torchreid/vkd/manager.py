@@ -7,8 +7,10 @@ damaged picture forever; it is used for what it reads (data sets, labels, transf
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -18,6 +20,8 @@ from ..host.data import dataset_class
 from .index import IdentityIndex, Tracklet, as_tracklets
 from .sets import IdentitySampler, TestSets, TrainingSets
 from .views import check_view_counts, strategy_of
+
+logger = logging.getLogger(__name__)
 
 
 def build_set_datamanager(
@@ -62,6 +66,7 @@ def build_set_datamanager(
     manager.data_type = "video"
     tracklets = as_tracklets(manager.train_loader.dataset.train, node.no_camera)
     index = IdentityIndex(tracklets, node.no_camera)
+    _check_views(num_views, index)
     size = batch_size or node.teacher_stage.batch_size
     manager.train_loader = _loader(
         config,
@@ -80,6 +85,18 @@ def build_set_datamanager(
         for name, parts in manager.test_dataset.items()
     }
     return manager
+
+
+def _check_views(num_views: int, index: IdentityIndex) -> None:
+    """Warns where no identity has as many frames as a set takes, so that every set has some of them several times."""
+    frames = int(np.bincount(index.identities, weights=index.lengths).max())
+    if num_views > frames:
+        logger.warning(
+            "sets of %d views, and no training identity has more than %d frames, so that views repeat; lower "
+            "vkd.num_views",
+            num_views,
+            frames,
+        )
 
 
 def _host_config(config: Any) -> Any:
