@@ -12,7 +12,7 @@ from oskt_torchreid.data.synthped import SynthPed
 from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.host.data import has_splits, register_image_dataset
 from oskt_torchreid.pipeline import run
-from oskt_torchreid.pipeline.conditions import BY_MACHINE, idle_keys
+from oskt_torchreid.pipeline.conditions import BY_MACHINE, idle_keys, replaced_keys
 from oskt_torchreid.pipeline.use import check_use
 
 VKD = ("engine=vkd", "loss.name=triplet")
@@ -46,6 +46,7 @@ CONDITIONS = [
     ("test.visrank_topk", (), ("test.visrank=True",)),
     ("test.start_eval", (), ("test.eval_freq=2",)),
     ("train.lr", CHAIN, ("engine=oskt",)),
+    ("oskt.refine.lr", (*CHAIN, "oskt.teacher=teacher.pth"), ("engine=oskt",)),
     ("train.lr", ("engine=oskt", "oskt.teacher=teacher.pth"), ("engine=oskt",)),
     ("model.load_weights", ("engine=oskt", "oskt.teacher=teacher.pth"), ("engine=oskt",)),
     ("oskt.refine.lr", CHAIN, ("engine=oskt",)),
@@ -71,9 +72,18 @@ def test_what_a_key_depends_on(key, without, use):
     assert key not in idle_keys(used)
     named = [word.split("=")[0] for word in (*without, *use)]
     assert any(name in reason for name in named) or "several splits" in reason, reason
-    with pytest.raises(ConfigError, match=f"{key} is given, and nothing uses it: "):
+    if key in replaced_keys(idle):  # by a file, which is added to a command
         check_use(idle, [key])
+    else:
+        with pytest.raises(ConfigError, match=f"{key} is given, and nothing uses it: "):
+            check_use(idle, [key])
     check_use(used, [key])
+
+
+def test_what_a_file_takes_the_place_of_is_said(caplog):
+    caplog.set_level("INFO")
+    check_use(load_config(options=["train.lr=0.5", *CHAIN]), ["train.lr"])
+    assert "not used in this run: train.lr, for oskt.chain is given, so that no teacher is trained" in caplog.text
 
 
 def test_what_the_machine_decides_is_said_and_not_refused(caplog):

@@ -29,5 +29,5 @@ def register_variant(name: str, suffix: str, kind: str, change: type, **settings
 
 @functools.cache
 def _mixed(change: type, whole: type, settings: tuple[tuple[str, Any], ...]) -> type:
-    bases = (change, CombinedInOrder, whole)
+    bases = (change, whole) if issubclass(whole, CombinedInOrder) else (change, CombinedInOrder, whole)
     return type(f"{change.__name__}{whole.__name__}", bases, {**dict(settings), "__doc__": whole.__doc__})

@@ -45,7 +45,13 @@ def idle_keys(config: Any) -> dict[str, str]:
     Example: ``train.stepsize`` does nothing where ``train.lr_scheduler is 'cosine'``, which is its reason then.
     """
     engine = config.engine or config.loss.name
-    found = [*_of_training(config), *_of_data(config, engine), *_of_losses(config), *_of_evaluation(config)]
+    found = [
+        *replaced_keys(config).items(),
+        *_of_training(config),
+        *_of_data(config, engine),
+        *_of_losses(config),
+        *_of_evaluation(config),
+    ]
     for stage in _STAGES.get(engine, ("train",)):
         found += _of_schedule(config, stage)
     if engine == "oskt":
@@ -53,6 +59,27 @@ def idle_keys(config: Any) -> dict[str, str]:
     elif engine == "vkd":
         found += _of_sets(config)
     return dict(reversed(found))  # of several reasons the first
+
+
+def replaced_keys(config: Any) -> dict[str, str]:
+    """The keys of stages that a given teacher or chain takes the place of, and why.
+
+    They are told, and never refused: a command stays as it is when a file of an earlier run is added to it.
+    """
+    engine, oskt, vkd = config.engine or config.loss.name, config.oskt, config.vkd
+    reasons: dict[str, str] = {}
+    if engine == "oskt" and oskt.chain:
+        refined = ("width", "clustering", "normalize_rows", "attention")
+        keys = (*leaves(oskt.refine, "oskt.refine."), *(f"oskt.{key}" for key in refined))
+        reasons |= dict.fromkeys(keys, "oskt.chain is given, so that nothing is refined")
+    given = next((key for key in ("chain", "teacher") if oskt[key]), "") if engine == "oskt" else ""
+    if given:
+        keys = ("model.pretrained", "model.load_weights", *train_schedule(config))
+        reasons |= dict.fromkeys(keys, f"oskt.{given} is given, so that no teacher is trained")
+    if engine == "vkd" and vkd.teacher:
+        keys = ("model.load_weights", *leaves(vkd.teacher_stage, "vkd.teacher_stage."))
+        reasons |= dict.fromkeys(keys, "vkd.teacher is given, so that none is trained")
+    return reasons
 
 
 def train_schedule(config: Any) -> list[str]:
@@ -125,17 +152,8 @@ def _of_evaluation(config: Any) -> Reasons:
 
 
 def _of_chain(config: Any) -> Reasons:
-    """What a teacher, a chain or a ladder that is given leaves without use."""
     oskt = config.oskt
-    given = next((key for key in ("chain", "teacher") if oskt[key]), "")
-    if given:
-        own = ("model.pretrained", "model.load_weights", *train_schedule(config))
-        yield from _each(f"oskt.{given} is given, so that no teacher is trained", *own)
-    if oskt.chain:
-        refined = ("width", "clustering", "normalize_rows", "attention")
-        keys = (*leaves(oskt.refine, "oskt.refine."), *(f"oskt.{key}" for key in refined))
-        yield from _each("oskt.chain is given, so that nothing is refined", *keys)
-    elif oskt.ladder:
+    if oskt.ladder:
         yield "oskt.width", "oskt.ladder has the widths of the chains"
     if not oskt.refine["lambda"]:
         yield "oskt.refine.lambda_schedule", "oskt.refine.lambda is 0"
@@ -167,9 +185,6 @@ def _of_students(config: Any) -> Reasons:
 
 def _of_sets(config: Any) -> Reasons:
     node = config.vkd
-    if node.teacher:
-        keys = leaves(node.teacher_stage, "vkd.teacher_stage.")
-        yield from _each("vkd.teacher is given, so that none is trained", "model.load_weights", *keys)
     if not node.student.endswith(".safetensors"):
         yield "vkd.student_width", "vkd.student is no chain's file"
     if not node.reinit_last_stage:

@@ -10,7 +10,7 @@ from typing import Any
 from ..config import default_config, get, leaves
 from ..data import synthped, synthped_video
 from ..errors import ConfigError
-from .conditions import BY_MACHINE, idle_keys, train_schedule
+from .conditions import BY_MACHINE, idle_keys, replaced_keys, train_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +90,9 @@ def check_use(config: Any, given: Iterable[str] = ()) -> None:
     """Refuses values by which nothing would happen.
 
     Nodes of another engine or optimiser, schedules in ``train`` where stages have their own, and keys that do nothing
-    under the values of others may stand in a file, which the log tells, but not on a command line; nodes of data sets
-    that are not in use, and what depends on the machine, may stand in both.
+    under the values of others may stand in a file, which the log tells, but not on a command line. Both may have nodes
+    of data sets that are not in use, what depends on the machine, and keys of stages that a given file takes the place
+    of.
 
     Args:
         config: whole tree.
@@ -118,9 +119,10 @@ def check_use(config: Any, given: Iterable[str] = ()) -> None:
 
 def _check_nodes(config: Any, default: Any, given: Iterable[str]) -> None:
     reasons = unused_nodes(config)
+    told = {*DATA_NODES, *BY_MACHINE, *replaced_keys(config)}
     for key in given:
         node = next((node for node in reasons if _is_of(key, node)), "")
-        if node and node not in DATA_NODES and node not in BY_MACHINE:
+        if node and node not in told:
             raise ConfigError(f"{key} is given, and nothing uses it: {reasons[node]}; take it out")
     values, defaults = leaves(config), leaves(default)
     passed_over: dict[str, list[str]] = {}
