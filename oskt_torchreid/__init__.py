@@ -1,10 +1,19 @@
 """Model compression for torchreid: one trained teacher, one weight chain, deployable students of any size.
 
 Importing this package registers its engines, model names and data sets with torchreid; doing so again changes nothing.
+Where torchreid is absent, the method itself is there all the same (``graph``, ``chain``, ``deploy``), and what needs
+torchreid says so when it is asked for.
 """
 
-from . import graph, zoo
-from .data import atrw, market1501, synthped, synthped_video, veri776
+from typing import Any
+
+from . import chain, graph
+from .chain.chain import WeightChain
+from .chain.distance import feature_scale
+from .chain.ladder import Ladder
+from .chain.network import trace
+from .chain.recalibration import recalibrate
+from .chain.students import choose_widths, expand, load_student, save_plain, save_student, width_plan
 from .deploy import Exported, export
 from .errors import (
     ChainError,
@@ -13,31 +22,34 @@ from .errors import (
     DataError,
     ExportError,
     GraphError,
+    MissingTorchreidError,
     OsktError,
     TrainingError,
     WidthError,
     ZooError,
 )
 from .graph import ChannelGraph, register_rule
-from .host import image_engines  # noqa: F401  registers them
-from .host.engine import publish
-from .host.losses import kd_loss, soft_margin_triplet_loss
-from .host.pictures import install_reader
-from .host.ranking import rank
-from .models import NeckModel, register_all, without_neck
-from .models.registration import register_backbone
-from .oskt.chain import WeightChain
-from .oskt.distance import feature_scale
-from .oskt.engine import OSKTEngine
-from .oskt.ladder import Ladder
-from .oskt.network import trace
-from .oskt.recalibration import recalibrate
-from .oskt.students import choose_widths, expand, load_student, save_plain, save_student, width_plan
 from .registry import build_engine, engine_names, register_engine
-from .vkd.engine import VKDEngine
-from .vkd.losses import distance_preservation_loss
-from .vkd.model import SetModel, register_set_models
-from .vkd.students import student_from
+
+try:
+    from .integration import (
+        NeckModel,
+        OSKTEngine,
+        SetModel,
+        VKDEngine,
+        distance_preservation_loss,
+        kd_loss,
+        rank,
+        register_backbone,
+        soft_margin_triplet_loss,
+        student_from,
+        without_neck,
+        zoo,
+    )
+except MissingTorchreidError as _reason:
+    _missing: MissingTorchreidError | None = _reason
+else:
+    _missing = None
 
 __version__ = "0.1.0"
 
@@ -52,6 +64,7 @@ __all__ = [
     "GraphError",
     "Ladder",
     "NeckModel",
+    "MissingTorchreidError",
     "OSKTEngine",
     "OsktError",
     "SetModel",
@@ -61,6 +74,7 @@ __all__ = [
     "WidthError",
     "ZooError",
     "build_engine",
+    "chain",
     "choose_widths",
     "distance_preservation_loss",
     "engine_names",
@@ -85,11 +99,9 @@ __all__ = [
     "zoo",
 ]
 
-install_reader()
-register_all()
-register_set_models()
-for dataset in (market1501, synthped, synthped_video, veri776, atrw):
-    dataset.register()
-publish("build_engine", build_engine)
-publish("ImageOSKTEngine", OSKTEngine)
-publish("VideoVKDEngine", VKDEngine)
+
+def __getattr__(name: str) -> Any:
+    """What is absent with torchreid: the reason why, instead of a missing attribute."""
+    if name in __all__ and _missing is not None:
+        raise _missing
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

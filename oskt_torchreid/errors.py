@@ -31,6 +31,10 @@ class ConfigError(OsktError, ValueError):
     """A configuration key or value that cannot be used."""
 
 
+class MissingTorchreidError(ConfigError):
+    """torchreid, or something that it needs, is absent."""
+
+
 class GraphError(OsktError, ValueError):
     """A network whose channels cannot be followed, or a channel graph that does not fit its network."""
 

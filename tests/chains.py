@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.oskt.network import trace
-from oskt_torchreid.oskt.widths import full_plan
+from oskt_torchreid.chain.chain import WeightChain
+from oskt_torchreid.chain.network import trace
+from oskt_torchreid.chain.widths import full_plan
 
 
 def arbitrary_chain(model: nn.Module, width: object, size: tuple[int, int, int]) -> WeightChain:

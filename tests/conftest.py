@@ -12,7 +12,7 @@ import torch
 from small_networks import TinyNet
 
 import oskt_torchreid as oskt
-from oskt_torchreid.data import synthped, synthped_video
+from oskt_torchreid.datasets import synthped, synthped_video
 from oskt_torchreid.host import models
 from oskt_torchreid.host.compat import host_table, torchreid
 

@@ -6,12 +6,12 @@ import torch
 from test_oskt_engine import SIZE, datamanager, make_engine, teacher_of  # noqa: F401  a fixture is used by name
 from torch import nn
 
+from oskt_torchreid.chain.chain import WeightChain
+from oskt_torchreid.chain.expansion import expand_to_plan
+from oskt_torchreid.chain.partitions import kmeans_labels, random_labels
+from oskt_torchreid.chain.students import expand
 from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.graph import trace
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.oskt.expand import expand_to_plan
-from oskt_torchreid.oskt.partitions import kmeans_labels, random_labels
-from oskt_torchreid.oskt.students import expand
 
 
 def test_random_labels_keep_the_sizes():

@@ -13,15 +13,15 @@ from torch import nn
 from torch.nn import functional
 
 from oskt_torchreid import graph
+from oskt_torchreid.chain.chain import WeightChain
+from oskt_torchreid.chain.expansion import expand_to_plan
+from oskt_torchreid.chain.folding import attention_factors
+from oskt_torchreid.chain.layout import Layout
+from oskt_torchreid.chain.sstudent import SStudent
+from oskt_torchreid.chain.students import expand
 from oskt_torchreid.errors import ConfigError, GraphError, WidthError
 from oskt_torchreid.graph.storage import from_arrays, to_arrays
 from oskt_torchreid.models.vit import Attention
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.oskt.expand import expand_to_plan
-from oskt_torchreid.oskt.folding import attention_factors
-from oskt_torchreid.oskt.layout import Layout
-from oskt_torchreid.oskt.sstudent import SStudent
-from oskt_torchreid.oskt.students import expand
 
 IMAGE = (3, 8, 8)
 attend = functional.scaled_dot_product_attention

@@ -10,11 +10,11 @@ from runs import TINY, configured
 from safetensors.torch import save_file
 from test_tools import tool
 
+from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.errors import ConfigError, DataError, OsktError, TrainingError, WidthError, ZooError
 from oskt_torchreid.files import load_checkpoint
 from oskt_torchreid.host import models
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.pipeline.plan import make_plan
+from oskt_torchreid.runs.oskt.plan import make_plan
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def untrained(monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("something was trained")
 
-    monkeypatch.setattr("oskt_torchreid.pipeline.training.Trainer.train", forbidden)
+    monkeypatch.setattr("oskt_torchreid.runs.trainer.Trainer.train", forbidden)
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ from runs import tiny
 from test_pipeline import _forbidden
 
 from oskt_torchreid.baselines import BASELINES
+from oskt_torchreid.chain.chain import WeightChain
+from oskt_torchreid.chain.expansion import expand_to_plan
+from oskt_torchreid.chain.students import load_student
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError, GraphError, WidthError
 from oskt_torchreid.files import load_checkpoint
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.oskt.expand import expand_to_plan
-from oskt_torchreid.oskt.students import load_student
-from oskt_torchreid.pipeline import run
 from oskt_torchreid.report import read_results
+from oskt_torchreid.runs import run
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def teacher(tiny_net, data_root, tmp_path_factory):
 
 @pytest.fixture
 def untrained(monkeypatch):
-    monkeypatch.setattr("oskt_torchreid.pipeline.training.Trainer.train", _forbidden)
+    monkeypatch.setattr("oskt_torchreid.runs.trainer.Trainer.train", _forbidden)
 
 
 @pytest.mark.slow
@@ -52,7 +52,7 @@ def test_one_baseline_and_its_second_run(data_root, teacher, tmp_path, monkeypat
     config = tiny(data_root, tmp_path, *options, "oskt.distillation.start=slice")
     results = run(config)
     assert [row.name for row in results.rows] == ["teacher", "kd++:width=0.25", "first", "first, 1 epoch"]
-    monkeypatch.setattr("oskt_torchreid.pipeline.training.Trainer.train", _forbidden)
+    monkeypatch.setattr("oskt_torchreid.runs.trainer.Trainer.train", _forbidden)
     assert run(config).rows == results.rows
 
 

@@ -10,12 +10,12 @@ from torch import nn
 
 from oskt_torchreid.baselines import BASELINES, Baseline, make_baseline, register_baseline
 from oskt_torchreid.baselines.selection import by_score, row_norms, select_channels
+from oskt_torchreid.chain.chain import WeightChain
+from oskt_torchreid.chain.expansion import expand_to_plan
+from oskt_torchreid.chain.network import trace as trace_reid
 from oskt_torchreid.config.defaults import CHOICES, default_tree
 from oskt_torchreid.errors import ChainError, ConfigError, WidthError
 from oskt_torchreid.graph import trace
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.oskt.expand import expand_to_plan
-from oskt_torchreid.oskt.network import trace as trace_reid
 
 SELECTIONS = {"slice": [0, 2], "first": [0, 1], "norm": [0, 3]}  # of 4 channels whose rows have the norms 3, 1, 2, 5
 MERGES_AND_SELECTIONS = [*SELECTIONS, "kmeans", "scratch"]

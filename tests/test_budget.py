@@ -15,14 +15,14 @@ from small_networks import Head, Network, TinyNet, conv
 from torch import nn
 
 import oskt_torchreid as oskt
+from oskt_torchreid.chain.amounts import parse_amount, show_amount, show_ratio
+from oskt_torchreid.chain.counting import Costs
+from oskt_torchreid.chain.expansion import expand_to_plan
+from oskt_torchreid.chain.search import _bisect, ratios_of
+from oskt_torchreid.chain.students import choose_widths
 from oskt_torchreid.deploy import measure_latency
 from oskt_torchreid.errors import ConfigError, WidthError
 from oskt_torchreid.host import models
-from oskt_torchreid.oskt.amounts import parse_amount, show_amount, show_ratio
-from oskt_torchreid.oskt.counting import Costs
-from oskt_torchreid.oskt.expand import expand_to_plan
-from oskt_torchreid.oskt.search import _bisect, ratios_of
-from oskt_torchreid.oskt.students import choose_widths
 
 SIZE = (3, 64, 32)
 

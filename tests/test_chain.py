@@ -18,9 +18,9 @@ from torch import nn
 
 import oskt_torchreid as oskt
 from oskt_torchreid import files, graph
+from oskt_torchreid.chain.chain import WeightChain
+from oskt_torchreid.chain.chain_file import VERSION
 from oskt_torchreid.errors import ChainError, GraphError, WidthError
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.oskt.chain_file import VERSION
 
 NAME = "osnet_x0_25"
 SIZE = (3, 64, 32)

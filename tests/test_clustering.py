@@ -12,8 +12,8 @@ from small_networks import IMAGE, Head, Network, conv
 from torch import nn
 
 from oskt_torchreid import graph
+from oskt_torchreid.chain.clustering import cluster_teacher, ward_labels
 from oskt_torchreid.errors import ChainError
-from oskt_torchreid.oskt.clustering import cluster_teacher, ward_labels
 
 
 def numbered_by_first_row(labels) -> list[int]:

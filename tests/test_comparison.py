@@ -9,12 +9,10 @@ from runs import SMALL
 
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError, TrainingError
-from oskt_torchreid.pipeline.comparison import compare, further_jobs, jobs, seed_jobs, tuning_jobs
-from oskt_torchreid.pipeline.comparison.comparison import choose_rates, run_all, try_apart
-from oskt_torchreid.pipeline.comparison.jobs import check_comparison
-from oskt_torchreid.pipeline.wishes import parse_wish
-from oskt_torchreid.report import Row, write_results
-from oskt_torchreid.report.comparison import (
+from oskt_torchreid.lab.comparison import compare, further_jobs, jobs, seed_jobs, tuning_jobs
+from oskt_torchreid.lab.comparison.comparison import choose_rates, run_all, try_apart
+from oskt_torchreid.lab.comparison.jobs import check_comparison
+from oskt_torchreid.lab.comparison_report import (
     Measurement,
     Spread,
     ablation_table,
@@ -24,7 +22,9 @@ from oskt_torchreid.report.comparison import (
     map_table,
     transfer_table,
 )
-from oskt_torchreid.report.curves import convergence_plot
+from oskt_torchreid.lab.curves import convergence_plot
+from oskt_torchreid.report import Row, write_results
+from oskt_torchreid.runs.oskt.wishes import parse_wish
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "comparison"
 RATES = {
@@ -168,9 +168,9 @@ def test_the_rate_of_the_highest_map_is_chosen(tmp_path):
 
 @pytest.mark.parametrize("step", ["teacher", "refine"])
 def test_no_rate_at_which_anything_can_be_trained(tmp_path, monkeypatch, step):
-    monkeypatch.setattr("oskt_torchreid.pipeline.comparison.comparison.run_all", lambda *_: None)
+    monkeypatch.setattr("oskt_torchreid.lab.comparison.comparison.run_all", lambda *_: None)
     monkeypatch.setattr(
-        "oskt_torchreid.pipeline.comparison.comparison.choose_rates",
+        "oskt_torchreid.lab.comparison.comparison.choose_rates",
         lambda _, candidates: ({}, {}) if candidates[0].labels["scenario"] == step else (RATES, {}),
     )
     with pytest.raises(TrainingError, match=rf"at none of the rates of comparison.{step}_rates .*lower"):
@@ -267,7 +267,7 @@ def test_a_rate_that_diverges_is_no_candidate(tmp_path, monkeypatch, caplog):
     def diverge(config):
         raise TrainingError("the loss is nan")
 
-    monkeypatch.setattr("oskt_torchreid.pipeline.comparison.comparison.run", diverge)
+    monkeypatch.setattr("oskt_torchreid.lab.comparison.comparison.run", diverge)
     config = configured(tmp_path)
     candidates = tuning_jobs(config, "rates", RATES)[:1]
     run_all(config, candidates, 1, "tuning", try_apart)
@@ -294,5 +294,5 @@ def test_a_whole_comparison(tiny_net, tmp_path, monkeypatch):
     assert all(len(curve) == 3 and ends >= curve.keys() for s in ("finetune", "passes") for curve in tried[s].values())
     assert all((folder / name).stat().st_size > 10_000 for name in ("map_against_size.png", "convergence.png"))
     assert not list(folder.rglob("model.pth.tar-*")), "checkpoints of training add up"
-    monkeypatch.setattr("oskt_torchreid.pipeline.training.Trainer.train", None)
+    monkeypatch.setattr("oskt_torchreid.runs.trainer.Trainer.train", None)
     assert compare(config) == folder, "nothing is trained again"

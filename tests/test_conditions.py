@@ -8,12 +8,12 @@ from test_keys import another
 from test_reruns import said, trained  # noqa: F401 - a fixture
 
 from oskt_torchreid.config import Effect, effect_of, get, leaves, load_config, merged
-from oskt_torchreid.data.synthped import SynthPed
+from oskt_torchreid.datasets.synthped import SynthPed
 from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.host.data import has_splits, register_image_dataset
-from oskt_torchreid.pipeline import run
-from oskt_torchreid.pipeline.conditions import BY_MACHINE, idle_keys, replaced_keys
-from oskt_torchreid.pipeline.use import check_use
+from oskt_torchreid.runs import run
+from oskt_torchreid.runs.conditions import BY_MACHINE, idle_keys, replaced_keys
+from oskt_torchreid.runs.use import check_use
 
 VKD = ("engine=vkd", "loss.name=triplet")
 CHAIN = ("engine=oskt", "oskt.chain=chain.safetensors")

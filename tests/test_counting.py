@@ -15,12 +15,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import oskt_torchreid as oskt
+from oskt_torchreid.chain.counting import Costs
+from oskt_torchreid.chain.expansion import expand_to_plan
 from oskt_torchreid.errors import CheckpointError
-from oskt_torchreid.graph.shell import student_shapes
+from oskt_torchreid.graph.surgery.shell import student_shapes
 from oskt_torchreid.host import models
 from oskt_torchreid.models.vit import VisionTransformer
-from oskt_torchreid.oskt.counting import Costs
-from oskt_torchreid.oskt.expand import expand_to_plan
 
 # Plain, depthwise, grouped, concatenated, with attention over channels, split points, several classifiers, a neck.
 NAMES = ["resnet18", "osnet_x0_25", "mobilenetv2_x1_0", "squeezenet1_0_fc512", "oskt_squeezenet1_1"]

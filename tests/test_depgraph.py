@@ -9,9 +9,9 @@ from backbones import build, input_size
 from torch import nn
 
 from oskt_torchreid.baselines import depgraph, make_baseline
+from oskt_torchreid.chain.network import trace as trace_reid
 from oskt_torchreid.errors import ConfigError, GraphError
 from oskt_torchreid.graph import trace
-from oskt_torchreid.oskt.network import trace as trace_reid
 
 SUPPORTED = ["resnet18", "osnet_x0_25", "densenet121", "resnext50_32x4d", "vit_small_patch16_plain"]
 

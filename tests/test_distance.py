@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn import functional
 
 import oskt_torchreid as oskt
+from oskt_torchreid.chain.chain import WeightChain
+from oskt_torchreid.chain.expansion import expand_to_plan
+from oskt_torchreid.chain.network import trace
 from oskt_torchreid.errors import ConfigError, GraphError
 from oskt_torchreid.host import models
 from oskt_torchreid.models import NeckModel
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.oskt.expand import expand_to_plan
-from oskt_torchreid.oskt.network import trace
 
 # Between the last layer and the feature stands an operator that no factor passes.
 NOT_FOLDABLE = {"mobilenetv2_x1_0": "relu6", "mobilenetv2_x1_4": "relu6"}

@@ -9,13 +9,13 @@ from torch import nn
 
 from oskt_torchreid.baselines import DistillationEngine, make_baseline
 from oskt_torchreid.baselines.distillation import norm_direction_loss, read_classifiers
+from oskt_torchreid.chain.network import trace
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.files import load_checkpoint
 from oskt_torchreid.host import models
 from oskt_torchreid.host.data import build_datamanager, unaugmented_loader
 from oskt_torchreid.host.losses import kd_loss
-from oskt_torchreid.oskt.network import trace
 
 SIZE = (3, 32, 16)
 SETTINGS = [

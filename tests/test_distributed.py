@@ -24,6 +24,7 @@ from test_resume import assert_same
 from torch.utils.data import DataLoader
 
 from oskt_torchreid.baselines import DistillationEngine, make_baseline
+from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError, OsktError, Terminated
 from oskt_torchreid.files import load_checkpoint, sha256
@@ -43,12 +44,11 @@ from oskt_torchreid.host.distributed import (
 )
 from oskt_torchreid.host.engine import TransferEngine
 from oskt_torchreid.host.losses import ReidLoss
+from oskt_torchreid.host.oskt_engine import OSKTEngine
 from oskt_torchreid.host.synchronised_norms import synchronised_norms
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.oskt.engine import OSKTEngine
-from oskt_torchreid.pipeline import run
+from oskt_torchreid.host.vkd_engine import VKDEngine
 from oskt_torchreid.report import read_results
-from oskt_torchreid.vkd.engine import VKDEngine
+from oskt_torchreid.runs import run
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = [

@@ -16,7 +16,7 @@ from test_tools import tool
 from oskt_torchreid.config import defaults
 from oskt_torchreid.config.defaults import default_tree
 from oskt_torchreid.host import models
-from oskt_torchreid.report.reference import _flattened, configuration_reference
+from oskt_torchreid.lab.reference import _flattened, configuration_reference
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

@@ -15,9 +15,10 @@ from oskt_torchreid.errors import ConfigError, DataError, TrainingError
 from oskt_torchreid.host.engine import TransferEngine
 from oskt_torchreid.host.labels import in_order, unordered_labels
 from oskt_torchreid.host.losses import ReidLoss
-from oskt_torchreid.host.models import Outputs, unwrapped
+from oskt_torchreid.host.models import unwrapped
 from oskt_torchreid.host.run_checks import check_batch
-from oskt_torchreid.vkd.engine import VKDEngine
+from oskt_torchreid.host.vkd_engine import VKDEngine
+from oskt_torchreid.networks import Outputs
 
 
 @pytest.fixture(params=ENGINES)

@@ -15,7 +15,7 @@ from test_tools import tool
 import oskt_torchreid as oskt
 from oskt_torchreid.deploy import open_exported, read_metadata
 from oskt_torchreid.host import models
-from oskt_torchreid.report.exports import BEGIN, END, parsed_rows, update_document
+from oskt_torchreid.lab.exports import BEGIN, END, parsed_rows, update_document
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -6,10 +6,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 from oskt_torchreid.config import load_config
-from oskt_torchreid.data.fewshot import few_identities, few_shot_dataset, save_list
-from oskt_torchreid.data.manager import build_datamanager
-from oskt_torchreid.data.stand_in import IMAGE_LAYOUTS, make_stand_in
-from oskt_torchreid.data.transforms import pad_crop
+from oskt_torchreid.datasets.fewshot import few_identities, few_shot_dataset, save_list
+from oskt_torchreid.datasets.manager import build_datamanager
+from oskt_torchreid.datasets.stand_in import IMAGE_LAYOUTS, make_stand_in
+from oskt_torchreid.datasets.transforms import pad_crop
 from oskt_torchreid.errors import ConfigError, DataError
 
 ITEMS = [(f"{name}{view}.jpg", label, view) for label, name in enumerate("dcab") for view in range(2)]

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from oskt_torchreid import files
 from oskt_torchreid.errors import ChainError, CheckpointError, ConfigError
+from oskt_torchreid.files import remove_leftovers
 
 
 def test_atomic_replaces_only_at_the_end(tmp_path):
@@ -103,3 +104,13 @@ def test_json_round_trip(tmp_path):
 def test_sha256(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     assert files.sha256(tmp_path / "abc").startswith("ba7816bf8f01cfea")
+
+
+def test_what_killed_processes_leave_is_removed(tmp_path):
+    """Ours, and those of safetensors, which writes beside a file first as well; nothing else."""
+    left = [".chain.0123456789ab.safetensors", ".tmpt0X8wS"]
+    kept = [".hidden", "chain.safetensors", ".tmp", ".tmp-folder"]
+    for name in (*left, *kept):
+        (tmp_path / name).write_text("")
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)

@@ -17,13 +17,13 @@ from test_identity import collapse, logits, random_labels
 from torch import nn
 
 import oskt_torchreid as oskt
+from oskt_torchreid.chain import Refinement
+from oskt_torchreid.chain.algebra import rows_first
+from oskt_torchreid.chain.expansion import expand_to_plan
+from oskt_torchreid.chain.losses import refining_loss
 from oskt_torchreid.graph import ChannelGraph
 from oskt_torchreid.host import models
 from oskt_torchreid.host.compat import host_table
-from oskt_torchreid.oskt import Refinement
-from oskt_torchreid.oskt.algebra import rows_first
-from oskt_torchreid.oskt.expand import expand_to_plan
-from oskt_torchreid.oskt.losses import refining_loss
 
 NUM_CLASSES = 7
 

@@ -1,8 +1,8 @@
 """Damaged data folders and odd values of keys, at random: never a raw error, never a run that does not end."""
 
 import pytest
-from fuzzing import data_folders, keys
-from fuzzing.runs import FINE
+from fuzz import data_folders, keys
+from fuzz.runs import FINE
 
 CHUNK = 50
 CHUNKS = range(6)  # 300 cases of each

@@ -11,12 +11,12 @@ from small_networks import IMAGE, HalfAndHalf, Head, Network, Shuffle, conv, gro
 from torch import nn
 
 from oskt_torchreid import graph
+from oskt_torchreid.chain import network
 from oskt_torchreid.errors import WidthError
 from oskt_torchreid.graph.grouping import OUTPUT, build_graph
 from oskt_torchreid.graph.storage import to_arrays
 from oskt_torchreid.graph.tracing import run
 from oskt_torchreid.host import models
-from oskt_torchreid.oskt import network
 
 # ---- small networks ----------------------------------------------------------------------------------------------
 

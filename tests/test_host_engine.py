@@ -19,9 +19,9 @@ from oskt_torchreid.host.data import build_datamanager, register_image_dataset
 from oskt_torchreid.host.engine import TransferEngine
 from oskt_torchreid.host.image_engines import SoftmaxEngine
 from oskt_torchreid.host.losses import ReidLoss, loss_from_config, soft_margin_triplet_loss
-from oskt_torchreid.host.models import Outputs
 from oskt_torchreid.host.optimization import build_optimizer, build_scheduler
 from oskt_torchreid.host.progress import ProgressLoader
+from oskt_torchreid.networks import Outputs
 
 SETTINGS = ["data.workers=0", "data.height=32", "data.width=16", "train.batch_size=8", "use_gpu=False"]
 

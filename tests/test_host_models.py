@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from oskt_torchreid.errors import CheckpointError, ConfigError
-from oskt_torchreid.files import save_checkpoint
-from oskt_torchreid.host import compat, models, weights
-from oskt_torchreid.host.models import ModelSpec, Outputs, parse_outputs
+from oskt_torchreid.files import save_checkpoint, weights
+from oskt_torchreid.host import compat, models
+from oskt_torchreid.networks import ModelSpec, Outputs, parse_outputs
 
 SMALL = "osnet_x0_25"
 # One backbone per family, for time; identifying is checked for all in the slow test.

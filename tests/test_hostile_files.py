@@ -12,21 +12,22 @@ from random import Random
 
 import pytest
 import torch
+from fuzz import damage
+from fuzz.files import LOADED, READERS, read_damaged, reader, run_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import nn
 
 from oskt_torchreid import files
+from oskt_torchreid.chain.expansion import StudentRecord
 from oskt_torchreid.errors import ChainError, CheckpointError, ConfigError, GraphError, OsktError, ZooError
-from oskt_torchreid.file_checks import DEEPEST_TUPLE, LARGEST_HEADER, SuspectFile, check_pickle
-from oskt_torchreid.graph.routing import check_split
-from oskt_torchreid.host import models, weights
+from oskt_torchreid.files import weights
+from oskt_torchreid.files.checks import DEEPEST_TUPLE, LARGEST_HEADER, SuspectFile, check_pickle
+from oskt_torchreid.graph.surgery.routing import check_split
+from oskt_torchreid.host import models
 from oskt_torchreid.models.backbone_weights import load_backbone_weights
-from oskt_torchreid.oskt.expand import StudentRecord
-from oskt_torchreid.zoo import damage
 from oskt_torchreid.zoo.archives import unpack
-from oskt_torchreid.zoo.fuzzing import LOADED, READERS, read_damaged, reader, run_case
 from oskt_torchreid.zoo.vkd_format import load_official_vkd
 
 PICKLED = [name for name in READERS if name != "chain"]

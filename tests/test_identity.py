@@ -9,11 +9,11 @@ from backbones import build, input_size, stock_names
 from tensors import same_tensors
 from torch import nn
 
+from oskt_torchreid.chain.chain import WeightChain
+from oskt_torchreid.chain.expansion import expand_to_plan
+from oskt_torchreid.chain.network import trace
 from oskt_torchreid.graph import ChannelGraph
 from oskt_torchreid.graph.tracing import tracing_mode
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.oskt.expand import expand_to_plan
-from oskt_torchreid.oskt.network import trace
 
 DOUBLE = ("resnet18", "osnet_ain_x0_25", "densenet121")
 

@@ -12,15 +12,15 @@ import pytest
 from runs import SMALL, TINY, without_method
 from test_tools import tool
 
+from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.config import load_config
-from oskt_torchreid.data import drawn_folder
+from oskt_torchreid.datasets import drawn_folder
 from oskt_torchreid.errors import Terminated
 from oskt_torchreid.files import load_checkpoint
 from oskt_torchreid.host import termination
 from oskt_torchreid.host.engine import TransferEngine
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.pipeline import run
 from oskt_torchreid.report import read_results
+from oskt_torchreid.runs import run
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -15,9 +15,9 @@ from oskt_torchreid.config import loading as loading_module
 from oskt_torchreid.config.effects import EFFECTS
 from oskt_torchreid.config.own_nodes import BASELINES
 from oskt_torchreid.errors import ConfigError
-from oskt_torchreid.pipeline import run
-from oskt_torchreid.pipeline.stages import Stage
-from oskt_torchreid.pipeline.use import check_use, refused_keys, unused_nodes
+from oskt_torchreid.runs import run
+from oskt_torchreid.runs.stages import Stage
+from oskt_torchreid.runs.use import check_use, refused_keys, unused_nodes
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = leaves(default_config())
@@ -162,7 +162,7 @@ def test_every_key_is_used_or_refused(watched):
 
 
 def test_keys_of_the_comparison_are_read_by_it():
-    text = "".join(path.read_text() for path in (ROOT / "oskt_torchreid/pipeline/comparison").glob("*.py"))
+    text = "".join(path.read_text() for path in (ROOT / "oskt_torchreid/lab/comparison").glob("*.py"))
     for key in KEYS:
         if key.startswith("comparison."):
             assert re.search(rf"\b{key.rpartition('.')[2]}\b", text), key

@@ -18,15 +18,15 @@ from torch.nn import functional
 
 import oskt_torchreid as oskt
 from oskt_torchreid import files
+from oskt_torchreid.chain.chain import WeightChain
+from oskt_torchreid.chain.expansion import expand_to_plan
+from oskt_torchreid.chain.ladder import Ladder, nearest_rung
+from oskt_torchreid.chain.lineage import composed, origins_per_channel
+from oskt_torchreid.chain.sstudent import Refinement
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ChainError, ConfigError, GraphError, WidthError
 from oskt_torchreid.host import models
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.oskt.descent import composed, origins_per_channel
-from oskt_torchreid.oskt.expand import expand_to_plan
-from oskt_torchreid.oskt.ladder import Ladder, nearest_rung
-from oskt_torchreid.oskt.sstudent import Refinement
-from oskt_torchreid.pipeline import run
+from oskt_torchreid.runs import run
 
 NAME, SIZE = "osnet_x0_25", (3, 64, 32)
 SOME = ("resnet18", "osnet_x0_25", "shufflenet_v2_x0_5")  # the last one adapts code to its widths
@@ -329,7 +329,7 @@ def test_a_run_refines_every_rung_and_expands_from_the_nearest(finished):
 
 def test_a_finished_ladder_is_not_refined_again(finished, monkeypatch):
     root, folder, results = finished
-    monkeypatch.setattr("oskt_torchreid.pipeline.training.Trainer.train", forbidden)
+    monkeypatch.setattr("oskt_torchreid.runs.trainer.Trainer.train", forbidden)
     assert run(configured(root, folder, LADDER)).rows == results.rows
     changed = run(configured(root, folder, LADDER, "oskt.distance=teacher", "oskt.recalibrate=1"))
     assert [row.name for row in changed.rows] == [row.name for row in results.rows]
@@ -361,7 +361,7 @@ def forbidden(*_, **__):
     ],
 )
 def test_mistakes_are_found_before_training(finished, tmp_path, monkeypatch, options, error, message):
-    monkeypatch.setattr("oskt_torchreid.pipeline.training.Trainer.train", forbidden)
+    monkeypatch.setattr("oskt_torchreid.runs.trainer.Trainer.train", forbidden)
     with pytest.raises(error, match=message):
         run(configured(finished[0], tmp_path, *options))
 
@@ -369,7 +369,7 @@ def test_mistakes_are_found_before_training(finished, tmp_path, monkeypatch, opt
 def test_a_ladder_that_is_evaluated_alone(tiny_net, data_root, tmp_path, monkeypatch, caplog):
     """Its students are known as those of its own chains, and nothing is trained."""
     results = run(configured(data_root, tmp_path, LADDER))
-    monkeypatch.setattr("oskt_torchreid.pipeline.training.Trainer.train", None)
+    monkeypatch.setattr("oskt_torchreid.runs.trainer.Trainer.train", None)
     rows = run(configured(data_root, tmp_path, LADDER, "test.evaluate=True")).rows
     assert [(row.name, row.map_before, row.map_after) for row in rows] == [
         (row.name, row.map_before, row.map_after) for row in results.rows

@@ -16,9 +16,9 @@ from oskt_torchreid.deploy import Latency
 from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.files import save_checkpoint
 from oskt_torchreid.host import models
-from oskt_torchreid.pipeline.latency import family
+from oskt_torchreid.lab.latency import family
+from oskt_torchreid.lab.latency_report import LatencyRow, latency_table, latency_vs_map
 from oskt_torchreid.report import Row, write_results
-from oskt_torchreid.report.latency import LatencyRow, latency_table, latency_vs_map
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from test_identity import collapse, logits, random_labels
 from torch import nn
 from vits import IMAGE, equal_labels, tiny
 
+from oskt_torchreid.chain.chain import WeightChain
+from oskt_torchreid.chain.clustering import balanced_labels, ward_labels
+from oskt_torchreid.chain.expansion import expand_to_plan
+from oskt_torchreid.chain.network import trace
 from oskt_torchreid.errors import ConfigError
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.oskt.clustering import balanced_labels, ward_labels
-from oskt_torchreid.oskt.expand import expand_to_plan
-from oskt_torchreid.oskt.network import trace
 
 
 def errors(labels_of, parts=(4, 2, 1), vary=1.0):

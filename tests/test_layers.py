@@ -1,7 +1,10 @@
-"""The layer list: imports point downward only, and each part keeps to what it may know."""
+"""The list of rooms: what each part of the package may import, and what it must not know."""
 
 import ast
 import re
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,32 +12,39 @@ import pytest
 
 PACKAGE = "oskt_torchreid"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
-LAYERS = {
-    "arguments": 0,
-    "errors": 0,
-    "file_checks": 0,
-    "files": 0,
-    "registry": 1,
-    "config": 1,
-    "graph": 2,
-    "host": 2,
-    "models": 3,
-    "data": 3,
-    "oskt": 3,
-    "vkd": 3,
-    "baselines": 3,
-    "zoo": 3,
-    "deploy": 3,
-    "report": 3,
-    "pipeline": 4,
-    "__init__": 4,
+FOUNDATIONS = {"errors", "files", "registry", "networks", "batches"}
+TORCH_ONLY = {"graph", "chain", "deploy", "config", "files", "networks", "batches"}
+ROOMS = {
+    "errors": set(),
+    "cli": set(),
+    "files": {"errors"},
+    "registry": {"errors"},
+    "networks": {"errors"},
+    "batches": {"errors"},
+    "config": FOUNDATIONS,
+    "graph": FOUNDATIONS,
+    "deploy": FOUNDATIONS,
+    "chain": {"graph", "deploy"} | FOUNDATIONS,
+    "vkd": {"graph", "host", "models"} | FOUNDATIONS,
+    "host": {"chain", "vkd"} | FOUNDATIONS,
+    "models": {"graph", "chain", "host"} | FOUNDATIONS,
+    "datasets": {"host", "vkd"} | FOUNDATIONS,
+    "zoo": {"graph", "chain", "vkd", "host", "models"} | FOUNDATIONS,
+    "baselines": {"graph", "chain", "host"} | FOUNDATIONS,
+    "report": {"vkd"} | FOUNDATIONS,
+    "integration": {"vkd", "host", "models", "datasets", "zoo"} | FOUNDATIONS,
+    "runs": {"config", "graph", "chain", "vkd", "host", "models", "datasets", "deploy", "baselines", "report"}
+    | FOUNDATIONS,
+    "lab": {"config", "graph", "chain", "vkd", "host", "models", "datasets", "deploy", "baselines", "report", "runs"}
+    | FOUNDATIONS,
+    "__init__": {"graph", "chain", "deploy", "integration"} | FOUNDATIONS,
 }
-STRANGERS = [("graph", "host"), ("oskt", "vkd")]
+"""Rooms of the package, and the rooms that each may import."""
 FILES = sorted(ROOT.rglob("*.py"))
 
 
 def part_of(path: Path) -> str:
-    """Name of the part of the package (a key of LAYERS) that a file belongs to."""
+    """Name of the part of the package (a key of ROOMS) that a file belongs to."""
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
@@ -61,34 +71,55 @@ def imports_of(path: Path) -> Iterator[str]:
 def parts_imported(path: Path) -> set[str]:
     """Parts of the package that a file imports; '' stands for the package's own __init__."""
     names = [name.split(".") for name in imports_of(path) if name.split(".")[0] == PACKAGE]
-    return {name[1] if len(name) > 1 and name[1] in LAYERS else "" for name in names}
+    return {name[1] if len(name) > 1 and name[1] in ROOMS else "" for name in names}
 
 
 def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def test_every_file_belongs_to_a_layer():
+def test_every_file_belongs_to_a_room():
     assert FILES, f"no Python files under {ROOT}"
-    assert {part_of(path) for path in FILES} <= set(LAYERS)
+    assert {part_of(path) for path in FILES} <= set(ROOMS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
-def test_imports_point_downward(path):
+def test_imports_are_on_the_list(path):
     own = part_of(path)
-    if own == "__init__":
-        return
     imported = parts_imported(path) - {own}
     assert "" not in imported and "__init__" not in imported, "nothing inside the package imports the package itself"
-    # data/ and models/ are used by the methods beside them, never the other way round.
-    uphill = {part for part in imported if LAYERS[part] > LAYERS[own]}
-    assert not uphill, f"{own} (layer {LAYERS[own]}) imports {sorted(uphill)} from above"
+    assert imported <= ROOMS[own], f"{own} imports {sorted(imported - ROOMS[own])}, which is not on its list"
 
 
-@pytest.mark.parametrize(("first", "second"), STRANGERS + [(b, a) for a, b in STRANGERS])
-def test_strangers_do_not_know_each_other(first, second):
-    meetings = [relative(path) for path in FILES if part_of(path) == first and second in parts_imported(path)]
-    assert not meetings, f"{first} must not import {second}"
+def test_the_list_has_nothing_that_nobody_needs():
+    used = {own: set() for own in ROOMS}
+    for path in FILES:
+        used[part_of(path)] |= parts_imported(path)
+    for own, allowed in ROOMS.items():
+        if own not in ("lab", "__init__"):
+            assert allowed - used[own] <= FOUNDATIONS, f"{own} does not import {sorted(allowed - used[own])}"
+
+
+@pytest.mark.parametrize("room", sorted(TORCH_ONLY))
+def test_the_method_needs_torch_alone(room):
+    """Without torchreid a room can be imported, and what needs torchreid says so."""
+    script = f"""
+        import sys
+        sys.modules["torchreid"] = None
+        import oskt_torchreid.{room}
+        import oskt_torchreid
+        assert not [name for name in sys.modules if name.startswith("oskt_torchreid.runs")]
+        print(oskt_torchreid.WeightChain.__name__)
+        try:
+            oskt_torchreid.OSKTEngine
+        except oskt_torchreid.ConfigError as reason:
+            print(reason)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT.parent, check=False)
+    assert result.returncode == 0, result.stderr
+    first, second = result.stdout.splitlines()
+    assert first == "WeightChain" and "run `pip install torchreid`" in second
 
 
 def test_torchreid_is_imported_in_host_alone():
@@ -113,6 +144,6 @@ def test_the_method_names_no_layer_of_any_network():
     named = [
         relative(path)
         for path in FILES
-        if part_of(path) == "oskt" and re.search("layer1|downsample|conv1", path.read_text(encoding="utf-8"))
+        if part_of(path) == "chain" and re.search("layer1|downsample|conv1", path.read_text(encoding="utf-8"))
     ]
     assert not named

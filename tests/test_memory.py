@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from oskt_torchreid.errors import ConfigError
-from oskt_torchreid.pipeline.memory import check_memory, training_memory
+from oskt_torchreid.runs.memory import check_memory, training_memory
 
 
 def network():

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from oskt_torchreid import models
+from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.host import models as host_models
 from oskt_torchreid.models import NeckModel, find_classifier, set_last_stride, without_neck
-from oskt_torchreid.oskt.chain import WeightChain
+from oskt_torchreid.networks import parse_outputs
 
 BACKBONES = {"osnet_x0_25": 512, "resnet18": 512, "densenet121": 1024, "mobilenetv2_x1_0": 1280}
 SEVERAL_CLASSIFIERS = ("pcb_p4", "hacnn")
@@ -35,7 +36,7 @@ def test_forward_protocol(name, width, loss):
     feature = model(IMAGES)
     assert feature.shape == (2, width)
     model.training = True  # the root alone, as a tracer runs it: statistics stay, the classifier runs
-    logits, before = host_models.parse_outputs(model(IMAGES), training=True, loss=loss)
+    logits, before = parse_outputs(model(IMAGES), training=True, loss=loss)
     assert logits[0].shape == (2, 5)
     assert torch.allclose(logits[0], feature @ model.classifier.weight.t(), atol=1e-6)
     assert len(before) == (loss == "triplet")

@@ -10,9 +10,9 @@ from test_identity import collapse, logits
 from torch import nn
 
 from oskt_torchreid import graph
+from oskt_torchreid.chain.chain import WeightChain
+from oskt_torchreid.chain.expansion import expand_to_plan
 from oskt_torchreid.errors import GraphError
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.oskt.expand import expand_to_plan
 
 
 def network(norm: nn.Module) -> nn.Module:

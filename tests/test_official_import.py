@@ -15,9 +15,9 @@ from torch import nn
 
 import oskt_torchreid as oskt
 from oskt_torchreid import CheckpointError, ZooError
+from oskt_torchreid.chain import Refinement, WeightChain
 from oskt_torchreid.graph import rebuild
 from oskt_torchreid.models import VisionTransformer
-from oskt_torchreid.oskt import Refinement, WeightChain
 from oskt_torchreid.zoo.content import spread_columns
 from oskt_torchreid.zoo.vit_format import _parts
 

@@ -10,7 +10,7 @@ import torch
 from torch.func import functional_call
 
 import oskt_torchreid as oskt
-from oskt_torchreid.oskt.losses import refining_loss
+from oskt_torchreid.chain.losses import refining_loss
 
 REFERENCE = Path(os.environ.get("OSKT_REFERENCE") or Path(__file__).parents[2] / "shared" / "fixtures")
 RESNET, VIT = REFERENCE / "official_resnet50_w8_chain2", REFERENCE / "official_vit_d48_chain24"

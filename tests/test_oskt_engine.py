@@ -10,9 +10,11 @@ from small_networks import TinyNet
 from torch import nn
 
 import oskt_torchreid as oskt
+from oskt_torchreid.chain.chain import WeightChain
+from oskt_torchreid.chain.expansion import expand_to_plan
 from oskt_torchreid.config import load_config
-from oskt_torchreid.data import synthped
-from oskt_torchreid.data.synthetic import preset
+from oskt_torchreid.datasets import synthped
+from oskt_torchreid.datasets.synthetic import preset
 from oskt_torchreid.errors import ChainError, ConfigError, TrainingError
 from oskt_torchreid.files import load_checkpoint
 from oskt_torchreid.host import models
@@ -20,8 +22,6 @@ from oskt_torchreid.host.compat import torchreid
 from oskt_torchreid.host.data import build_datamanager
 from oskt_torchreid.host.losses import ReidLoss
 from oskt_torchreid.host.optimization import build_optimizer
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.oskt.expand import expand_to_plan
 
 SETTINGS = ["data.workers=0", "data.height=32", "data.width=16", "train.batch_size=8", "use_gpu=False"]
 SIZE = (3, 32, 16)

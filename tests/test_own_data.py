@@ -15,17 +15,17 @@ from small_networks import TinyNet
 from test_tools import tool
 from torch.utils.data import DataLoader, Dataset
 
+from oskt_torchreid.chain.recalibration import recalibrate
 from oskt_torchreid.config import load_config
-from oskt_torchreid.data import checks
-from oskt_torchreid.data.manager import build_datamanager
-from oskt_torchreid.data.market1501 import DukeMTMCreID, Market1501
+from oskt_torchreid.datasets import checks
+from oskt_torchreid.datasets.manager import build_datamanager
+from oskt_torchreid.datasets.market1501 import DukeMTMCreID, Market1501
 from oskt_torchreid.errors import DataError, TrainingError
 from oskt_torchreid.host import models
 from oskt_torchreid.host.compat import host_table, torchreid
 from oskt_torchreid.host.data import register_dataset, register_image_dataset, unaugmented_loader
 from oskt_torchreid.host.pictures import read_picture
-from oskt_torchreid.oskt.recalibration import recalibrate
-from oskt_torchreid.pipeline import rehearse, run
+from oskt_torchreid.runs import rehearse, run
 
 FOLDER = Path("market1501") / "Market-1501-v15.09.15"
 PARTS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
@@ -426,7 +426,7 @@ def untrained(monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("something was trained")
 
-    monkeypatch.setattr("oskt_torchreid.pipeline.training.Trainer.train", forbidden)
+    monkeypatch.setattr("oskt_torchreid.runs.trainer.Trainer.train", forbidden)
 
 
 OSKT = ["engine=oskt", "oskt.students=['width=0.5']", "oskt.width=0.5"]
@@ -460,7 +460,7 @@ def test_no_query_with_a_match_is_said_first(tiny_net, market, command, capsys, 
 
 
 def test_more_than_the_memory_is_said_first(tiny_net, market, command, capsys, untrained, monkeypatch):
-    monkeypatch.setattr("oskt_torchreid.pipeline.memory._memory", lambda use_gpu: (100_000, 100_000))
+    monkeypatch.setattr("oskt_torchreid.runs.memory._memory", lambda use_gpu: (100_000, 100_000))
     assert command(words(market)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("ConfigError: train: batches of 4 take about ") and "lower train.batch_size, or" in last

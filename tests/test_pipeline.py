@@ -5,14 +5,14 @@ import torch
 from runs import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from oskt_torchreid.chain.chain import WeightChain
+from oskt_torchreid.chain.students import load_student
 from oskt_torchreid.files import load_checkpoint
 from oskt_torchreid.host import models
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.oskt.students import load_student
-from oskt_torchreid.pipeline import run
-from oskt_torchreid.pipeline.recipes import Recipe
-from oskt_torchreid.pipeline.stages import Stage
 from oskt_torchreid.report import read_results
+from oskt_torchreid.runs import run
+from oskt_torchreid.runs.recipes import Recipe
+from oskt_torchreid.runs.stages import Stage
 
 RECIPE, OTHER = Recipe({"seed": 1}, {}), Recipe({"seed": 2}, {})
 STUDENTS_AND_CONTROLS = ("oskt.students=['width=0.5', 'width=0.75']", "oskt.controls=['scratch', 'slice']")
@@ -61,7 +61,7 @@ def test_files_load_by_themselves(finished):
 def test_the_second_time_nothing_is_trained(finished, monkeypatch):
     folder, config, results = finished
     stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth")}
-    monkeypatch.setattr("oskt_torchreid.pipeline.training.Trainer.train", _forbidden)
+    monkeypatch.setattr("oskt_torchreid.runs.trainer.Trainer.train", _forbidden)
     assert run(config).rows == results.rows
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth")} == stamps
 
@@ -78,7 +78,7 @@ def test_only_what_changed_is_made_again(finished, data_root):
 
 def test_seconds_of_interrupted_attempts_count(tmp_path, monkeypatch):
     clock = iter([0.0, 7.0, 100.0, 102.0])
-    monkeypatch.setattr("oskt_torchreid.pipeline.stages.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("oskt_torchreid.runs.stages.time.perf_counter", lambda: next(clock))
 
     def fail(continued: bool) -> dict:
         raise KeyboardInterrupt

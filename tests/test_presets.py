@@ -10,11 +10,12 @@ from chains import arbitrary_chain
 from torch import nn
 
 import oskt_torchreid as oskt
+from oskt_torchreid.chain.counting import Costs
+from oskt_torchreid.chain.expansion import expand_to_plan
+from oskt_torchreid.chain.widths import preset_plan
 from oskt_torchreid.errors import WidthError
 from oskt_torchreid.host import models
-from oskt_torchreid.models.presets import PRESETS, TEACHER_PLANES, ResNetPreset, preset_plan
-from oskt_torchreid.oskt.counting import Costs
-from oskt_torchreid.oskt.expand import expand_to_plan
+from oskt_torchreid.models.presets import PRESETS, TEACHER_PLANES, ResNetPreset
 
 TRACED, IMAGE = (3, 64, 32), (3, 256, 128)
 RESNETS = {  # parameters in M, FLOPs in G

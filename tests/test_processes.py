@@ -12,8 +12,8 @@ from runs import configured
 
 from oskt_torchreid.errors import Terminated
 from oskt_torchreid.host.termination import GRACE, on_termination
-from oskt_torchreid.pipeline import run
-from oskt_torchreid.pipeline.processes import Workers, in_processes, prepare_processes
+from oskt_torchreid.runs import run
+from oskt_torchreid.runs.processes import Workers, in_processes, prepare_processes
 
 
 @pytest.fixture(scope="module", autouse=True)

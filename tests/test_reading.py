@@ -10,9 +10,9 @@ import pytest
 from runs import tiny
 from torch.utils.data import DataLoader
 
-from oskt_torchreid.data import market1501
-from oskt_torchreid.data.manager import build_datamanager
-from oskt_torchreid.data.validation import hold_out
+from oskt_torchreid.datasets import market1501
+from oskt_torchreid.datasets.manager import build_datamanager
+from oskt_torchreid.datasets.validation import hold_out
 from oskt_torchreid.errors import DataError
 from oskt_torchreid.host.compat import host_table, torchreid
 from oskt_torchreid.host.data import unaugmented_loader

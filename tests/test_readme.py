@@ -11,14 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from oskt_torchreid.chain.counting import Costs
 from oskt_torchreid.config import load_config
 from oskt_torchreid.host.compat import torchreid
 from oskt_torchreid.host.models import model_names
+from oskt_torchreid.lab.support import support_table
 from oskt_torchreid.models import backbone_names
-from oskt_torchreid.oskt.counting import Costs
-from oskt_torchreid.pipeline.plan import make_plan, stand_in_chain
-from oskt_torchreid.report.support import support_table
 from oskt_torchreid.report.tables import human_count
+from oskt_torchreid.runs.oskt.plan import make_plan, stand_in_chain
 from oskt_torchreid.vkd.model import set_model_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +58,7 @@ def declared(monkeypatch):
 def test_every_imported_package_is_declared(declared):
     needed = {re.split(r"[<>=!]", name)[0] for name in declared["install_requires"]}
     own = imported(ROOT / "oskt_torchreid") | imported(ROOT / "tools")
-    assert own - {"oskt_torchreid", "fuzzing"} - OPTIONAL <= needed, "fuzzing is a part of the tests"
+    assert own - {"oskt_torchreid", "fuzz"} - OPTIONAL <= needed, "fuzz is a part of the tests"
     assert {name for names in declared["extras_require"].values() for name in names} >= OPTIONAL
     theirs = imported(Path(torchreid.__file__).parent)
     assert theirs - {"torchreid"} <= needed, "torchreid declares nothing of what it imports"

@@ -8,15 +8,15 @@ import yaml
 from chains import arbitrary_chain
 from test_tools import tool
 
+from oskt_torchreid.chain.chain import WeightChain
+from oskt_torchreid.chain.students import load_student
 from oskt_torchreid.config import default_config, get, load_config
 from oskt_torchreid.errors import ChainError, CheckpointError, ConfigError, GraphError
 from oskt_torchreid.host import models
 from oskt_torchreid.host.engine import TransferEngine
 from oskt_torchreid.models import build_model
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.oskt.students import load_student
-from oskt_torchreid.pipeline import rehearse, run
-from oskt_torchreid.pipeline.plan import check_start, make_plan
+from oskt_torchreid.runs import rehearse, run
+from oskt_torchreid.runs.oskt.plan import check_start, make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "configs" / "paper" / "oskt"

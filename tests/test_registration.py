@@ -64,7 +64,7 @@ def test_readme_script_runs(tmp_path):
         script = script.replace(long, short)
     settings = "train_identities=8, test_identities=8, height=32, width=16, cameras=4, images_per_camera=3"
     prepare = (
-        "from oskt_torchreid.data import synthetic, synthped\n"
+        "from oskt_torchreid.datasets import synthetic, synthped\n"
         f"synthped.configure(synthetic.preset('quick', {settings}))\n"
     )
     result = subprocess.run(

@@ -10,10 +10,10 @@ from test_sets_run import configured as configured_sets
 
 from oskt_torchreid.errors import CheckpointError
 from oskt_torchreid.files import load_checkpoint
-from oskt_torchreid.pipeline import run
-from oskt_torchreid.pipeline.recipes import Recipe, changes_of
-from oskt_torchreid.pipeline.stages import Stage
 from oskt_torchreid.report import read_results
+from oskt_torchreid.runs import run
+from oskt_torchreid.runs.recipes import Recipe, changes_of
+from oskt_torchreid.runs.stages import Stage
 
 CONTROLS = "oskt.controls=['slice']"
 STAGES = ("teacher", "refine", "students/width=0.5", "controls/slice", "controls/slice-equal-passes")
@@ -35,7 +35,7 @@ def folder(done, tmp_path):
 @pytest.fixture
 def trained(monkeypatch):
     """Names of the stages that are trained."""
-    from oskt_torchreid.pipeline.training import Trainer
+    from oskt_torchreid.runs.trainer import Trainer
 
     names, train = [], Trainer.train
 
@@ -48,7 +48,7 @@ def trained(monkeypatch):
 
 
 def said(caplog):
-    return [record.message for record in caplog.records if record.name == "oskt_torchreid.pipeline.stages"]
+    return [record.message for record in caplog.records if record.name == "oskt_torchreid.runs.stages"]
 
 
 def digests(folder):

@@ -21,6 +21,7 @@ from test_distillation import make_engine as distillation_engine
 from test_interruption import check_whole, command  # noqa: F401  a fixture
 from test_vkd_engine import make_engine as vkd_engine
 
+from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import CheckpointError, ConfigError, Terminated
 from oskt_torchreid.files import load_checkpoint, save_checkpoint, sha256
@@ -29,11 +30,10 @@ from oskt_torchreid.host.data import build_datamanager, forget_patches
 from oskt_torchreid.host.engine import TransferEngine
 from oskt_torchreid.host.losses import ReidLoss
 from oskt_torchreid.host.optimization import build_optimizer, build_scheduler
+from oskt_torchreid.host.oskt_engine import OSKTEngine
 from oskt_torchreid.host.random_state import check_random_state, random_state, set_random_state
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.oskt.engine import OSKTEngine
-from oskt_torchreid.pipeline import run
 from oskt_torchreid.report import read_results
+from oskt_torchreid.runs import run
 
 CPU = torch.device("cpu")
 SETTINGS = [

@@ -15,13 +15,13 @@ from torch import nn
 from torch.nn import functional
 
 from oskt_torchreid import graph
+from oskt_torchreid.chain import network
+from oskt_torchreid.chain.chain import WeightChain
+from oskt_torchreid.chain.expansion import expand_to_plan
+from oskt_torchreid.chain.sstudent import SStudent
+from oskt_torchreid.chain.students import load_student, save_student
 from oskt_torchreid.errors import GraphError
-from oskt_torchreid.graph.routing import Routed, adapt_code, restore_code, weigh_input
-from oskt_torchreid.oskt import network
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.oskt.expand import expand_to_plan
-from oskt_torchreid.oskt.sstudent import SStudent
-from oskt_torchreid.oskt.students import load_student, save_student
+from oskt_torchreid.graph.surgery.routing import Routed, adapt_code, restore_code, weigh_input
 
 
 class Block(nn.Module):

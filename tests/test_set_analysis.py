@@ -10,9 +10,10 @@ from test_tools import tool
 
 from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.files import sha256
-from oskt_torchreid.pipeline import ablate, compare_gallery_sizes, draw_heat_maps, run
-from oskt_torchreid.pipeline.set_analysis import open_run
+from oskt_torchreid.lab.ablation import ablate
 from oskt_torchreid.report.protocols import read_set_rows
+from oskt_torchreid.runs import compare_gallery_sizes, draw_heat_maps, run
+from oskt_torchreid.runs.vkd.analysis import open_run
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_students_of_other_kinds_are_opened(finished, data_root, tiny_net, tmp_p
 
 
 def test_mistakes_are_said(finished, tiny_net, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("oskt_torchreid.pipeline.set_analysis.extract_frames", None)
+    monkeypatch.setattr("oskt_torchreid.runs.vkd.analysis.extract_frames", None)
     command = tool("visualize").main
     assert command(["camera", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"error: no configuration file at '{tmp_path / 'config.yaml'}'")
@@ -136,7 +137,7 @@ def test_terms_are_left_out(finished, data_root, tiny_net, tmp_path, monkeypatch
     differences = [100 * (values[2] - values[0]), 100 * (values[3] - values[1])]
     error = abs(differences[0] - differences[1]) / 2
     assert table[4][2] == f"{sum(differences) / 2:+.1f} ± {error:.1f}"
-    monkeypatch.setattr("oskt_torchreid.pipeline.training.Trainer.train", None)
+    monkeypatch.setattr("oskt_torchreid.runs.trainer.Trainer.train", None)
     before = (folder / "ablation.json").read_text(encoding="utf-8")
     assert ablate(config, ["restart"], [1, 2]) == folder
     assert (folder / "ablation.json").read_text(encoding="utf-8") == before
@@ -160,7 +161,7 @@ def test_the_runs_own_student_is_that_of_a_job(finished, data_root, tiny_net, tm
     ],
 )
 def test_terms_that_cannot_be_left_out(data_root, tiny_net, tmp_path, monkeypatch, options, terms, message):
-    monkeypatch.setattr("oskt_torchreid.pipeline.ablation.run", None)
+    monkeypatch.setattr("oskt_torchreid.lab.ablation.run", None)
     with pytest.raises(ConfigError, match=message):
         ablate(configured(data_root, tmp_path, *options), terms)
 

@@ -11,19 +11,19 @@ from test_interruption import check_whole
 from test_tools import tool
 
 import oskt_torchreid as oskt
+from oskt_torchreid.chain.chain import WeightChain
+from oskt_torchreid.chain.network import trace
+from oskt_torchreid.chain.students import expand, load_student, save_student
+from oskt_torchreid.chain.widths import full_plan
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import CheckpointError, ConfigError, DataError, WidthError, ZooError
 from oskt_torchreid.files import load_checkpoint
 from oskt_torchreid.host import models
 from oskt_torchreid.host.engine import TransferEngine
 from oskt_torchreid.models.vit import VitBuilder
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.oskt.network import trace
-from oskt_torchreid.oskt.students import expand, load_student, save_student
-from oskt_torchreid.oskt.widths import full_plan
-from oskt_torchreid.pipeline import run
-from oskt_torchreid.pipeline.plan import stand_in_chain
-from oskt_torchreid.pipeline.set_plan import SetPlan, _of_sets, start_student
+from oskt_torchreid.runs import run
+from oskt_torchreid.runs.oskt.plan import stand_in_chain
+from oskt_torchreid.runs.vkd.plan import SetPlan, _of_sets, start_student
 from oskt_torchreid.vkd.model import SetModel, register_set_model
 
 SMALL = [
@@ -88,7 +88,7 @@ def test_rows_and_files(finished):
 
 def test_the_second_time_nothing_is_trained(finished, monkeypatch):
     _, config, results = finished
-    monkeypatch.setattr("oskt_torchreid.pipeline.training.Trainer.train", None)
+    monkeypatch.setattr("oskt_torchreid.runs.trainer.Trainer.train", None)
     assert run(config).rows == results.rows
 
 
@@ -266,7 +266,7 @@ def test_an_interrupted_run_goes_on(data_root, tmp_path, tiny_net, monkeypatch, 
     ],
 )
 def test_mistakes_are_found_before_training(data_root, tmp_path, tiny_net, monkeypatch, options, error, match):
-    monkeypatch.setattr("oskt_torchreid.pipeline.training.Trainer.train", None)
+    monkeypatch.setattr("oskt_torchreid.runs.trainer.Trainer.train", None)
     with pytest.raises(error, match=match):
         run(configured(data_root, tmp_path, *options))
 
@@ -275,7 +275,7 @@ def test_a_teachers_checkpoint_without_head(finished, data_root, tmp_path, tiny_
     folder, _, _ = finished
     state = load_checkpoint(folder / "teacher" / "network.pth")["state_dict"]
     torch.save({name: tensor for name, tensor in state.items() if "classifier" not in name}, tmp_path / "headless.pth")
-    monkeypatch.setattr("oskt_torchreid.pipeline.training.Trainer.train", None)
+    monkeypatch.setattr("oskt_torchreid.runs.trainer.Trainer.train", None)
     with pytest.raises(CheckpointError, match="headless.pth' has no head: none of its .* is a 'classifier.weight'"):
         run(configured(data_root, tmp_path, f"vkd.teacher={tmp_path / 'headless.pth'}"))
 
@@ -289,12 +289,12 @@ def test_published_weights_that_cannot_be_fetched(finished, data_root, tmp_path,
         return models.build("tiny_net", num_classes, loss)
 
     folder, _, _ = finished
-    monkeypatch.setattr("oskt_torchreid.pipeline.training.Trainer.train", None)
+    monkeypatch.setattr("oskt_torchreid.runs.trainer.Trainer.train", None)
     factory = models._factory()
     monkeypatch.setitem(factory, "vkd_tiny_net", unreachable)
     with pytest.raises(ZooError, match="cannot fetch the ImageNet weights of 'vkd_tiny_net' .*model.pretrained=False"):
         run(configured(data_root, tmp_path, "model.pretrained=True"))
-    monkeypatch.setattr("oskt_torchreid.pipeline.set_plan.load_set_model", lambda *_: None)
+    monkeypatch.setattr("oskt_torchreid.runs.vkd.plan.load_set_model", lambda *_: None)
     options = [f"vkd.teacher={folder / 'teacher' / 'network.pth'}", "vkd.last_stage_weights=imagenet"]
     with pytest.raises(
         ZooError, match="no route to host.; empty vkd.last_stage_weights to restart the last stage with"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oskt_torchreid.chain.slots import make_slots, slots_of_groups
 from oskt_torchreid.errors import WidthError
-from oskt_torchreid.oskt.slots import make_slots, slots_of_groups
 
 
 def literal_slots(labels: list[int], width: int) -> tuple[list[int], list[int]]:

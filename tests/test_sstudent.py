@@ -15,11 +15,11 @@ from torch import nn
 from torch.nn import functional
 
 from oskt_torchreid import graph
+from oskt_torchreid.chain.chain import WeightChain
+from oskt_torchreid.chain.expansion import expand_to_plan
+from oskt_torchreid.chain.losses import lambda_schedule, refining_loss, row_dispersion, row_distance
+from oskt_torchreid.chain.sstudent import Refinement, SStudent
 from oskt_torchreid.errors import ConfigError
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.oskt.expand import expand_to_plan
-from oskt_torchreid.oskt.losses import lambda_schedule, refining_loss, row_dispersion, row_distance
-from oskt_torchreid.oskt.sstudent import Refinement, SStudent
 
 SIZE = (3, 64, 32)
 LABELS = {"0": np.array([0, 1, 0, 0]), "3": np.array([0, 1, 1]), "4.classifier": np.arange(2)}

@@ -13,10 +13,11 @@ from small_networks import of_everything
 from torch import nn
 
 import oskt_torchreid as oskt
+from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.errors import CheckpointError, ConfigError, WidthError
-from oskt_torchreid.host import models, weights
+from oskt_torchreid.files import weights
+from oskt_torchreid.host import models
 from oskt_torchreid.host.compat import torchreid
-from oskt_torchreid.oskt.chain import WeightChain
 
 SIZE = (3, 64, 32)
 

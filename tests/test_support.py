@@ -14,7 +14,7 @@ from vits import tiny
 
 import oskt_torchreid as oskt
 from oskt_torchreid.host.models import model_names
-from oskt_torchreid.report.support import exactness, support_table, width_grid
+from oskt_torchreid.lab.support import exactness, support_table, width_grid
 
 
 def traced(*modules: nn.Module):

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from oskt_torchreid.data.contact_sheet import contact_sheet
-from oskt_torchreid.data.synthetic import PRESETS, Renderer, SyntheticSettings, preset
-from oskt_torchreid.data.synthetic.canvas import lay_over, new_layer, polygon
-from oskt_torchreid.data.synthetic.identity import draw_family, visible_difference
-from oskt_torchreid.data.synthetic.texture import PATTERNS, PLACED, WOVEN
+from oskt_torchreid.datasets.contact_sheet import contact_sheet
+from oskt_torchreid.datasets.synthetic import PRESETS, Renderer, SyntheticSettings, preset
+from oskt_torchreid.datasets.synthetic.canvas import lay_over, new_layer, polygon
+from oskt_torchreid.datasets.synthetic.identity import draw_family, visible_difference
+from oskt_torchreid.datasets.synthetic.texture import PATTERNS, PLACED, WOVEN
 from oskt_torchreid.errors import ConfigError
 
 SMALL = {"height": 64, "width": 32, "train_identities": 8, "test_identities": 10, "cameras": 3, "images_per_camera": 3}

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from test_tools import tool
 
-from oskt_torchreid.data import drawn_folder as drawn_folder_module
-from oskt_torchreid.data import synthped
-from oskt_torchreid.data.drawn_folder import MANIFEST, drawn_folder, is_whole
-from oskt_torchreid.data.market_layout import FOLDERS, picture_files
-from oskt_torchreid.data.stripes import normalised_per_camera, stripe_baseline, stripe_features
-from oskt_torchreid.data.synthetic import preset
+from oskt_torchreid.datasets import drawn_folder as drawn_folder_module
+from oskt_torchreid.datasets import synthped
+from oskt_torchreid.datasets.drawn_folder import MANIFEST, drawn_folder, is_whole
+from oskt_torchreid.datasets.market_layout import FOLDERS, picture_files
+from oskt_torchreid.datasets.stripes import normalised_per_camera, stripe_baseline, stripe_features
+from oskt_torchreid.datasets.synthetic import preset
 from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.host.compat import torchreid
 from oskt_torchreid.host.data import image_dataset_names

@@ -5,16 +5,16 @@ import pytest
 import torch
 
 from oskt_torchreid.config import load_config
-from oskt_torchreid.data import synthped_video
-from oskt_torchreid.data.contact_sheet import tracklet_sheet
-from oskt_torchreid.data.drawn_folder import MANIFEST, drawn_folder, is_whole
-from oskt_torchreid.data.synthetic import PRESETS, VIDEO_PRESETS, Renderer, VideoSettings, video_preset
-from oskt_torchreid.data.synthetic.camera import Camera
-from oskt_torchreid.data.synthetic.walk import draw_walk
-from oskt_torchreid.data.tracklet_layout import TRACKLETS, tracklet_files
+from oskt_torchreid.datasets import synthped_video
+from oskt_torchreid.datasets.contact_sheet import tracklet_sheet
+from oskt_torchreid.datasets.drawn_folder import MANIFEST, drawn_folder, is_whole
+from oskt_torchreid.datasets.synthetic import PRESETS, VIDEO_PRESETS, Renderer, VideoSettings, video_preset
+from oskt_torchreid.datasets.synthetic.camera import Camera
+from oskt_torchreid.datasets.synthetic.walk import draw_walk
+from oskt_torchreid.datasets.tracklet_layout import TRACKLETS, tracklet_files
 from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.host.compat import quiet, torchreid
-from oskt_torchreid.pipeline.training import configure_synthetic
+from oskt_torchreid.runs.trainer import configure_synthetic
 
 SIZE = {"height": 32, "width": 16, "train_identities": 4, "test_identities": 18, "cameras": 3, "walks": 2, "frames": 2}
 SETTINGS = video_preset("quick", **SIZE)

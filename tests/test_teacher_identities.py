@@ -12,9 +12,9 @@ from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import CheckpointError, ConfigError
 from oskt_torchreid.files import load_checkpoint
 from oskt_torchreid.host import models
-from oskt_torchreid.pipeline import run
-from oskt_torchreid.pipeline.plan import make_plan
-from oskt_torchreid.pipeline.set_plan import plan_sets, start_student
+from oskt_torchreid.runs import run
+from oskt_torchreid.runs.oskt.plan import make_plan
+from oskt_torchreid.runs.vkd.plan import plan_sets, start_student
 
 KNOWN, HERE = 9, 6
 

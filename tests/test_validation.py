@@ -3,9 +3,9 @@
 import pytest
 from test_fewshot import ITEMS, configured, people
 
-from oskt_torchreid.data.manager import build_datamanager
-from oskt_torchreid.data.stand_in import make_stand_in
-from oskt_torchreid.data.validation import hold_out, validation_dataset
+from oskt_torchreid.datasets.manager import build_datamanager
+from oskt_torchreid.datasets.stand_in import make_stand_in
+from oskt_torchreid.datasets.validation import hold_out, validation_dataset
 from oskt_torchreid.errors import ConfigError, DataError
 
 TWO_CAMERAS = [

@@ -5,15 +5,15 @@ import pytest
 import torch
 
 from oskt_torchreid.config import load_config
-from oskt_torchreid.data import atrw, synthped_video, veri776
-from oskt_torchreid.data.protocols import PROTOCOLS
-from oskt_torchreid.data.stand_in import make_stand_in
-from oskt_torchreid.data.stand_in_video import VIDEO_LAYOUTS, write_picture
-from oskt_torchreid.data.synthetic import video_preset
+from oskt_torchreid.datasets import atrw, synthped_video, veri776
+from oskt_torchreid.datasets.protocols import PROTOCOLS
+from oskt_torchreid.datasets.set_manager import build_set_datamanager
+from oskt_torchreid.datasets.stand_in import make_stand_in
+from oskt_torchreid.datasets.stand_in_video import VIDEO_LAYOUTS, write_picture
+from oskt_torchreid.datasets.synthetic import video_preset
 from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.host.compat import torchreid
 from oskt_torchreid.host.data import dataset_class, image_dataset_names, video_dataset_names
-from oskt_torchreid.vkd.manager import build_set_datamanager
 
 IDENTITIES = 4
 

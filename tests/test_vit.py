@@ -18,6 +18,12 @@ from torch.func import functional_call
 from vits import IMAGE, TINY, disturbed, equal_labels, tiny
 
 import oskt_torchreid as oskt
+from oskt_torchreid.chain.chain import WeightChain
+from oskt_torchreid.chain.clustering import cluster_teacher
+from oskt_torchreid.chain.expansion import expand_to_plan
+from oskt_torchreid.chain.losses import refining_loss
+from oskt_torchreid.chain.network import trace
+from oskt_torchreid.chain.sstudent import Refinement, SStudent
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ChainError, CheckpointError, ConfigError
 from oskt_torchreid.host import models
@@ -25,14 +31,9 @@ from oskt_torchreid.host.data import build_datamanager
 from oskt_torchreid.host.losses import ReidLoss
 from oskt_torchreid.models import build_model, load_vit_weights, load_weights
 from oskt_torchreid.models.vit import VisionTransformer, resized_positions
-from oskt_torchreid.oskt.chain import WeightChain
-from oskt_torchreid.oskt.clustering import cluster_teacher
-from oskt_torchreid.oskt.expand import expand_to_plan
-from oskt_torchreid.oskt.losses import refining_loss
-from oskt_torchreid.oskt.network import trace
-from oskt_torchreid.oskt.sstudent import Refinement, SStudent
-from oskt_torchreid.pipeline import run
-from oskt_torchreid.pipeline.plan import make_plan
+from oskt_torchreid.networks import parse_outputs
+from oskt_torchreid.runs import run
+from oskt_torchreid.runs.oskt.plan import make_plan
 
 NAMES = ("vit_small_patch16", "vit_base_patch16", "vit_small_patch16_plain", "vit_base_patch16_plain")
 REFERENCE = Path(os.environ.get("OSKT_REFERENCE") or Path(__file__).parents[2] / "shared" / "fixtures")
@@ -49,9 +50,7 @@ def test_outputs_follow_the_hosts_protocol():
     assert softmax(images).shape == (4, 7)
     scores, features = triplet(images)
     assert scores.shape == (4, 7) and features.shape == (4, 48) == (4, triplet.feature_dim)
-    loss, summary = ReidLoss(7, weight_t=1.0)(
-        models.parse_outputs((scores, features), True, "triplet"), torch.arange(4) // 2
-    )
+    loss, summary = ReidLoss(7, weight_t=1.0)(parse_outputs((scores, features), True, "triplet"), torch.arange(4) // 2)
     assert torch.isfinite(loss) and {"loss_t", "loss_x"} <= summary.keys()
     assert tiny(num_parts=0).eval()(images).shape == (4, 24)
 

@@ -15,7 +15,7 @@ import oskt_torchreid as oskt
 from oskt_torchreid import ConfigError, DataError
 from oskt_torchreid.files import load_checkpoint
 from oskt_torchreid.host.compat import torchreid
-from oskt_torchreid.vkd.engine import VKDEngine, frozen_teacher
+from oskt_torchreid.host.vkd_engine import VKDEngine, frozen_teacher
 from oskt_torchreid.vkd.views import student_views
 
 

@@ -8,13 +8,7 @@ from torch.nn import functional
 
 from oskt_torchreid import ConfigError, DataError, rank
 from oskt_torchreid.host.compat import quiet, torchreid
-from oskt_torchreid.vkd.evaluate import (
-    SideFeatures,
-    evaluate_model,
-    evaluate_protocols,
-    extract_side,
-    protocol_table,
-)
+from oskt_torchreid.vkd.evaluate import SideFeatures, evaluate_model, evaluate_protocols, extract_side, protocol_table
 
 
 def side(angles, pids, camids, first=None):

@@ -9,10 +9,10 @@ from torch.nn import functional
 
 import oskt_torchreid as oskt
 from oskt_torchreid import CheckpointError, ConfigError, DataError
-from oskt_torchreid.files import load_checkpoint
-from oskt_torchreid.host import models, weights
-from oskt_torchreid.host.models import parse_outputs
+from oskt_torchreid.files import load_checkpoint, weights
+from oskt_torchreid.host import models
 from oskt_torchreid.models.rectification import LastRelu, find_last_relu, remove_last_relu
+from oskt_torchreid.networks import parse_outputs
 from oskt_torchreid.vkd.model import SetModel, load_set_model, set_model_table
 
 WIDTHS = {"resnet18": 512, "mobilenetv2_x1_0": 1280, "osnet_x0_25": 512, "vit_small_patch16": 768}

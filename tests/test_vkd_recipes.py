@@ -9,7 +9,7 @@ from test_tools import tool
 
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError
-from oskt_torchreid.pipeline import rehearse
+from oskt_torchreid.runs import rehearse
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "configs" / "paper" / "vkd"

@@ -9,7 +9,7 @@ from torch import nn
 import oskt_torchreid as oskt
 from oskt_torchreid import CheckpointError, ConfigError
 from oskt_torchreid.host import models
-from oskt_torchreid.vkd.engine import VKDEngine
+from oskt_torchreid.host.vkd_engine import VKDEngine
 from oskt_torchreid.vkd.students import last_stage_of
 
 LAST_STAGES = {

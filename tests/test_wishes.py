@@ -8,10 +8,11 @@ from runs import SMALL
 from oskt_torchreid.config import load_config
 from oskt_torchreid.deploy import Latency
 from oskt_torchreid.errors import ConfigError, WidthError
-from oskt_torchreid.pipeline import run, wishes
-from oskt_torchreid.pipeline.plan import make_plan
-from oskt_torchreid.pipeline.wishes import parse_wish, read_widths
 from oskt_torchreid.report import read_results
+from oskt_torchreid.runs import run
+from oskt_torchreid.runs.oskt import wishes
+from oskt_torchreid.runs.oskt.plan import make_plan
+from oskt_torchreid.runs.oskt.wishes import parse_wish, read_widths
 
 
 @pytest.mark.parametrize(

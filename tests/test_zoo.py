@@ -12,20 +12,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from fuzz.files import reader
 from small_networks import TinyNet
 from test_tools import tool
 
 import oskt_torchreid as oskt
 from oskt_torchreid.errors import ZooError
 from oskt_torchreid.files import read_json
+from oskt_torchreid.files.weights import load_weights
 from oskt_torchreid.host import models
 from oskt_torchreid.host.compat import torchreid
-from oskt_torchreid.host.weights import load_weights
 from oskt_torchreid.zoo import conversion
 from oskt_torchreid.zoo.catalogue import KINDS, Entry, catalogue, entry_named
 from oskt_torchreid.zoo.downloads import CHECKSUMS, INCOMING, download, place_of
 from oskt_torchreid.zoo.fetching import fetch_drive, fetch_https
-from oskt_torchreid.zoo.fuzzing import reader
 
 
 class Handler(BaseHTTPRequestHandler):

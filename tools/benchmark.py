@@ -23,20 +23,21 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from oskt_torchreid.arguments import positive  # noqa: E402
+from oskt_torchreid.chain.chain import WeightChain  # noqa: E402
+from oskt_torchreid.cli import positive  # noqa: E402
 from oskt_torchreid.config import load_config  # noqa: E402
 from oskt_torchreid.deploy.latency import BACKENDS, DEVICES  # noqa: E402
 from oskt_torchreid.errors import OsktError  # noqa: E402
 from oskt_torchreid.host.termination import status_of  # noqa: E402
+from oskt_torchreid.lab import ablation_report as ablation  # noqa: E402
+from oskt_torchreid.lab import benchmark, benchmark_rank, benchmark_sets, benchmark_views
+from oskt_torchreid.lab.ablation import TERMS, ablate
+from oskt_torchreid.lab.comparison import compare  # noqa: E402
+from oskt_torchreid.lab.comparison_report import MARKDOWN_NAME  # noqa: E402
+from oskt_torchreid.lab.latency import Setting, measure_run  # noqa: E402
+from oskt_torchreid.lab.latency_report import latency_table, write_latency  # noqa: E402
+from oskt_torchreid.lab.untrained import untrained_table  # noqa: E402
 from oskt_torchreid.models import backbone_names  # noqa: E402
-from oskt_torchreid.oskt.chain import WeightChain  # noqa: E402
-from oskt_torchreid.pipeline import ablate, untrained_table  # noqa: E402
-from oskt_torchreid.pipeline.ablation import TERMS  # noqa: E402
-from oskt_torchreid.pipeline.comparison import compare  # noqa: E402
-from oskt_torchreid.pipeline.latency import Setting, measure_run  # noqa: E402
-from oskt_torchreid.report import ablation, benchmark, benchmark_rank, benchmark_sets, benchmark_views  # noqa: E402
-from oskt_torchreid.report.comparison import MARKDOWN_NAME  # noqa: E402
-from oskt_torchreid.report.latency import latency_table, write_latency  # noqa: E402
 
 MEGABYTE = 2**20
 

@@ -19,17 +19,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 
 import oskt_torchreid as oskt  # noqa: E402
-from oskt_torchreid.arguments import positive  # noqa: E402
+from oskt_torchreid.chain.amounts import in_half_precision, show_amount  # noqa: E402
+from oskt_torchreid.chain.counting import Costs  # noqa: E402
+from oskt_torchreid.chain.expansion import expand_to_plan  # noqa: E402
+from oskt_torchreid.chain.search import held_groups  # noqa: E402
+from oskt_torchreid.chain.students import choose_widths  # noqa: E402
+from oskt_torchreid.cli import positive  # noqa: E402
 from oskt_torchreid.deploy import measure_latency  # noqa: E402
 from oskt_torchreid.deploy.latency import BACKENDS  # noqa: E402
 from oskt_torchreid.host.termination import status_of  # noqa: E402
-from oskt_torchreid.oskt.amounts import in_half_precision, show_amount  # noqa: E402
-from oskt_torchreid.oskt.counting import Costs  # noqa: E402
-from oskt_torchreid.oskt.expand import expand_to_plan  # noqa: E402
-from oskt_torchreid.oskt.search import held_groups  # noqa: E402
-from oskt_torchreid.oskt.students import choose_widths  # noqa: E402
-from oskt_torchreid.pipeline.wishes import parse_wish  # noqa: E402
-from oskt_torchreid.report.costs import cost_table, evenly_spaced  # noqa: E402
+from oskt_torchreid.lab.costs import cost_table, evenly_spaced  # noqa: E402
+from oskt_torchreid.runs.oskt.wishes import parse_wish  # noqa: E402
 
 WAYS = {
     "width": "ratio of the teacher's channels, preset such as res50-s1, or YAML file of widths per channel group",
@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parse_arguments(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if parsed.latency:
-        logging.getLogger("oskt_torchreid.oskt.search").setLevel(logging.INFO)  # every measurement
+        logging.getLogger("oskt_torchreid.chain.search").setLevel(logging.INFO)  # every measurement
     try:
         if parsed.output:
             check_output(parsed)

@@ -18,15 +18,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import oskt_torchreid as oskt  # noqa: E402
-from oskt_torchreid.arguments import positive  # noqa: E402
+from oskt_torchreid.cli import positive  # noqa: E402
 from oskt_torchreid.config import load_config  # noqa: E402
 from oskt_torchreid.deploy.export import FORMATS, OPSET, PRECISIONS, check_writable, format_of  # noqa: E402
 from oskt_torchreid.deploy.quantization import CALIBRATION_IMAGES  # noqa: E402
 from oskt_torchreid.host.models import builder_of  # noqa: E402
 from oskt_torchreid.host.termination import status_of  # noqa: E402
+from oskt_torchreid.lab.exports import export_rows, markdown, update_document  # noqa: E402
 from oskt_torchreid.models import backbone_names  # noqa: E402
-from oskt_torchreid.pipeline.exporting import ExportReport, export_with_data, load_network  # noqa: E402
-from oskt_torchreid.report.exports import export_rows, markdown, update_document  # noqa: E402
+from oskt_torchreid.runs.exporting import ExportReport, export_with_data, load_network  # noqa: E402
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -33,10 +33,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from fuzzing import data_folders, keys  # noqa: E402
+from fuzz import data_folders, files, keys  # noqa: E402
 
-from oskt_torchreid.report.benchmark import process_memory  # noqa: E402
-from oskt_torchreid.zoo import fuzzing as files  # noqa: E402
+from oskt_torchreid.lab.benchmark import process_memory  # noqa: E402
 
 BATCH = 250  # cases of one process
 MODES = {"files": files.run_case, "data": data_folders.run_case, "keys": keys.run_case}

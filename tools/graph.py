@@ -8,10 +8,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import oskt_torchreid as oskt  # noqa: E402
-from oskt_torchreid.arguments import positive  # noqa: E402
+from oskt_torchreid.cli import positive  # noqa: E402
 from oskt_torchreid.host import models  # noqa: E402
+from oskt_torchreid.lab.support import exactness, support_table, width_grid  # noqa: E402
 from oskt_torchreid.models import backbone_names  # noqa: E402
-from oskt_torchreid.report.support import exactness, support_table, width_grid  # noqa: E402
 from oskt_torchreid.vkd.model import set_model_table  # noqa: E402
 
 NUM_CLASSES = 751  # as in Market-1501; only the last group depends on it

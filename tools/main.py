@@ -22,8 +22,8 @@ from oskt_torchreid.config import given_keys, load_config  # noqa: E402
 from oskt_torchreid.errors import Terminated  # noqa: E402
 from oskt_torchreid.host.distributed import is_first, joined  # noqa: E402
 from oskt_torchreid.host.termination import on_termination, status_of, terminate  # noqa: E402
-from oskt_torchreid.pipeline import rehearse, run  # noqa: E402
 from oskt_torchreid.report import text_table  # noqa: E402
+from oskt_torchreid.runs import rehearse, run  # noqa: E402
 
 LISTS = ("sources", "targets", "transforms")
 

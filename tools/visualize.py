@@ -18,21 +18,16 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from oskt_torchreid.arguments import positive  # noqa: E402
-from oskt_torchreid.data.contact_sheet import contact_sheet, tracklet_sheet  # noqa: E402
-from oskt_torchreid.data.stripes import stripe_baseline  # noqa: E402
-from oskt_torchreid.data.synthetic import PRESETS, preset, video_preset  # noqa: E402
-from oskt_torchreid.data.synthped import SynthPed  # noqa: E402
+from oskt_torchreid.cli import positive  # noqa: E402
+from oskt_torchreid.datasets.contact_sheet import contact_sheet, tracklet_sheet  # noqa: E402
+from oskt_torchreid.datasets.stripes import stripe_baseline  # noqa: E402
+from oskt_torchreid.datasets.synthetic import PRESETS, preset, video_preset  # noqa: E402
+from oskt_torchreid.datasets.synthped import SynthPed  # noqa: E402
 from oskt_torchreid.errors import DataError, OsktError  # noqa: E402
 from oskt_torchreid.files import atomic  # noqa: E402
 from oskt_torchreid.host.termination import status_of  # noqa: E402
-from oskt_torchreid.pipeline import (  # noqa: E402
-    compare_gallery_sizes,
-    compare_views,
-    draw_heat_maps,
-    probe_cameras,
-)
-from oskt_torchreid.pipeline.set_heat_maps import CLASS, SIMILARITY  # noqa: E402
+from oskt_torchreid.runs import compare_gallery_sizes, compare_views, draw_heat_maps, probe_cameras
+from oskt_torchreid.runs.vkd.heat_maps import CLASS, SIMILARITY  # noqa: E402
 from oskt_torchreid.vkd.analysis import COUNTS, DRAWS  # noqa: E402
 from oskt_torchreid.vkd.camera_probe import FOLDS  # noqa: E402
 

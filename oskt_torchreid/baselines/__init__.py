@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..chain.expansion import attach_record
 from ..errors import ConfigError
 from ..graph import ChannelGraph
 from ..host.models import identify
-from ..oskt.expand import attach_record
 from ..registry import nearest
 from .depgraph import check_depgraph, prune_by_depgraph
 from .distillation import DistillationEngine

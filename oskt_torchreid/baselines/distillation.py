@@ -24,15 +24,16 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..batches import batches_of
 from ..errors import CheckpointError, ConfigError
 from ..graph.tracing import tracing_mode
-from ..host.batches import batches_of
 from ..host.data import unaugmented_loader
 from ..host.distributed import whole_batch
 from ..host.engine import TransferEngine
 from ..host.losses import kd_loss
-from ..host.models import parse_outputs, unwrapped
+from ..host.models import unwrapped
 from ..host.optimization import add_to_optimizer
+from ..networks import parse_outputs
 
 TEMPERATURE = 4.0
 RAMP_SHARE = 1 / 12  # of the iterations, in which the weight of L_kl grows from 0; the authors' 20 epochs of 240

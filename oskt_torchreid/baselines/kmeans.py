@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from ..chain.chain import WeightChain
+from ..chain.clustering import cluster_teacher
+from ..chain.expansion import expand_to_plan
+from ..chain.network import state_of
 from ..graph import ChannelGraph
-from ..oskt.chain import WeightChain
-from ..oskt.clustering import cluster_teacher
-from ..oskt.expand import expand_to_plan
-from ..oskt.network import state_of
 
 
 def merge_by_kmeans(teacher: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> nn.Module:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ..graph import ChannelGraph, shell
+from ..graph import ChannelGraph
+from ..graph.surgery import shell
 from ..host.models import initialise
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..chain.network import state_of
 from ..errors import ChainError
 from ..graph import ChannelGraph, ChannelGroup, Tie, adapt_code, rebuild
-from ..oskt.network import state_of
 
 Chooser = Callable[[ChannelGroup, int], np.ndarray]
 """Group and width ``m`` to ``[m]`` different places within the group, in any order."""

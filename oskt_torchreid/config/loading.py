@@ -18,19 +18,10 @@ import yaml
 from yacs.config import CfgNode
 
 from ..errors import ConfigError
-from ..file_checks import MOST_PIXELS
 from ..files import atomic
+from ..files.checks import MOST_PIXELS
 from ..registry import nearest
-from .defaults import (
-    CHOICES,
-    LARGEST_NUMBER,
-    LISTS,
-    LONGEST_NAME,
-    LONGEST_TEXT,
-    NUMBERS_OR_WORDS,
-    RANGES,
-    default_tree,
-)
+from .defaults import CHOICES, LARGEST_NUMBER, LISTS, LONGEST_NAME, LONGEST_TEXT, NUMBERS_OR_WORDS, RANGES, default_tree
 from .effects import leaves
 from .yaml_files import read_yaml
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import ConfigError, ExportError
-from ..host.models import identify, parse_outputs
-from ..host.models import input_size as size_of
+from ..networks import parse_outputs, resolver
 
 INPUT, OUTPUT = "images", "features"
 DEFAULT_SIZE = (3, 256, 128)
@@ -88,9 +87,9 @@ class Deployment:
         if not isinstance(model, nn.Module):
             raise ConfigError(f"what is exported is a {type(model).__name__}; give a network (torch.nn.Module)")
         record = getattr(model, "student_record", None)
-        spec = None if record else identify(model)
+        spec = None if record else resolver().identify(model)
         name = record.name if record else spec.name if spec else ""
-        known = record.input_size if record else size_of(name) if name else DEFAULT_SIZE
+        known = record.input_size if record else resolver().input_size(name) if name else DEFAULT_SIZE
         size = _checked_size(known if input_size is None else input_size)
         _check_statistics(mean, std, size[0])
         network = Deployed(model, normalized)

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..batches import batches_of, images_of
 from ..errors import ConfigError, DataError, ExportError
-from ..host.batches import batches_of
-from ..host.data import images_of
 from .deployment import INPUT
 from .packages import package, silence
 

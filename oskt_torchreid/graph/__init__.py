@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from torch import nn
 
-from . import attention, movement_rules, norm_rules  # noqa: F401  they register their rules
+from . import rules  # noqa: F401  it registers the rules of operators
 from .calls import Call, register_rule
 from .failures import check_model
 from .grouping import build_graph
 from .movement import check_movements
 from .probing import find_routes
-from .rebuilding import rebuild, register_attribute_rule
-from .routing import adapt_code
-from .rules import keep, spatial
+from .rules.elementwise import keep, spatial
 from .scaling import FeaturePath, feature_path
 from .shadows import spread
-from .shell import shell
+from .surgery.rebuild import rebuild, register_attribute_rule
+from .surgery.routing import adapt_code
+from .surgery.shell import shell
 from .tracing import Tracer, run
 from .types import ChannelGraph, ChannelGroup, Tie
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .rules import unweighted
+from .rules.elementwise import unweighted
 
 if TYPE_CHECKING:
     from .tracing import Tracer

@@ -14,7 +14,7 @@ from torch import nn
 from ..errors import GraphError, WidthError
 from .grouping import build_graph
 from .plans import occupied
-from .shell import shell, student_axis
+from .surgery.shell import shell, student_axis
 from .tracing import run
 from .types import ChannelGraph
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from ..errors import GraphError
-from ..file_checks import is_possible_image
+from ..files.checks import is_possible_image
 from .types import Attention, ChannelGraph, ChannelGroup, ChannelNorm, Reduction, Route, SplitPoint, Tie
 
 

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-from ..errors import ConfigError
+from ..errors import ConfigError, MissingTorchreidError
 
 ATTRIBUTES = ("data", "engine", "losses", "metrics", "models", "optim", "utils")
 INSTALL = "pip install torchreid"
@@ -26,7 +26,8 @@ def _find_torchreid() -> ModuleType:
     """The torchreid module.
 
     Raises:
-        ConfigError: torchreid, one of its own needs, or one of its parts is missing.
+        MissingTorchreidError: torchreid, or one of its own needs, is missing.
+        ConfigError: one of its parts is.
     """
     try:
         with warnings.catch_warnings():
@@ -35,7 +36,9 @@ def _find_torchreid() -> ModuleType:
     except ImportError as reason:
         missing = reason.name or "torchreid"
         command = INSTALL if missing.split(".")[0] == "torchreid" else f"pip install {missing}"
-        raise ConfigError(f"cannot import torchreid: '{missing}' is missing ({reason}); run `{command}`") from reason
+        raise MissingTorchreidError(
+            f"cannot import torchreid: '{missing}' is missing ({reason}); run `{command}`"
+        ) from reason
     absent = [name for name in ATTRIBUTES if not hasattr(found, name)]
     if absent:
         raise ConfigError(

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..errors import ConfigError, DataError, OsktError, first_line
@@ -210,33 +208,6 @@ def forget_patches(loader: Any) -> None:
     for step in getattr(getattr(dataset, "transform", None), "transforms", ()):
         if hasattr(step, "patchpool"):
             step.patchpool.clear()
-
-
-def images_of(batch: Any, number: int) -> Tensor:
-    """The images of a batch: a tensor, a dict with one under ``img`` (torchreid), or a tuple that begins with one.
-
-    Args:
-        batch: what a loader gave.
-        number: of the batch, for messages.
-
-    Returns:
-        ``[batch, channels, height, width]``, floating point.
-
-    Raises:
-        DataError: anything else.
-    """
-    images = batch
-    if isinstance(batch, Mapping):
-        images = batch.get("img")
-    elif isinstance(batch, (tuple, list)) and batch:
-        images = batch[0]
-    if torch.is_tensor(images) and images.dim() == 4 and images.is_floating_point():
-        return images
-    got = f"{images.dtype} of shape {tuple(images.shape)}" if torch.is_tensor(images) else type(images).__name__
-    raise DataError(
-        f"batch {number} holds {got}; give floating point images [batch, channels, height, width]: a tensor, a dict "
-        "with one under 'img', or a tuple that begins with one"
-    )
 
 
 def check_datasets(root: str, names: Sequence[str], kind: str = "image", types: Sequence[str] = ("image",)) -> None:

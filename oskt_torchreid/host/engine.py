@@ -19,14 +19,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
+from ..batches import check_items
 from ..errors import TrainingError
-from .batches import check_items
+from ..networks import parse_outputs
 from .compat import quiet, torchreid
 from .distributed import agree, average, features_by_shares, process_count, whole_batch
 from .evaluation import Rankings, evaluate_target
 from .labels import in_order, unordered_labels
 from .losses import ReidLoss
-from .models import parse_outputs, unwrapped
+from .models import unwrapped
 from .optimization import check_layers
 from .progress import batch_bar
 from .random_state import random_state, set_random_state

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .batches import batches_of, check_items
+from ..batches import batches_of, check_items
 from .compat import logger, torchreid
 from .distributed import is_first
 from .ranking import INTERPOLATED, REPORTED_RANKS, Part, Ranking, distance_matrix, distance_parts, rank_parts

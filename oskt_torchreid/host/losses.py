@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import CheckpointError, ConfigError, TrainingError
+from ..networks import Outputs
 from .compat import torchreid
 from .distributed import agree
-from .models import Outputs
 
 
 class CenterLoss(nn.Module):

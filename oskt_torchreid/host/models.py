@@ -1,17 +1,16 @@
-"""torchreid's model factory: names, building, recognising a model, and its outputs."""
+"""torchreid's model factory: names, building, recognising a model."""
 
 import contextlib
 import functools
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import ConfigError
+from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, register_resolver
 from ..registry import nearest
 from .compat import host_table, quiet, torchreid
 from .initialization import NoInitialization
@@ -21,33 +20,10 @@ Builder = Callable[..., nn.Module]
 logger = logging.getLogger(__name__)
 
 LOSSES = ("softmax", "triplet")
-_DEFAULT_INPUT = (3, 256, 128)
 _INPUT_SIZES = {"hacnn": (3, 160, 64)}  # its attention grids fit no other size
-_WRAPPER = "backbone."
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _WRAPPED: dict[str, str] = {}  # registered wrapper -> name of the model inside it
 _DEFINED_IN: dict[str, str] = {}  # registered name -> Python module of its model's class, where not its builder's
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """What rebuilds a model: arguments of `build`."""
-
-    name: str
-    num_classes: int
-    loss: str
-
-
-class Outputs(NamedTuple):
-    """A model's outputs in one shape; one entry per branch, empty where the model gave none.
-
-    Attributes:
-        logits: tensors [batch, classes].
-        features: tensors [batch, channels].
-    """
-
-    logits: tuple[Tensor, ...]
-    features: tuple[Tensor, ...]
 
 
 def _factory() -> dict[str, Builder]:
@@ -76,7 +52,7 @@ def register_model(
     name: str,
     builder: Builder,
     wraps: str = "",
-    input_size: tuple[int, int, int] = _DEFAULT_INPUT,
+    input_size: tuple[int, int, int] = DEFAULT_INPUT_SIZE,
     defined_in: str = "",
 ) -> None:
     """Adds a model name to torchreid's factory; registering an equal builder again changes nothing.
@@ -148,7 +124,7 @@ def _keeps_plain_tensors(model: nn.Module) -> bool:
 def input_size(name: str) -> tuple[int, int, int]:
     """(channels, height, width) that the model is made for."""
     builder_of(name)
-    return _INPUT_SIZES.get(_WRAPPED.get(name, name), _DEFAULT_INPUT)
+    return _INPUT_SIZES.get(_WRAPPED.get(name, name), DEFAULT_INPUT_SIZE)
 
 
 def identify(model: nn.Module) -> ModelSpec | None:
@@ -206,32 +182,6 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-def inner_names(names: Iterable[str]) -> dict[str, str]:
-    """Names of the network inside a wrapper of this package -> full names; of a bare network all names, unchanged."""
-    names = list(names)
-    inner = {name.removeprefix(_WRAPPER): name for name in names if name.startswith(_WRAPPER)}
-    return inner or {name: name for name in names}
-
-
-def is_classifier(name: str) -> bool:
-    """Whether a tensor belongs to the classifier of torchreid's models."""
-    return name.startswith("classifier")
-
-
-def is_foreign_classifier(name: str) -> bool:
-    """Whether a tensor belongs to a classifier as other programs name it (torchvision, timm).
-
-    torchreid's own ``fc.0.weight``, a layer that makes a shorter feature, does not.
-    """
-    return name in ("fc.weight", "fc.bias", "head.weight", "head.bias")
-
-
-def set_feature_dim(model: nn.Module, feature_dim: int) -> None:
-    """Corrects, in place, the attribute that holds the feature's length in torchreid's models, where there is one."""
-    if isinstance(getattr(model, "feature_dim", None), int):
-        model.feature_dim = feature_dim
-
-
 def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside of torch's wrappers for several devices; any other network as it is.
 
@@ -258,33 +208,13 @@ def initialise(model: nn.Module) -> None:
             module._init_params()
 
 
-def parse_outputs(outputs: Any, training: bool, loss: str = "") -> Outputs:
-    """Brings the outputs of any torchreid model into one shape.
+class _Factory:
+    """torchreid's factory, as parts of this package see it that know torch alone."""
 
-    In evaluation models give features; in training logits (softmax) or a pair of logits and features (triplet); each
-    may be a list of branches.
-
-    Args:
-        outputs: what the model returned.
-        training: whether it was in training mode.
-        loss: 'softmax' or 'triplet', as the model was built; empty: told from the structure.
-
-    Raises:
-        ConfigError: a pair of equally wide tensors without `loss`: two branches' logits or logits and features.
-    """
-    if not training:
-        return Outputs((), _branches(outputs))
-    if loss != "softmax" and isinstance(outputs, (tuple, list)) and len(outputs) == 2:
-        logits, features = _branches(outputs[0]), _branches(outputs[1])
-        nested = not (torch.is_tensor(outputs[0]) and torch.is_tensor(outputs[1]))
-        if loss == "triplet" or nested or logits[0].shape[1] != features[0].shape[1]:
-            return Outputs(logits, features)
-        raise ConfigError(
-            f"the model returned two tensors of shape {tuple(logits[0].shape)}: logits and features, or logits of two "
-            "branches; pass loss='triplet' or loss='softmax' to parse_outputs"
-        )
-    return Outputs(_branches(outputs), ())
+    identify = staticmethod(identify)
+    input_size = staticmethod(input_size)
+    builder_of = staticmethod(builder_of)
+    skeleton = staticmethod(skeleton)
 
 
-def _branches(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return (outputs,) if torch.is_tensor(outputs) else tuple(outputs)
+register_resolver(_Factory())

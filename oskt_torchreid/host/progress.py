@@ -5,7 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .batches import batches_of
+from ..batches import batches_of
 from .distributed import is_first
 
 

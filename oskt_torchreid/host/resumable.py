@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ..errors import CheckpointError, Terminated
 from ..files import load_checkpoint, remove_leftovers, save_checkpoint
+from ..files.weights import check_state_dict, state_dict_of
 from .checkpoints import Position, check_optimizer_state, check_training, position_of, training_state
 from .compat import device, quiet, torchreid
 from .data import forget_patches
@@ -31,7 +32,6 @@ from .progress import NoWriter, ProgressLoader
 from .random_state import random_state
 from .synchronised_norms import synchronised_norms
 from .termination import on_termination
-from .weights import check_state_dict, state_dict_of
 
 LAST_GOOD = "model.pth.tar-last"
 _RUN = inspect.signature(torchreid.engine.Engine.run)

@@ -7,6 +7,7 @@ from torch import nn
 
 from ..errors import OsktError, ZooError
 from ..host.models import build
+from . import presets  # noqa: F401  it registers them
 from .backbone_weights import load_backbone_weights
 from .bam import BAM, register_bams
 from .neck import (

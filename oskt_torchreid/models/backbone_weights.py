@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..files import load_checkpoint
-from ..host.models import inner_names, is_classifier
-from ..host.weights import check_state_dict, state_dict_of
+from ..files.weights import check_state_dict, state_dict_of
+from ..networks import inner_names, is_classifier
 from .vit_weights import LoadAccount
 
 logger = logging.getLogger(__name__)

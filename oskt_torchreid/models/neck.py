@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..host.models import LOSSES, build, builder_of, input_size, parse_outputs, register_model, skeleton
+from ..host.models import LOSSES, build, builder_of, input_size, register_model, skeleton
+from ..networks import parse_outputs
 
 PREFIX = "oskt_"
 NECK_PREFIX = "neck_"

@@ -34,9 +34,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..errors import WidthError
+from ..chain.widths import register_presets
 from ..graph import ChannelGraph, ChannelGroup
-from ..registry import nearest
 
 TEACHER_PLANES = 64
 BLOCKS = (3, 4, 6, 3)
@@ -128,24 +127,7 @@ PRESETS: dict[str, ResNetPreset | VitPreset] = {
 }
 
 
-def preset_plan(name: str, graph: ChannelGraph) -> dict[str, int]:
-    """Width per channel group of a preset.
-
-    Raises:
-        WidthError: an unknown name, or a preset of another architecture.
-    """
-    if name not in PRESETS:
-        raise WidthError(
-            f"unknown width '{name}'{nearest(name, PRESETS)}; give a ratio such as 0.5, or a preset: "
-            f"{', '.join(PRESETS)}"
-        )
-    plan = PRESETS[name].plan(graph)
-    if plan is None:
-        raise WidthError(
-            f"preset '{name}' belongs to {PRESETS[name].family}, whose channel groups this network has not; give a "
-            "ratio such as 0.5"
-        )
-    return plan
+register_presets(PRESETS)
 
 
 def _resnet_stage(group: ChannelGroup) -> int | None:

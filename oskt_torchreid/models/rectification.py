@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from ..host.models import parse_outputs
+from ..networks import parse_outputs
 from .neck import DEFAULT_INPUT, rehearse
 
 YES, NO, NONE = "yes", "no", "none"

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
-from ..host.models import set_feature_dim
+from ..networks import set_feature_dim
 from .neck import NeckModel
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..files import load_checkpoint
-from ..host.weights import check_state_dict, first_names
+from ..files.weights import check_state_dict, first_names
 from .vit import VisionTransformer, resized_positions
 
 logger = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..batches import batches_of
 from ..errors import ConfigError, DataError
 from ..graph.tracing import tracing_mode
-from ..host.batches import batches_of
 from ..host.distributed import is_first
 from ..host.evaluation import RERANKED
 from ..host.ranking import INTERPOLATED, REPORTED_RANKS, TRAPEZOID, Ranking, rank_features, rank_parts

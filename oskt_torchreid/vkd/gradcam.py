@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from ..errors import ConfigError, GraphError
 from ..graph.tracing import tracing_mode
-from ..host.models import parse_outputs
+from ..networks import parse_outputs
 from .model import class_count
 
 INSTALL = "pip install 'oskt_torchreid[analysis]'"

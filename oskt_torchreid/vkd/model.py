@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..errors import CheckpointError, ConfigError, DataError
-from ..files import load_checkpoint
-from ..host import models, weights
+from ..files import load_checkpoint, weights
+from ..host import models
 from ..models import NeckModel, VisionTransformer, backbone_names, register_wrapper
 from ..models.neck import DEFAULT_INPUT, build_for_neck, last_strided
 from ..models.rectification import NONE, LastRelu, find_last_relu, remove_last_relu

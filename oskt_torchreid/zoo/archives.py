@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 from ..errors import ZooError
-from ..file_checks import LARGEST_FILE
+from ..files.checks import LARGEST_FILE
 
 MOST_FILES = 100_000
 MOST_TIMES = 200  # longer than the archive: what ordinary packing reaches, and bombs exceed

@@ -7,12 +7,12 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from .. import files
+from ..chain.students import save_plain
 from ..errors import ZooError
 from ..host import models
 from ..models import VisionTransformer
 from ..models.backbone_weights import load_backbone_weights
 from ..models.vit_weights import load_vit_weights
-from ..oskt.students import save_plain
 from .archives import unpack
 from .catalogue import Entry, entry_named
 from .downloads import by_hand, cache_folder, place_of, verify

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .. import files
 from ..errors import CheckpointError, OsktError, ZooError
-from ..host.weights import state_dict_of
+from ..files.weights import state_dict_of
 from .archives import opened_archive
 from .catalogue import Entry, entry_named
 from .fetching import SECONDS, fetch_drive, fetch_https

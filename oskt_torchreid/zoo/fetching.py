@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from ..errors import ZooError, first_line
-from ..file_checks import LARGEST_FILE
+from ..files.checks import LARGEST_FILE
 
 CHUNK = 2**18
 ATTEMPTS = 3

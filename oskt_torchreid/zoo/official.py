@@ -10,13 +10,13 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from .. import files
+from ..chain.algebra import rows_first
+from ..chain.chain import WeightChain
+from ..chain.network import state_of
+from ..chain.sstudent import Refinement
 from ..errors import ChainError, GraphError, ZooError
-from ..host.weights import state_dict_of
+from ..files.weights import state_dict_of
 from ..models import VisionTransformer
-from ..oskt.algebra import rows_first
-from ..oskt.chain import WeightChain
-from ..oskt.network import state_of
-from ..oskt.sstudent import Refinement
 from . import resnet_format, resnet_writing, vit_format, vit_writing
 from .account import LabelReader, StateReader
 from .content import OfficialContent

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn import functional
 
+from ..chain.algebra import average_rows, sum_columns
+from ..chain.chain import WeightChain
+from ..chain.layout import AxisMap
 from ..errors import ZooError
-from ..oskt.algebra import average_rows, sum_columns
-from ..oskt.chain import WeightChain
-from ..oskt.layout import AxisMap
 from .resnet_format import CHAIN, HEAD, NORM, OURS, STAGES, STATISTICS, TEACHER, Convolution, convolutions
 
 _BATCHES = "num_batches_tracked"

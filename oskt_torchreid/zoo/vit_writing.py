@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..chain.algebra import average_rows, sum_columns
+from ..chain.chain import WeightChain
 from ..errors import ZooError
-from ..oskt.algebra import average_rows, sum_columns
-from ..oskt.chain import WeightChain
 from .vit_format import NECKS, NORM, POSITIONS, TEACHER, TOKENS, matrices, norms
 
 _BATCHES = "num_batches_tracked"

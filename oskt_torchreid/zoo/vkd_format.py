@@ -16,8 +16,8 @@ from torch import nn
 
 from .. import files
 from ..errors import ZooError
-from ..file_checks import fault_of
-from ..host.weights import state_dict_of
+from ..files.checks import fault_of
+from ..files.weights import state_dict_of
 from ..models.neck import build_for_neck
 from ..vkd.model import SetModel, last_relu_of
 from .account import StateReader

@@ -1,0 +1,268 @@
+"""The weight chain: a teacher's channels merged into clusters, one row per cluster, all of the teacher's columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from ..errors import ChainError, OsktError
+from ..graph import ChannelGraph, FeaturePath
+from ..networks import ModelSpec, resolver
+from . import chain_file, network, validation
+from . import lineage as descent
+from .algebra import average_rows, rows_first
+from .clustering import cluster_teacher
+from .folding import check_attention
+from .layout import Layout
+from .widths import Width, full_plan
+
+
+@dataclass(frozen=True, eq=False)
+class WeightChain:
+    """One teacher's chain; ``expand`` makes students of it. Treat as read-only: every change is a new chain.
+
+    Attributes:
+        graph: the teacher's channel graph.
+        teacher_to_chain: cluster of each teacher channel per group name, shape ``[N]``.
+        rows: chain row of each cluster, per matrix: ``[K, columns, ...]``, rows first however the matrix is stored. The
+            columns are the teacher's: they are merged when a student is expanded.
+        vectors: norm parameters, biases, statistics, bare parameters along channels, of the teacher's length ``[N]``.
+        fixed: tensors without channels, as the teacher has them.
+        statistics: the S-student's own running statistics, ``[K]`` each; empty until the chain is refined.
+        attention: how students' queries and keys are made, see ``folding.py``; the S-student's are made alike.
+        model: the teacher's structure on the meta device.
+        spec: the registered name that rebuilds ``model``; ``None`` for an unregistered network. In a chain of a student
+            the name of the first teacher.
+        origin_to_teacher: in a chain of a student, per group name: the channel that stands for each channel of the
+            first teacher; empty in a chain of a first teacher.
+    """
+
+    graph: ChannelGraph
+    teacher_to_chain: dict[str, np.ndarray]
+    rows: dict[str, Tensor]
+    vectors: dict[str, Tensor]
+    fixed: dict[str, Tensor]
+    model: nn.Module
+    spec: ModelSpec | None = None
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+    attention: str = "folded"
+    origin_to_teacher: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def from_teacher(
+        cls,
+        teacher: nn.Module,
+        width: Width = 0.25,
+        input_size: tuple[int, int, int] | None = None,
+        graph: ChannelGraph | None = None,
+        normalize_rows: bool | None = None,
+        clustering: str = "ward",
+        attention: str = "folded",
+        seed: int = 0,
+    ) -> WeightChain:
+        """Clusters a teacher's channels; chain rows are the means of their clusters (paper: chain initialisation).
+
+        Args:
+            teacher: left exactly as it was.
+            width: ratio of every group's channels, the name of a preset, or the number of clusters per group name
+                (others stay whole).
+            input_size: for tracing; by default what the backbone is made for.
+            graph: the teacher's channel graph, if already traced.
+            normalize_rows: cluster rows of unit length; by default where the network has attention, as in the paper.
+            clustering: ``ward``, or ``balanced``: equally large clusters under norms over channels, which makes
+                students exact at widths that divide the teacher's and are multiples of the chain's. To compare with:
+                ``kmeans``, or ``random``: clusters of Ward's sizes with members drawn at random.
+            attention: ``folded`` (exact queries and keys) or ``paper``, for the S-student and all students.
+            seed: of what is random in ``kmeans`` and ``random``.
+
+        Raises:
+            ConfigError: another clustering or attention.
+            GraphError: the network cannot be traced.
+            WidthError: a width out of range.
+            ChainError: weights that are not finite.
+        """
+        check_attention(attention)
+        graph = graph or network.trace(teacher, input_size)
+        widths = full_plan(graph, width)
+        state = network.state_of(teacher)
+        validation.check_graph_fits(graph, state)
+        normalize = bool(graph.attentions) if normalize_rows is None else normalize_rows
+        labels = cluster_teacher(graph, state, widths, normalize, clustering, seed)
+        return cls.from_labels(teacher, graph, labels, attention)
+
+    @classmethod
+    def from_labels(
+        cls,
+        teacher: nn.Module,
+        graph: ChannelGraph,
+        teacher_to_chain: Mapping[str, np.ndarray],
+        attention: str = "folded",
+    ) -> WeightChain:
+        """The chain of a given clustering.
+
+        Args:
+            teacher: left exactly as it was.
+            graph: its channel graph.
+            teacher_to_chain: cluster of each channel per group name, shape ``[N]``, every cluster in use.
+            attention: see ``from_teacher``.
+
+        Raises:
+            ConfigError: another attention.
+            ChainError: labels or a graph that do not fit, or weights that are not finite.
+        """
+        state = network.state_of(teacher)
+        validation.check_graph_fits(graph, state)
+        validation.check_labels(graph, teacher_to_chain)
+        labels = {group.name: np.asarray(teacher_to_chain[group.name], np.int64) for group in graph.groups}
+        layout = Layout(graph, labels, _cluster_counts(labels))
+        tied = {tie.tensor for tie in graph.ties}
+        rows = {}
+        for name in sorted(graph.matrices):
+            tie = graph.row_tie(name)
+            rows[name] = average_rows(rows_first(state[name].detach(), tie), layout.axis(tie)).cpu()
+        chain = cls(
+            graph=graph,
+            teacher_to_chain=labels,
+            rows=rows,
+            vectors={name: _copy(state[name]) for name in state if name in tied and name not in graph.matrices},
+            fixed={name: _copy(state[name]) for name in state if name not in tied},
+            model=network.skeleton_of(teacher),
+            spec=resolver().identify(teacher),
+            attention=check_attention(attention),
+        )
+        chain.validate()
+        return chain
+
+    @classmethod
+    def from_student(
+        cls, student: nn.Module, chain: WeightChain, width: float | Mapping[str, int] = 0.5, **options: Any
+    ) -> WeightChain:
+        """Clusters a student of a chain: the next, narrower chain of a ladder (paper: "from the last level").
+
+        Args:
+            student: expanded from ``chain`` with its features unscaled, and perhaps trained since; left exactly as it
+                was.
+            chain: not changed.
+            width: ratio of the *student's* channels, or the number of clusters per group name (others stay whole).
+            options: ``normalize_rows``, ``clustering``, ``attention`` and ``seed`` of ``from_teacher``.
+
+        Returns:
+            A chain whose teacher is the student, and which knows what its channels mean to the first teacher.
+
+        Raises:
+            ChainError: a student of another chain, or one with scaled features.
+            WidthError: a width out of range.
+        """
+        graph = network.trace(student, chain.input_size)
+        teacher_to_student = descent.student_channels(chain.graph, chain.teacher_to_chain, graph)
+        descent.check_unscaled(student)
+        made = cls.from_teacher(student, width, graph=graph, **{"attention": chain.attention, **options})
+        origin = descent.composed(chain.origin_to_teacher, teacher_to_student)
+        return replace(made, spec=chain.spec, origin_to_teacher=origin)
+
+    @property
+    def origin_to_chain(self) -> dict[str, np.ndarray]:
+        """Cluster of each channel of the first teacher per group name: all levels composed."""
+        return descent.composed(self.origin_to_teacher, self.teacher_to_chain)
+
+    @cached_property
+    def origins_per_channel(self) -> np.ndarray:
+        """How many of the first teacher's channels each channel of the graph stands for, shape ``[num_channels]``."""
+        return descent.origins_per_channel(self.graph, self.origin_to_teacher)
+
+    @cached_property
+    def widths(self) -> dict[str, int]:
+        """Number of clusters ``K`` per group name; counted once."""
+        return _cluster_counts(self.teacher_to_chain)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where everything of the chain's own widths sits; computed once."""
+        return Layout(self.graph, self.teacher_to_chain, self.widths)
+
+    @cached_property
+    def features(self) -> FeaturePath:
+        """What the teacher's feature is made of, and where factors on it can go; traced once."""
+        return network.trace_features(self.model, self.graph, {**self.vectors, **self.fixed})
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """``(channels, height, width)`` of the image that the teacher was traced with."""
+        return self.graph.input_size
+
+    def summary(self) -> str:
+        """The widths that students can have, per channel group and all together, as a table."""
+        rows = []
+        for group in self.graph.groups:
+            fewest, first = self.widths[group.name], len(self.origin_to_chain[group.name])
+            ratios = [f"{width / first:.3g}" for width in (fewest, group.size)]
+            rows.append((group.name, fewest, group.size, *ratios, group.fixed))
+        fewest, most = sum(self.widths.values()), self.graph.num_channels
+        head = f"students have {fewest} to {most} channels in {len(rows)} groups\n"
+        return head + tabulate(rows, headers=("group", "narrowest", "widest", "ratio", "to", "fixed"))
+
+    def check_teacher(self, teacher: nn.Module) -> None:
+        """Raises ``ChainError`` unless a network has names, shapes, heads and norm blocks of the chain's teacher."""
+        state = self.model.state_dict()
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        try:
+            validation.check_tensors("teacher tensor", network.state_of(teacher), shapes, state)
+            network.check_blocks(teacher, self.graph.module_blocks, self.input_size)
+        except OsktError as error:
+            raise ChainError(f"the chain was not made of this {type(teacher).__name__}: {error}") from error
+
+    def with_tensors(
+        self, rows: Mapping[str, Tensor], vectors: Mapping[str, Tensor], statistics: Mapping[str, Tensor]
+    ) -> WeightChain:
+        """The same chain with refined tensors (copied to the CPU).
+
+        Raises:
+            ChainError: a tensor of another name or shape, or one that is not finite.
+        """
+        copies = ({name: _copy(t) for name, t in part.items()} for part in (rows, vectors, statistics))
+        refined_rows, refined_vectors, refined_statistics = copies
+        chain = replace(self, rows=refined_rows, vectors=refined_vectors, statistics=refined_statistics)
+        chain.validate()
+        return chain
+
+    def validate(self) -> None:
+        """Checks every name, shape, label and number.
+
+        Raises:
+            ChainError: says which tensor or group, what it is and what it must be.
+        """
+        validation.validate(self)
+
+    # ---- files ---------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Writes the chain as one safetensors file, whole or not at all."""
+        chain_file.write(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module | None = None) -> WeightChain:
+        """Reads a chain file and checks all of it before anything is returned.
+
+        Args:
+            path: a file that ``save`` wrote.
+            model: the teacher's network (any weights), needed only if its builder is not registered; left as it is.
+
+        Raises:
+            ChainError: missing, truncated, foreign or damaged file, or a chain of another network.
+        """
+        return chain_file.read(path, model, cls)
+
+
+def _cluster_counts(teacher_to_chain: Mapping[str, np.ndarray]) -> dict[str, int]:
+    return {name: int(labels.max()) + 1 for name, labels in teacher_to_chain.items()}
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone()

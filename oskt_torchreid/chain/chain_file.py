@@ -1,0 +1,135 @@
+"""The file of a weight chain: one safetensors file with all tensors, index arrays and a description."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import files
+from ..errors import ChainError, ConfigError, OsktError
+from ..files.checks import is_possible_model
+from ..graph.storage import from_arrays, to_arrays
+from ..graph.surgery.routing import describe_code
+from ..networks import ModelSpec, resolver
+from . import lineage as descent
+from . import network
+from .folding import check_attention
+
+if TYPE_CHECKING:
+    from .chain import WeightChain
+
+FORMAT = "oskt-weight-chain"
+VERSION = 2
+KINDS = ("rows", "vectors", "fixed", "statistics")
+
+
+def write(chain: WeightChain, path: str | Path) -> None:
+    """Writes a chain, whole or not at all."""
+    arrays, description = to_arrays(chain.graph)
+    labels = np.empty(chain.graph.num_channels, np.int32)
+    for group in chain.graph.groups:
+        labels[group.channels] = chain.teacher_to_chain[group.name]
+    arrays["teacher_to_chain"] = labels
+    arrays["origin_to_teacher"], origin_lengths = descent.join_origin(chain.graph, chain.origin_to_teacher)
+    tensors = {f"graph/{name}": torch.from_numpy(array) for name, array in arrays.items()}
+    for kind in KINDS:
+        tensors.update({f"{kind}/{name}": tensor for name, tensor in getattr(chain, kind).items()})
+    spec = asdict(chain.spec) if chain.spec else None
+    metadata = {"format": FORMAT, "version": VERSION, "model": spec, "graph": description, "origin": origin_lengths}
+    metadata["attention"] = chain.attention
+    if chain.origin_to_teacher:
+        metadata["code"] = describe_code(chain.model, chain.graph)
+    files.save_tensors(path, tensors, metadata)
+
+
+def read(path: str | Path, model: nn.Module | None, make: Callable[..., WeightChain]) -> WeightChain:
+    """Reads a chain and checks all of it before anything is returned.
+
+    Args:
+        path: a file that ``write`` wrote.
+        model: the teacher's network, needed only if its builder is not registered; left as it is.
+        make: called with the chain's attributes.
+
+    Raises:
+        ChainError: missing, truncated, foreign or damaged file, or a chain of another network.
+    """
+    tensors, metadata = files.load_tensors(path, ChainError)
+    said = [metadata.get(key) for key in ("format", "version")] if isinstance(metadata, dict) else [None, None]
+    if said != [FORMAT, VERSION]:
+        raise ChainError(
+            f"'{path}' is no weight chain of version {VERSION} (it says format {said[0]!r}, version {said[1]!r}); "
+            "give a file written by WeightChain.save"
+        )
+    try:
+        chain = make(**_attributes(tensors, metadata, model))
+        chain.validate()
+    except OsktError as error:
+        raise ChainError(f"'{path}' cannot be used as a weight chain: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"  # metadata of other types than were written
+        raise ChainError(f"'{path}' cannot be used as a weight chain: it is damaged ({reason})") from error
+    return chain
+
+
+def _attributes(tensors: dict[str, Tensor], metadata: dict, model: nn.Module | None) -> dict[str, Any]:
+    """Attributes of the chain that a file describes."""
+    parts = _sorted_by_kind(tensors)
+    arrays = {name: tensor.numpy() for name, tensor in parts.pop("graph").items()}
+    graph = from_arrays(arrays, metadata.get("graph") or {})
+    labels = arrays.get("teacher_to_chain", np.empty(0, np.int32)).astype(np.int64)
+    if labels.shape != (graph.num_channels,):
+        raise ChainError(f"it labels {labels.shape} channels, its graph has {graph.num_channels}")
+    spec = _spec(metadata.get("model"), needed=model is None)
+    if model is None and spec is None:
+        raise ChainError(
+            "its teacher is not a registered model; pass the teacher's network: WeightChain.load(path, model=...)"
+        )
+    skeleton = network.skeleton_of(model) if model is not None else network.new_skeleton(spec)
+    if model is not None:
+        network.check_blocks(skeleton, graph.module_blocks, graph.input_size)
+    origin = arrays.get("origin_to_teacher", np.empty(0, np.int32))
+    origin = descent.cut_origin(graph, origin, metadata.get("origin") or [])
+    if origin:
+        others = {**parts["vectors"], **parts["fixed"]}
+        skeleton = descent.narrow_skeleton(skeleton, metadata.get("code") or {}, graph, parts["rows"], others)
+    return {
+        "graph": graph,
+        "teacher_to_chain": {group.name: labels[group.channels] for group in graph.groups},
+        "model": skeleton,
+        "spec": spec,
+        "attention": check_attention(metadata.get("attention", "folded")),
+        "origin_to_teacher": origin,
+        **parts,
+    }
+
+
+def _sorted_by_kind(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Tensors by name for each of ``KINDS`` and for ``graph``, the index arrays."""
+    parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*KINDS, "graph")}
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition("/")
+        if kind not in parts:
+            raise ChainError(f"it holds a tensor '{key}' of unknown kind; kinds: {', '.join(parts)}")
+        parts[kind][name] = tensor
+    return parts
+
+
+def _spec(model: dict | None, needed: bool) -> ModelSpec | None:
+    if model is None:
+        return None
+    try:
+        spec = ModelSpec(str(model["name"]), int(model["num_classes"]), str(model["loss"]))
+        if not is_possible_model(spec.num_classes, (spec.name, spec.loss)):
+            raise ValueError(f"no network has {spec.num_classes} classes, or such a name")
+        resolver().builder_of(spec.name)
+    except (KeyError, OverflowError, TypeError, ValueError, ConfigError) as error:
+        if not needed and isinstance(error, ConfigError):
+            return None  # registered where the chain was made, not here; the network itself is given
+        raise ChainError(f"its teacher's model {str(model)[:200]} cannot be built here: {error}") from error
+    return spec

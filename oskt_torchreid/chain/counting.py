@@ -1,0 +1,287 @@
+"""What students of a chain cost, counted without building them.
+
+Every tensor's shape is a product of axis lengths, and every axis length a sum of group widths: with ``A`` the number of
+times that each group's channels stand along each axis, ``lengths = widths A^T`` gives all axes of all plans at once.
+Parameters are products of these. Multiply-adds are the same products times the number of positions at which a weight is
+applied, which one run of the teacher's structure on the meta device tells.
+
+Example: ``Linear(3, 4)`` followed by ``Linear(4, 2)``, the latter the classifier, at hidden width 2 instead of 4: the
+first weight has ``2 * 3`` numbers instead of ``4 * 3``, is applied once per image, and costs 6 multiply-adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from ..graph import ChannelGraph, rebuild
+from ..graph.surgery.routing import WEIGHT
+from .chain import WeightChain
+from .file_size import FileSize
+
+Plans = Sequence[Mapping[str, int]]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Costs of some width plans.
+
+    Attributes:
+        params: parameters of the deployed network, that is without its classifiers, shape ``[plans]``.
+        flops: multiply-adds of one image through the deployed network, shape ``[plans]``.
+    """
+
+    params: np.ndarray
+    flops: np.ndarray
+
+
+class Costs:
+    """Counts any number of width plans of one chain.
+
+    Args:
+        chain: only read.
+        input_size: ``(channels, height, width)`` of the image; by default the one that the teacher was traced with.
+    """
+
+    def __init__(self, chain: WeightChain, input_size: tuple[int, int, int] | None = None) -> None:
+        self.chain = chain
+        self.input_size = tuple(input_size or chain.input_size)
+        self.shapes = Shapes(chain)
+        self._file_sizes: dict[tuple, FileSize] = {}
+
+    def count(self, plans: Plans) -> Counts:
+        """Parameters and multiply-adds of each plan, whole numbers and exact."""
+        sizes = self.shapes.of(plans).prod(2)
+        flops = sizes @ self._positions + self._attention(plans) + self._operators.constant
+        return Counts(sizes[:, self._deployed].sum(1), flops)
+
+    def file_sizes(self, plans: Plans, half: bool = False) -> np.ndarray:
+        """Bytes of each plan's student as ``save_student`` writes it, everything included, shape ``[plans]``.
+
+        Args:
+            plans: what to count.
+            half: floating-point tensors in half precision.
+        """
+        shapes = self.shapes.of(plans)
+        sizes = self._file_size(self.chain.widths, half).of(shapes)
+        whole = (self.shapes.widths(plans) == list(self.chain.graph.sizes.values())).all(1)
+        if self.shapes.num_code and whole.any():  # students of full width run the teacher's own code
+            sizes[whole] = self._file_size(self.chain.graph.sizes, half).of(shapes[whole])
+        return sizes
+
+    def _file_size(self, example: Mapping[str, int], half: bool) -> FileSize:
+        key = (half, *example.values())
+        if key not in self._file_sizes:
+            self._file_sizes[key] = FileSize(self.chain, example, self.shapes.names, half)
+        return self._file_sizes[key]
+
+    @cached_property
+    def _deployed(self) -> np.ndarray:
+        """Which tensors are parameters outside of classifiers, shape ``[tensors]``."""
+        owners = {name.rpartition(".")[0] for name in self.chain.graph.heads}
+        deployed = {n for n, _ in self.chain.model.named_parameters() if n.rpartition(".")[0] not in owners}
+        return np.array([name in deployed for name in self.shapes.names])
+
+    @cached_property
+    def _operators(self) -> Operators:
+        return record_operators(self.chain, self.input_size)
+
+    @cached_property
+    def _positions(self) -> np.ndarray:
+        """How often each tensor is multiplied with the channels of a position, shape ``[tensors]``."""
+        return np.array([self._operators.positions.get(name, 0) for name in self.shapes.names])
+
+    def _attention(self, plans: Plans) -> np.ndarray:
+        """Multiply-adds of queries with keys and of scores with values, which grow with the size of a head."""
+        total = np.zeros(len(plans), np.int64)
+        graph = self.chain.graph
+        for attention in graph.attentions:
+            flops = self._operators.attentions.get(attention.module, 0)
+            channels = attention.channels.reshape(-1)
+            kept = self.shapes.widths(plans) @ _multiplicities(graph, channels)
+            total += flops * kept // len(channels)
+        return total
+
+
+# ---- shapes ------------------------------------------------------------------------------------------------------
+
+
+class Shapes:
+    """Shape of every tensor of a student's state dict as a function of the width plan.
+
+    Attributes:
+        names: tensors of the state dict, and after them the buffers by which a student's code may be adapted.
+        num_code: number of these buffers.
+    """
+
+    def __init__(self, chain: WeightChain) -> None:
+        self.graph = chain.graph
+        state = chain.model.state_dict()
+        code = _code_buffers(chain.graph)
+        self.names, self.num_code = [*state, *code], len(code)
+        whole = [tuple(tensor.shape) for tensor in state.values()] + [(len(channels),) for channels in code.values()]
+        self._whole = np.ones((len(whole), max(map(len, whole), default=1)), np.int64)
+        for row, shape in zip(self._whole, whole, strict=True):
+            row[: len(shape)] = shape
+        self._tie_axes({name: index for index, name in enumerate(self.names)}, code)
+
+    def _tie_axes(self, index: Mapping[str, int], code: Mapping[str, np.ndarray]) -> None:
+        """Where axis lengths go, and how often each group stands along each axis."""
+        axes: dict[int, np.ndarray] = {}
+        places: dict[tuple[int, int], tuple[int, int]] = {}  # (tensor, axis) -> (channels, factor)
+        for tie in self.graph.ties:
+            axes[id(tie.channels)] = tie.channels[0]
+            places[index[tie.tensor], tie.axis] = (id(tie.channels), tie.shaped(1))
+        for name, channels in code.items():
+            axes[id(channels)] = channels
+            places[index[name], 0] = (id(channels), 1)
+        order = {key: number for number, key in enumerate(axes)}
+        self._tensor, self._axis = np.array(list(places), np.int64).reshape(-1, 2).T
+        self._factor = np.array([factor for _, factor in places.values()], np.int64)
+        self._column = np.array([order[key] for key, _ in places.values()], np.int64)
+        counts = [_multiplicities(self.graph, channels) for channels in axes.values()]
+        self._counts = np.array(counts, np.float64).reshape(len(axes), len(self.graph.groups)).T
+
+    def widths(self, plans: Plans) -> np.ndarray:
+        """Width of each group, shape ``[plans, groups]``."""
+        return np.array([[plan[group.name] for group in self.graph.groups] for plan in plans], np.int64)
+
+    def of(self, plans: Plans) -> np.ndarray:
+        """Shapes, filled up with ones, ``[plans, tensors, dimensions]``."""
+        # Products of floating-point matrices are fast, and exact for whole numbers of this size.
+        lengths = np.rint(self.widths(plans) @ self._counts).astype(np.int64)
+        shapes = np.tile(self._whole, (len(plans), 1, 1))
+        shapes[:, self._tensor, self._axis] = lengths[:, self._column] * self._factor
+        return shapes
+
+
+def _code_buffers(graph: ChannelGraph) -> dict[str, np.ndarray]:
+    """Channels along each buffer that ``graph.routing.adapt_code`` gives a student."""
+    buffers = {}
+    for route in graph.routes:
+        for number, (reads, order) in enumerate(zip(route.reads, route.orders, strict=True)):
+            if not np.array_equal(order, np.arange(len(order))):
+                joined = np.concatenate([route.sources[source] for source in reads])
+                buffers[f"{route.module}.route_{number}"] = joined[order]
+    buffers.update({f"{reduction.module}.{WEIGHT}": reduction.channels for reduction in graph.reductions})
+    return buffers
+
+
+def _multiplicities(graph: ChannelGraph, channels: np.ndarray) -> np.ndarray:
+    """How often each channel of a group stands among ``channels``, shape ``[groups]``; 0 for groups that do not.
+
+    Example: channels ``3 4 3 4 7`` of groups ``{3, 4}`` and ``{7}`` give 2 and 1.
+    """
+    totals = np.bincount(graph.group_of_channel[channels], minlength=len(graph.groups))
+    different = np.bincount(graph.group_of_channel[np.unique(channels)], minlength=len(graph.groups))
+    return totals // np.maximum(different, 1)
+
+
+# ---- operators ---------------------------------------------------------------------------------------------------
+
+
+def plain_attention() -> AbstractContextManager:
+    """For the while attention is plain products: torch's counters do not know every fused kernel."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def multiply_adds(model: nn.Module, image_size: tuple[int, ...]) -> int:
+    """Multiply-adds of one image through a network in evaluation, by torch's own counter.
+
+    Args:
+        model: left as it is.
+        image_size: ``(channels, height, width)``.
+    """
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    with torch.no_grad(), plain_attention(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, *image_size, device=device))
+    model.train(training)
+    return counter.get_total_flops() // 2  # torch counts both halves
+
+
+@dataclass(frozen=True)
+class Operators:
+    """What one image costs in the teacher, by what it depends on.
+
+    Attributes:
+        positions: multiply-adds per number of each weight.
+        attentions: multiply-adds per attention module.
+        constant: multiply-adds that depend on no width.
+    """
+
+    positions: dict[str, int]
+    attentions: dict[str, int]
+    constant: int
+
+
+def record_operators(chain: WeightChain, input_size: tuple[int, ...]) -> Operators:
+    """Runs the teacher's structure once in evaluation, where it can on the meta device, and counts every operator.
+
+    Args:
+        chain: only its structure is used, never its weights.
+        input_size: ``(channels, height, width)`` of the image.
+    """
+    try:
+        return _run(chain, input_size, "meta")
+    except RuntimeError:  # code that reads values of its tensors, or holds some outside of the state dict
+        return _run(chain, input_size, "cpu")
+
+
+def _run(chain: WeightChain, input_size: tuple[int, ...], device: str) -> Operators:
+    state = chain.model.state_dict()
+    zeros = {name: torch.zeros(tensor.shape, dtype=tensor.dtype, device=device) for name, tensor in state.items()}
+    model = rebuild(chain.model, zeros).eval()
+    recorder = _Recorder(model, {attention.module for attention in chain.graph.attentions})
+    with torch.no_grad(), plain_attention(), recorder:
+        model(torch.zeros(1, *input_size, device=device))
+    numbers = {name: zeros[name].numel() for name in recorder.weights}
+    positions = {name: flops // numbers[name] for name, flops in recorder.weights.items()}
+    return Operators(positions, recorder.attentions, recorder.constant)
+
+
+class _Recorder(TorchDispatchMode):
+    """Adds up torch's own operator counts, per weight that an operator multiplies with."""
+
+    def __init__(self, model: nn.Module, attentions: set[str]) -> None:
+        super().__init__()
+        self.weights: dict[str, int] = {}
+        self.attentions = dict.fromkeys(attentions, 0)
+        self.constant = 0
+        self._inside: list[str] = []
+        self._owner = {_storage(parameter): name for name, parameter in model.named_parameters()}
+        for name in attentions:
+            module = model.get_submodule(name)
+            module.register_forward_pre_hook(lambda *_, name=name: self._inside.append(name))
+            module.register_forward_hook(lambda *_: self._inside.pop() and None)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204 - torch's signature
+        output = function(*args, **(kwargs or {}))
+        count = flop_registry.get(function.overloadpacket)
+        if count is not None:
+            self._add(count(*args, **(kwargs or {}), out_val=output) // 2, args)  # torch counts both halves
+        return output
+
+    def _add(self, flops: int, args: tuple) -> None:
+        owners = [self._owner.get(_storage(value)) for value in args if torch.is_tensor(value) and value.dim() > 1]
+        weight = next((name for name in owners if name), None)
+        if weight:
+            self.weights[weight] = self.weights.get(weight, 0) + flops
+        elif self._inside:
+            self.attentions[self._inside[-1]] += flops
+        else:
+            self.constant += flops
+
+
+def _storage(tensor: Tensor) -> int:
+    """What a tensor and its views have in common, on the meta device as well."""
+    return tensor.untyped_storage()._cdata

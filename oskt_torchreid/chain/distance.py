@@ -1,0 +1,165 @@
+"""Retrieval distances of students: merged feature dimensions given back the weight they had.
+
+Where a student's feature has one dimension for ``n`` equal ones of the teacher, class scores stay exact, because
+columns are summed, but ``||f - g||^2`` counts that dimension once instead of ``n`` times. A factor per dimension mends
+it, and with it cosine distances and norms:
+
+* ``teacher``: ``sqrt(members of the slot)`` gives the distances of the teacher whose rows have become its chain's (in a
+  ladder, of the first teacher);
+* ``chain``: ``1 / sqrt(slots of the cluster)`` gives those of the S-student;
+* ``none``: features as they are.
+
+Example: the channels ``0, 2, 3`` of 4 are one cluster and ``1`` another; two images differ by ``a`` and ``b`` in them.
+The teacher's squared distance is ``3 a^2 + b^2``, that of the S-student ``a^2 + b^2``. A student of width 3, with slots
+for ``(0, 2)``, ``(1)`` and ``(3)``, has ``2 a^2 + b^2``; with the factors ``sqrt(2), 1, 1`` that becomes
+``(2 + 1) a^2 + b^2``, and with ``sqrt(1/2), 1, sqrt(1/2)`` it becomes ``(1/2 + 1/2) a^2 + b^2``.
+
+The factors go into the rows of the layers that produce the feature, and out of the columns of every other layer that
+consumes it (see ``graph/scaling.py``): no operator is added, and class scores do not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, GraphError
+from ..graph.plans import occupied
+from ..graph.surgery.shell import student_axis
+from ..registry import nearest
+from .layout import Layout
+
+if TYPE_CHECKING:
+    from .chain import WeightChain
+
+DISTANCES = ("none", "chain", "teacher")
+
+
+def check_distance(distance: str) -> None:
+    """Raises ``ConfigError`` for anything but one of ``DISTANCES``."""
+    if distance not in DISTANCES:
+        raise ConfigError(
+            f"distance is {distance!r}{nearest(str(distance), DISTANCES)}; allowed: {', '.join(DISTANCES)}"
+        )
+
+
+def check_foldable(chain: WeightChain, distance: str) -> None:
+    """Raises ``GraphError`` where factors cannot be folded into a network that has merged feature dimensions."""
+    check_distance(distance)
+    if distance != "none" and chain.features.obstacle:
+        raise GraphError(
+            f"the features of {type(chain.model).__name__} cannot be scaled for distance='{distance}': "
+            f"{chain.features.obstacle}; expand with distance='none' and multiply the features by "
+            "oskt.feature_scale(chain, widths, distance)"
+        )
+
+
+def feature_scale(chain: WeightChain, widths: Mapping[str, int], distance: str) -> Tensor:
+    """The factors themselves, for features that are scaled outside of the network.
+
+    Args:
+        chain: not changed.
+        widths: width per group name, as ``width_plan`` gives it.
+        distance: ``teacher``, ``chain`` or ``none``.
+
+    Returns:
+        Factor per dimension of the student's feature, ``[length]``; multiply before normalising.
+
+    Raises:
+        ConfigError: unknown distance.
+        GraphError: a network whose feature is not made of channels of its graph.
+        WidthError: widths that do not fit.
+    """
+    layout = Layout(chain.graph, chain.teacher_to_chain, widths)
+    channels = chain.features.channels
+    kept = channels[occupied(chain.graph, widths)[channels]]
+    return torch.from_numpy(channel_factors(chain, layout, distance)[kept]).float()
+
+
+def channel_factors(chain: WeightChain, layout: Layout, distance: str) -> np.ndarray:
+    """Factor of the slot at each channel's place, ``[num_channels]``; 1 where no slot is."""
+    check_distance(distance)
+    factors = np.ones(chain.graph.num_channels)
+    if distance == "teacher":
+        members = layout.total(chain.origins_per_channel)
+        factors[members > 0] = np.sqrt(members[members > 0])
+    elif distance == "chain":
+        for group in chain.graph.groups:
+            cluster = layout.slots[group.name].slot_to_cluster
+            factors[group.channels[: len(cluster)]] = 1 / np.sqrt(np.bincount(cluster)[cluster])
+    return factors
+
+
+def scale_features(tensors: Mapping[str, Tensor], chain: WeightChain, layout: Layout, distance: str) -> None:
+    """Folds the factors into a student's tensors, in place.
+
+    Args:
+        tensors: the student's own, by state-dict name.
+        chain: the chain that they were made of.
+        layout: of the student's widths.
+        distance: see above.
+
+    Raises:
+        ConfigError: unknown distance.
+        GraphError: an operator between the last layer and the feature does not commute with the factors.
+    """
+    factors = channel_factors(chain, layout, distance)
+    if distance == "none":
+        return
+    path = chain.features
+    if (factors[path.channels] == 1).all():
+        return
+    check_foldable(chain, distance)
+    fold = _Fold(tensors, chain, layout, factors)
+    for name in path.rows:
+        fold.multiply_rows(name)
+    for name in path.columns:
+        fold.divide_columns(name)
+    for module in path.statistics:
+        fold.scale_statistics(module)
+
+
+class _Fold:
+    """Factors per channel, applied to axes of tensors in place."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], chain: WeightChain, layout: Layout, factors: np.ndarray) -> None:
+        self._tensors = tensors
+        self._chain = chain
+        self._places = occupied(chain.graph, layout.widths)
+        self._factors = factors
+
+    def multiply_rows(self, name: str) -> None:
+        tensor, factors = self._along_rows(name)
+        tensor.mul_(factors)
+
+    def divide_columns(self, name: str) -> None:
+        """Columns of each convolution group; a depthwise convolution has rows alone, one per channel."""
+        tie = self._chain.graph.column_tie(name)
+        if tie is None:
+            tensor, factors = self._along_rows(name)
+            tensor.div_(factors)
+            return
+        tensor = self._tensors[name]
+        factors = torch.from_numpy(self._factors[student_axis(tie, self._places)]).to(tensor)
+        blocked = tensor.view(tie.blocks, -1, tensor.shape[1], tensor[0, 0].numel())
+        blocked.div_(factors[:, None, :, None])
+
+    def scale_statistics(self, module: str) -> None:
+        """``(s x - s m) / sqrt(s^2 (v + eps))`` is what the norm gave of ``x``: its variance becomes that less eps."""
+        mean, factors = self._along_rows(f"{module}.running_mean")
+        variance = self._tensors[f"{module}.running_var"]
+        eps = self._chain.model.get_submodule(module).eps
+        mean.mul_(factors)
+        variance.add_(eps).mul_(factors.square()).sub_(eps).clamp_(min=0)
+
+    def _along_rows(self, name: str) -> tuple[Tensor, Tensor]:
+        """A tensor, and its factors in a shape that broadcasts."""
+        tensor, tie = self._tensors[name], self._chain.graph.row_tie(name)
+        factors = torch.from_numpy(self._factors[student_axis(tie, self._places)].reshape(-1)).to(tensor)
+        shape = [1] * tensor.dim()
+        shape[tie.axis] = len(factors)
+        return tensor, factors.reshape(shape)

@@ -1,0 +1,110 @@
+"""Networks as the method takes them: traced as their training code runs them, rebuilt by name."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .. import graph
+from ..errors import ChainError, GraphError
+from ..graph import ChannelGraph, FeaturePath
+from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, resolver
+
+
+def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> ChannelGraph:
+    """The channel graph of a re-id network: ``graph.trace`` with the classifiers, and only them, as results.
+
+    Args:
+        model: a torchreid model, or any module that maps an image batch to a feature (and class scores in training).
+            Left exactly as it was.
+        input_size: ``(channels, height, width)``; by default what the registered backbone is made for, else 3x256x128.
+
+    Raises:
+        GraphError: see ``graph.trace``.
+    """
+    graph.check_model(model)
+    if input_size is None:
+        spec = resolver().identify(model)
+        input_size = resolver().input_size(spec.name) if spec else DEFAULT_INPUT_SIZE
+    with _logits_only(model):
+        return graph.trace(model, input_size)
+
+
+def trace_features(skeleton: nn.Module, channels: ChannelGraph, tensors: Mapping[str, Tensor]) -> FeaturePath:
+    """What the feature of a network on the meta device is made of, see ``graph.feature_path``.
+
+    Args:
+        skeleton: its structure; not changed.
+        channels: its channel graph.
+        tensors: those of its tensors whose values its code may look at; the others are taken as zeros.
+    """
+    state = skeleton.state_dict()
+    zeros = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in state.items() if name not in tensors}
+    model = graph.rebuild(skeleton, {**zeros, **tensors})
+    with _logits_only(model):
+        return graph.feature_path(model, channels)
+
+
+def check_blocks(model: nn.Module, blocks: Mapping[str, int], input_size: tuple[int, ...]) -> None:
+    """Raises ``GraphError`` unless modules have the heads and norm blocks of another network of the same shapes.
+
+    Args:
+        model: traced where there is anything to compare; on the meta device with zeros for its tensors. Not changed.
+        blocks: of the other network, see ``ChannelGraph.module_blocks``.
+        input_size: ``(channels, height, width)`` of an image that it runs on.
+    """
+    if not blocks:
+        return
+    state = model.state_dict()
+    if any(tensor.is_meta for tensor in state.values()):
+        model = graph.rebuild(model, {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in state.items()})
+    found = trace(model, input_size).module_blocks
+    wrong = next((name for name in (*blocks, *found) if found.get(name) != blocks.get(name)), None)
+    if wrong is not None:
+        raise GraphError(
+            f"module '{wrong}' of {type(model).__name__} takes its channels as {found.get(wrong, 'no')} heads or norm "
+            f"blocks side by side, the teacher's as {blocks.get(wrong, 'no')}; build the network with the same number"
+        )
+
+
+@contextlib.contextmanager
+def _logits_only(model: nn.Module) -> Iterator[None]:
+    """A model built for the triplet loss returns class scores alone for the while.
+
+    Beside them it would return features in the form that its loss wants, some of them normalised over channels.
+    """
+    loss = getattr(model, "loss", None)
+    if isinstance(loss, str):
+        model.loss = "softmax"
+    try:
+        yield
+    finally:
+        if isinstance(loss, str):
+            model.loss = loss
+
+
+def skeleton_of(model: nn.Module) -> nn.Module:
+    """A copy of a network on the meta device: its structure without its weights."""
+    return graph.rebuild(model, {name: t.detach().to("meta") for name, t in state_of(model).items()})
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict's tensors themselves, parameters as parameters.
+
+    Raises:
+        ChainError: two names share one tensor (tied weights).
+    """
+    state = model.state_dict(keep_vars=True)
+    owners: dict[int, str] = {}
+    for name, tensor in state.items():
+        if (owner := owners.setdefault(id(tensor), name)) != name:
+            raise ChainError(f"'{owner}' and '{name}' are one shared tensor; a chain needs separate ones, so clone one")
+    return state
+
+
+def new_skeleton(spec: ModelSpec) -> nn.Module:
+    """The registered model's structure, on the meta device; shared, so copy before changing."""
+    return resolver().skeleton(spec.name, spec.num_classes, spec.loss)

@@ -1,0 +1,158 @@
+"""The engine that refines a weight chain: teacher and S-student are trained together (paper: refinement)."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..chain.chain import WeightChain
+from ..chain.losses import lambda_schedule, refining_loss, row_dispersion
+from ..chain.sstudent import Refinement
+from ..errors import CheckpointError, ConfigError
+from ..networks import parse_outputs
+from ..registry import register_engine
+from .distributed import whole_batch
+from .engine import TransferEngine
+from .losses import ReidLoss
+from .models import unwrapped
+from .optimization import add_to_optimizer, layer_names
+from .run_checks import check_number, check_parts
+
+logger = logging.getLogger(__name__)
+
+LEARNING_RATE, WEIGHT_DECAY = 3.5e-4, 5e-4  # the paper's recipe for CNNs
+
+
+class OSKTEngine(TransferEngine):
+    """Refines a chain: ``L = L_reid(teacher) + L_reid(S-student) + lambda * L_refine``.
+
+    Evaluation and checkpoints during the run concern the teacher with its chain; ``engine.chain`` is the chain as
+    refined so far, to be expanded or saved.
+
+    Args:
+        datamanager: torchreid data manager.
+        model: the teacher; it is trained on.
+        optimizer: over the teacher's parameters, as for any torchreid engine; the chain's are added to its first
+            group. ``None``: Adam with the paper's rate.
+        scheduler: ``None`` keeps the learning rate.
+        chain: a chain of this teacher; ``None``: clusters one of ``width``.
+        width: width ratio of the chain, where none is given.
+        loss: re-id loss of teacher and S-student; ``None``: label-smoothed cross-entropy.
+        lambda_weight: final weight of the refining loss.
+        lambda_shape: ``constant`` or ``linear``, see ``losses.lambda_schedule``.
+        sstudent_weight: weight of the S-student's re-id loss; at 0 it only follows, so that what refines the chain is
+            ``L_refine`` alone, and its running statistics are still its own.
+        vector_copies: the S-student has norm parameters and biases of its own, which are refined as rows are.
+        **options: of ``TransferEngine``.
+    """
+
+    def __init__(
+        self,
+        datamanager: Any,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        scheduler: LRScheduler | None = None,
+        chain: WeightChain | None = None,
+        width: float = 0.25,
+        loss: ReidLoss | None = None,
+        lambda_weight: float = 1.0,
+        lambda_shape: str = "linear",
+        vector_copies: bool = False,
+        sstudent_weight: float = 1.0,
+        **options: Any,
+    ) -> None:
+        check_parts(model, optimizer, loss)
+        check_number("lambda_weight", lambda_weight)
+        check_number("sstudent_weight", sstudent_weight)
+        if chain is not None and not isinstance(chain, WeightChain):
+            raise ConfigError(f"chain is {chain!r:.100}; give a WeightChain, such as WeightChain.load(path) reads")
+        model = unwrapped(model)
+        self._lambda = lambda_schedule(lambda_shape, lambda_weight)
+        self.sstudent_weight = sstudent_weight
+        if chain is None:
+            chain = WeightChain.from_teacher(model, width, input_size=(3, datamanager.height, datamanager.width))
+        refinement = Refinement(model, chain, vector_copies)
+        if optimizer is None:
+            optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        add_to_optimizer(optimizer, refinement.sstudent, refinement.sstudent.layer_of)
+        super().__init__(datamanager, refinement, optimizer, scheduler, loss=loss, **options)
+        self.sstudent_loss = copy.deepcopy(self.loss)  # what a loss learns, such as centers, is each network's own
+        self.dispersion = row_dispersion(refinement.sstudent.row_pairs(model))
+
+    @property
+    def chain(self) -> WeightChain:
+        """The chain as refined so far (a copy on the CPU)."""
+        return self.model.to_chain()
+
+    def compute_losses(self, images: Tensor, pids: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """The three terms of a batch; the S-student's are logged with the prefix ``s_``."""
+        outputs = [parse_outputs(output, True, self.model.loss) for output in self.outputs_of(images)]
+        outputs, pids = whole_batch((outputs, pids))
+        teacher_loss, summary = self.loss(outputs[0], pids)
+        sstudent_loss, of_sstudent = self.sstudent_loss(outputs[1], pids)
+        refine = refining_loss(self.model.sstudent.row_pairs(self.model.teacher))
+        weight = self._lambda(self.progress)
+        summary |= {f"s_{name}": value for name, value in of_sstudent.items()}
+        summary |= {"refine": refine.item(), "lambda": weight}
+        return teacher_loss + self.sstudent_weight * sstudent_loss + weight * refine, summary
+
+    @property
+    def layered_model(self) -> nn.Module:
+        """The teacher, whose layers a user names."""
+        return self.model.teacher
+
+    def two_stepped_transfer_learning(
+        self, epoch: int, fixbase_epoch: int, open_layers: Any, model: nn.Module | None = None
+    ) -> None:
+        """Opens layers of the teacher for this epoch, and what the S-student has of the same layers."""
+        super().two_stepped_transfer_learning(epoch, fixbase_epoch, open_layers, model)
+        if epoch + 1 <= fixbase_epoch and open_layers is not None:
+            self.model.sstudent.open_layers(layer_names(open_layers))
+            self._keep_frozen()
+
+    def step(self, loss: Tensor, summary: dict[str, float]) -> None:
+        """One step of the optimiser, and of what the S-student's loss itself learns."""
+        super().step(loss, summary)
+        self.sstudent_loss.step()
+
+    def losses(self) -> list[ReidLoss]:
+        """Those of teacher and S-student; each may have centers of its own."""
+        return [self.loss, self.sstudent_loss]
+
+    def method_state(self) -> dict[str, Any]:
+        """The chain's clusters, which its rows belong to."""
+        return {"teacher_to_chain": self.model.sstudent.clusters()}
+
+    def load_method_state(self, state: dict[str, Any], source: str) -> None:
+        """Checks that a checkpoint's rows are of these clusters."""
+        own, given = self.model.sstudent.clusters(), state.get("teacher_to_chain", {})
+        same = isinstance(given, dict) and given.keys() == own.keys()
+        if state and not (same and all(torch.equal(given[name], own[name]) for name in own)):
+            raise CheckpointError(
+                f"{source} is a checkpoint of another run: its chain has other clusters. Nothing was loaded; go on "
+                "with the chain that it was written with"
+            )
+
+    def resume(self, path: str | Path, name: str = "model") -> int:
+        """As of every engine; the row dispersion is that of the weights that were loaded."""
+        epoch = super().resume(path, name)
+        self.dispersion = row_dispersion(self.model.sstudent.row_pairs(self.model.teacher))
+        return epoch
+
+    def train(self, *args: Any, **kwargs: Any) -> None:
+        """Trains one epoch, then measures how far the teacher's rows are from their chain rows."""
+        super().train(*args, **kwargs)
+        self.dispersion = row_dispersion(self.model.sstudent.row_pairs(self.model.teacher))
+        logger.info("epoch %d: row dispersion %.4f", self.epoch + 1, self.dispersion)
+        if self.writer is not None:
+            self.writer.add_scalar("Train/row_dispersion", self.dispersion, self.epoch)
+
+
+register_engine("oskt", OSKTEngine)

@@ -1,0 +1,248 @@
+"""The engine that trains networks of sets: a teacher by itself, or a student of few views under a teacher of many."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..errors import ConfigError
+from ..networks import Outputs, parse_outputs
+from ..registry import register_engine
+from ..vkd.evaluate import FRAMES_AT_ONCE, Results, check_protocols, evaluate_protocols, extract_side, protocol_table
+from ..vkd.losses import distance_preservation_loss, kd_loss
+from ..vkd.model import FrameAverage, class_count
+from ..vkd.views import check_view_counts, student_views
+from .compat import device
+from .distributed import whole_batch
+from .engine import TransferEngine
+from .losses import ReidLoss
+from .models import unwrapped
+from .random_state import random_state, set_random_state
+from .ranking import INTERPOLATED, REPORTED_RANKS, TRAPEZOID
+from .run_checks import check_number, check_parts
+
+logger = logging.getLogger(__name__)
+
+TEMPERATURE, ALPHA, BETA = 10.0, 0.1, 1e-4  # the paper's
+STUDENT_VIEWS = 2
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+class VKDEngine(TransferEngine):
+    """Distils views: ``L = L_CE + L_TR + alpha * L_KD + beta * L_DP`` (paper: equation 8); alone, ``L_CE + L_TR``.
+
+    Training batches are sets ``[batch, N, 3, height, width]``. The frozen teacher sees all ``N`` views of a set, the
+    student ``M`` of the same, drawn anew for each. Without a teacher the network itself learns from all ``N``, which is
+    how a teacher is trained. Evaluation is that of ``evaluate.py``: ``results[target]`` holds the first protocol's
+    numbers, with its interpolated mAP, and ``protocols[target]`` those of all.
+
+    Args:
+        datamanager: torchreid data manager whose training batches are sets (or images: sets of one).
+        model: network of sets built with loss ``triplet``; it is trained, and saved.
+        optimizer: over the model's parameters.
+        scheduler: ``None`` keeps the learning rate.
+        teacher: a trained network of sets, of any architecture. It is copied and left as it is, and no checkpoint holds
+            it. ``None``: the first stage, a teacher's training.
+        loss: re-id loss; ``None``: plain cross-entropy and soft-margin triplet.
+        num_student_views: ``M``, at least 1 and at most the number of views in a batch.
+        temperature: ``tau`` of ``L_KD``.
+        alpha: weight of ``L_KD``. Where teacher and student tell different numbers of classes apart, the term is left
+            out, and the log says so.
+        beta: weight of ``L_DP``.
+        protocols: evaluated after training, see ``evaluate_protocols``.
+        query_in_gallery: see ``evaluate_protocols``.
+        no_camera: see ``evaluate_protocols``.
+        frames_at_once: frames in one forward pass of evaluation.
+        use_gpu: run on the GPU where there is one.
+        **options: of ``TransferEngine``.
+
+    Raises:
+        ConfigError: a network that gives no embeddings or no class scores, a negative weight, a temperature that is not
+            above 0, no views, or an unknown protocol.
+    """
+
+    def __init__(
+        self,
+        datamanager: Any,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        scheduler: LRScheduler | None = None,
+        teacher: nn.Module | None = None,
+        loss: ReidLoss | None = None,
+        num_student_views: int = STUDENT_VIEWS,
+        temperature: float = TEMPERATURE,
+        alpha: float = ALPHA,
+        beta: float = BETA,
+        protocols: Sequence[str] = ("V2V", "I2V"),
+        query_in_gallery: bool = False,
+        no_camera: bool = False,
+        frames_at_once: int = FRAMES_AT_ONCE,
+        use_gpu: bool = True,
+        **options: Any,
+    ) -> None:
+        check_protocols(protocols)
+        check_parts(model, optimizer, loss)
+        model, teacher = unwrapped(model), None if teacher is None else unwrapped(teacher)
+        check_number("temperature", temperature, above=True)
+        check_number("alpha", alpha)
+        check_number("beta", beta)
+        _check_network(model, "teacher" if teacher is None else "student")
+        if teacher is not None:
+            _check_network(teacher, "teacher")
+            sets = getattr(datamanager.train_loader, "dataset", None)
+            check_view_counts(getattr(sets, "num_views", max(1, num_student_views)), num_student_views)
+        if loss is None:
+            on_gpu = device(use_gpu).type == "cuda"
+            loss = ReidLoss(datamanager.num_train_pids, weight_t=1.0, margin=None, label_smooth=False, use_gpu=on_gpu)
+        super().__init__(datamanager, model, optimizer, scheduler, loss, use_gpu, **options)
+        self.num_student_views = num_student_views
+        self.temperature, self.alpha, self.beta = temperature, alpha, beta
+        self.evaluation = {"protocols": tuple(protocols), "query_in_gallery": query_in_gallery, "no_camera": no_camera}
+        self.frames_at_once = frames_at_once
+        self.protocols: dict[str, Results] = {}
+        self.teacher: nn.Module | None = None
+        self.same_classes = False
+        if teacher is not None:
+            self.teacher = frozen_teacher(teacher).to(self.device, memory_format=self.memory_format)
+            self.same_classes = _compare_classes(teacher, model)
+
+    # Training
+
+    @property
+    def images_of_item(self) -> int:
+        """Views of a set that the trained network sees."""
+        sets = getattr(self.train_loader, "dataset", None)
+        return self.num_student_views if self.teacher is not None else getattr(sets, "num_views", 1)
+
+    def networks(self) -> list[nn.Module]:
+        """Student and teacher, whose norms see batches too."""
+        return [*super().networks(), *([self.teacher] if self.teacher is not None else [])]
+
+    def prepare(self, data: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Sets ``[batch, views, 3, height, width]`` and labels ``[batch]``; images become sets of one."""
+        sets = data["img"] if data["img"].dim() == 5 else data["img"].unsqueeze(1)
+        images, pids = super().prepare({**data, "img": sets.flatten(0, 1)})
+        return images.unflatten(0, sets.shape[:2]), pids
+
+    def compute_losses(self, images: Tensor, pids: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """The terms of a batch of sets; those of distillation are logged as ``loss_kd`` and ``loss_dp``."""
+        if self.teacher is None:
+            return super().compute_losses(images, pids)
+        views = student_views(images, self.num_student_views)
+        with torch.no_grad():
+            goal = _parsed(self.outputs_of(images, self.teacher))
+        outputs = _parsed(self.outputs_of(views))
+        goal, outputs, pids = whole_batch((goal, outputs, pids))
+        loss, summary = self.loss(outputs, pids)
+        preservation = distance_preservation_loss(outputs.features[0], goal.features[0])
+        loss, summary = loss + self.beta * preservation, summary | {"loss_dp": preservation.item()}
+        if self.same_classes:
+            distillation = kd_loss(outputs.logits[0], goal.logits[0], self.temperature)
+            loss, summary = loss + self.alpha * distillation, summary | {"loss_kd": distillation.item()}
+        return loss, summary
+
+    # Evaluation
+
+    def test(
+        self, visrank: bool = False, rerank: bool = False, ranks: Sequence[int] = REPORTED_RANKS, **ignored: Any
+    ) -> float:
+        """Evaluates the protocols on every target; random numbers are left as they are.
+
+        Args:
+            visrank: not available here.
+            rerank: by k-reciprocal re-ranking as well; its numbers stand beside the others behind ``reranked_``.
+            ranks: places of the CMC curve that are kept.
+            **ignored: torchreid's settings of its own evaluation, such as a distance; the protocols' is cosine.
+
+        Returns:
+            Rank-1 of the first protocol on the last target, as a fraction.
+
+        Raises:
+            ConfigError: pictures of ranked lists were asked for.
+            DataError: empty queries or gallery, or no query with a match.
+        """
+        if visrank:
+            raise ConfigError("engine 'vkd' draws no ranked lists; set visrank to False (test.visrank)")
+        self.set_model_mode("eval")
+        first, random = self.evaluation["protocols"][0], random_state(self.device)
+        for target, loaders in self.test_loader.items():
+            query, gallery = (
+                extract_side(self.extract_features, loaders[side], self.frames_at_once, f"{side} of '{target}'")
+                for side in ("query", "gallery")
+            )
+            results = evaluate_protocols(query, gallery, rerank=rerank, ranks=ranks, **self.evaluation)
+            self.protocols[target] = results
+            self.results[target] = _headline(results[first])
+            logger.info("'%s' after epoch %d:\n%s", target, self.epoch + 1, protocol_table(results))
+            self._write_results(target, results)
+        set_random_state(random, self.device)
+        self.note_evaluation()
+        return self.results[target]["rank1"]
+
+    def _write_results(self, target: str, results: Results) -> None:
+        if self.writer is None:
+            return
+        for protocol, values in results.items():
+            for name, value in values.items():
+                self.writer.add_scalar(f"Test/{target}/{protocol}/{name}", value, self.epoch)
+
+
+register_engine("vkd", VKDEngine)
+
+
+def frozen_teacher(teacher: nn.Module) -> nn.Module:
+    """A copy that gives class scores and embeddings, learns nothing, and keeps every tensor as it is.
+
+    Its norms use the statistics of the batch, as the authors' do: so do the student's while it is trained, and a
+    teacher with running ones would differ from it in more than what it sees. They track nothing.
+    """
+    teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+    teacher.training = True  # the root alone: it gives class scores
+    for module in teacher.modules():
+        if isinstance(module, _NORMS):
+            module.training = True
+            module.track_running_stats = False
+    return teacher
+
+
+def _parsed(outputs: Any) -> Outputs:
+    return parse_outputs(outputs, training=True, loss="triplet")
+
+
+def _headline(results: dict[str, float]) -> dict[str, float]:
+    """Numbers of one protocol in the shape of every engine's results."""
+    renamed = {name.replace(f"mAP_{INTERPOLATED}", "mAP"): value for name, value in results.items()}
+    return {name: value for name, value in renamed.items() if not name.endswith(TRAPEZOID)}
+
+
+def _compare_classes(teacher: nn.Module, student: nn.Module) -> bool:
+    counts = class_count(teacher, "teacher"), class_count(student, "student")
+    if counts[0] != counts[1]:
+        logger.warning(
+            "the teacher tells %d classes apart, the student %d: the distillation of class scores (L_KD) is left out, "
+            "that of distances (L_DP) stays",
+            *counts,
+        )
+    return counts[0] == counts[1]
+
+
+def _check_network(model: nn.Module, who: str) -> None:
+    if not isinstance(model, FrameAverage):
+        raise ConfigError(
+            f"the {who} of engine 'vkd' is a {type(model).__name__}, a network of single images; build one of sets: "
+            "torchreid.models.build_model('vkd_<backbone>', ...), or oskt_torchreid.SetModel around a backbone"
+        )
+    class_count(model, who)
+    loss = getattr(model, "loss", None)
+    if loss != "triplet":
+        raise ConfigError(
+            f"the {who} of engine 'vkd' was built with loss {loss!r} and gives no embeddings in training; build it "
+            "with loss='triplet' (loss.name triplet)"
+        )

@@ -1,0 +1,265 @@
+"""What refining and expanding cost: one refinement step against one teacher-only step, and one expansion.
+
+Clusters are random: costs depend on widths, not on which channels share a cluster, and drawing them costs nothing.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..chain.chain import WeightChain
+from ..chain.losses import refining_loss
+from ..chain.network import trace
+from ..chain.sstudent import Refinement
+from ..chain.students import expand
+from ..chain.widths import Width, full_plan
+from ..errors import ConfigError
+from ..host import models
+from ..host.losses import ReidLoss
+from ..models.presets import PRESETS, TEACHER_PLANES, ResNetPreset
+from ..networks import parse_outputs
+
+BACKBONE, NUM_CLASSES = "resnet50", 751
+SERIES = {name: preset for name, preset in PRESETS.items() if isinstance(preset, ResNetPreset)}
+"""The paper's students of ResNet-50."""
+
+Result = TypeVar("Result")
+MEMORY_STEPS = 3  # the optimiser's state exists from the second step on
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class RefineCost:
+    """Costs of one training step, of the teacher alone and of refining a chain.
+
+    Attributes:
+        planes: base planes of the chain; the teacher has 64.
+        batch: images in a batch.
+        teacher_ms: median milliseconds of a teacher-only step.
+        refine_ms: median milliseconds of a refinement step.
+        teacher_bytes: peak memory of teacher-only training over that of the imported package; 0: not measured.
+        refine_bytes: the same of refinement.
+        weight_bytes: one copy of the teacher's weights.
+    """
+
+    planes: int
+    batch: int
+    teacher_ms: float
+    refine_ms: float
+    teacher_bytes: int
+    refine_bytes: int
+    weight_bytes: int
+
+    @property
+    def time_ratio(self) -> float:
+        """Refinement step over teacher-only step."""
+        return self.refine_ms / self.teacher_ms
+
+    @property
+    def memory_bound(self) -> int:
+        """``teacher * (1 + width ratio) + one copy of the weights``, and 5 % on top."""
+        return int(1.05 * (self.teacher_bytes * (1 + self.planes / TEACHER_PLANES) + self.weight_bytes))
+
+
+@dataclass(frozen=True)
+class ExpandCost:
+    """Costs of making one student.
+
+    Attributes:
+        name: of the preset, or of the backbone.
+        chain_width: width ratio of the chain.
+        params: parameters of the student.
+        expand_ms: median milliseconds of ``expand``.
+        copy_ms: median milliseconds of one plain copy of the bytes that it reads and writes.
+        touched_bytes: these bytes.
+    """
+
+    name: str
+    chain_width: float
+    params: int
+    expand_ms: float
+    copy_ms: float
+    touched_bytes: int
+
+
+# ---- refining ----------------------------------------------------------------------------------------------------
+
+
+def measure_refine(planes: int, batch: int, size: tuple[int, int], rounds: int, memory: bool = True) -> RefineCost:
+    """Times both kinds of step in one process, in turn, so that a busy machine slows both alike.
+
+    Args:
+        planes: base planes of the chain.
+        batch: images in a batch.
+        size: ``(height, width)`` of the images.
+        rounds: steps of each kind that are timed, after a warm-up.
+        memory: also measure peak memory, each kind in a fresh process.
+    """
+    steps = [_make_step(kind, batch, size) for kind in (0, planes)]
+    seconds: list[list[float]] = [[], []]
+    for round_ in range(WARM_UP + rounds):
+        for step, times in zip(steps, seconds, strict=True):
+            start = time.perf_counter()
+            step()
+            if round_ >= WARM_UP:
+                times.append(time.perf_counter() - start)
+    teacher_ms, refine_ms = (1e3 * statistics.median(times) for times in seconds)
+    peaks = [_fresh_peak(kind, batch, size) for kind in (0, planes)] if memory else [0, 0]
+    weights = sum(p.numel() * p.element_size() for p in models.skeleton(BACKBONE, NUM_CLASSES).parameters())
+    return RefineCost(planes, batch, teacher_ms, refine_ms, *peaks, weights)
+
+
+def _make_step(planes: int, batch: int, size: tuple[int, int]) -> Callable[[], None]:
+    """Forward, backward and Adam's step of the teacher alone (0 planes) or of teacher and S-student."""
+    teacher = models.build(BACKBONE, NUM_CLASSES)
+    network = Refinement(teacher, random_chain(teacher, planes / TEACHER_PLANES)) if planes else teacher
+    network.train()
+    criterion = ReidLoss(NUM_CLASSES)
+    optimizer = torch.optim.Adam(network.parameters(), lr=3.5e-4, weight_decay=5e-4)
+    images = torch.randn(batch, 3, *size)
+    pids = torch.arange(batch) % NUM_CLASSES
+
+    def step() -> None:
+        outputs = network(images)
+        loss = torch.zeros(())
+        for logits in outputs if planes else (outputs,):
+            loss = loss + criterion(parse_outputs(logits, True, "softmax"), pids)[0]
+        if planes:
+            loss = loss + refining_loss(network.sstudent.row_pairs(teacher))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _fresh_peak(planes: int, batch: int, size: tuple[int, int]) -> int:
+    """Peak memory of a few steps in a process of their own.
+
+    What the operating system saw is what decides whether a job fits; a profiler of torch would miss the buffers of its
+    kernels, and a shared process would carry the peaks of what ran before.
+    """
+    return in_fresh_process(_peak, planes, batch, size, torch.get_num_threads())
+
+
+def in_fresh_process(work: Callable[..., Result], *arguments: object) -> Result:
+    """What a function of a module returns in a process that has done nothing but import this package."""
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    multiprocessing.set_forkserver_preload([__name__])  # imported once, for all that are started
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def _peak(planes: int, batch: int, size: tuple[int, int], threads: int) -> int:
+    torch.set_num_threads(threads)
+    before = process_memory("VmRSS")
+    step = _make_step(planes, batch, size)
+    for _ in range(MEMORY_STEPS):
+        step()
+    return process_memory("VmHWM") - before
+
+
+def process_memory(field: str) -> int:
+    """Bytes that Linux counts for this process; 0 elsewhere.
+
+    Not ``getrusage``, whose maximum a new process inherits from the one that started it.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="ascii").splitlines() if status.is_file() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), 0)
+
+
+# ---- expanding ---------------------------------------------------------------------------------------------------
+
+
+def measure_expand(rounds: int, names: Sequence[str] = tuple(SERIES)) -> list[ExpandCost]:
+    """Times the expansion of the paper's students from chains that were saved and loaded.
+
+    Args:
+        rounds: expansions of each student that are timed, after a warm-up.
+        names: which presets of ``SERIES``.
+
+    Raises:
+        ConfigError: no student has such a name.
+    """
+    for name in names:
+        if name not in SERIES:
+            raise ConfigError(f"no student is called {name!r}; allowed: {', '.join(SERIES)}")
+    teacher = models.build(BACKBONE, NUM_CLASSES)
+    chains: dict[int, WeightChain] = {}
+    costs = []
+    for name in names:
+        planes = SERIES[name].chain_planes
+        if planes not in chains:
+            chains[planes] = _saved_and_loaded(random_chain(teacher, planes / TEACHER_PLANES))
+        costs.append(_expand_cost(name, chains[planes], planes / TEACHER_PLANES, name, rounds))
+    return costs
+
+
+def measure_expand_all(rounds: int, names: Sequence[str], ratio: float = 0.5) -> Iterator[ExpandCost]:
+    """Times the expansion of every backbone at one ratio, from a chain of that width that was saved and loaded.
+
+    Args:
+        rounds: expansions of each that are timed, after a warm-up.
+        names: registered backbones.
+        ratio: width ratio of chain and student.
+    """
+    for name in names:
+        torch.manual_seed(0)
+        chain = _saved_and_loaded(random_chain(models.build(name, NUM_CLASSES), ratio, models.input_size(name)))
+        yield _expand_cost(name, chain, ratio, ratio, rounds)
+
+
+def _expand_cost(name: str, chain: WeightChain, chain_width: float, width: Width, rounds: int) -> ExpandCost:
+    plan = full_plan(chain.graph, width)
+    student = expand(chain, plan)
+    touched = _tensors(chain, student)
+    expand_ms = _median_ms(lambda: expand(chain, plan), rounds)
+    copy_ms = _median_ms(lambda: [tensor.clone() for tensor in touched], rounds)
+    params = sum(parameter.numel() for parameter in student.parameters())
+    touched_bytes = sum(tensor.numel() * tensor.element_size() for tensor in touched)
+    return ExpandCost(name, chain_width, params, expand_ms, copy_ms, touched_bytes)
+
+
+def random_chain(teacher: nn.Module, ratio: float, size: tuple[int, int, int] = (3, 64, 32)) -> WeightChain:
+    """A chain of a teacher, of a width ratio and with random clusters."""
+    graph = trace(teacher, size)
+    generator = np.random.default_rng(0)
+    widths = graph.ratio_plan(ratio)
+    labels = {name: generator.permutation(np.arange(size) % widths[name]) for name, size in graph.sizes.items()}
+    return WeightChain.from_labels(teacher, graph, labels)
+
+
+def _saved_and_loaded(chain: WeightChain) -> WeightChain:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "chain.safetensors"
+        chain.save(path)
+        return WeightChain.load(path)
+
+
+def _tensors(chain: WeightChain, student: nn.Module) -> list[Tensor]:
+    """What an expansion reads and what it writes."""
+    read = [tensor for part in (chain.rows, chain.vectors, chain.fixed) for tensor in part.values()]
+    return read + list(student.state_dict().values())
+
+
+def _median_ms(action: Callable[[], object], rounds: int) -> float:
+    seconds = []
+    for round_ in range(WARM_UP + rounds):
+        start = time.perf_counter()
+        action()
+        if round_ >= WARM_UP:
+            seconds.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(seconds)

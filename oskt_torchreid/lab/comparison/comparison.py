@@ -1,0 +1,152 @@
+"""Runs the jobs of a comparison, several at a time, and gathers their results."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...config import save_resolved
+from ...errors import TrainingError
+from ...files import write_json
+from ...report import read_results
+from ...runs.processes import in_processes, logged
+from ...runs.run import run
+from ..comparison_report import Measurement, write_comparison
+from .jobs import TEACHER, Job, Rates, check_comparison, seed_jobs, source_jobs, split_name
+from .tuning import further_jobs, tuning_jobs
+
+logger = logging.getLogger(__name__)
+
+RATES_NAME, DATA_NAME = "rates.json", "comparison.json"
+SOURCE_METHOD = "source-trained"
+Work = Callable[[Any], None]
+
+
+def compare(config: Any, processes: int = 1) -> Path:
+    """Runs a whole comparison; what was run before with the same configuration is not run again.
+
+    Args:
+        config: whole tree; the node ``comparison`` says what is compared, the others how everything is trained.
+        processes: runs at a time, with one thread each; 1 runs them here, one after the other, with torch's threads.
+
+    Returns:
+        The folder, ``data.save_dir``, with ``comparison.json``, ``comparison.md``, pictures, and a folder per run.
+
+    Raises:
+        OsktError: everything that can be known beforehand is checked before anything is trained.
+    """
+    check_comparison(config)
+    folder = Path(config.data.save_dir)
+    save_resolved(config, folder)
+    rates = tune(config, folder, processes)
+    first = seed_jobs(config, rates, "finetune")
+    run_all(config, first, processes, "teachers, chains and students")
+    rest = seed_jobs(config, rates, "rest")
+    run_all(config, rest, processes, "equal passes, transfer, ablations")
+    last = source_jobs(config, rates)
+    run_all(config, last, processes, "transfer from the source")
+    measurements = [row for job in (*first, *rest, *last) for row in measurements_of(folder, job)]
+    facts = [read_results(folder / job.folder / "results.json").facts["refine"] for job in first]
+    write_comparison(folder, config, measurements, facts, rates)
+    return folder
+
+
+def tune(config: Any, folder: Path, processes: int) -> Rates:
+    """Chooses every learning rate on held-out training identities, and writes down what was tried."""
+    rates: dict[str, dict[str, float]] = {}
+    tried: dict[str, dict[str, dict[str, float]]] = {}
+    for step in ("teacher", "refine"):
+        candidates = tuning_jobs(config, step, rates)
+        run_all(config, candidates, processes, f"tuning, {step}", try_apart)
+        chosen, measured = choose_rates(folder, candidates)
+        if step not in chosen:
+            raise TrainingError(
+                f"at none of the rates of comparison.{step}_rates a loss stayed finite; give lower ones (see "
+                f"{folder / 'tuning'})"
+            )
+        rates, tried = rates | chosen, tried | measured
+    candidates = tuning_jobs(config, "rates", rates)
+    run_all(config, candidates, processes, "tuning, students", try_apart)
+    of_students, tried_students = choose_rates(folder, candidates)
+    for _ in range(config.comparison.further_rates):
+        further = further_jobs(config, rates, tried_students)
+        run_all(config, further, processes, "tuning, beyond the grid", try_apart)
+        candidates += further
+        of_students, tried_students = choose_rates(folder, candidates)
+    write_json(folder / RATES_NAME, {"chosen": rates | of_students, "mAP": tried | tried_students})
+    return rates | of_students
+
+
+def run_all(config: Any, jobs: Sequence[Job], processes: int, title: str, work: Work | None = None) -> None:
+    """Runs jobs that do not depend on one another; the first failure stops those that have not begun."""
+    in_processes(work or _run_apart, [(job.config(config),) for job in jobs], processes, title)
+
+
+def _run_apart(config: Any) -> None:
+    """One run, perhaps in a process of its own; its messages go to its own folder."""
+    folder = Path(config.data.save_dir)
+    try:
+        with logged(folder / "log.txt"):
+            run(config)
+    finally:
+        clear_checkpoints(folder)
+
+
+def try_apart(config: Any) -> None:
+    """The same of a candidate: a rate at which a loss stops being finite is not chosen, and stops nothing else."""
+    try:
+        _run_apart(config)
+    except TrainingError as error:
+        logger.warning("%s is no candidate: %s", Path(config.data.save_dir).name, error)
+
+
+def clear_checkpoints(folder: Path) -> None:
+    """Removes the checkpoints of training, which nothing needs once a run is whole, and which add up."""
+    for path in folder.rglob("model.pth.tar-*"):
+        path.unlink()
+
+
+def choose_rates(folder: Path, candidates: Sequence[Job]) -> tuple[dict, dict]:
+    """The rate of the highest mAP on the held-out identities.
+
+    Args:
+        folder: of the comparison.
+        candidates: runs that are done; one that failed left nothing to choose from.
+
+    Returns:
+        Rate by scenario and method; and the mAP of every candidate, by scenario, method and rate.
+    """
+    tried: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for job in candidates:
+        scenario, rate = job.labels["scenario"], job.labels["rate"]
+        path = folder / job.folder / "results.json"
+        for row in read_results(path).rows if path.is_file() else ():
+            method, _ = split_name(row.name) or (TEACHER, 1.0)
+            if (method == TEACHER) == (scenario == "teacher"):
+                tried[scenario][method][f"{rate:g}"] = row.map_after
+    chosen = {
+        scenario: {method: float(max(curve, key=curve.get)) for method, curve in methods.items()}
+        for scenario, methods in tried.items()
+    }
+    return chosen, {scenario: dict(methods) for scenario, methods in tried.items()}
+
+
+def measurements_of(folder: Path, job: Job) -> list[Measurement]:
+    """All rows of a job that is done, each with the scenario, method, width and seeds it belongs to."""
+    found = []
+    for row in read_results(folder / job.folder / "results.json").rows:
+        if row.name.startswith("file="):
+            width = float(Path(row.name).parent.name.rpartition("=")[2])
+            named = SOURCE_METHOD, width
+        else:
+            named = split_name(row.name)
+        if named is None:
+            if job.scenario != "finetune":
+                continue
+            named = TEACHER, 1.0
+        scenario = job.scenario
+        found.append(Measurement(scenario, *named, job.labels["data_seed"], job.labels["seed"], row))
+    return found

@@ -1,0 +1,117 @@
+"""What works with which backbone, found by trying, and what its channel graph says of widths and exactness."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from fractions import Fraction
+
+import numpy as np
+import torch
+from tabulate import tabulate
+from torch import nn
+from tqdm import tqdm
+
+from ..chain.network import trace
+from ..errors import ConfigError, GraphError
+from ..graph import ChannelGraph, ChannelGroup
+from ..graph.grouping import OUTPUT
+from ..host import models
+from ..models import find_classifier
+from ..report.tables import human_count
+
+HEADERS = ("backbone", "parameters", "channels", "groups", "width grid", "students", "BNNeck")
+NUM_CLASSES = 751
+
+
+def support_table(names: Iterable[str]) -> str:
+    """A Markdown table: each backbone traced at the size it is made for, and tried with a neck.
+
+    ``width grid`` and ``students`` are those of ``width_grid`` and ``exactness``; for a backbone that cannot be traced,
+    the first words of the reason. ``BNNeck`` says whether ``oskt_<backbone>`` exists.
+    """
+    rows = [_row(name) for name in tqdm(list(names), disable=None, unit="backbone")]
+    return tabulate(rows, headers=HEADERS, tablefmt="github", colalign=("left", *["right"] * 3, *["left"] * 3))
+
+
+def _row(name: str) -> tuple[str, ...]:
+    torch.manual_seed(0)
+    model = models.build(name, NUM_CLASSES)
+    params = human_count(sum(parameter.numel() for parameter in model.parameters()))
+    neck = _neck(model, name)
+    try:
+        graph = trace(model)
+    except GraphError as error:
+        return name, params, "-", "-", "-", f"none: {str(error).partition(';')[0][:80]}", neck
+    return name, params, str(graph.num_channels), str(len(graph.groups)), width_grid(graph), exactness(graph), neck
+
+
+def _neck(model: nn.Module, name: str) -> str:
+    if getattr(model, "has_neck", False):
+        return "has one"
+    try:
+        find_classifier(model, models.input_size(name))
+    except ConfigError:
+        return "no: several classifiers"
+    return "yes"
+
+
+# ---- widths ----------------------------------------------------------------------------------------------------------
+
+
+def width_grid(graph: ChannelGraph) -> str:
+    """How finely one ratio for all groups can be chosen: the number of distinct plans, and the coarsest groups.
+
+    A group of ``s`` channels takes another width at the ratios ``1/s, 2/s, ..., 1``. Example: groups of 4 and of 6
+    channels change at 1/6, 1/4, 1/3, 1/2, 2/3, 3/4, 5/6 and 1, which is 7 plans (below 1/3 both have one channel), and
+    the coarsest steps are 1/4. Groups of one channel stay as they are.
+    """
+    narrowable = [group for group in graph.groups if not group.fixed and group.size > 1]
+    if not narrowable:
+        return "one width only"
+    sizes = {group.size for group in narrowable}
+    plans = {Fraction(width, size) for size in sizes for width in range(2, size + 1)}
+    least = min(sizes)
+    kinds = _kinds(graph)
+    coarsest = Counter(kinds.get(group.name, "groups") for group in narrowable if group.size == least)
+    what = ", ".join(f"{count} {kind if count > 1 else kind.removesuffix('s')}" for kind, count in coarsest.items())
+    return f"{len(plans) + 1} plans; coarsest 1/{least} ({what})"
+
+
+def _kinds(graph: ChannelGraph) -> dict[str, str]:
+    """What makes the groups that lie in blocks side by side, by group name."""
+    kinds: dict[str, str] = {}
+    for kind, axes in (("convolution groups", graph.ties), ("norm blocks", graph.norms), ("heads", graph.attentions)):
+        for channels in {id(axis.channels): axis.channels for axis in axes if len(axis.channels) > 1}.values():
+            kinds.update((group.name, kind) for group in _groups_of(graph, channels))
+    return kinds
+
+
+def _groups_of(graph: ChannelGraph, channels: np.ndarray) -> list[ChannelGroup]:
+    return [graph.groups[index] for index in np.unique(graph.group_of_channel[channels])]
+
+
+# ---- exactness -------------------------------------------------------------------------------------------------------
+
+
+def exactness(graph: ChannelGraph) -> str:
+    """When students compute what a teacher with equal rows in each cluster computes, and what is done for it."""
+    under = _counted(len(graph.norms), "norm", "over channels")
+    folded = sum(bool(attention.positions) for attention in graph.attentions)
+    reductions = Counter(reduction.operator for reduction in graph.reductions)
+    reasons = (group.fixed.partition(" in '")[0] for group in graph.groups if group.fixed and group.fixed != OUTPUT)
+    notes = [
+        f"exact where slots stand for equally many channels ({under})" if under else "exact",
+        _counted(folded, "attention", "folded"),
+        _counted(len(graph.attentions) - folded, "attention", "not folded"),
+        _counted(len(graph.routes), "module", "routed"),
+        _counted(len(graph.splits), "split point", "moved"),
+        *(_counted(count, f"channel {operator}", "weighted") for operator, count in reductions.items()),
+        *(f"{_counted(count, 'group')} whole: {reason}" for reason, count in Counter(reasons).items()),
+    ]
+    return "; ".join(note for note in notes if note)
+
+
+def _counted(count: int, what: str, done: str = "") -> str:
+    """``3, "module", "routed"`` -> ``3 modules routed``; nothing for none."""
+    return f"{count} {what}{'s' if count > 1 else ''} {done}".strip() if count else ""

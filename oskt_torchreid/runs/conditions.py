@@ -1,0 +1,198 @@
+"""Which keys do nothing under the values of others, such as a step size where the rate follows a cosine.
+
+What decides it are other keys and the data; two keys also depend on the machine, see ``BY_MACHINE``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from typing import Any
+
+from ..baselines import baseline
+from ..config import get, leaves
+from ..host.compat import device
+from ..host.data import has_splits
+from ..host.distributed import process_count
+from ..host.optimization import SCHEDULE_KEYS
+from .oskt.wishes import FILE_METHOD, method_of
+
+Reasons = Iterator[tuple[str, str]]
+
+BY_MACHINE = ("train.mixed_precision", "train.sync_batch_norm")
+"""Keys that do nothing on one machine and something on another."""
+
+SCHEDULE = (
+    *("lr", "weight_decay", "max_epoch", "start_epoch", "batch_size", "fixbase_epoch", "open_layers", "lr_scheduler"),
+    *("stepsize", "gamma", "per_iteration", "warmup_*", "min_lr_factor", "half_resolution_epochs"),
+)
+"""Patterns of the keys of the train node that are of its own stage alone."""
+
+_STAGES = {
+    "oskt": ("train", "oskt.refine", "oskt.finetune"),
+    "vkd": ("vkd.teacher_stage", "vkd.student_stage"),
+}
+_SAMPLERS = {
+    "sampler.num_instances": "RandomIdentitySampler",
+    "sampler.num_cams": "RandomDomainSampler",
+    "sampler.num_datasets": "RandomDatasetSampler",
+}
+
+
+def idle_keys(config: Any) -> dict[str, str]:
+    """Dotted keys that do nothing in a run, and why.
+
+    Example: ``train.stepsize`` does nothing where ``train.lr_scheduler is 'cosine'``, which is its reason then.
+    """
+    engine = config.engine or config.loss.name
+    found = [
+        *replaced_keys(config).items(),
+        *_of_training(config),
+        *_of_data(config, engine),
+        *_of_losses(config),
+        *_of_evaluation(config),
+    ]
+    for stage in _STAGES.get(engine, ("train",)):
+        found += _of_schedule(config, stage)
+    if engine == "oskt":
+        found += [*_of_chain(config), *_of_students(config)]
+    elif engine == "vkd":
+        found += _of_sets(config)
+    return dict(reversed(found))  # of several reasons the first
+
+
+def replaced_keys(config: Any) -> dict[str, str]:
+    """The keys of stages that a given teacher or chain takes the place of, and why.
+
+    They are told, and never refused: a command stays as it is when a file of an earlier run is added to it.
+    """
+    engine, oskt, vkd = config.engine or config.loss.name, config.oskt, config.vkd
+    reasons: dict[str, str] = {}
+    if engine == "oskt" and oskt.chain:
+        refined = ("width", "clustering", "normalize_rows", "attention")
+        keys = (*leaves(oskt.refine, "oskt.refine."), *(f"oskt.{key}" for key in refined))
+        reasons |= dict.fromkeys(keys, "oskt.chain is given, so that nothing is refined")
+    given = next((key for key in ("chain", "teacher") if oskt[key]), "") if engine == "oskt" else ""
+    if given:
+        keys = ("model.pretrained", "model.load_weights", *train_schedule(config))
+        reasons |= dict.fromkeys(keys, f"oskt.{given} is given, so that no teacher is trained")
+    if engine == "vkd" and vkd.teacher:
+        keys = ("model.load_weights", *leaves(vkd.teacher_stage, "vkd.teacher_stage."))
+        reasons |= dict.fromkeys(keys, "vkd.teacher is given, so that none is trained")
+    return reasons
+
+
+def train_schedule(config: Any) -> list[str]:
+    """The keys of the train node that are of its own stage alone."""
+    return [key for key in leaves(config.train, "train.") if any(fnmatch(key, f"train.{name}") for name in SCHEDULE)]
+
+
+def _of_training(config: Any) -> Reasons:
+    train = config.train
+    if not train.staged_lr:
+        yield from _each("train.staged_lr is False", "train.new_layers", "train.base_lr_mult")
+    if not train.fixbase_epoch:
+        yield "train.open_layers", "train.fixbase_epoch is 0"
+    if device(config.use_gpu).type == "cpu":
+        yield "train.mixed_precision", "nothing runs on a GPU"
+    if process_count() == 1:
+        yield "train.sync_batch_norm", "there is one process"
+
+
+def _of_schedule(config: Any, stage: str) -> Reasons:
+    node = get(config, stage)
+    equal_passes = stage == "oskt.finetune" and config.oskt.controls  # which are given the epochs of refinement too
+    if not (node.max_epoch or equal_passes):
+        keys = leaves(node, f"{stage}.").keys() - {f"{stage}.max_epoch", f"{stage}.batch_size"}
+        own = train_schedule(config) if stage == "train" else keys
+        yield from _each(f"{stage}.max_epoch is 0", *(key for key in own if key in keys))
+    for key, schedules in SCHEDULE_KEYS.items():
+        if node.lr_scheduler not in schedules:
+            yield f"{stage}.{key}", f"{stage}.lr_scheduler is '{node.lr_scheduler}'"
+    if not node.warmup_epochs:
+        yield f"{stage}.warmup_factor", f"{stage}.warmup_epochs is 0"
+
+
+def _of_data(config: Any, engine: str) -> Reasons:
+    data = config.data
+    names = list(dict.fromkeys([*data.sources, *data.targets]))
+    if not any(has_splits(name, data.type) for name in names):
+        yield "data.split_id", f"none of {', '.join(names)} has several splits"
+    for key, sampler in _SAMPLERS.items():
+        if engine != "vkd" and config.sampler.train_sampler != sampler:
+            yield key, f"sampler.train_sampler is '{config.sampler.train_sampler}'"
+    if config.few_shot.ratio == 1:
+        yield "few_shot.seed", "few_shot.ratio is 1"
+    if not config.validation.share:
+        yield "validation.seed", "validation.share is 0"
+
+
+def _of_losses(config: Any) -> Reasons:
+    loss, triplet = config.loss, config.loss.triplet
+    if not loss.center.weight:
+        yield "loss.center.lr", "loss.center.weight is 0"
+    if loss.name != "triplet":
+        yield from _each(f"loss.name is '{loss.name}'", *leaves(triplet, "loss.triplet."))
+        return
+    if not triplet.weight_x:
+        yield "loss.softmax.label_smooth", "loss.triplet.weight_x is 0"
+    if not triplet.weight_t:
+        keys = ("margin", "soft_margin", "normalize")
+        yield from _each("loss.triplet.weight_t is 0", *(f"loss.triplet.{key}" for key in keys))
+    if triplet.soft_margin:
+        yield "loss.triplet.margin", "loss.triplet.soft_margin is True"
+
+
+def _of_evaluation(config: Any) -> Reasons:
+    test = config.test
+    if not test.visrank:
+        yield "test.visrank_topk", "test.visrank is False"
+    if test.eval_freq < 1 and not (config.engine == "oskt" and config.oskt.curves):
+        yield "test.start_eval", f"test.eval_freq is {test.eval_freq}"
+
+
+def _of_chain(config: Any) -> Reasons:
+    oskt = config.oskt
+    if oskt.ladder:
+        yield "oskt.width", "oskt.ladder has the widths of the chains"
+    if not oskt.refine["lambda"]:
+        yield "oskt.refine.lambda_schedule", "oskt.refine.lambda is 0"
+
+
+def _of_students(config: Any) -> Reasons:
+    """What depends on which networks there are."""
+    oskt = config.oskt
+    methods = [method_of(name) for name in oskt.students]
+    if not any(not method for method in methods):
+        keys = ("oskt.distance", "oskt.statistics", "oskt.recalibrate")
+        yield from _each("oskt.students has no student of the chain", *keys)
+    trained = [*methods, *oskt.controls]
+    if not trained:
+        yield from _each("oskt.students and oskt.controls are empty", *leaves(oskt.finetune, "oskt.finetune."))
+    if not (trained and oskt.finetune.max_epoch):
+        yield "oskt.curves", "oskt.finetune.max_epoch is 0, or oskt.students and oskt.controls are empty"
+    for name in oskt.control_lr:
+        if name not in trained:
+            yield f"oskt.control_lr.{name}", f"oskt.students and oskt.controls name no '{name}'"
+    if not any(method not in ("", FILE_METHOD) and baseline(method).distils for method in trained):
+        yield from _each(
+            "oskt.students and oskt.controls name nothing that is distilled",
+            *leaves(oskt.distillation, "oskt.distillation."),
+        )
+    if not any("latency=" in str(wish) for wish in (*oskt.students, *oskt.ladder)):
+        yield from _each("oskt.students and oskt.ladder ask for no latency", *leaves(oskt.latency, "oskt.latency."))
+
+
+def _of_sets(config: Any) -> Reasons:
+    node = config.vkd
+    if not node.student.endswith(".safetensors"):
+        yield "vkd.student_width", "vkd.student is no chain's file"
+    if not node.reinit_last_stage:
+        yield "vkd.last_stage_weights", "vkd.reinit_last_stage is False"
+    if not node.alpha:
+        yield "vkd.temperature", "vkd.alpha is 0"
+
+
+def _each(reason: str, *keys: str) -> Reasons:
+    for key in keys:
+        yield key, reason

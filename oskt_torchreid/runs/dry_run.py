@@ -1,0 +1,173 @@
+"""A rehearsal: everything that a configuration asks for is built on stand-in data; nothing is trained but one step."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..chain.counting import Costs
+from ..chain.expansion import expand_to_plan
+from ..config import get
+from ..datasets import synthped, synthped_video
+from ..datasets.stand_in import CAMERAS, VIEWS, make_stand_in
+from ..host.engine import TransferEngine
+from ..host.losses import loss_from_config
+from ..host.optimization import build_optimizer
+from ..host.oskt_engine import OSKTEngine
+from ..models import build_model
+from .dry_run_data import look_at_data
+from .oskt.plan import check_file_student, check_start, make_plan, stand_in_chain
+from .oskt.wishes import FILE_METHOD, method_of
+from .rehearsal import BuiltNetworks, Rehearsal, StageRehearsal, facts_of, network_cost, rehearsed_stage
+from .trainer import Trainer
+from .use import check_use
+from .vkd.dry_run import rehearse_sets, shrink_sets
+from .vkd.run import SetTrainer
+
+IDENTITIES = 2
+INSTANCES = VIEWS * CAMERAS
+SYNTHETIC_TEST_IDENTITIES = 10  # torchreid's ranking wants galleries of 51 pictures, which synthetic sets check
+
+
+def rehearse(
+    config: Any, built: BuiltNetworks | None = None, step: bool = True, given: Sequence[str] = ()
+) -> Rehearsal:
+    """Builds networks, widths, data loaders, losses, optimisers and schedules, and makes one step.
+
+    The data of these are stand-ins of two training identities in the real layouts, in a temporary folder. Batches are
+    as small as they are, everything else is as configured. Files of an earlier run (teacher, chain, students) and
+    starting weights need not be there: networks have fresh weights. Data sets that are there are looked at themselves,
+    see ``look_at_data``.
+
+    Args:
+        config: whole tree, as ``load_config`` gives it.
+        built: of an earlier rehearsal of the same networks, to save time.
+        step: whether to make the one step, of the first student where there is one, at full resolution. Without it
+            networks have shapes and no weights where that is enough to build all.
+        given: dotted keys that a user named on the command line, which must be of use.
+
+    Returns:
+        What the run would do.
+
+    Raises:
+        OsktError: as the run itself would, before it trains.
+    """
+    check_use(config, given)
+    for name in config.oskt.students if config.engine == "oskt" else ():
+        if method_of(name) == FILE_METHOD and Path(name.partition("=")[2]).is_file():
+            check_file_student(name)
+    method = config.engine or config.loss.name
+    if method != "vkd":
+        check_start(config)
+    rehearsal = _on_stand_ins(config, method, built, step)
+    trainer = (SetTrainer if method == "vkd" else Trainer)(config)
+    return replace(rehearsal, facts=(*rehearsal.facts, *look_at_data(config, trainer, rehearsal.stages)))
+
+
+def _on_stand_ins(config: Any, method: str, built: BuiltNetworks | None, step: bool) -> Rehearsal:
+    """Builds everything, and makes the one step, on data that are made for it."""
+    with _rehearsal_config(config) as small:
+        if method == "vkd":
+            return rehearse_sets(config, small, built, step)
+        trainer = Trainer(small)
+        if method == "oskt":
+            built = built or _built(small, trainer.num_classes)
+            stages, networks, student = _oskt_stages(config, small, trainer, built), built.sizes, built.student
+        else:
+            with contextlib.nullcontext() if step else torch.device("meta"):
+                student = build_model(small, trainer.num_classes)
+            stages = (_stage(config, small, trainer, "train", student, "network"),)
+            networks = ((config.model.name, *network_cost(student, small)),)
+        terms = _one_step(small, trainer, student) if step else {}
+        return Rehearsal(facts_of(config), stages, networks, terms, built)
+
+
+@contextlib.contextmanager
+def _rehearsal_config(config: Any) -> Iterator[Any]:
+    """The configuration on stand-in data that are there for the while."""
+    small = config.clone()
+    small.defrost()
+    identities = round(IDENTITIES / config.few_shot.ratio + 0.499999)  # as many as leave two in the subset
+    small.model.pretrained, small.model.load_weights = False, ""
+    small.oskt.teacher = small.oskt.chain = ""
+    small.oskt.students = [name for name in config.oskt.students if method_of(name) != FILE_METHOD]
+    small.validation.share = 0.0
+    small.data.workers, small.use_gpu = 0, False
+    small.sampler.num_instances = min(small.sampler.num_instances, INSTANCES)
+    for node in (small.train, small.oskt.refine, small.oskt.finetune):
+        node.batch_size = IDENTITIES * small.sampler.num_instances
+    small.synthped.num_train, small.synthped.num_test = identities, SYNTHETIC_TEST_IDENTITIES
+    if config.engine == "vkd":
+        shrink_sets(small, identities)
+    with tempfile.TemporaryDirectory(prefix="rehearsal-") as root:
+        small.data.root = small.data.save_dir = root
+        for name in dict.fromkeys([*config.data.sources, *config.data.targets]):
+            if name not in (*synthped.VARIANTS, *synthped_video.VARIANTS):  # those draw themselves
+                make_stand_in(root, name, identities)
+        small.freeze()
+        yield small
+
+
+def _built(small: Any, num_classes: int) -> BuiltNetworks:
+    """The networks of a run of OSKT, with fresh weights."""
+    plan = make_plan(small, num_classes)
+    chain = stand_in_chain(plan.teacher, plan.graph, plan.chain_widths)
+    widths = {"chain (S-student)": plan.chain_widths, **{student.name: student.widths for student in plan.students}}
+    counts = Costs(chain).count([plan.graph.sizes, *widths.values()])
+    sizes = zip(("teacher", *widths), counts.params.tolist(), counts.flops.tolist(), strict=True)
+    first = next((student.widths for student in plan.students if not student.method), plan.chain_widths)
+    return BuiltNetworks(plan, tuple(sizes), expand_to_plan(chain, first), chain)
+
+
+def _oskt_stages(config: Any, small: Any, trainer: Trainer, built: BuiltNetworks) -> tuple[StageRehearsal, ...]:
+    """Stages of a run of OSKT, in order."""
+    plan, stages = built.plan, []
+    if not config.oskt.chain:
+        if not config.oskt.teacher:
+            stages.append(_stage(config, small, trainer, "train", plan.teacher, "teacher"))
+        stages.append(_refine_stage(config, small, trainer, built))
+    if plan.students:
+        names = ", ".join(student.name for student in plan.students)
+        stages.append(_stage(config, small, trainer, "oskt.finetune", built.student, names))
+    return tuple(stages)
+
+
+def _stage(config: Any, small: Any, trainer: Trainer, key: str, model: nn.Module, networks: str) -> StageRehearsal:
+    optimizer = build_optimizer(model, small, get(small, key))
+    return rehearsed_stage(config, small, trainer, key, networks, optimizer)
+
+
+def _refine_stage(config: Any, small: Any, trainer: Trainer, built: BuiltNetworks) -> StageRehearsal:
+    """The refinement's engine is built too: it adds the S-student's parameters to the optimiser."""
+    node, teacher = get(small, "oskt.refine"), built.plan.teacher
+    optimizer = build_optimizer(teacher, small, node)
+    OSKTEngine(
+        trainer.datamanager(node.batch_size),
+        copy.copy(teacher),
+        optimizer,
+        chain=built.chain,
+        loss=loss_from_config(small, trainer.num_classes, use_gpu=False),
+        lambda_weight=node["lambda"],
+        lambda_shape=node["lambda_schedule"],
+        vector_copies=node["vector_copies"],
+        use_gpu=False,
+    )
+    return rehearsed_stage(config, small, trainer, "oskt.refine", "teacher, S-student", optimizer)
+
+
+def _one_step(small: Any, trainer: Trainer, model: nn.Module) -> dict[str, float]:
+    """One training step of a network on a batch of the stand-in data; the network changes."""
+    datamanager = trainer.datamanager(small.train.batch_size)
+    loss = loss_from_config(small, trainer.num_classes, use_gpu=False)
+    engine = TransferEngine(datamanager, model, build_optimizer(model, small), loss=loss, use_gpu=False)
+    engine.set_model_mode("train")
+    with torch.enable_grad():
+        return engine.forward_backward(next(iter(datamanager.train_loader)))

@@ -1,0 +1,1 @@
+"""A run of OSKT: its plan, its stages, its report."""

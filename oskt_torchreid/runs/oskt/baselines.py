@@ -1,0 +1,162 @@
+"""Baselines in a run: who makes a student, whether it can, and the stage that makes, trains and evaluates one."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...baselines import DistillationEngine, baseline, make_baseline
+from ...chain.network import trace
+from ...chain.relabelling import relabel
+from ...chain.students import load_student, save_student
+from ...config import leaves
+from ...files import sha256
+from ...graph import ChannelGraph
+from ...host.compat import seed_everything
+from ...host.engine import TransferEngine
+from ..recipes import Recipe
+from ..stages import Facts
+from ..trainer import EngineBuilder, Trainer, measured
+
+STUDENT_NAME = "student.pth"
+
+
+def check_baselines(names: set[str], teacher: nn.Module, graph: ChannelGraph) -> None:
+    """Raises a typed error unless every named baseline can serve a teacher of this structure, whatever its weights."""
+    for name in sorted(names):
+        check = baseline(name).check
+        if check is not None:
+            check(teacher, graph)
+
+
+def run_baseline(
+    trainer: Trainer,
+    method: str,
+    teacher: nn.Module,
+    graph: ChannelGraph,
+    widths: dict[str, int],
+    node: Any,
+    folder: Path,
+    teacher_key: str,
+    evaluate_before: bool = True,
+) -> tuple[nn.Module, Facts | None]:
+    """Makes a student by a baseline, evaluates it, trains it and evaluates it again.
+
+    Args:
+        trainer: of the run.
+        method: name of the baseline.
+        teacher: not changed.
+        graph: the teacher's channel graph.
+        widths: of the student.
+        node: schedule of its training.
+        folder: of this student.
+        teacher_key: digest of the teacher's file.
+        evaluate_before: whether to evaluate it untrained.
+
+    Returns:
+        The student (trained, if this call trained it), and ``before``, ``after``, ``finetune_seconds``, ``curve`` and
+        ``expand_seconds``; ``None`` where nothing is to be trained and there is no such student.
+    """
+    config = trainer.config
+    distils = baseline(method).distils
+    distillation = config.oskt.distillation if distils else None
+    nodes = ("oskt.curves", *(("oskt.distillation",) if distils else ()))
+    made = {"method": method, "widths": widths, "the teacher": teacher_key, **_schedule_of(node)}
+    recipe = trainer.recipe(*nodes, **made)
+    seed_everything(config.train.seed)
+    start = time.perf_counter()
+    student = make_baseline(distillation.start if distillation else method, teacher, graph, widths)
+    student = relabel(student, graph.heads, trainer.num_classes)
+    making = {"expand_seconds": time.perf_counter() - start}
+    engine = partial(_distilling, distillation, teacher, graph) if distillation else TransferEngine
+    return student, run_control(trainer, student, node, folder, recipe, engine, evaluate_before, making)
+
+
+def _schedule_of(node: Any) -> dict[str, Any]:
+    """The settings of a training, whose values may be others than the configuration's, under its keys."""
+    return leaves(node, "oskt.finetune.")
+
+
+def run_file(trainer: Trainer, path: Path, node: Any, folder: Path) -> tuple[nn.Module, Facts | None]:
+    """A student that an earlier run saved, evaluated, trained on this run's data and evaluated again.
+
+    Args:
+        trainer: of the run.
+        path: file of ``save_student``; its classifiers are made anew where the identities are others.
+        node: schedule of its training.
+        folder: of this student.
+    """
+    recipe = trainer.recipe("oskt.finetune", "oskt.curves", **{"the file": sha256(path)})
+    student = load_student(path)
+    seed_everything(trainer.config.train.seed)
+    heads = trace(student, (3, trainer.config.data.height, trainer.config.data.width)).heads
+    return relabel(student, heads, trainer.num_classes), run_control(trainer, student, node, folder, recipe)
+
+
+def run_control(
+    trainer: Trainer,
+    student: nn.Module,
+    node: Any,
+    folder: Path,
+    recipe: Recipe,
+    engine: EngineBuilder = TransferEngine,
+    evaluate_before: bool = True,
+    making: Facts | None = None,
+) -> Facts | None:
+    """The stage of a student that comes of no chain: evaluates it, trains it in place, evaluates it again, saves it.
+
+    What was measured when it was made is kept among the stage's facts. With ``test.evaluate`` nothing is trained; where
+    there is no such student yet, nothing is given.
+    """
+    stage = trainer.stage(folder, recipe, STUDENT_NAME)
+
+    def work(continued: bool) -> Facts:
+        before = trainer.evaluate(student) if evaluate_before else {}
+        facts = finetuned(trainer, student, node, folder, continued, engine)
+        save_student(student.cpu().eval(), folder / STUDENT_NAME)
+        return {"before": before, **(making or {}), **facts}
+
+    def evaluate(facts: Facts) -> Facts:
+        before = trainer.evaluate(student) if evaluate_before else {}
+        after = trainer.evaluate(load_student(folder / STUDENT_NAME), folder)
+        return {"finetune_seconds": None, **facts, "before": before, "after": after, "curve": []}
+
+    return stage.evaluated(evaluate) if trainer.config.test.evaluate else stage.complete(work, evaluate)
+
+
+def finetuned(
+    trainer: Trainer,
+    network: nn.Module,
+    node: Any,
+    folder: Path,
+    continued: bool,
+    engine: EngineBuilder = TransferEngine,
+) -> Facts:
+    """Fine-tunes a network in place.
+
+    Returns:
+        ``after`` (its numbers), ``finetune_seconds`` (of training) and ``curve`` ((epoch, mAP) of every evaluation).
+    """
+    if node.max_epoch == 0:
+        return {"after": trainer.evaluate(network, folder), "finetune_seconds": 0.0, "curve": []}
+    trained = trainer.train(network, node, folder, continued, engine, curve=trainer.config.oskt.curves)
+    curve = [(point["epoch"], point["mAP"]) for point in trained.curve]
+    return {"after": measured(trained), "finetune_seconds": trained.train_seconds, "curve": curve}
+
+
+def _distilling(
+    node: Any, teacher: nn.Module, graph: ChannelGraph, *arguments: Any, **options: Any
+) -> DistillationEngine:
+    return DistillationEngine(
+        *arguments,
+        teacher=teacher,
+        heads=graph.heads,
+        weight_kl=node.weight_kl,
+        weight_nd=node.weight_nd,
+        temperature=node.temperature,
+        **options,
+    )

@@ -1,0 +1,87 @@
+"""Refining a chain in a run, whatever it was made of: the work of a stage."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...chain.chain import WeightChain
+from ...chain.losses import row_dispersion
+from ...chain.sstudent import Refinement
+from ...files import load_checkpoint
+from ...files.weights import check_state_dict, state_dict_of
+from ...host.oskt_engine import OSKTEngine
+from ..stages import Facts
+from ..trainer import Trainer, measured
+
+CLUSTERING_KEYS = ("oskt.clustering", "oskt.attention", "oskt.normalize_rows")
+_TEACHER = "teacher."  # before its names in a checkpoint of refinement
+_NORMALIZE = {"auto": None, "yes": True, "no": False}
+
+
+def clustering_choices(oskt: Any) -> dict[str, Any]:
+    """How the ``oskt`` node says that channels are clustered: arguments of ``WeightChain.from_teacher``."""
+    return {
+        "clustering": oskt.clustering,
+        "attention": oskt.attention,
+        "normalize_rows": _NORMALIZE[oskt.normalize_rows],
+    }
+
+
+def refine(
+    trainer: Trainer, chain: WeightChain, teacher: nn.Module, node: Any, folder: Path, continued: bool, path: Path
+) -> Facts:
+    """Trains a chain together with the network that it was made of, and saves it.
+
+    Args:
+        trainer: of the run.
+        chain: as it was clustered; not changed.
+        teacher: trained in place.
+        node: ``oskt.refine``; with no epochs the chain is saved as it is.
+        folder: for checkpoints and TensorBoard files.
+        continued: go on from an interrupted attempt.
+        path: of the chain's file.
+
+    Returns:
+        ``row_dispersion``, and where anything was trained ``refined_teacher``, its numbers.
+    """
+    if node.max_epoch == 0:
+        chain.save(path)
+        return {"row_dispersion": row_dispersion(Refinement(teacher, chain).sstudent.row_pairs(teacher))}
+    build = partial(
+        OSKTEngine,
+        chain=chain,
+        lambda_weight=node["lambda"],
+        lambda_shape=node["lambda_schedule"],
+        vector_copies=node["vector_copies"],
+        sstudent_weight=node["sstudent_weight"],
+    )
+    engine = trainer.train(teacher, node, folder, continued, build)
+    engine.chain.save(path)
+    return {"refined_teacher": measured(engine), "row_dispersion": engine.dispersion}
+
+
+def evaluated_refinement(trainer: Trainer, teacher: nn.Module, node: Any, folder: Path, facts: Facts) -> Facts:
+    """The facts of a finished refinement, its teacher measured again; without the numbers where its weights are gone.
+
+    Args:
+        trainer: of the run.
+        teacher: as it was before; left as it is.
+        node: ``oskt.refine``.
+        folder: with the checkpoint of the last epoch.
+        facts: as they were.
+    """
+    path = folder / "model" / f"model.pth.tar-{node.max_epoch}"
+    kept = {name: value for name, value in facts.items() if name != "refined_teacher"}
+    if not path.is_file():
+        return kept
+    state = state_dict_of(load_checkpoint(path), path)
+    refined = copy.deepcopy(teacher)
+    own = {name.removeprefix(_TEACHER): tensor for name, tensor in state.items() if name.startswith(_TEACHER)}
+    check_state_dict(own, refined.state_dict(), f"'{path}'", type(teacher).__name__)
+    refined.load_state_dict(own)
+    return {**kept, "refined_teacher": trainer.evaluate(refined)}

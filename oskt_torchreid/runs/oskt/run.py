@@ -1,0 +1,328 @@
+"""A run of OSKT: teacher -> refine -> expand -> fine-tune -> evaluate, each stage made once and kept in files."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...chain.amounts import HALF
+from ...chain.chain import WeightChain
+from ...chain.expansion import expand_to_plan
+from ...chain.recalibration import recalibrate
+from ...chain.relabelling import relabel
+from ...chain.students import load_student, save_student
+from ...config import get
+from ...files import sha256
+from ...host.compat import seed_everything
+from ...host.distributed import from_first, process_count
+from ...report import Results, Row, write_results
+from ..processes import Workers, logged
+from ..stages import Facts, Stage, require_any
+from ..trainer import Trainer, network_size, schedule
+from .baselines import STUDENT_NAME, finetuned, run_baseline, run_file
+from .ladder import log_ladder, refine_rung, rung_name
+from .plan import RunPlan, StudentPlan, make_plan
+from .refinement import CLUSTERING_KEYS, clustering_choices, evaluated_refinement, refine
+from .report import counted_epochs, row_of, write_report
+from .teachers import make_teacher
+from .wishes import FILE_METHOD
+
+logger = logging.getLogger(__name__)
+
+CHAIN_NAME = "chain.safetensors"
+EXPANDED_NAME = "expanded.pth"
+EXPANSION_KEYS = ("oskt.distance", "oskt.statistics", "oskt.recalibrate", "oskt.attention", "oskt.curves")
+
+
+def processes_of(config: Any) -> int:
+    """How many networks are trained at a time; one, which all share, where several processes make the run."""
+    return config.oskt.processes if process_count() == 1 else 1
+
+
+class OSKTRun:
+    """One run of the method.
+
+    Args:
+        config: whole tree.
+        trainer: trains and evaluates on the configuration's data.
+        plan: what will be made; already checked.
+        folder: where everything is kept.
+        keeps_results: whether rows are written and logged; not so where another process does.
+    """
+
+    def __init__(self, config: Any, trainer: Trainer, plan: RunPlan, folder: Path, keeps_results: bool = True) -> None:
+        self.config = config
+        self.trainer = trainer
+        self.plan = plan
+        self.folder = folder
+        self.keeps_results = keeps_results
+        self.evaluates_only = config.test.evaluate
+        self.has_teacher = True  # as long as nothing else is known
+        self.image_size = (3, config.data.height, config.data.width)
+        self.rows: list[Row] = []
+        self.facts: Facts = {
+            "engine": "oskt",
+            "backbone": config.model.name,
+            "data": list(config.data.targets),
+            "seed": config.train.seed,
+        }
+
+    def complete(self) -> Results:
+        """All stages in order, then the report; a report of what there is so far is written after every stage."""
+        processes = 1 if self.evaluates_only else processes_of(self.config)
+        teacher_key = self.make_teacher()
+        controls = self.controls(teacher_key)
+        beside = processes > 1
+        students = self._students_apart(processes, teacher_key, controls) if beside else self.students(teacher_key)
+        for complete_network in (*students, *controls):  # what other processes have made is there already
+            complete_network()
+        if self.evaluates_only:
+            require_any(bool(self.rows), self.folder, "name a trained network as oskt.teacher or oskt.chain, or train")
+        results = Results(tuple(self.rows), self.facts)
+        write_report(self.folder, results, self.config)
+        return results
+
+    def _students_apart(self, processes: int, teacher_key: str, controls: Sequence[object]) -> list[Callable[[], None]]:
+        """``students``, after processes of their own have completed them, and the controls beside the refinement."""
+        with Workers(_complete_network, processes, "students and controls") as workers:
+            longest_first = reversed(range(len(controls)))
+            workers.add([(self.config, self.folder, "controls", number) for number in longest_first])
+            students = self.students(teacher_key)
+            channels = [sum(student.widths.values()) for student in self.plan.students]
+            widest_first = sorted(range(len(students)), key=channels.__getitem__, reverse=True)
+            workers.add([(self.config, self.folder, "students", number) for number in widest_first], ahead=True)
+        return students
+
+    def make_teacher(self) -> str:
+        """Makes the teacher, or takes the given one, unless a given chain needs none; its digest."""
+        if self.plan.chain is None:
+            return self._teacher()
+        path = self.config.oskt.teacher
+        if path and self.evaluates_only:
+            self._teacher()
+        return sha256(path) if path else ""
+
+    def controls(self, teacher_key: str) -> list[Callable[[], None]]:
+        """One call per control; they need the teacher alone, and none needs another."""
+        names, passes = self.plan.controls, (False, True)
+        return [partial(self._control, name, teacher_key, equal) for equal in passes for name in names]
+
+    def students(self, teacher_key: str) -> list[Callable[[], None]]:
+        """Makes the chains; what is left is one call per student, and none needs another."""
+        if self.plan.chain is None:
+            chain, chain_key = self._refine(teacher_key)
+        else:
+            chain, chain_key = self.plan.chain, sha256(self.config.oskt.chain)
+        ladder = [(chain, chain_key)]
+        for widths in self.plan.rungs:
+            ladder.append(self._refine_rung(widths, *ladder[-1]))
+        log_ladder([rung for rung, _ in ladder if rung is not None])
+        return [self._completion(student, teacher_key, ladder) for student in self.plan.students]
+
+    def _completion(
+        self, student: StudentPlan, teacher_key: str, ladder: list[tuple[WeightChain | None, str]]
+    ) -> Callable[[], None]:
+        """The call that makes a student."""
+        if student.method == FILE_METHOD:
+            return partial(self._file_student, student)
+        if student.method:
+            return partial(self._baseline_student, student, teacher_key)
+        return partial(self._student, student, *ladder[student.rung])
+
+    def _complete(
+        self, stage: Stage, work: Callable[[bool], Facts], evaluate: Callable[[Facts], Facts] | None
+    ) -> Facts | None:
+        """A stage's facts; where nothing is trained, those of what is there, ``None`` where it is not."""
+        if self.evaluates_only:
+            return stage.evaluated(evaluate or (lambda facts: facts))
+        return stage.complete(work, evaluate)
+
+    # ---- stages --------------------------------------------------------------------------------------------------
+
+    def _teacher(self) -> str:
+        """Trains the teacher, or takes the given one; the plan's network holds its weights afterwards."""
+        config, teacher = self.config, self.plan.teacher
+        facts, key = make_teacher(config, self.trainer, teacher, self.folder / "teacher")
+        self.has_teacher = facts is not None
+        if facts is not None:
+            epochs = 0 if config.oskt.teacher else config.train.max_epoch - config.train.start_epoch
+            self._row("teacher", "teacher", teacher, {"after": facts, "finetune_seconds": facts["seconds"]}, epochs)
+        return key
+
+    def _refine(self, teacher_key: str) -> tuple[WeightChain | None, str]:
+        """Clusters the teacher and refines the chain, together with a copy of the teacher."""
+        node, oskt, plan = get(self.config, "oskt.refine"), self.config.oskt, self.plan
+        choices = clustering_choices(oskt)
+        recipe = self.trainer.recipe("oskt.refine", "oskt.width", *CLUSTERING_KEYS, **{"the teacher": teacher_key})
+        stage = self.trainer.stage(self.folder / "refine", recipe, f"../{CHAIN_NAME}")
+        path = self.folder / CHAIN_NAME
+
+        def work(continued: bool) -> Facts:
+            teacher, seed = copy.deepcopy(plan.teacher), self.config.train.seed
+            chain = WeightChain.from_teacher(teacher, plan.chain_widths, graph=plan.graph, seed=seed, **choices)
+            return refine(self.trainer, chain, teacher, node, stage.folder, continued, path)
+
+        def evaluate(facts: Facts) -> Facts:
+            return evaluated_refinement(self.trainer, plan.teacher, node, stage.folder, facts)
+
+        facts = self._complete(stage, work, None if self.evaluates_only else evaluate)
+        if facts is None:
+            return None, ""
+        self.facts["refine"] = facts
+        return WeightChain.load(path, model=plan.teacher), from_first(lambda: sha256(path))
+
+    def _refine_rung(
+        self, widths: dict[str, int], above: WeightChain | None, above_key: str
+    ) -> tuple[WeightChain | None, str]:
+        """The next chain of a ladder."""
+        rungs = self.facts.setdefault("rungs", [])
+        number = len(rungs) + 2
+        if self.evaluates_only:
+            path = self.folder / rung_name(number)
+            rungs.append({})
+            if not path.is_file():
+                return None, ""
+            return WeightChain.load(path, model=self.plan.teacher), sha256(path)
+        chain, key, facts = refine_rung(self.trainer, self.config, self.folder, number, widths, above, above_key)
+        rungs.append(facts)
+        return chain, key
+
+    def _student(self, student: StudentPlan, chain: WeightChain | None, chain_key: str) -> None:
+        """Expands a student, evaluates it untrained, fine-tunes it and evaluates it again."""
+        config, trainer = self.config, self.trainer
+        node = get(config, "oskt.finetune")
+        batches = config.oskt.recalibrate
+        recipe = trainer.recipe("oskt.finetune", *EXPANSION_KEYS, widths=student.widths, **{"the chain": chain_key})
+        stage = trainer.stage(self.folder / "students" / student.name, recipe, EXPANDED_NAME, STUDENT_NAME)
+        network, making = self._expanded(student, chain)
+
+        def work(continued: bool) -> Facts:
+            if batches:
+                recalibrate(network, trainer.datamanager(node.batch_size).train_loader, batches)
+            save_student(network, stage.folder / EXPANDED_NAME)
+            before = trainer.evaluate(network)
+            facts = finetuned(trainer, network, node, stage.folder, continued)
+            save_student(network.cpu().eval(), stage.folder / STUDENT_NAME, half=student.name.endswith(HALF))
+            return {"before": before, **making, **facts}
+
+        def evaluate(facts: Facts) -> Facts:
+            before = trainer.evaluate(load_student(stage.folder / EXPANDED_NAME))
+            after = trainer.evaluate(load_student(stage.folder / STUDENT_NAME), stage.folder)
+            return {"finetune_seconds": None, **facts, "before": before, "after": after, "curve": []}
+
+        facts, epochs = self._complete(stage, work, evaluate), node.max_epoch
+        if facts is None and network is not None:
+            facts, epochs = {"before": trainer.evaluate(network, stage.folder), "finetune_seconds": None}, 0
+        if facts is None:
+            logger.info("%s: there is neither the student nor a chain, so it is not evaluated", student.name)
+            return
+        network = network if network is not None else load_student(stage.folder / STUDENT_NAME)
+        self._row(student.name, "student", network, facts, epochs)
+
+    def _expanded(self, student: StudentPlan, chain: WeightChain | None) -> tuple[nn.Module | None, Facts]:
+        """A student as the chain gives it, with a classifier for this run's identities, and how long that took."""
+        if chain is None:
+            return None, {}
+        oskt = self.config.oskt
+        seed_everything(self.config.train.seed)
+        start = time.perf_counter()
+        network = expand_to_plan(chain, student.widths, distance=oskt.distance, statistics=oskt.statistics)
+        making = {"expand_seconds": time.perf_counter() - start}
+        return relabel(network, chain.graph.heads, self.trainer.num_classes), making
+
+    def _control(self, name: str, teacher_key: str, equal_passes: bool) -> None:
+        """A baseline at the chain's widths, given the students' epochs, or as many as refinement and they together."""
+        oskt = self.config.oskt
+        changes = {"lr": oskt.control_lr[name]}
+        if equal_passes:  # the students' way, low resolution where refinement had it
+            for key in ("max_epoch", "half_resolution_epochs"):
+                changes[key] = oskt.refine[key] + oskt.finetune[key]
+        node = schedule(self.config, "oskt.finetune", **changes)
+        title = f"{name}, {counted_epochs(node.max_epoch)}" if equal_passes else name
+        folder = self.folder / "controls" / (f"{name}-equal-passes" if equal_passes else name)
+        self._baseline(title, name, self.plan.chain_widths, node, folder, teacher_key, not equal_passes)
+
+    def _baseline_student(self, student: StudentPlan, teacher_key: str) -> None:
+        """A baseline of any width that ``oskt.students`` asks for, given the students' epochs."""
+        node = schedule(self.config, "oskt.finetune", lr=self.config.oskt.control_lr[student.method])
+        folder = self.folder / "students" / student.name.replace(":", "-")
+        self._baseline(student.name, student.method, student.widths, node, folder, teacher_key)
+
+    def _file_student(self, student: StudentPlan) -> None:
+        """A student of an earlier run, given the students' epochs on this run's data."""
+        path = Path(student.name.partition("=")[2])
+        node = get(self.config, "oskt.finetune")
+        folder = self.folder / "students" / student.name.replace("/", "-")
+        network, facts = run_file(self.trainer, path, node, folder)
+        self._control_row(student.name, network, facts, node.max_epoch)
+
+    def _baseline(
+        self,
+        title: str,
+        method: str,
+        widths: dict[str, int],
+        node: Any,
+        folder: Path,
+        teacher_key: str,
+        evaluate_before: bool = True,
+    ) -> None:
+        plan = self.plan
+        network, facts = run_baseline(
+            *(self.trainer, method, plan.teacher, plan.graph, widths, node, folder, teacher_key),
+            evaluate_before and self.has_teacher,
+        )
+        self._control_row(title, network, facts, node.max_epoch)
+
+    def _control_row(self, title: str, network: nn.Module, facts: Facts | None, epochs: int) -> None:
+        if facts is None:
+            logger.info("%s: it is not there, so it is not evaluated", title)
+        else:
+            self._row(title, "control", network, facts, epochs)
+
+    # ---- parts of stages -----------------------------------------------------------------------------------------
+
+    def _row(self, name: str, kind: str, network: nn.Module, facts: Facts, epochs: int) -> None:
+        """Adds a network's numbers to the results.
+
+        Args:
+            name: how the run calls it.
+            kind: of ``report.results.KINDS``.
+            network: to be counted.
+            facts: ``after``, ``finetune_seconds``, and where there are any ``before``, ``curve``, ``expand_seconds``.
+            epochs: behind ``after``.
+        """
+        size = network_size(network, self.plan.graph.heads, self.image_size)
+        row = row_of(name, kind, size, facts, epochs)
+        self.rows.append(row)
+        if not self.keeps_results:
+            return
+        write_results(self.folder / "results.json", self.rows, self.facts)
+        shown = " -> ".join(f"{100 * value:.1f}" for value in (row.map_before, row.map_after) if value is not None)
+        logger.info("%s: mAP %s (%d parameters)", name, shown, row.params)
+
+
+_BEGUN: dict[Path, tuple[OSKTRun, str]] = {}
+"""Of a process that completes networks of a run: the run, by its folder, and its teacher's digest, made once."""
+_LEFT: dict[tuple[Path, str], list[Callable[[], None]]] = {}
+"""And the calls that are left of it, by its folder and what they make."""
+
+
+def _complete_network(config: Any, folder: Path, kind: str, number: int) -> None:
+    """One student or control of a run whose teacher, and for students chain, are made, in a process of its own."""
+    with logged(folder / "log.txt"):
+        if folder not in _BEGUN:
+            trainer = Trainer(config)
+            plan = make_plan(config, trainer.num_classes)
+            part = OSKTRun(config, trainer, plan, folder, keeps_results=False)
+            _BEGUN[folder] = part, part.make_teacher()
+        if (folder, kind) not in _LEFT:
+            part, teacher_key = _BEGUN[folder]
+            _LEFT[folder, kind] = part.students(teacher_key) if kind == "students" else part.controls(teacher_key)
+        _LEFT[folder, kind][number]()

@@ -1,0 +1,209 @@
+"""What a rehearsal reports: stages with their schedules, networks with their sizes, and what is in no table."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+from torch import nn
+from torch.optim import Optimizer
+
+from ..chain.chain import WeightChain
+from ..config import get
+from ..errors import ConfigError
+from ..host.optimization import build_scheduler
+from ..models import find_classifier
+from .oskt.plan import RunPlan
+from .trainer import Trainer, network_size
+from .vkd.plan import SetPlan
+
+Facts = tuple[tuple[str, str], ...]
+Network = tuple[str, int, int]
+"""Name, parameters and multiply-adds."""
+
+
+@dataclass(frozen=True)
+class StageRehearsal:
+    """One training stage as it would run.
+
+    Attributes:
+        name: key of its node.
+        networks: what is trained.
+        epochs: of the schedule.
+        batch_size: images, as the configuration says.
+        optimizer: class name and, per parameter group, tensors and learning rate.
+        rates: learning rate of the first group in each epoch.
+        marks: epochs at which the schedule begins, turns or ends.
+    """
+
+    name: str
+    networks: str
+    epochs: int
+    batch_size: int
+    optimizer: str
+    rates: tuple[float, ...]
+    marks: tuple[int, ...]
+
+    def curve(self) -> str:
+        """Rates at the marks: "0: 3.5e-06, 10: 0.00035, 40: 3.5e-05"."""
+        return ", ".join(f"{epoch}: {self.rates[epoch]:.3g}" for epoch in self.marks)
+
+
+@dataclass(frozen=True)
+class BuiltNetworks:
+    """Networks of a run, which do not depend on the data.
+
+    Attributes:
+        plan: of the run, with its teacher.
+        sizes: (name, parameters, multiply-adds) of each network, without classifiers.
+        student: the first student; of a run of OSKT without any, one of the chain's width.
+        chain: of a run of OSKT, with arbitrary clusters.
+    """
+
+    plan: RunPlan | SetPlan
+    sizes: tuple[Network, ...]
+    student: nn.Module
+    chain: WeightChain | None = None
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a run would do.
+
+    Attributes:
+        facts: what and value: network, data, loss and files that an earlier run has to leave.
+        stages: training stages in order.
+        networks: (name, parameters, multiply-adds) of teacher, chain width and students, without classifiers.
+        step: terms of the loss of the one step, if it was made.
+        built: the networks, for a rehearsal of the same ones on other data; None of a network alone.
+    """
+
+    facts: Facts
+    stages: tuple[StageRehearsal, ...]
+    networks: tuple[Network, ...]
+    step: dict[str, float]
+    built: BuiltNetworks | None = None
+
+    def summary(self) -> str:
+        """The plan as text."""
+        stages = [(s.name, s.networks, s.epochs, s.batch_size, s.optimizer, s.curve()) for s in self.stages]
+        networks = [(name, f"{params / 1e6:.2f} M", f"{flops / 1e9:.2f} G") for name, params, flops in self.networks]
+        parts = [
+            tabulate(self.facts, tablefmt="plain"),
+            tabulate(stages, ("stage", "trains", "epochs", "batch", "optimiser", "learning rate at epoch")),
+            tabulate(networks, ("network", "params", "FLOPs"), disable_numparse=True),
+        ]
+        if self.step:
+            terms = ", ".join(f"{name} {value:.3g}" for name, value in self.step.items())
+            parts.append(f"one step on stand-in data: {terms}")
+        return "\n\n".join(parts)
+
+
+def rehearsed_stage(
+    config: Any, small: Any, trainer: Trainer, key: str, networks: str, optimizer: Optimizer
+) -> StageRehearsal:
+    """Runs the schedule through, without training; the optimiser's rates are at their end afterwards."""
+    node = get(small, key)
+    groups = [f"{len(group['params'])} tensors at {group['lr']:.3g}" for group in optimizer.param_groups]
+    iterations = len(trainer.stage_datamanager(node).train_loader)
+    scheduler = build_scheduler(optimizer, node, iterations)
+    rates = []
+    for _ in range(node.max_epoch):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()  # without gradients it does nothing, but schedules want to see it
+        for _ in range(iterations if node.per_iteration else 1):
+            scheduler.step()
+    name = f"{type(optimizer).__name__}: {', '.join(groups)}"
+    batch_size = get(config, key).batch_size
+    return StageRehearsal(key, networks, node.max_epoch, batch_size, name, tuple(rates), _marks(node))
+
+
+def _marks(node: Any) -> tuple[int, ...]:
+    """Epochs at which a schedule begins, turns or ends."""
+    last = node.max_epoch - 1
+    marks = {0, last}
+    if node.lr_scheduler.startswith("warmup"):
+        marks.add(node.warmup_epochs)
+    marks |= set(node.stepsize) if node.lr_scheduler.endswith("step") else {last // 2}
+    return tuple(sorted(mark for mark in marks if 0 <= mark <= last))
+
+
+def network_cost(model: nn.Module, small: Any) -> tuple[int, int]:
+    """Parameters and multiply-adds of a network for one image, without its classifier where it has one."""
+    size = (3, small.data.height, small.data.width)
+    heads = frozenset()
+    with contextlib.suppress(ConfigError):  # several classifiers: they are counted
+        heads = frozenset({f"{find_classifier(model, size)}.weight"})
+    return network_size(model, heads, size)
+
+
+def facts_of(config: Any) -> Facts:
+    """What is not in the tables, of a run on images."""
+    test = config.test
+    tested = f"{', '.join(config.data.targets)}, {test.dist_metric}{', L2-normalised' * test.normalize_feature}"
+    files = {
+        "chain": config.oskt.chain,
+        "teacher": config.oskt.teacher,
+        "weights": "" if config.oskt.chain or config.oskt.teacher else config.model.load_weights,
+    }
+    return (
+        ("network", f"{config.model.name} at {config.data.height}x{config.data.width}"),
+        *data_facts(config, tested),
+        ("sampler", sampler_text(config.sampler)),
+        ("loss", loss_text(config)),
+        *few_shot_facts(config),
+        *file_facts(files),
+    )
+
+
+def sampler_text(node: Any) -> str:
+    """How batches are put together."""
+    kinds = {"Identity": ("num_instances", "images of an identity"), "Domain": ("num_cams", "cameras")}
+    kinds["Dataset"] = "num_datasets", "data sets"
+    said = [f", {node[key]} {what}" for kind, (key, what) in kinds.items() if kind in node.train_sampler]
+    return node.train_sampler + "".join(said)
+
+
+def data_facts(config: Any, tested: str) -> Facts:
+    """Data sets, how networks are tested on them, and what is done to images."""
+    data = config.data
+    return (
+        ("trained on", ", ".join(data.sources)),
+        ("tested on", tested),
+        ("images", f"{', '.join(data.transforms)}; {data.interpolation}; mean {data.norm_mean}, std {data.norm_std}"),
+    )
+
+
+def few_shot_facts(config: Any) -> Facts:
+    """The subset of the identities, where there is one."""
+    few = config.few_shot
+    if few.ratio == 1:
+        return ()
+    return (("few-shot", f"{few.ratio:g} of the training identities, seed {few.seed}"),)
+
+
+def file_facts(files: Mapping[str, str]) -> Facts:
+    """Files that the run reads, and whether they are there."""
+    return tuple((name, f"{path} ({_presence(path)})") for name, path in files.items() if path)
+
+
+def loss_text(config: Any) -> str:
+    """The terms of the re-identification loss."""
+    loss = config.loss
+    smooth = " with smoothed labels" if loss.softmax.label_smooth else ""
+    is_triplet = loss.name == "triplet"
+    terms = [f"{loss.triplet.weight_x if is_triplet else 1:g} x cross-entropy{smooth}"]
+    if is_triplet:
+        margin = "soft margin" if loss.triplet.soft_margin else f"margin {loss.triplet.margin:g}"
+        terms.append(f"{loss.triplet.weight_t:g} x hard triplet ({margin})")
+    if loss.center.weight:
+        terms.append(f"{loss.center.weight:g} x center (SGD {loss.center.lr:g})")
+    return " + ".join(terms)
+
+
+def _presence(path: str) -> str:
+    return "there" if Path(path).is_file() else "not there yet: an earlier run makes it, or you give it"

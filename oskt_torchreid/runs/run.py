@@ -1,0 +1,135 @@
+"""What a configuration asks for: a run of OSKT, of VKD, or of one network alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import get, merged
+from ..errors import CheckpointError, ConfigError
+from ..files import remove_leftovers
+from ..host.compat import seed_everything
+from ..host.distributed import check_share, is_first, process_count
+from ..models import build_model
+from ..models import load_weights as load_any_weights
+from ..registry import engine_class
+from ..report import Results
+from .checks import StageToCome, check_evaluation, check_stages, stages_to_come
+from .oskt.plan import check_start, make_plan
+from .oskt.run import OSKTRun, processes_of
+from .oskt.wishes import keep_chosen_widths
+from .processes import prepare_processes
+from .single import train_only
+from .trainer import Trainer
+from .use import check_use
+from .vkd.run import run_sets
+
+RESUME_AUTO = "auto"
+
+
+def run(config: Any, given: Sequence[str] = ()) -> Results:
+    """Runs what the configuration asks for; stages that are done with the same configuration are not done again.
+
+    Args:
+        config: whole tree, as ``load_config`` gives it.
+        given: dotted keys that a user named on the command line, which must be of use.
+
+    Returns:
+        One row per network. The folder ``data.save_dir`` holds them as ``results.json``, ``results.md`` and
+        ``size_vs_map.png``, beside the resolved configuration, the log, the chain and every network.
+
+    Raises:
+        OsktError: everything that can be known beforehand is checked before anything is trained.
+    """
+    folder = Path(config.data.save_dir)
+    method = config.engine or config.loss.name
+    engine_class(method)
+    resume = _checked_resume(config, method)
+    config = merged(config, {"model.resume": ""})  # where a run goes on is no setting of it
+    _check_processes(config, method)
+    if is_first():
+        remove_leftovers(folder)
+    if method == "vkd":
+        check_use(config, given)
+        return run_sets(config, folder)
+    if method != "oskt" and method != config.loss.name:
+        raise ConfigError(
+            f"engine is '{method}', but loss.name is '{config.loss.name}', which decides what is trained; set both to "
+            "one of softmax and triplet"
+        )
+    check_start(config)
+    check_use(config, given)
+    if method == "oskt":
+        return _run_oskt(config, folder)
+    trainer = Trainer(config, resume)
+    num_classes = trainer.num_classes
+    seed_everything(config.train.seed)
+    model = build_model(config, num_classes)
+    if config.model.load_weights:
+        load_any_weights(model, config.model.load_weights)
+    if config.test.evaluate:
+        check_evaluation(trainer)
+    else:
+        check_stages(trainer, [StageToCome("train", model)])
+    trainer.record(folder)
+    seed_everything(config.train.seed)
+    return train_only(config, trainer, model, folder, method, resume)
+
+
+def _run_oskt(config: Any, folder: Path) -> Results:
+    evaluates = config.test.evaluate
+    if processes_of(config) > 1 and not evaluates:
+        prepare_processes()  # beside reading the data, or drawing it
+    trainer = Trainer(config)
+    plan = make_plan(config, trainer.num_classes)
+    if evaluates:
+        check_evaluation(trainer)
+    else:
+        check_stages(trainer, stages_to_come(config, plan))
+    job = OSKTRun(config, trainer, plan, folder)
+    trainer.record(folder)
+    keep_chosen_widths(config, {student.name: student.widths for student in plan.students})
+    return job.complete()
+
+
+def _checked_resume(config: Any, method: str) -> str:
+    """The checkpoint that ``model.resume`` names; empty where the run goes on by itself.
+
+    Raises:
+        ConfigError: no single network is trained.
+        CheckpointError: there is no such file.
+    """
+    path = config.model.resume
+    if path in ("", RESUME_AUTO):
+        return ""
+    if method in ("oskt", "vkd") or config.test.evaluate:
+        who = "test.evaluate" if config.test.evaluate else f"engine {method}"
+        raise ConfigError(
+            f"model.resume is '{path}', but {who} trains no single network that could go on from a file; stages go on "
+            f"by themselves (model.resume={RESUME_AUTO}), and weights are given as model.load_weights, oskt.teacher or "
+            "vkd.teacher"
+        )
+    if not Path(path).is_file():
+        raise CheckpointError(
+            f"model.resume is '{path}', and there is no such file (looked in '{Path(path).parent.absolute()}'); give a "
+            f"checkpoint, or '{RESUME_AUTO}' to go on from where the run in data.save_dir stopped"
+        )
+    return path
+
+
+def _check_processes(config: Any, method: str) -> None:
+    """Raises ``ConfigError`` unless several processes can share every batch, and measure nothing each by itself."""
+    if process_count() == 1:
+        return
+    wishes = [*config.oskt.students, *config.oskt.ladder] if method == "oskt" else [config.vkd.student]
+    measured = next((wish for wish in wishes if "latency=" in str(wish)), None)
+    if measured and method in ("oskt", "vkd"):
+        raise ConfigError(
+            f"'{measured}' asks for a latency, which {process_count()} processes would measure differently while they "
+            "share a machine; choose the widths in one process, by tools/expand.py, and name them here"
+        )
+    stages = {"oskt": ("train", "oskt.refine", "oskt.finetune"), "vkd": ("vkd.teacher_stage", "vkd.student_stage")}
+    identities = method == "vkd" or config.sampler.train_sampler == "RandomIdentitySampler"
+    for stage in stages.get(method, ("train",)):
+        check_share(get(config, f"{stage}.batch_size"), config.sampler.num_instances if identities else 0, stage)

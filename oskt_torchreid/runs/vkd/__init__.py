@@ -1,0 +1,1 @@
+"""A run of VKD: its plan, its stages, its analyses."""

@@ -1,0 +1,144 @@
+"""The rehearsal of a run of VKD: its data managers of sets, its teacher and student, their schedules, and one step."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...config import get
+from ...datasets.synthetic import video_preset
+from ...host.losses import loss_from_config
+from ...host.optimization import build_optimizer
+from ...vkd.model import PREFIX
+from ..rehearsal import (
+    BuiltNetworks,
+    Facts,
+    Rehearsal,
+    data_facts,
+    few_shot_facts,
+    file_facts,
+    loss_text,
+    rehearsed_stage,
+)
+from ..trainer import network_size
+from .plan import CHAIN, CHAIN_SUFFIX, IMAGENET, SELF, check_set_start, plan_sets, start_student, student_kind
+from .run import SetTrainer
+
+INSTANCES = 2  # sets of an identity in the one batch
+TEST_TRACKLETS = 52  # torchreid's ranking wants galleries of 51, which synthetic sets check
+FRAMES = 2
+HEAD = frozenset({"classifier.weight"})  # of every network of sets
+TEACHER, STUDENT = "vkd.teacher_stage", "vkd.student_stage"
+
+
+def shrink_sets(small: Any, identities: int) -> None:
+    """Takes files of earlier runs out of a configuration, in place, and makes batches and synthetic sets small."""
+    node, drawn = small.vkd, small.synthped_video
+    node.teacher = node.last_stage_weights = ""
+    if node.student.endswith(CHAIN_SUFFIX):  # a student of as many channels, of the teacher itself
+        node.student = f"width={node.student_width}"
+    small.sampler.num_instances = min(small.sampler.num_instances, INSTANCES)
+    for stage in (node.teacher_stage, node.student_stage):
+        stage.batch_size = identities * small.sampler.num_instances
+    cameras = drawn.cameras or video_preset(drawn.preset).cameras
+    drawn.num_train, drawn.num_test, drawn.frames = identities, -(-TEST_TRACKLETS // cameras), FRAMES
+
+
+def rehearse_sets(config: Any, small: Any, built: BuiltNetworks | None = None, step: bool = True) -> Rehearsal:
+    """What `rehearse` does for `engine: vkd`.
+
+    Args:
+        config: whole tree.
+        small: the same on stand-in data, see `shrink_sets`.
+        built: of an earlier rehearsal of the same networks.
+        step: whether to make the one step, of the first student; without it networks have shapes and no weights.
+
+    Raises:
+        OsktError: as the run itself would, before it trains.
+    """
+    check_set_start(config)
+    trainer = SetTrainer(small)
+    built = built or _built(small, trainer.num_classes, step)
+    stages = []
+    if not config.vkd.teacher:
+        optimizer = build_optimizer(built.plan.teacher, small, get(small, TEACHER))
+        stages.append(rehearsed_stage(config, small, trainer, TEACHER, "teacher", optimizer))
+    optimizer = build_optimizer(built.student, small, get(small, STUDENT))
+    generations = config.vkd.generations
+    name = "student" if generations == 1 else f"{generations} students, one after another"
+    stages.append(rehearsed_stage(config, small, trainer, STUDENT, name, optimizer))
+    terms = _one_step(small, trainer, built) if step else {}
+    return Rehearsal(_facts(config), tuple(stages), built.sizes, terms, built)
+
+
+def _built(small: Any, num_classes: int, step: bool) -> BuiltNetworks:
+    """Teacher and student, with weights where a step or a chain needs them."""
+    has_weights = step or student_kind(small) == CHAIN
+    with contextlib.nullcontext() if has_weights else torch.device("meta"):
+        plan = plan_sets(small, num_classes)
+        student = start_student(small, plan, plan.teacher, num_classes)
+    size = (3, small.data.height, small.data.width)
+    cost = network_size(plan.teacher, HEAD, size)
+    other = cost if plan.student == SELF else network_size(student, HEAD, size)
+    return BuiltNetworks(plan, (("teacher", *cost), ("student", *other)), student)
+
+
+def _one_step(small: Any, trainer: SetTrainer, built: BuiltNetworks) -> dict[str, float]:
+    """One step of distillation on a batch of the stand-in data; the student changes."""
+    node = small.vkd
+    datamanager = trainer.stage_datamanager(node.student_stage)
+    settings = {key: node[key] for key in ("temperature", "alpha", "beta", "num_student_views")}
+    engine = trainer.engine(teacher=built.plan.teacher, **settings)(
+        datamanager,
+        built.student,
+        build_optimizer(built.student, small, node.student_stage),
+        loss=loss_from_config(small, datamanager.num_train_pids, use_gpu=False),
+        use_gpu=False,
+    )
+    engine.set_model_mode("train")
+    return engine.forward_backward(next(iter(datamanager.train_loader)))
+
+
+def _facts(config: Any) -> Facts:
+    """What is not in the tables."""
+    node, per_identity = config.vkd, config.sampler.num_instances
+    taught = node.teacher_stage
+    tested = [", ".join(config.data.targets), f"{', '.join(node.protocols)} by cosine distance"]
+    tested.append(f"{node.test_frames or 'all'} frames of a tracklet")
+    tested += ["queries in the gallery"] * node.query_in_gallery + ["without cameras"] * node.no_camera
+    sets = (
+        f"{node.num_views} views ({node.strategy}) for the teacher, {node.num_student_views} of them for the student; "
+        f"{node.student_stage.batch_size // per_identity} identities x {per_identity} in a batch"
+    )
+    own = (
+        f"{taught.num_views or node.num_views} views ({taught.strategy or node.strategy}); "
+        f"{taught.batch_size // per_identity} identities x {per_identity} in a batch"
+    )
+    facts = [
+        ("network", f"{PREFIX}{config.model.name.removeprefix(PREFIX)} at {config.data.height}x{config.data.width}"),
+        *data_facts(config, "; ".join(tested)),
+        ("sets", sets),
+        *([] if node.teacher else [("teacher's own sets", own)]),
+        ("loss", f"{loss_text(config)} + {node.alpha:g} x class scores at temperature {node.temperature:g} "
+         f"+ {node.beta:g} x distances"),
+        ("student", _start_text(config)),
+        *few_shot_facts(config),
+    ]  # fmt: skip
+    files = {"teacher": node.teacher, "weights": "" if node.teacher else config.model.load_weights}
+    files["student's chain"] = node.student if node.student.endswith(CHAIN_SUFFIX) else ""
+    files["last stage"] = "" if node.last_stage_weights == IMAGENET else node.last_stage_weights
+    return (*facts, *file_facts(files))
+
+
+def _start_text(config: Any) -> str:
+    node = config.vkd
+    if node.student.endswith(CHAIN_SUFFIX):
+        return f"width {node.student_width:g} of the chain '{Path(node.student).name}'"
+    if node.student:
+        return f"{node.student} of a chain of the teacher" if "=" in node.student else node.student
+    if not node.reinit_last_stage:
+        return "its teacher's weights"
+    return f"its teacher's weights, but for the last stage ({node.last_stage_weights or 'fresh'}) and the head (fresh)"
