@@ -1,6 +1,7 @@
 """The list of rooms: what each part of the package may import, and what it must not know."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -120,6 +121,22 @@ def test_the_method_needs_torch_alone(room):
     assert result.returncode == 0, result.stderr
     first, second = result.stdout.splitlines()
     assert first == "WeightChain" and "run `pip install torchreid`" in second
+
+
+def test_no_files_import_one_another_in_a_circle():
+    names = {path: ".".join((PACKAGE, *path.relative_to(ROOT).with_suffix("").parts)) for path in FILES}
+    names = {path: name.removesuffix(".__init__") for path, name in names.items()}
+    known = set(names.values())
+    needs = {
+        name: {_file_of(target, known) for target in imports_of(path)} - {name, ""} for path, name in names.items()
+    }
+    list(graphlib.TopologicalSorter(needs).static_order())  # raises CycleError, which names the circle
+
+
+def _file_of(target: str, known: set[str]) -> str:
+    while target and target not in known:
+        target = target.rpartition(".")[0]
+    return target
 
 
 def test_torchreid_is_imported_in_host_alone():

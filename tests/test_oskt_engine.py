@@ -83,7 +83,7 @@ def test_only_the_refining_loss_pulls_rows_together(datamanager):
         for _ in range(4):
             engine.forward_backward(batch)
         pairs = engine.model.sstudent.row_pairs(engine.model.teacher)
-        dispersions[weight] = oskt.oskt.losses.row_dispersion(pairs) / before
+        dispersions[weight] = oskt.chain.losses.row_dispersion(pairs) / before
     assert dispersions[1.0] < dispersions[0.0]
     assert dispersions[1.0] < 1
 

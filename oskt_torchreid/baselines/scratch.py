@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ..graph import ChannelGraph
-from ..graph.surgery import shell
+from ..graph import ChannelGraph, shell
 from ..host.models import initialise
 
 

@@ -1,7 +1,26 @@
-"""OSKT: one-shot knowledge transfer by weight chains, over the channel graph of any network."""
+"""Weight chains: one-shot knowledge transfer over the channel graph of any network. Needs torch alone."""
 
 from .chain import WeightChain
+from .expansion import expand_to_plan
+from .ladder import Ladder
 from .network import trace
-from .sstudent import Refinement, SStudent
+from .recalibration import recalibrate
+from .sstudent import Refinement, RefinementLosses, SStudent
+from .students import choose_widths, expand, load_student, save_plain, save_student, width_plan
 
-__all__ = ["Refinement", "SStudent", "WeightChain", "trace"]
+__all__ = [
+    "Ladder",
+    "Refinement",
+    "RefinementLosses",
+    "SStudent",
+    "WeightChain",
+    "choose_widths",
+    "expand",
+    "expand_to_plan",
+    "load_student",
+    "recalibrate",
+    "save_plain",
+    "save_student",
+    "trace",
+    "width_plan",
+]

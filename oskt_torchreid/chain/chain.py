@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..errors import ChainError, OsktError
 from ..graph import ChannelGraph, FeaturePath
+from ..graph.surgery.routing import check_code_fits
 from ..networks import ModelSpec, resolver
-from . import chain_file, network, validation
-from . import lineage as descent
+from . import chain_file, lineage, network, validation
 from .algebra import average_rows, rows_first
 from .clustering import cluster_teacher
 from .folding import check_attention
@@ -161,21 +161,21 @@ class WeightChain:
             WidthError: a width out of range.
         """
         graph = network.trace(student, chain.input_size)
-        teacher_to_student = descent.student_channels(chain.graph, chain.teacher_to_chain, graph)
-        descent.check_unscaled(student)
+        teacher_to_student = lineage.student_channels(chain.graph, chain.teacher_to_chain, graph)
+        lineage.check_unscaled(student)
         made = cls.from_teacher(student, width, graph=graph, **{"attention": chain.attention, **options})
-        origin = descent.composed(chain.origin_to_teacher, teacher_to_student)
+        origin = lineage.composed(chain.origin_to_teacher, teacher_to_student)
         return replace(made, spec=chain.spec, origin_to_teacher=origin)
 
     @property
     def origin_to_chain(self) -> dict[str, np.ndarray]:
         """Cluster of each channel of the first teacher per group name: all levels composed."""
-        return descent.composed(self.origin_to_teacher, self.teacher_to_chain)
+        return lineage.composed(self.origin_to_teacher, self.teacher_to_chain)
 
     @cached_property
     def origins_per_channel(self) -> np.ndarray:
         """How many of the first teacher's channels each channel of the graph stands for, shape ``[num_channels]``."""
-        return descent.origins_per_channel(self.graph, self.origin_to_teacher)
+        return lineage.origins_per_channel(self.graph, self.origin_to_teacher)
 
     @cached_property
     def widths(self) -> dict[str, int]:
@@ -238,13 +238,38 @@ class WeightChain:
         Raises:
             ChainError: says which tensor or group, what it is and what it must be.
         """
-        validation.validate(self)
+        validation.check_labels(self.graph, self.teacher_to_chain)
+        lineage.check_origin(self.graph, self.origin_to_teacher)
+        state = self.model.state_dict()
+        validation.check_graph_fits(self.graph, state)
+        check_code_fits(self.model, self.graph)
+        for kind, shapes in self._shapes(state).items():
+            validation.check_tensors(chain_file.KINDS[kind], getattr(self, kind), shapes, state)
+
+    def _shapes(self, state: Mapping[str, Tensor]) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Shape that every tensor of each kind must have, given the teacher's."""
+        graph, layout = self.graph, self.layout
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        narrow = dict(shapes)
+        for tie in graph.ties:
+            if tie.role == "row":
+                axis, is_matrix = layout.axis(tie), tie.tensor in graph.matrices
+                shape = list(rows_first(state[tie.tensor], tie).shape if is_matrix else shapes[tie.tensor])
+                shape[0 if is_matrix else tie.axis] = axis.blocks * axis.length
+                narrow[tie.tensor] = tuple(shape)
+        tied = {tie.tensor for tie in graph.ties}
+        return {
+            "rows": {name: narrow[name] for name in graph.matrices},
+            "vectors": {name: shape for name, shape in shapes.items() if name in tied - graph.matrices},
+            "fixed": {name: shape for name, shape in shapes.items() if name not in tied},
+            "statistics": {name: narrow[name] for name in self.statistics if name in narrow},
+        }
 
     # ---- files ---------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
         """Writes the chain as one safetensors file, whole or not at all."""
-        chain_file.write(self, path)
+        chain_file.write(path, {field.name: getattr(self, field.name) for field in fields(self)})
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None) -> WeightChain:
@@ -257,7 +282,11 @@ class WeightChain:
         Raises:
             ChainError: missing, truncated, foreign or damaged file, or a chain of another network.
         """
-        return chain_file.read(path, model, cls)
+        tensors, metadata = chain_file.read(path)
+        with chain_file.damage_named(path):
+            chain = cls(**chain_file.attributes_of(tensors, metadata, model))
+            chain.validate()
+        return chain
 
 
 def _cluster_counts(teacher_to_chain: Mapping[str, np.ndarray]) -> dict[str, int]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,47 +18,46 @@ from ..files.checks import is_possible_model
 from ..graph.storage import from_arrays, to_arrays
 from ..graph.surgery.routing import describe_code
 from ..networks import ModelSpec, resolver
-from . import lineage as descent
-from . import network
+from . import lineage, network
 from .folding import check_attention
-
-if TYPE_CHECKING:
-    from .chain import WeightChain
 
 FORMAT = "oskt-weight-chain"
 VERSION = 2
-KINDS = ("rows", "vectors", "fixed", "statistics")
+Attributes = dict[str, Any]
+KINDS = {"rows": "chain row", "vectors": "vector", "fixed": "fixed tensor", "statistics": "statistic"}
+"""Kinds of a chain's tensors, and what one of each is called."""
 
 
-def write(chain: WeightChain, path: str | Path) -> None:
-    """Writes a chain, whole or not at all."""
-    arrays, description = to_arrays(chain.graph)
-    labels = np.empty(chain.graph.num_channels, np.int32)
-    for group in chain.graph.groups:
-        labels[group.channels] = chain.teacher_to_chain[group.name]
+def write(path: str | Path, chain: Attributes) -> None:
+    """Writes a chain, given by its attributes, whole or not at all."""
+    graph, origin, spec = chain["graph"], chain["origin_to_teacher"], chain["spec"]
+    arrays, description = to_arrays(graph)
+    labels = np.empty(graph.num_channels, np.int32)
+    for group in graph.groups:
+        labels[group.channels] = chain["teacher_to_chain"][group.name]
     arrays["teacher_to_chain"] = labels
-    arrays["origin_to_teacher"], origin_lengths = descent.join_origin(chain.graph, chain.origin_to_teacher)
+    arrays["origin_to_teacher"], origin_lengths = lineage.join_origin(graph, origin)
     tensors = {f"graph/{name}": torch.from_numpy(array) for name, array in arrays.items()}
     for kind in KINDS:
-        tensors.update({f"{kind}/{name}": tensor for name, tensor in getattr(chain, kind).items()})
-    spec = asdict(chain.spec) if chain.spec else None
-    metadata = {"format": FORMAT, "version": VERSION, "model": spec, "graph": description, "origin": origin_lengths}
-    metadata["attention"] = chain.attention
-    if chain.origin_to_teacher:
-        metadata["code"] = describe_code(chain.model, chain.graph)
+        tensors.update({f"{kind}/{name}": tensor for name, tensor in chain[kind].items()})
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": asdict(spec) if spec else None,
+        "graph": description,
+        "origin": origin_lengths,
+        "attention": chain["attention"],
+    }
+    if origin:
+        metadata["code"] = describe_code(chain["model"], graph)
     files.save_tensors(path, tensors, metadata)
 
 
-def read(path: str | Path, model: nn.Module | None, make: Callable[..., WeightChain]) -> WeightChain:
-    """Reads a chain and checks all of it before anything is returned.
-
-    Args:
-        path: a file that ``write`` wrote.
-        model: the teacher's network, needed only if its builder is not registered; left as it is.
-        make: called with the chain's attributes.
+def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description of a chain file, not yet checked against one another.
 
     Raises:
-        ChainError: missing, truncated, foreign or damaged file, or a chain of another network.
+        ChainError: missing, truncated or foreign file.
     """
     tensors, metadata = files.load_tensors(path, ChainError)
     said = [metadata.get(key) for key in ("format", "version")] if isinstance(metadata, dict) else [None, None]
@@ -66,19 +66,33 @@ def read(path: str | Path, model: nn.Module | None, make: Callable[..., WeightCh
             f"'{path}' is no weight chain of version {VERSION} (it says format {said[0]!r}, version {said[1]!r}); "
             "give a file written by WeightChain.save"
         )
+    return tensors, metadata
+
+
+@contextmanager
+def damage_named(path: str | Path) -> Iterator[None]:
+    """Whatever is raised inside is told as damage of a chain file."""
     try:
-        chain = make(**_attributes(tensors, metadata, model))
-        chain.validate()
+        yield
     except OsktError as error:
         raise ChainError(f"'{path}' cannot be used as a weight chain: {error}") from error
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"  # metadata of other types than were written
         raise ChainError(f"'{path}' cannot be used as a weight chain: it is damaged ({reason})") from error
-    return chain
 
 
-def _attributes(tensors: dict[str, Tensor], metadata: dict, model: nn.Module | None) -> dict[str, Any]:
-    """Attributes of the chain that a file describes."""
+def attributes_of(tensors: dict[str, Tensor], metadata: dict[str, Any], model: nn.Module | None) -> Attributes:
+    """Attributes of the chain that a file describes.
+
+    Args:
+        tensors: of the file.
+        metadata: of the file.
+        model: the teacher's network, needed only if its builder is not registered; left as it is.
+
+    Raises:
+        ChainError: a chain of another network.
+        Exception: whatever damage leads to, see ``damage_named``.
+    """
     parts = _sorted_by_kind(tensors)
     arrays = {name: tensor.numpy() for name, tensor in parts.pop("graph").items()}
     graph = from_arrays(arrays, metadata.get("graph") or {})
@@ -94,10 +108,10 @@ def _attributes(tensors: dict[str, Tensor], metadata: dict, model: nn.Module | N
     if model is not None:
         network.check_blocks(skeleton, graph.module_blocks, graph.input_size)
     origin = arrays.get("origin_to_teacher", np.empty(0, np.int32))
-    origin = descent.cut_origin(graph, origin, metadata.get("origin") or [])
+    origin = lineage.cut_origin(graph, origin, metadata.get("origin") or [])
     if origin:
         others = {**parts["vectors"], **parts["fixed"]}
-        skeleton = descent.narrow_skeleton(skeleton, metadata.get("code") or {}, graph, parts["rows"], others)
+        skeleton = lineage.narrow_skeleton(skeleton, metadata.get("code") or {}, graph, parts["rows"], others)
     return {
         "graph": graph,
         "teacher_to_chain": {group.name: labels[group.channels] for group in graph.groups},

@@ -21,7 +21,6 @@ consumes it (see ``graph/scaling.py``): no operator is added, and class scores d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,10 +30,8 @@ from ..errors import ConfigError, GraphError
 from ..graph.plans import occupied
 from ..graph.surgery.shell import student_axis
 from ..registry import nearest
+from .chain import WeightChain
 from .layout import Layout
-
-if TYPE_CHECKING:
-    from .chain import WeightChain
 
 DISTANCES = ("none", "chain", "teacher")
 

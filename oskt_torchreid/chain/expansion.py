@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
 from ..files.checks import is_possible_image, is_possible_model
-from ..graph import ChannelGraph, Tie, adapt_code, rebuild
+from ..graph import ChannelGraph, adapt_code, rebuild
 from ..graph.surgery.routing import describe_code
 from ..networks import ModelSpec, set_feature_dim
-from .algebra import average_rows, gather_rows, rows_first, sum_columns
 from .chain import WeightChain
 from .distance import DISTANCES, scale_features
-from .folding import attention_factors, fold
-from .layout import Layout, joined, student_to_chain
+from .layout import Layout
+from .narrowing import Narrowing
 
 STATISTICS = ("own", "merged", "initial")
 
@@ -52,11 +51,10 @@ def expand_to_plan(
         raise ConfigError(f"statistics is '{statistics}'; allowed: {', '.join(STATISTICS)}")
     chain = chain if statistics == "own" else replace(chain, statistics={})
     layout = Layout(chain.graph, chain.teacher_to_chain, widths)
-    tensors = {name: student_matrix(chain, layout, name) for name in chain.rows}
-    tensors.update(student_vectors(chain, layout))
-    tensors.update({name: tensor.clone() for name, tensor in chain.fixed.items()})
-    for name, factor in attention_factors(chain.graph, layout, attention or chain.attention).items():
-        tensors[name] = fold(tensors[name], factor)
+    narrowing = Narrowing(chain.graph, chain.layout, layout, attention or chain.attention)
+    vectors = {name: vector for name, vector in chain.vectors.items() if name not in chain.statistics}
+    made = narrowing(chain.rows, vectors) | _statistics(chain, narrowing) | chain.fixed
+    tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in made.items()}
     scale_features(tensors, chain, layout, distance)
     student = rebuild(chain.model, tensors, training=False)
     adapt_code(student, chain.graph, layout.members)
@@ -158,50 +156,6 @@ class StudentRecord:
         raise CheckpointError(f"'{path}' is no student of this package (no valid 'oskt' entry); see save_student")
 
 
-def student_matrix(chain: WeightChain, layout: Layout, name: str) -> Tensor:
-    """Rows gathered from the chain, columns summed over the members of each slot."""
-    rows = chain.rows[name]
-    column, row = chain.graph.column_tie(name), chain.graph.row_tie(name)
-    merged = rows if column is None else sum_columns_of(rows, column, layout)
-    index = student_to_chain(layout.axis(row), chain.layout.axis(row))
-    if merged is rows or not torch.equal(index, torch.arange(len(rows))):
-        merged = gather_rows(merged, index)  # at the chain's width every row stands once, in order, in its own memory
-    return rows_first(merged, row).contiguous()
-
-
-def sum_columns_of(chain_rows: Tensor, column: Tie, layout: Layout) -> Tensor:
-    """Columns of a chain's rows summed over slots; where nothing merges, the rows as they are."""
-    axis = layout.axis(column)
-    return chain_rows if axis.is_identity else sum_columns(chain_rows, axis)
-
-
-def student_vectors(chain: WeightChain, layout: Layout) -> dict[str, Tensor]:
-    """Means over members of the teacher's entries; a slot's refined statistics are its cluster's."""
-    vectors: dict[str, Tensor] = {}
-    alike: dict[tuple, list[str]] = {}
-    for name, vector in chain.vectors.items():
-        tie = chain.graph.row_tie(name)
-        if name in chain.statistics:
-            index = student_to_chain(layout.axis(tie), chain.layout.axis(tie))
-            vectors[name] = gather_rows(chain.statistics[name], index)
-        else:
-            alike.setdefault((id(tie.channels), tie.axis, vector.shape, vector.dtype), []).append(name)
-    for ties in _averaged_as_one(chain, alike.values()):
-        along = chain.graph.row_tie(ties[0][0]).axis
-        axes = [layout.axis(chain.graph.row_tie(names[0])) for names in ties]
-        stacked = torch.cat([torch.stack([chain.vectors[name] for name in names], -1) for names in ties], along)
-        means = average_rows(stacked, joined(axes), along).split([axis.blocks * axis.length for axis in axes], along)
-        for names, mean in zip(ties, means, strict=True):
-            own = (entry.clone(memory_format=torch.contiguous_format) for entry in mean.unbind(-1))
-            vectors.update(zip(names, own, strict=True))  # memory of their own
-    return {name: vectors[name] for name in chain.vectors}
-
-
-def _averaged_as_one(chain: WeightChain, alike: Iterable[list[str]]) -> Iterable[list[list[str]]]:
-    """Lists of names, those of a norm, say; together those whose tensors can stand behind one another."""
-    together: dict[tuple, list[list[str]]] = {}
-    for names in alike:
-        vector, along = chain.vectors[names[0]], chain.graph.row_tie(names[0]).axis
-        others = vector.shape[:along] + vector.shape[along + 1 :]
-        together.setdefault((len(names), along, others, vector.dtype), []).append(names)
-    return together.values()
+def _statistics(chain: WeightChain, narrowing: Narrowing) -> dict[str, Tensor]:
+    """A slot's refined running statistics are its cluster's."""
+    return {name: narrowing.gathered(name, statistic) for name, statistic in chain.statistics.items()}

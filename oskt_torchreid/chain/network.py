@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -106,5 +107,5 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def new_skeleton(spec: ModelSpec) -> nn.Module:
-    """The registered model's structure, on the meta device; shared, so copy before changing."""
-    return resolver().skeleton(spec.name, spec.num_classes, spec.loss)
+    """The registered model's structure, on the meta device."""
+    return copy.deepcopy(resolver().skeleton(spec.name, spec.num_classes, spec.loss))  # which others share

@@ -8,8 +8,8 @@ of the FLOPs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,15 +19,13 @@ from torch.func import functional_call
 from ..graph import adapt_code, rebuild
 from ..graph.surgery.routing import code_buffers
 from . import network
-from .algebra import average_rows, rows_first, sum_columns
+from .algebra import rows_first
 from .chain import WeightChain
-from .folding import attention_factors, fold
-from .layout import joined, spans
-from .losses import RowPair
+from .losses import RowPair, refining_loss
+from .narrowing import Narrowing
 
-_ALIGNMENT = 8
-"""Entries that vectors cut out of a longer one begin at a multiple of: GPU kernels read 16 bytes at a time, also of
-numbers of 2 bytes, and fail on vectors that begin between."""
+Criterion = Callable[[Any], Tensor]
+"""A task's loss, a scalar, of what a network returns in training."""
 
 
 class SStudent(nn.Module):
@@ -51,7 +49,11 @@ class SStudent(nn.Module):
         shared = _fixed_tensors(chain)
         rows = {name: rows for name, rows in chain.rows.items() if name not in shared}
         self.rows = nn.ParameterDict({_key(name): nn.Parameter(tensor.clone()) for name, tensor in rows.items()})
-        self._parameter_names = [name for name, _ in chain.model.named_parameters()]
+        graph, self._parameter_names = chain.graph, [name for name, _ in chain.model.named_parameters()]
+        self._matrices = [name for name in self._parameter_names if name in graph.matrices]
+        others = [name for name in self._parameter_names if name not in graph.matrices]
+        self._vector_names = [name for name in others if graph.row_tie(name) is not None]
+        self.narrowing = Narrowing(graph, self._layout, self._layout, chain.attention)
         head = tuple(f"{name}." for name in getattr(chain.model, "head_modules", ()))
         self._head_matrices = {name for name in chain.rows if name in chain.graph.heads or name.startswith(head)}
         learned = [name for name in chain.vectors if name in self._parameter_names]
@@ -63,16 +65,11 @@ class SStudent(nn.Module):
         self.shell = self._make_shell(chain)
         self._code_buffers = code_buffers(chain.graph)
         self._register_indices(chain)
-        self._register_factors(chain)
-        self._join_vectors(chain)
 
     def _make_shell(self, chain: WeightChain) -> nn.Module:
         """Buffers start as the merged statistics of the chain; parameters are emptied, for they are never read."""
-        tensors = {name: average_rows(t, *self._axis(chain, name)) for name, t in chain.vectors.items()}
-        tensors.update({name: tensor.clone() for name, tensor in chain.statistics.items()})
-        tensors.update({name: tensor.clone() for name, tensor in chain.fixed.items()})
-        for name, rows in chain.rows.items():
-            tensors[name] = self._matrix(name, rows)
+        tensors = self.narrowing(chain.rows, chain.vectors) | chain.statistics | chain.fixed
+        tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
         shell = rebuild(chain.model, tensors)
         adapt_code(shell, chain.graph, self._layout.members)
         for module in shell.modules():
@@ -80,17 +77,6 @@ class SStudent(nn.Module):
                 del module._parameters[name]
                 module.register_buffer(name, torch.empty(0), persistent=False)
         return shell
-
-    def _matrix(self, name: str, rows: Tensor) -> Tensor:
-        """A matrix of the narrow network: the columns of a chain's rows, summed."""
-        graph = self._chain.graph
-        column = graph.column_tie(name)
-        summed = rows if column is None else sum_columns(rows, self._layout.axis(column))
-        return rows_first(summed, graph.row_tie(name))
-
-    def _axis(self, chain: WeightChain, name: str) -> tuple:
-        tie = chain.graph.row_tie(name)
-        return self._layout.axis(tie), tie.axis
 
     def _register_indices(self, chain: WeightChain) -> None:
         """Chain row of each teacher row per matrix that is refined; kept as buffers so that they follow the device."""
@@ -104,54 +90,26 @@ class SStudent(nn.Module):
             self._index_names[name] = f"every_entry_{number}"
             self.register_buffer(self._index_names[name], torch.arange(len(chain.vectors[name])), persistent=False)
 
-    def _register_factors(self, chain: WeightChain) -> None:
-        """Factors of queries and keys, the very ones that students get."""
-        self._factor_names: dict[str, str] = {}
-        factors = attention_factors(chain.graph, self._layout, chain.attention)
-        for number, (name, factor) in enumerate(factors.items()):
-            like = chain.rows[name] if name in chain.rows else chain.vectors[name]
-            self._factor_names[name] = f"factor_{number}"
-            self.register_buffer(self._factor_names[name], factor.to(like), persistent=False)
-
-    def _join_vectors(self, chain: WeightChain) -> None:
-        """Names of the learned vectors, and the narrow lengths of those of one dimension, behind one another."""
-        names = [name for name in self._parameter_names if _key(name) not in self.rows]
-        self._vectors = [n for n in names if n not in chain.graph.matrices and chain.graph.row_tie(n) is not None]
-        axes = {name: self._axis(chain, name)[0] for name in self._vectors if chain.vectors[name].dim() == 1}
-        self._short = {name: axis.blocks * axis.length for name, axis in axes.items()}
-        self._short_spans = spans(list(axes.values()), _ALIGNMENT)
-        self._short_axis = joined(list(axes.values()), _ALIGNMENT) if axes else None
-
     def weights(self, teacher: nn.Module) -> dict[str, Tensor]:
         """The S-student's parameters by name, differentiable in the chain's rows and the teacher's vectors."""
-        graph = self._chain.graph
         teachers = dict(teacher.named_parameters())
-        weights = self._averages(teachers)
-        for name in self._parameter_names:
-            key = _key(name)
-            if key in self.rows:
-                weights[name] = self._matrix(name, self.rows[key])
-            elif name in graph.matrices:
-                weights[name] = self._matrix(name, rows_first(teachers[name], graph.row_tie(name)))
-            elif name not in weights:
-                weights[name] = teachers[name]
-        for name, factor in self._factor_names.items():
-            weights[name] = fold(weights[name], getattr(self, factor))
-        return weights
+        return self._shared(teachers) | self.narrowing(self._rows(teachers), self._vectors(teachers))
 
-    def _averages(self, teachers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The vectors of the narrow network; the short ones, of which there are hundreds, are averaged as one."""
-        own = {name: self.own_vectors[_key(name)] for name in self._vectors if _key(name) in self.own_vectors}
-        vectors = {name: own.get(name, teachers[name]) for name in self._vectors}
-        averages = {}
-        for name in self._vectors:
-            if name not in self._short:
-                averages[name] = average_rows(vectors[name], *self._axis(self._chain, name))
-        if self._short:
-            means = average_rows(torch.cat([vectors[name] for name in self._short]), self._short_axis)
-            parts = zip(self._short.items(), means.split(self._short_spans), strict=True)
-            averages.update((name, part[:length]) for (name, length), part in parts)
-        return averages
+    def _rows(self, teachers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rows of every matrix: the chain's; of one that may not be narrowed, the teacher's."""
+        ties = {name: self._chain.graph.row_tie(name) for name in self._matrices}
+        own = {name: self.rows[_key(name)] for name in self._matrices if _key(name) in self.rows}
+        return {name: own[name] if name in own else rows_first(teachers[name], tie) for name, tie in ties.items()}
+
+    def _vectors(self, teachers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every learned vector, of the teacher's length: its own where it has one, else the teacher's."""
+        own = {name: self.own_vectors[_key(name)] for name in self._vector_names if _key(name) in self.own_vectors}
+        return {name: own.get(name, teachers[name]) for name in self._vector_names}
+
+    def _shared(self, teachers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters without channels, which are the teacher's."""
+        narrowed = {*self._matrices, *self._vector_names}
+        return {name: teachers[name] for name in self._parameter_names if name not in narrowed}
 
     def forward(self, images: Tensor, teacher: nn.Module) -> Any:
         """Output of the narrow network, in the form of the teacher's own."""
@@ -204,10 +162,33 @@ class SStudent(nn.Module):
         return self._chain.with_tensors(rows, vectors, statistics)
 
 
-class Refinement(nn.Module):
-    """Teacher and S-student side by side, as one module that is trained.
+class RefinementLosses(NamedTuple):
+    """The terms of a batch, scalars: what the teacher and the S-student lose, and ``L_refine`` between them."""
 
-    In training ``forward`` gives ``(teacher's output, S-student's output)``; in evaluation the teacher's feature.
+    teacher: Tensor
+    sstudent: Tensor
+    refine: Tensor
+
+    def total(self, lambda_weight: float = 1.0, sstudent_weight: float = 1.0) -> Tensor:
+        """``L = L_task(teacher) + sstudent_weight * L_task(S-student) + lambda * L_refine``."""
+        return self.teacher + sstudent_weight * self.sstudent + lambda_weight * self.refine
+
+
+class Refinement(nn.Module):
+    """Teacher and S-student side by side, as one module that is trained, by whatever loop (paper: chain refinement).
+
+    In training ``forward`` gives ``(teacher's output, S-student's output)``; in evaluation the teacher's feature. A
+    step of any loop is::
+
+        loss = refinement.losses(images, lambda outputs: criterion(outputs, labels)).total()
+        optimizer.zero_grad(), loss.backward(), optimizer.step()
+
+    and ``refinement.to_chain()`` the chain so far.
+
+    Args:
+        teacher: trained in place.
+        chain: made of it; copied from.
+        vector_copies: norm parameters and biases are the S-student's own, see ``SStudent``.
 
     Raises:
         ChainError: the chain was made of another network.
@@ -229,6 +210,26 @@ class Refinement(nn.Module):
         if not self.training:
             return self.teacher(images)
         return self.teacher(images), self.sstudent(images, self.teacher)
+
+    def losses(
+        self, images: Tensor, criterion: Criterion, sstudent_criterion: Criterion | None = None
+    ) -> RefinementLosses:
+        """The terms of a batch, differentiable; the module has to be in training mode.
+
+        Args:
+            images: ``[batch, 3, height, width]``.
+            criterion: the task's loss, a scalar, of what the network returns in training.
+            sstudent_criterion: the same for the S-student, where it has a loss of its own.
+        """
+        return self.losses_of(self(images), criterion, sstudent_criterion)
+
+    def losses_of(
+        self, outputs: Sequence[Any], criterion: Criterion, sstudent_criterion: Criterion | None = None
+    ) -> RefinementLosses:
+        """``losses`` of what ``forward`` gave, in whatever form the criteria take it."""
+        of_teacher, of_sstudent = outputs
+        teacher, sstudent = criterion(of_teacher), (sstudent_criterion or criterion)(of_sstudent)
+        return RefinementLosses(teacher, sstudent, refining_loss(self.sstudent.row_pairs(self.teacher)))
 
     def to_chain(self) -> WeightChain:
         """The refined chain (copies)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -11,37 +10,6 @@ from torch import Tensor
 from ..errors import ChainError
 from ..files.checks import fault_of
 from ..graph import ChannelGraph
-from ..graph.surgery.routing import check_code_fits
-from . import lineage as descent
-from .algebra import rows_first
-
-if TYPE_CHECKING:
-    from .chain import WeightChain
-
-
-def validate(chain: WeightChain) -> None:
-    """Raises ``ChainError`` unless every name, shape, label and number of a chain is right."""
-    state = chain.model.state_dict()
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    check_labels(chain.graph, chain.teacher_to_chain)
-    descent.check_origin(chain.graph, chain.origin_to_teacher)
-    check_graph_fits(chain.graph, state)
-    check_code_fits(chain.model, chain.graph)
-    tied = {tie.tensor for tie in chain.graph.ties}
-    narrow = dict(shapes)
-    for tie in chain.graph.ties:
-        if tie.role == "row":
-            axis, is_matrix = chain.layout.axis(tie), tie.tensor in chain.graph.matrices
-            shape = list(rows_first(state[tie.tensor], tie).shape if is_matrix else shapes[tie.tensor])
-            shape[0 if is_matrix else tie.axis] = axis.blocks * axis.length
-            narrow[tie.tensor] = tuple(shape)
-    vectors = [name for name in shapes if name in tied and name not in chain.graph.matrices]
-    fixed = {name: shapes[name] for name in shapes if name not in tied}
-    statistics = {name: narrow[name] for name in chain.statistics if name in narrow}
-    check_tensors("chain row", chain.rows, {name: narrow[name] for name in chain.graph.matrices}, state)
-    check_tensors("vector", chain.vectors, {name: shapes[name] for name in vectors}, state)
-    check_tensors("fixed tensor", chain.fixed, fixed, state)
-    check_tensors("statistic", chain.statistics, statistics, state)
 
 
 def check_labels(graph: ChannelGraph, teacher_to_chain: Mapping[str, np.ndarray]) -> None:

@@ -6,6 +6,7 @@ from torch import nn
 
 from . import rules  # noqa: F401  it registers the rules of operators
 from .calls import Call, register_rule
+from .channel_graph import ChannelGraph
 from .failures import check_model
 from .grouping import build_graph
 from .movement import check_movements
@@ -17,7 +18,7 @@ from .surgery.rebuild import rebuild, register_attribute_rule
 from .surgery.routing import adapt_code
 from .surgery.shell import shell
 from .tracing import Tracer, run
-from .types import ChannelGraph, ChannelGroup, Tie
+from .types import ChannelGroup, Tie
 
 __all__ = [
     "Call",

@@ -1,8 +1,8 @@
 """Operator calls, and the table of rules that says what each operator does to channels.
 
-A rule is a function ``rule(tracer, call)``. It reads the shadows of the call's inputs (``tracer.shadow``), marks its
-outputs (``tracer.mark``) and records what the operator demands of the channels (``tie``, ``unite``, ``fix``). Most
-operators need none of their own: pass one of those in ``rules.py`` to ``register_rule``::
+A rule is a function ``rule(recording, call)``. It reads the shadows of the call's inputs (``recording.shadow``), marks
+its outputs (``recording.mark``) and records what the operator demands of the channels (``tie``, ``unite``, ``fix``).
+Most operators need none of their own: pass one of those in ``rules`` to ``register_rule``::
 
     from oskt_torchreid import graph
     graph.register_rule("mylib::swish", graph.keep)      # each output element has the channel of its input element
@@ -15,15 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import GraphError
-
-if TYPE_CHECKING:
-    from .tracing import Tracer
+from .recording import Recording
 
 
 class Call:
@@ -57,7 +55,7 @@ class Call:
         return [item for item in output if torch.is_tensor(item)]
 
 
-Rule = Callable[["Tracer", Call], None]
+Rule = Callable[[Recording, Call], None]
 _RULES: dict[str, Rule] = {}
 
 

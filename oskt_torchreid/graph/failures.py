@@ -68,6 +68,15 @@ def forward_error(forward: Callable[[Tensor], Any], image: Tensor, module: str, 
     )
 
 
+def unweighted(operator: str, module: str) -> GraphError:
+    """The error of a reduction over channels that cannot be weighted."""
+    return GraphError(
+        f"operator '{operator}' in module '{module}' reduces over channels: merged channels would count once instead "
+        "of as often as they were merged. A mean or sum is weighted where it is the one use that a module makes of its "
+        "input; put it into such a module"
+    )
+
+
 def _runs(forward: Callable[[Tensor], Any], image: Tensor) -> bool:
     try:
         with torch.no_grad():

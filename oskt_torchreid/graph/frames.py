@@ -3,39 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .rules.elementwise import unweighted
-
-if TYPE_CHECKING:
-    from .tracing import Tracer
-
-
-@dataclass(eq=False)
-class Frame:
-    """A module call that is running.
-
-    Attributes:
-        name: name of the module.
-        given: its input, where that is one tensor and nothing else.
-        sources: ids along axis 1 of its input, then of what each module called by its own code gave back; ``None`` for
-            anything but one tensor whose channels lie along axis 1.
-        calls: names of the modules that its own code called, in order.
-        reads: how many operators read its input, those of the modules that it calls included.
-        reduction: operator, and ids of the input, where its own code reduces its input over channels.
-    """
-
-    name: str
-    given: Tensor | None
-    sources: list[Tensor | None]
-    calls: list[str] = field(default_factory=list)
-    reads: int = 0
-    reduction: tuple[str, Tensor] | None = None
+from .failures import unweighted
+from .recording import Frame, Recording
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,41 +51,16 @@ class Passage:
 
 
 class Frames:
-    """The stack of running modules, and what is kept of their calls.
+    """Follows the calls of modules, and keeps what is known of those whose own code moves channels."""
 
-    Attributes:
-        reductions: module -> operator and ids of its input, where its own code reduces that, and does no more with it.
-    """
-
-    def __init__(self, tracer: Tracer) -> None:
-        self._tracer = tracer
-        self._stack: list[Frame] = []
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
         self._passages: dict[str, Passage | None] = {}
-        self.reductions: dict[str, tuple[str, Tensor]] = {}
-
-    @property
-    def name(self) -> str:
-        """Name of the module whose own code is running; empty for the network itself."""
-        return self._stack[-1].name if self._stack else ""
 
     @property
     def passages(self) -> list[Passage]:
         """Calls of modules whose own code moved channels, where all that went in and out is known."""
         return [passage for passage in self._passages.values() if passage is not None]
-
-    def count_reads(self, tensors: Iterable[Tensor]) -> None:
-        """Notes which running modules' inputs an operator reads."""
-        read = {id(tensor) for tensor in tensors}
-        for frame in self._stack:
-            frame.reads += id(frame.given) in read
-
-    def record_reduction(self, operator: str, tensor: Tensor) -> bool:
-        """Notes that the running module's own code reduces its input over channels; False for any other tensor."""
-        frame = self._stack[-1] if self._stack else None
-        if frame is None or frame.given is not tensor or frame.sources[0] is None:
-            return False
-        frame.reduction = (operator, frame.sources[0])
-        return True
 
     @contextlib.contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
@@ -128,26 +79,26 @@ class Frames:
     def _enter(self, name: str) -> Callable:
         def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
             given = args[0] if len(args) == 1 and not kwargs and torch.is_tensor(args[0]) else None
-            self._stack.append(Frame(name, given, [self._tracer.plain_channels(given)]))
+            self._recording.running.append(Frame(name, given, [self._recording.plain_channels(given)]))
 
         return hook
 
     def _leave(self, module: nn.Module, inputs: tuple, output: Any) -> None:
-        frame = self._stack.pop()
-        channels = self._tracer.plain_channels(output)
-        if self._stack:
-            self._stack[-1].calls.append(frame.name)
-            self._stack[-1].sources.append(channels)
+        frame = self._recording.running.pop()
+        channels = self._recording.plain_channels(output)
+        if self._recording.running:
+            self._recording.running[-1].calls.append(frame.name)
+            self._recording.running[-1].sources.append(channels)
         if frame.reduction is not None:
             self._keep_reduction(frame, *frame.reduction)
-        if frame.name in self._tracer.movements:
+        if frame.name in self._recording.movements:
             self._keep_passage(frame, None if channels is None else Passage.of(frame))
 
     def _keep_reduction(self, frame: Frame, operator: str, ids: Tensor) -> None:
-        known, known_ids = self.reductions.setdefault(frame.name, (operator, ids))
+        known, known_ids = self._recording.reductions.setdefault(frame.name, (operator, ids))
         if frame.reads != 1 or operator != known or len(ids) != len(known_ids):
             raise unweighted(operator, frame.name)
-        self._tracer.unite(known_ids, ids)
+        self._recording.unite(known_ids, ids)
 
     def _keep_passage(self, frame: Frame, passage: Passage | None) -> None:
         """A module that is called again must do the same again; the channels of both calls are one."""
@@ -156,4 +107,4 @@ class Frames:
             self._passages[frame.name] = None
             return
         for first, second in zip(known.sources, passage.sources, strict=True):
-            self._tracer.unite(first, second)
+            self._recording.unite(first, second)

@@ -12,14 +12,15 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from ..errors import GraphError
-from .tracing import RecordedTie, Tracer
-from .types import Attention, ChannelGraph, ChannelGroup, ChannelNorm, Reduction, Route, SplitPoint, Tie
+from .channel_graph import ChannelGraph
+from .recording import RecordedTie, Recording
+from .types import Attention, ChannelGroup, ChannelNorm, Reduction, Route, SplitPoint, Tie
 
 
 def build_graph(
-    model: nn.Module, tracer: Tracer, input_size: tuple[int, ...], routes: Sequence[Route] = ()
+    model: nn.Module, recording: Recording, input_size: tuple[int, ...], routes: Sequence[Route] = ()
 ) -> ChannelGraph:
-    """Turns a trace into a graph; ``routes`` are in the tracer's provisional ids.
+    """Turns a trace into a graph; ``routes`` are in the recording's provisional ids.
 
     A channel is a connected component of united ids. Two channels belong to one group when they have the same
     signature: the same ties, as often, in the same convolution groups, under the same gates, fixed for the same reason.
@@ -27,31 +28,31 @@ def build_graph(
     Raises:
         GraphError: a tensor that took part in the forward pass has an axis of unknown channels.
     """
-    channel_of = united(tracer)
-    recorded = [*tracer.ties.values(), *_elementwise_ties(tracer, channel_of)]
+    channel_of = united(recording)
+    recorded = [*recording.ties.values(), *_elementwise_ties(recording, channel_of)]
     channel_of, num_channels = _renumbered(channel_of, recorded)
     ties = _interned(recorded, channel_of)
-    fixed = _fixed_reasons(tracer, ties, channel_of, num_channels)
+    fixed = _fixed_reasons(recording, ties, channel_of, num_channels)
     _fix_modules(model, ties, fixed)
-    gates = [(channel_of[gate], channel_of[fine]) for gate, fine in tracer.gates]
-    reductions = _reductions(tracer, channel_of)
-    norms = _norms(tracer, channel_of)
-    attentions = _attentions(tracer, recorded, channel_of)
+    gates = [(channel_of[gate], channel_of[fine]) for gate, fine in recording.gates]
+    reductions = _reductions(recording, channel_of)
+    norms = _norms(recording, channel_of)
+    attentions = _attentions(recording, recorded, channel_of)
     axes = {id(tie.channels): tie.channels for tie in ties}
     axes = [*axes.values(), *(reduction.channels[None] for reduction in reductions)]
     axes += [blocked.channels for blocked in (*norms, *attentions)]
     labels = _signature_classes(axes, gates, fixed, num_channels)
     state = model.state_dict(keep_vars=True)
-    _check_coverage(tracer, ties, {name: tuple(t.shape) for name, t in state.items() if t.is_floating_point()})
+    _check_coverage(recording, ties, {name: tuple(t.shape) for name, t in state.items() if t.is_floating_point()})
     rows = {tie.tensor: tie for tie in ties if tie.role == "row"}
     heads = frozenset(
-        name for name in tracer.matrices if name in rows and all(fixed[rows[name].channels].ravel() == OUTPUT)
+        name for name in recording.matrices if name in rows and all(fixed[rows[name].channels].ravel() == OUTPUT)
     )
-    unused = tuple(name for name, t in state.items() if t.dim() > 0 and name not in tracer.touched)
-    groups = _named_groups(labels, ties, tracer.matrices, fixed)
+    unused = tuple(name for name, t in state.items() if t.dim() > 0 and name not in recording.touched)
+    groups = _named_groups(labels, ties, recording.matrices, fixed)
     routes = _routes(routes, channel_of)
-    splits = _splits(tracer, channel_of, {route.module for route in routes})
-    matrices = frozenset(tracer.matrices)
+    splits = _splits(recording, channel_of, {route.module for route in routes})
+    matrices = frozenset(recording.matrices)
     size = tuple(input_size)
     parts = (splits, routes, reductions, norms, attentions)
     return ChannelGraph(tuple(ties), groups, matrices, heads, unused, size, *parts)
@@ -60,10 +61,12 @@ def build_graph(
 OUTPUT = "output of the network"
 
 
-def united(tracer: Tracer) -> np.ndarray:
+def united(recording: Recording) -> np.ndarray:
     """Smallest united id per provisional id: ids grow with execution, so channels come out in the network's order."""
-    count = tracer.num_ids
-    pairs = np.concatenate([np.stack(pair) for pair in tracer.unions], 1) if tracer.unions else np.empty((2, 0), int)
+    count = recording.num_ids
+    pairs = (
+        np.concatenate([np.stack(pair) for pair in recording.unions], 1) if recording.unions else np.empty((2, 0), int)
+    )
     links = coo_matrix((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=(count, count))
     _, component = connected_components(links, directed=False)
     smallest = np.full(component.max(initial=-1) + 1, count)
@@ -71,13 +74,13 @@ def united(tracer: Tracer) -> np.ndarray:
     return smallest[component]
 
 
-def _elementwise_ties(tracer: Tracer, channel_of: np.ndarray) -> Iterable[RecordedTie]:
+def _elementwise_ties(recording: Recording, channel_of: np.ndarray) -> Iterable[RecordedTie]:
     """A bare parameter's one axis of channels, read off its elements' ids; one that has several is held fixed."""
-    for name, ids in tracer.elementwise.items():
+    for name, ids in recording.elementwise.items():
         channels = channel_of[ids.numpy()]
         varying = [axis for axis in range(channels.ndim) if (channels != channels.take([0], axis)).any()]
         if len(varying) > 1:
-            tracer.fixed.append((channels.reshape(-1), f"'{name}' differs along several axes"))
+            recording.fixed.append((channels.reshape(-1), f"'{name}' differs along several axes"))
         elif varying:
             along = np.moveaxis(ids.numpy(), varying[0], 0).reshape(channels.shape[varying[0]], -1)[:, 0]
             yield RecordedTie(name, varying[0], "row", along.reshape(1, -1))
@@ -102,11 +105,11 @@ def _interned(recorded: list[RecordedTie], channel_of: np.ndarray) -> list[Tie]:
     return ties
 
 
-def _splits(tracer: Tracer, channel_of: np.ndarray, routed: set[str]) -> tuple[SplitPoint, ...]:
+def _splits(recording: Recording, channel_of: np.ndarray, routed: set[str]) -> tuple[SplitPoint, ...]:
     """Split points of known channels, but for those of modules whose own code will not run in a student."""
     return tuple(
         SplitPoint(module, attribute, tuple(channel_of[part] for part in parts))
-        for module, attribute, parts in tracer.splits
+        for module, attribute, parts in recording.splits
         if module not in routed and all((channel_of[part] >= 0).all() for part in parts)
     )
 
@@ -120,9 +123,9 @@ def _routes(routes: Sequence[Route], channel_of: np.ndarray) -> tuple[Route, ...
     )
 
 
-def _reductions(tracer: Tracer, channel_of: np.ndarray) -> tuple[Reduction, ...]:
+def _reductions(recording: Recording, channel_of: np.ndarray) -> tuple[Reduction, ...]:
     reductions = []
-    for module, (operator, ids) in tracer.frames.reductions.items():
+    for module, (operator, ids) in recording.reductions.items():
         channels = channel_of[ids.numpy()]
         if (channels < 0).any():
             raise GraphError(f"'{operator}' in module '{module}' reduces over channels that no layer produces")
@@ -130,27 +133,27 @@ def _reductions(tracer: Tracer, channel_of: np.ndarray) -> tuple[Reduction, ...]
     return tuple(reductions)
 
 
-def _norms(tracer: Tracer, channel_of: np.ndarray) -> tuple[ChannelNorm, ...]:
+def _norms(recording: Recording, channel_of: np.ndarray) -> tuple[ChannelNorm, ...]:
     """Norms over channels that some layer produces."""
-    found = (ChannelNorm(module, channel_of[ids]) for module, ids in tracer.norms.items())
+    found = (ChannelNorm(module, channel_of[ids]) for module, ids in recording.norms.items())
     return tuple(norm for norm in found if (norm.channels >= 0).all())
 
 
-def _attentions(tracer: Tracer, recorded: list[RecordedTie], channel_of: np.ndarray) -> tuple[Attention, ...]:
+def _attentions(recording: Recording, recorded: list[RecordedTie], channel_of: np.ndarray) -> tuple[Attention, ...]:
     """Attentions, with the rows that issued the ids of their queries and keys.
 
     Provisional ids still tell queries, keys and values apart, which have been united since. Rows are given where linear
     layers issue them and no other tensor (a norm of the queries) stands between these and the product.
     """
     attentions = []
-    for module, product in tracer.attentions.items():
+    for module, product in recording.attentions.items():
         ids = np.concatenate([product.queries.reshape(-1), product.keys.reshape(-1)])
         positions = {}
         for tie in recorded:
             if tie.role == "row":
                 found = np.flatnonzero(np.isin(tie.ids.reshape(-1), ids))
                 positions.update({tie.tensor: found} if len(found) else {})
-        linear = {name.rpartition(".")[0] for name in positions if name in tracer.matrices}
+        linear = {name.rpartition(".")[0] for name in positions if name in recording.matrices}
         if any(name.rpartition(".")[0] not in linear for name in positions):
             positions = {}
         channels = channel_of[product.queries]
@@ -173,20 +176,20 @@ def _fix_modules(model: nn.Module, ties: Sequence[Tie], fixed: np.ndarray) -> No
                     fixed[tie.channels] = f"'{child}' is one of the network's fixed_modules"
 
 
-def _fixed_reasons(tracer: Tracer, ties: list[Tie], channel_of: np.ndarray, num_channels: int) -> np.ndarray:
+def _fixed_reasons(recording: Recording, ties: list[Tie], channel_of: np.ndarray, num_channels: int) -> np.ndarray:
     """Why each channel is fixed (empty: it is not), an object array ``[num_channels]``.
 
     An output whose channels some layer consumes is a feature and may be narrowed; one that none consumes is a result.
     """
     reasons = np.full(num_channels, "", dtype=object)
-    for ids, reason in tracer.fixed:
+    for ids, reason in recording.fixed:
         channels = channel_of[ids]
         reasons[channels[channels >= 0]] = reason
     consumed = np.zeros(num_channels, bool)
     for tie in ties:
         if tie.role == "column":
             consumed[tie.channels.reshape(-1)] = True
-    for ids in tracer.outputs:
+    for ids in recording.outputs:
         channels = channel_of[ids]
         channels = channels[channels >= 0]
         reasons[channels[~consumed[channels]]] = OUTPUT
@@ -249,7 +252,7 @@ def _named_groups(labels: np.ndarray, ties: list[Tie], matrices: set[str], fixed
     return tuple(groups)
 
 
-def _check_coverage(tracer: Tracer, ties: list[Tie], shapes: dict[str, tuple[int, ...]]) -> None:
+def _check_coverage(recording: Recording, ties: list[Tie], shapes: dict[str, tuple[int, ...]]) -> None:
     """Every tensor that took part has its ties, of the right lengths; the image's own columns excepted."""
     tied: dict[str, set[str]] = {}
     for tie in ties:
@@ -257,12 +260,12 @@ def _check_coverage(tracer: Tracer, ties: list[Tie], shapes: dict[str, tuple[int
         length, expected = shapes[tie.tensor][tie.axis], tie.shaped(tie.channels.shape[1])
         if length != expected:
             raise GraphError(f"axis {tie.axis} of '{tie.tensor}' has {length} positions, its tie {expected}")
-    for name in sorted(tracer.touched & shapes.keys()):
+    for name in sorted(recording.touched & shapes.keys()):
         shape = shapes[name]
-        depthwise = name in tracer.matrices and len(shape) > 2 and shape[1] == 1
-        one_sided = depthwise or name in tracer.image_inputs or name not in tracer.matrices
+        depthwise = name in recording.matrices and len(shape) > 2 and shape[1] == 1
+        one_sided = depthwise or name in recording.image_inputs or name not in recording.matrices
         unknown = ({"row"} if one_sided else {"row", "column"}) - tied.get(name, set())
-        if unknown and int(np.prod(shape)) > 1 and name not in tracer.elementwise:
+        if unknown and int(np.prod(shape)) > 1 and name not in recording.elementwise:
             raise GraphError(
                 f"tensor '{name}' of shape {shape} took part in the forward pass, but its "
                 f"{' and '.join(sorted(unknown))} channels are unknown; an operator before it "

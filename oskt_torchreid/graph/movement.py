@@ -12,11 +12,11 @@ import numpy as np
 from torch import nn
 
 from ..errors import GraphError, WidthError
+from .channel_graph import ChannelGraph
 from .grouping import build_graph
 from .plans import occupied
 from .surgery.shell import shell, student_axis
 from .tracing import run
-from .types import ChannelGraph
 
 
 def check_movements(model: nn.Module, graph: ChannelGraph, movements: Mapping[str, str]) -> None:

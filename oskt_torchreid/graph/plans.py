@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import WidthError
-
-if TYPE_CHECKING:
-    from .types import ChannelGraph, ChannelGroup
+from .types import Attention, ChannelGroup, ChannelNorm, Tie
 
 
 class WidthPlans:
     """The part of ``ChannelGraph`` that makes and checks width plans."""
+
+    ties: tuple[Tie, ...]
+    groups: tuple[ChannelGroup, ...]
+    norms: tuple[ChannelNorm, ...]
+    attentions: tuple[Attention, ...]
+    sizes: dict[str, int]
+    group_of_channel: np.ndarray
+    rank_in_group: np.ndarray
 
     def ratio_plan(self, ratio: float, least: Mapping[str, int] | None = None) -> dict[str, int]:
         """Width plan of a width ratio: ``rounded_down``, and ``balanced`` where blocks would get unequal lengths.
@@ -140,7 +145,7 @@ def _least(group: ChannelGroup) -> int:
     return group.size if group.fixed else 1
 
 
-def occupied(graph: ChannelGraph, widths: Mapping[str, int]) -> np.ndarray:
+def occupied(graph: WidthPlans, widths: Mapping[str, int]) -> np.ndarray:
     """Whether a student of these widths has a channel in each channel's place, shape ``[num_channels]``.
 
     Example: a group of channels ``0..3`` at width 2 keeps the places ``0`` and ``1``.

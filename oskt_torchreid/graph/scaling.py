@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from ..errors import GraphError
 from .calls import Call
+from .channel_graph import ChannelGraph
 from .grouping import united
 from .relations import Relations, Unknown
 from .shadows import compact
 from .tracing import Tracer, run
-from .types import ChannelGraph
 
 
 @dataclass(frozen=True, eq=False)

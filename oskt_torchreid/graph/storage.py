@@ -8,7 +8,8 @@ import numpy as np
 
 from ..errors import GraphError
 from ..files.checks import is_possible_image
-from .types import Attention, ChannelGraph, ChannelGroup, ChannelNorm, Reduction, Route, SplitPoint, Tie
+from .channel_graph import ChannelGraph
+from .types import Attention, ChannelGroup, ChannelNorm, Reduction, Route, SplitPoint, Tie
 
 
 def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:

@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..chain.chain import WeightChain
-from ..chain.losses import lambda_schedule, refining_loss, row_dispersion
-from ..chain.sstudent import Refinement
+from ..chain.losses import lambda_schedule, row_dispersion
+from ..chain.sstudent import Criterion, Refinement
 from ..errors import CheckpointError, ConfigError
-from ..networks import parse_outputs
+from ..networks import Outputs, parse_outputs
 from ..registry import register_engine
 from .distributed import whole_batch
 from .engine import TransferEngine
@@ -95,13 +95,20 @@ class OSKTEngine(TransferEngine):
         """The three terms of a batch; the S-student's are logged with the prefix ``s_``."""
         outputs = [parse_outputs(output, True, self.model.loss) for output in self.outputs_of(images)]
         outputs, pids = whole_batch((outputs, pids))
-        teacher_loss, summary = self.loss(outputs[0], pids)
-        sstudent_loss, of_sstudent = self.sstudent_loss(outputs[1], pids)
-        refine = refining_loss(self.model.sstudent.row_pairs(self.model.teacher))
+        summary: dict[str, float] = {}
+
+        def noting(loss: ReidLoss, prefix: str) -> Criterion:
+            def criterion(output: Outputs) -> Tensor:
+                value, terms = loss(output, pids)
+                summary.update({f"{prefix}{name}": term for name, term in terms.items()})
+                return value
+
+            return criterion
+
+        losses = self.model.losses_of(outputs, noting(self.loss, ""), noting(self.sstudent_loss, "s_"))
         weight = self._lambda(self.progress)
-        summary |= {f"s_{name}": value for name, value in of_sstudent.items()}
-        summary |= {"refine": refine.item(), "lambda": weight}
-        return teacher_loss + self.sstudent_weight * sstudent_loss + weight * refine, summary
+        summary |= {"refine": losses.refine.item(), "lambda": weight}
+        return losses.total(weight, self.sstudent_weight), summary
 
     @property
     def layered_model(self) -> nn.Module:

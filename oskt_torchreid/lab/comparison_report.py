@@ -14,34 +14,13 @@ from tabulate import tabulate
 
 from ..config import get
 from ..files import atomic, write_json
-from ..report.results import Row
 from ..report.tables import human_count
 from .curves import comparison_plot, convergence_plot
+from .measurements import CHAIN_METHOD, Measurement
 
 FORMAT_VERSION = 1
 JSON_NAME, MARKDOWN_NAME = "comparison.json", "comparison.md"
 SIZE_PLOT, CURVE_PLOT = "map_against_size.png", "convergence.png"
-CHAIN_METHOD = "oskt"
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One network of one run.
-
-    Attributes:
-        scenario: finetune, passes, transfer-N or ablation:NAME.
-        method: oskt, teacher or a baseline.
-        width: width ratio.
-        data_seed, seed: of the data, of training.
-        row: the numbers.
-    """
-
-    scenario: str
-    method: str
-    width: float
-    data_seed: int
-    seed: int
-    row: Row
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,9 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from ..errors import ConfigError
 from ..files import atomic
 from ..report.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, size_axis
-
-if TYPE_CHECKING:
-    from .comparison_report import Measurement
+from .measurements import Measurement
 
 # Okabe and Ito's colours, told apart by markers and dashes too.
 _STYLES = (

@@ -20,6 +20,7 @@ from ..files import load_checkpoint, weights
 from ..host import models
 from ..host.data import unaugmented_loader
 from ..models import build_model
+from ..networks import is_classifier
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def load_network(source: str, model_name: str = "", config: Any = None) -> nn.Mo
         raise ConfigError(f"'{source}' does not say what network it is of; name it: --model osnet_x1_0")
     model = models.build(model_name, 1) if model_name else build_model(_untrained(config), 1)
     names = [*model.state_dict(), *weights.state_dict_of(content, path)]
-    weights.load_weights(model, path, ignore=[name for name in names if models.is_classifier(name)])
+    weights.load_weights(model, path, ignore=[name for name in names if is_classifier(name)])
     return model
 
 

@@ -12,35 +12,31 @@ keys and 8..11 values. Rows 0, 4 and 8 become one channel, and so do 1, 5, 9, an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from ...errors import GraphError
 from ..calls import Call, register_rule
+from ..recording import Recording
 from ..shadows import compact
 
-if TYPE_CHECKING:
-    from ..tracing import Tracer
 
-
-def attention(tracer: Tracer, call: Call) -> None:
+def attention(recording: Recording, call: Call) -> None:
     """Fused attention of ``[batch, heads, tokens, size]`` (or of one head, without that axis)."""
     queries, keys, values = (call.arguments[name] for name in ("query", "key", "value"))
-    _check(tracer, call, queries, keys, values)
-    heads = [_per_head(tracer, tensor) for tensor in (queries, keys, values)]
-    tracer.unite(heads[0], heads[1])
-    tracer.unite(heads[0], heads[2])
-    tracer.record_attention(heads[0], heads[1], call.arguments.get("scale") is None)
+    _check(recording, call, queries, keys, values)
+    heads = [_per_head(recording, tensor) for tensor in (queries, keys, values)]
+    recording.unite(heads[0], heads[1])
+    recording.unite(heads[0], heads[2])
+    recording.record_attention(heads[0], heads[1], call.arguments.get("scale") is None)
     shape = [1] * values.dim()
     shape[-1] = values.shape[-1]
     if values.dim() > 2:
         shape[-3] = values.shape[-3]
-    tracer.mark(call.outputs[0], heads[2].reshape(shape).expand(call.outputs[0].shape))
+    recording.mark(call.outputs[0], heads[2].reshape(shape).expand(call.outputs[0].shape))
 
 
-def _check(tracer: Tracer, call: Call, *tensors: Tensor) -> None:
-    shadows = [tracer.shadow(tensor) for tensor in tensors]
+def _check(recording: Recording, call: Call, *tensors: Tensor) -> None:
+    shadows = [recording.shadow(tensor) for tensor in tensors]
     mask = call.arguments.get("attn_mask")
     reason = ""
     if any(shadow is None for shadow in shadows):
@@ -49,31 +45,31 @@ def _check(tracer: Tracer, call: Call, *tensors: Tensor) -> None:
         reason = f"has heads of different numbers or sizes {[tuple(tensor.shape) for tensor in tensors]}"
     elif any(size > 1 for shadow in shadows for size in compact(shadow).shape[:-3]):
         reason = "has channels along another axis than heads and their sizes [batch, heads, tokens, size]"
-    elif mask is not None and tracer.shadow(mask) is not None:
+    elif mask is not None and recording.shadow(mask) is not None:
         reason = "adds numbers that the network learns to the products of queries and keys"
     if reason:
         raise GraphError(
-            f"attention in module '{tracer.module}' {reason}; it can be followed where linear layers give queries, "
+            f"attention in module '{recording.module}' {reason}; it can be followed where linear layers give queries, "
             "keys and values of equally many heads of one size"
         )
 
 
-def _per_head(tracer: Tracer, tensor: Tensor) -> Tensor:
+def _per_head(recording: Recording, tensor: Tensor) -> Tensor:
     """Channels of each head, shape ``[heads, size]``; those of all tokens are united."""
-    shadow = tracer.shadow(tensor)
+    shadow = recording.shadow(tensor)
     heads = tensor.shape[-3] if tensor.dim() > 2 else 1
     along = compact(shadow).expand(*[-1] * (shadow.dim() - 1), tensor.shape[-1]).movedim(-2, 0)
     along = along.reshape(along.shape[0], -1, tensor.shape[-1])
     along = along.expand(-1, heads, -1)
     if len(along) > 1:
-        tracer.unite(along, along[:1])
+        recording.unite(along, along[:1])
     return along[0]
 
 
-def unfused(tracer: Tracer, call: Call) -> None:
+def unfused(recording: Recording, call: Call) -> None:
     """A matrix product of activations: attention in parts, which is not followed."""
     raise GraphError(
-        f"operator '{call.operator}' in module '{tracer.module}' multiplies two activations: which channels it sums "
+        f"operator '{call.operator}' in module '{recording.module}' multiplies two activations: which channels it sums "
         "over is not followed. Attention is, in its fused form: torch.nn.functional.scaled_dot_product_attention"
     )
 

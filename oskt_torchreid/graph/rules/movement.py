@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from ...errors import GraphError
 from ..calls import Call, Rule, register_families
+from ..recording import Recording
 from ..shadows import compact, extents, settled, spread
 from .elementwise import spatial
 
-if TYPE_CHECKING:
-    from ..tracing import Tracer
 
-
-def reshape(tracer: Tracer, call: Call) -> None:
+def reshape(recording: Recording, call: Call) -> None:
     """Views and reshapes: the shadow is reshaped alike."""
-    shadow = tracer.shadow(call.args[0])
+    shadow = recording.shadow(call.args[0])
     if shadow is None:
         return
     moved = settled(shadow.reshape(call.output.shape))
     if extents(shadow) != extents(moved):
-        tracer.movements.setdefault(tracer.module, call.operator)
-    tracer.mark(call.output, moved)
+        recording.movements.setdefault(recording.module, call.operator)
+    recording.mark(call.output, moved)
 
 
-def move(tracer: Tracer, call: Call) -> None:
+def move(recording: Recording, call: Call) -> None:
     """Transposes, slices, splits, repeats: the very same operator is applied to the shadow."""
-    shadow = tracer.shadow(call.args[0])
+    shadow = recording.shadow(call.args[0])
     if shadow is None:
         return
     args = [arg.to(shadow.device) if torch.is_tensor(arg) else arg for arg in call.args[1:]]  # an index may be on a GPU
     moved = call.function(shadow, *args, **call.kwargs)
     moved = [settled(part) for part in (moved if isinstance(moved, (list, tuple)) else [moved])]
     moves = len(extents(shadow)) > 1 or any(not _same_channels(part, shadow) for part in moved)
-    if moves and not _is_split(tracer, call, moved):
-        tracer.movements.setdefault(tracer.module, call.operator)
+    if moves and not _is_split(recording, call, moved):
+        recording.movements.setdefault(recording.module, call.operator)
     for output, part in zip(call.outputs, moved, strict=True):
-        tracer.mark(output, part)
+        recording.mark(output, part)
 
 
 def _same_channels(shadow: Tensor, other: Tensor) -> bool:
@@ -47,79 +43,79 @@ def _same_channels(shadow: Tensor, other: Tensor) -> bool:
     return torch.equal(compact(shadow).reshape(-1), compact(other).reshape(-1))
 
 
-def _is_split(tracer: Tracer, call: Call, moved: list[Tensor]) -> bool:
+def _is_split(recording: Recording, call: Call, moved: list[Tensor]) -> bool:
     """Whether channels part after a number that the module has as an attribute, so that a student can be given its."""
     if call.operator != "split" or len(moved) < 2:
         return False
     axis = call.arguments["dim"]
     parts = [part.movedim(axis, 0).reshape(part.shape[axis], -1)[:, 0] for part in map(compact, moved)]
-    return tracer.record_split(call.args[1], [part for part in parts if len(part) > 1])
+    return recording.record_split(call.args[1], [part for part in parts if len(part) > 1])
 
 
-def concatenate(tracer: Tracer, call: Call) -> None:
+def concatenate(recording: Recording, call: Call) -> None:
     """Concatenation: shadows are joined; a part without channels (a constant) brings fixed ones of its own."""
     parts = list(call.args[0])
-    _join(tracer, call, parts, [tracer.shadow(part) for part in parts])
+    _join(recording, call, parts, [recording.shadow(part) for part in parts])
 
 
-def stack(tracer: Tracer, call: Call) -> None:
+def stack(recording: Recording, call: Call) -> None:
     """Stacking: concatenation along a new axis."""
     axis = call.arguments["dim"] % call.output.dim()
-    shadows = [tracer.shadow(part) for part in call.args[0]]
+    shadows = [recording.shadow(part) for part in call.args[0]]
     shadows = [None if shadow is None else shadow.unsqueeze(axis) for shadow in shadows]
-    _join(tracer, call, [part.unsqueeze(axis) for part in call.args[0]], shadows)
+    _join(recording, call, [part.unsqueeze(axis) for part in call.args[0]], shadows)
 
 
-def _join(tracer: Tracer, call: Call, parts: list[Tensor], shadows: list[Tensor | None]) -> None:
+def _join(recording: Recording, call: Call, parts: list[Tensor], shadows: list[Tensor | None]) -> None:
     axis = call.arguments.get("dim", 0) % call.output.dim()
     for index, part in enumerate(parts):
         if shadows[index] is None:
-            shadows[index] = spread(tracer.fresh(part.shape[axis]), part, axis)
-            tracer.fix(shadows[index], f"a constant is concatenated in '{tracer.module}'")
+            shadows[index] = spread(recording.fresh(part.shape[axis]), part, axis)
+            recording.fix(shadows[index], f"a constant is concatenated in '{recording.module}'")
     compacted = [compact(shadow) for shadow in shadows]
     widest = [max(part.shape[d] for part in compacted) for d in range(call.output.dim())]
     joined = [
         part.expand(*(shadow.shape[d] if d == axis else widest[d] for d in range(part.dim())))
         for part, shadow in zip(compacted, shadows, strict=True)
     ]
-    tracer.mark(call.output, torch.cat(joined, axis).expand(call.output.shape))
+    recording.mark(call.output, torch.cat(joined, axis).expand(call.output.shape))
 
 
-def copy(tracer: Tracer, call: Call) -> None:
+def copy(recording: Recording, call: Call) -> None:
     """Writing channels into a part of another tensor: they are followed no further, and stay as they are.
 
     Good enough for parameters of a sampling grid; a layer that takes them as its input raises.
     """
-    if tracer.shadow(call.args[1]) is not None:
-        tracer.set_adrift(call.args[0], tracer.module)
-    _leave(tracer, call.args[1], f"copied into a part of another tensor in '{tracer.module}'")
+    if recording.shadow(call.args[1]) is not None:
+        recording.set_adrift(call.args[0], recording.module)
+    _leave(recording, call.args[1], f"copied into a part of another tensor in '{recording.module}'")
 
 
-def place(tracer: Tracer, call: Call) -> None:
+def place(recording: Recording, call: Call) -> None:
     """Parameters of a sampling grid say where, not what: the grid has no channels."""
-    _leave(tracer, call.args[0], f"say where '{tracer.module}' looks")
-    tracer.mark(call.output, None)
+    _leave(recording, call.args[0], f"say where '{recording.module}' looks")
+    recording.mark(call.output, None)
 
 
-def sample(tracer: Tracer, call: Call) -> None:
+def sample(recording: Recording, call: Call) -> None:
     """Sampling at a grid's places: channels stay, height and width change."""
-    _leave(tracer, call.args[1], f"say where '{tracer.module}' looks")
-    spatial(tracer, call)
+    _leave(recording, call.args[1], f"say where '{recording.module}' looks")
+    spatial(recording, call)
 
 
-def leave_torch(tracer: Tracer, call: Call) -> None:
+def leave_torch(recording: Recording, call: Call) -> None:
     """Numbers taken out of torch (``numpy()``, ``tolist()``) come back, if at all, as constants."""
-    if tracer.shadow(call.args[0]) is not None:
+    if recording.shadow(call.args[0]) is not None:
         raise GraphError(
-            f"module '{tracer.module}' takes channels out of torch (numpy or tolist), where they cannot be followed; "
-            "write it with operators of torch on tensors"
+            f"module '{recording.module}' takes channels out of torch (numpy or tolist), where they cannot be followed"
+            "; write it with operators of torch on tensors"
         )
 
 
-def _leave(tracer: Tracer, tensor: Tensor, reason: str) -> None:
-    shadow = tracer.shadow(tensor)
+def _leave(recording: Recording, tensor: Tensor, reason: str) -> None:
+    shadow = recording.shadow(tensor)
     if shadow is not None:
-        tracer.fix(shadow, reason)
+        recording.fix(shadow, reason)
 
 
 _FAMILIES: dict[Rule, str] = {

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import GraphError, WidthError
-from ..types import ChannelGraph, Reduction, Route, SplitPoint
+from ..channel_graph import ChannelGraph
+from ..types import Reduction, Route, SplitPoint
 from .rebuild import rebuild
 
 WEIGHT = "channel_weight"

@@ -14,8 +14,9 @@ import numpy as np
 from torch import nn
 
 from ...errors import WidthError
+from ..channel_graph import ChannelGraph
 from ..plans import occupied
-from ..types import ChannelGraph, Tie
+from ..types import Tie
 from .rebuild import rebuild
 from .routing import adapt_code
 

@@ -1,0 +1,249 @@
+"""What is noted of a network's forward pass: channel ids beside every activation, and what operators demand of them.
+
+Beside an activation of shape ``S`` stands a *shadow*: an integer tensor of shape ``S`` with the channel of each
+element, expanded with stride 0 wherever it does not vary and therefore nearly free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import GraphError
+from .shadows import compact
+from .types import Role
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedTie:
+    """A tie in provisional ids, before united channels have become one; ``ids`` is ``[blocks, length]``."""
+
+    tensor: str
+    axis: int
+    role: Role
+    ids: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedAttention:
+    """Provisional ids ``[heads, head size]`` of queries and keys, and whether the scale is the head's own."""
+
+    queries: np.ndarray
+    keys: np.ndarray
+    scale_follows: bool
+
+
+@dataclass(eq=False)
+class Frame:
+    """A module call that is running.
+
+    Attributes:
+        name: name of the module.
+        given: its input, where that is one tensor and nothing else.
+        sources: ids along axis 1 of its input, then of what each module called by its own code gave back; ``None`` for
+            anything but one tensor whose channels lie along axis 1.
+        calls: names of the modules that its own code called, in order.
+        reads: how many operators read its input, those of the modules that it calls included.
+        reduction: operator, and ids of the input, where its own code reduces its input over channels.
+    """
+
+    name: str
+    given: Tensor | None
+    sources: list[Tensor | None]
+    calls: list[str] = field(default_factory=list)
+    reads: int = 0
+    reduction: tuple[str, Tensor] | None = None
+
+
+class Recording:
+    """What a network does to channels while it runs: ties, unions, gates, fixed channels. Rules read it and add to it.
+
+    Attributes:
+        ties: recorded ties by ``(tensor, axis, role)``, in order.
+        elementwise: provisional ids, in the tensor's own shape, of every bare parameter that met activations directly.
+        unions: pairs of id arrays that must be one channel.
+        gates: pairs ``(gate ids, finer ids)``: a coarser factor that is shared by several channels.
+        fixed: pairs ``(ids, reason)`` of channels that must keep their width.
+        matrices: weights of convolutions and linear layers.
+        image_inputs: the matrices whose columns are the image's own channels.
+        movements: module name -> operator, where channels were taken apart or reordered at places chosen by code.
+        splits: ``(module, attribute, ids of each part)`` where a module's own integer says where channels part.
+        norms: module name -> ids ``[blocks, length]`` that it normalises over.
+        attentions: module name -> the queries and keys that it multiplies.
+        running: the module calls that are running, outermost first; the network itself is none of them.
+        reductions: module -> operator and ids of its input, where its own code reduces that, and does no more with it.
+        touched: names of all state-dict tensors that reached an operator.
+        outputs: ids of the network's outputs.
+        results: the network's output tensors.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names: dict[int, str] = {}
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            self._names.setdefault(id(tensor), name)
+        self._shadows: dict[int, Tensor] = {}
+        self._alive: list[Tensor] = []  # an id() is only unique while its tensor lives
+        self._model = model
+        self._adrift: dict[int, str] = {}
+        self.num_ids = 0
+        self.ties: dict[tuple[str, int, Role], RecordedTie] = {}
+        self.elementwise: dict[str, Tensor] = {}
+        self.unions: list[tuple[np.ndarray, np.ndarray]] = []
+        self.gates: list[tuple[np.ndarray, np.ndarray]] = []
+        self.fixed: list[tuple[np.ndarray, str]] = []
+        self.matrices: set[str] = set()
+        self.image_inputs: set[str] = set()
+        self.movements: dict[str, str] = {}
+        self.splits: list[tuple[str, str, list[np.ndarray]]] = []
+        self.norms: dict[str, np.ndarray] = {}
+        self.attentions: dict[str, RecordedAttention] = {}
+        self.running: list[Frame] = []
+        self.reductions: dict[str, tuple[str, Tensor]] = {}
+        self.touched: set[str] = set()
+        self.outputs: list[np.ndarray] = []
+        self.results: list[Tensor] = []
+
+    @property
+    def module(self) -> str:
+        """Name of the module whose forward is running, for messages."""
+        return self.owner or "the network itself"
+
+    @property
+    def owner(self) -> str:
+        """Name of the module whose own code is running; empty for the network itself."""
+        return self.running[-1].name if self.running else ""
+
+    def count_reads(self, tensors: Iterable[Tensor]) -> None:
+        """Notes which running modules' inputs an operator reads."""
+        read = {id(tensor) for tensor in tensors}
+        for frame in self.running:
+            frame.reads += id(frame.given) in read
+
+    def fresh(self, count: int) -> Tensor:
+        """``count`` new channel ids, shape ``[count]``."""
+        start, self.num_ids = self.num_ids, self.num_ids + count
+        return torch.arange(start, self.num_ids)
+
+    def name_of(self, tensor: Tensor | None) -> str | None:
+        """State-dict name of a parameter or buffer; ``None`` for an activation."""
+        return None if tensor is None else self._names.get(id(tensor))
+
+    def shadow(self, tensor: Any) -> Tensor | None:
+        """Channel ids of a tensor's elements, in its shape; ``None`` where it carries no channels (images, constants).
+
+        A parameter that meets activations directly receives one id per element the first time.
+        """
+        if not isinstance(tensor, Tensor):
+            return None
+        if id(tensor) in self._shadows:
+            return self._shadows[id(tensor)]
+        name = self.name_of(tensor)
+        if name is None or tensor.numel() < 2 or not tensor.is_floating_point():
+            return None
+        if name not in self.elementwise:
+            self.elementwise[name] = self.fresh(tensor.numel()).reshape(tensor.shape)
+        return self.elementwise[name]
+
+    def mark(self, tensor: Tensor, shadow: Tensor | None) -> None:
+        """Says that ``tensor`` carries ``shadow`` (or nothing) from now on."""
+        self._alive.append(tensor)
+        if shadow is None:
+            self._shadows.pop(id(tensor), None)
+            return
+        if shadow.shape != tensor.shape:
+            shapes = f"{tuple(shadow.shape)} to a tensor of {tuple(tensor.shape)}"
+            raise GraphError(f"a rule gave channels of shape {shapes}; it must give one channel per element")
+        self._shadows[id(tensor)] = shadow
+
+    def set_adrift(self, tensor: Tensor, module: str) -> None:
+        """Says that channels went into this memory, by code of ``module``, that are followed no further."""
+        self._alive.append(tensor)  # memory that is in use is not given to others
+        self._adrift[tensor.untyped_storage().data_ptr()] = module
+
+    def adrift(self, tensor: Tensor) -> str | None:
+        """The module that wrote channels into this memory, or what it was computed from, and lost sight of them."""
+        return self._adrift.get(tensor.untyped_storage().data_ptr()) if self._adrift else None
+
+    def unite(self, left: Tensor, right: Tensor) -> None:
+        """The channels that meet, position by position after broadcasting, become one."""
+        left, right = torch.broadcast_tensors(compact(left), compact(right))
+        if left is not right:
+            self.unions.append((left.reshape(-1).numpy(), right.reshape(-1).numpy()))
+
+    def fix(self, ids: Tensor, reason: str) -> None:
+        """These channels keep their width, and ``reason`` says why."""
+        self.fixed.append((torch.unique(compact(ids)).numpy(), reason))
+
+    def axis_channels(self, shadow: Tensor, axis: int) -> Tensor:
+        """Channels along one axis, shape ``[length]``; channels that share a position there are united."""
+        along = compact(shadow).movedim(axis, 0)
+        along = along.reshape(along.shape[0], -1)
+        if along.shape[1] > 1:
+            self.unite(along, along[:, :1])
+        return along[:, 0].expand(shadow.shape[axis])
+
+    def plain_channels(self, value: Any) -> Tensor | None:
+        """Ids of a tensor whose channels lie along axis 1, shape ``[channels]``; ``None`` for anything else."""
+        shadow = self._shadows.get(id(value))
+        if shadow is None or shadow.dim() < 2:
+            return None
+        pattern = compact(shadow)
+        if pattern.numel() != pattern.shape[1]:
+            return None
+        channels = pattern.view(-1)
+        return channels if len(channels) == shadow.shape[1] else channels.expand(shadow.shape[1])
+
+    def tie(self, tensor: Tensor, axis: int, role: Role, ids: Tensor, blocks: int = 1) -> None:
+        """Records a tie; met again (a module called twice), the channels of both calls are united instead."""
+        name = self.name_of(tensor)
+        if name is None:
+            raise GraphError(
+                f"module '{self.module}' uses a weight of shape {tuple(tensor.shape)} that is computed in its forward; "
+                "only weights that stand in the state dict can be expanded; store the computed weight, or keep this "
+                "module out of the network"
+            )
+        known = self.ties.get((name, axis, role))
+        if known is None:
+            self.ties[name, axis, role] = RecordedTie(name, axis, role, ids.reshape(blocks, -1).numpy())
+        else:
+            self.unite(torch.from_numpy(known.ids.reshape(-1)), ids)
+
+    def rows(self, weight: Tensor, blocks: int = 1, axis: int = 0) -> Tensor:
+        """Channels that a weight's rows produce, shape ``[rows]``: fresh ones at the first call of its module."""
+        known = self.ties.get((self.name_of(weight) or "", axis, "row"))
+        if known is not None:
+            return torch.from_numpy(known.ids.reshape(-1))
+        rows = self.fresh(weight.shape[axis] * (1 if axis == 0 else blocks))
+        self.tie(weight, axis, "row", rows, blocks)
+        return rows
+
+    def record_norm(self, ids: Tensor, blocks: int) -> None:
+        """Notes that the running module normalises over these channels, block by block."""
+        self.norms.setdefault(self.module, ids.reshape(blocks, -1).numpy())
+
+    def record_attention(self, queries: Tensor, keys: Tensor, scale_follows: bool) -> None:
+        """Notes that the running module multiplies queries with keys, ids ``[heads, head size]`` each."""
+        self.attentions.setdefault(self.owner, RecordedAttention(queries.numpy(), keys.numpy(), scale_follows))
+
+    def record_split(self, length: int, parts: list[Tensor]) -> bool:
+        """Notes which integer attribute of the running module gave the length of the parts; False unless just one."""
+        name = self.owner
+        owner = self._model.get_submodule(name)
+        named = [key for key, value in vars(owner).items() if type(value) is int and value == length]
+        if parts and len(named) == 1:
+            self.splits.append((name, named[0], [part.numpy() for part in parts]))
+            return True
+        return False
+
+    def record_reduction(self, operator: str, tensor: Tensor) -> bool:
+        """Notes that the running module's own code reduces its input over channels; False for any other tensor."""
+        frame = self.running[-1] if self.running else None
+        if frame is None or frame.given is not tensor or frame.sources[0] is None:
+            return False
+        frame.reduction = (operator, frame.sources[0])
+        return True
