@@ -17,6 +17,8 @@ from oskt_torchreid.runs.use import check_use
 
 VKD = ("engine=vkd", "loss.name=triplet")
 CHAIN = ("engine=oskt", "oskt.chain=chain.safetensors")
+KD = ("engine=oskt", "oskt.controls=['kd++']", "oskt.distillation.weight_kl=0")
+UNTRAINED, UNREFINED = ("engine=oskt", "oskt.finetune.max_epoch=0"), ("engine=oskt", "oskt.refine.max_epoch=0")
 COSINE = "train.lr_scheduler=warmup_cosine"
 CONDITIONS = [
     # under these words the key does nothing; under those it does something
@@ -61,6 +63,17 @@ CONDITIONS = [
     ("vkd.teacher_stage.lr", (*VKD, "vkd.teacher=teacher.pth"), VKD),
     ("vkd.student_width", VKD, (*VKD, "vkd.student=chain.safetensors")),
     ("vkd.last_stage_weights", (*VKD, "vkd.reinit_last_stage=False"), VKD),
+    ("vkd.reinit_last_stage", (*VKD, "vkd.student=osnet_x0_25"), VKD),
+    ("vkd.last_stage_weights", (*VKD, "vkd.student=width=0.5"), VKD),
+    ("test.normalize_feature", VKD, ()),
+    ("test.normalize_feature", ("test.dist_metric=cosine",), ()),
+    ("sgd.dampening", ("train.optim=sgd", "sgd.momentum=0"), ("train.optim=sgd",)),
+    ("oskt.statistics", ("engine=oskt",), ("engine=oskt", "oskt.recalibrate=0")),
+    ("oskt.finetune.lr", ("engine=oskt", "oskt.students=['slice:width=0.5']"), ("engine=oskt",)),
+    ("oskt.refine.batch_size", ("engine=oskt", "oskt.refine.max_epoch=0"), ("engine=oskt",)),
+    ("oskt.distillation.temperature", KD, KD[:-1]),
+    ("oskt.curves", UNTRAINED, (*UNTRAINED, "oskt.controls=['slice']")),
+    ("oskt.refine.half_resolution_epochs", UNREFINED, (*UNREFINED, "oskt.controls=['slice']")),
     ("vkd.temperature", (*VKD, "vkd.alpha=0"), VKD),
 ]  # fmt: skip
 
@@ -120,7 +133,12 @@ def test_a_data_set_of_ones_own_may_have_splits():
 
 def changed(config):
     """The configuration with another value of every key that does nothing and would shape something else."""
-    values = {"oskt.distillation.start": "slice", "model.load_weights": "", "oskt.latency.backend": "onnxruntime"}
+    values = {
+        "oskt.distillation.start": "slice",
+        "oskt.statistics": "merged",
+        "model.load_weights": "",
+        "oskt.latency.backend": "onnxruntime",
+    }
     ranges = {"loss.center.lr": 0.25, "train.base_lr_mult": 0.5, "data.split_id": 1}
     idle = [key for key in idle_keys(config) if effect_of(key) is not Effect.NEITHER]
     other = {key: {**values, **ranges}.get(key, another(get(config, key))) for key in idle}

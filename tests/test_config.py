@@ -92,6 +92,19 @@ def test_bad_files(tmp_path, text, message):
         load_config(write(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("oskt.controls=['slice','slice']", "oskt.controls names 'slice' twice, so that it would be made twice"),
+        ("oskt.students=['width=0.5','width=0.5']", "oskt.students names 'width=0.5' twice"),
+        ("vkd.protocols=['V2V','V2V']", "vkd.protocols names 'V2V' twice"),
+    ],
+)
+def test_names_that_stand_twice(option, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(options=[option])
+
+
 def test_what_yaml_itself_puts_together(tmp_path):
     text = "train: &first {lr: 0.5, seed: 3}\noskt: {finetune: {<<: {lr: 0.25}, lr: 0.125}}"
     config = load_config(write(tmp_path, text))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from sets import SetManager
 from sets import tiny as tiny_sets
+from small_networks import TinyNet
 from test_torchreid_scripts import ENGINES, Script
 from torch import nn
 
@@ -16,6 +17,7 @@ from oskt_torchreid.host.engine import TransferEngine
 from oskt_torchreid.host.labels import in_order, unordered_labels
 from oskt_torchreid.host.losses import ReidLoss
 from oskt_torchreid.host.models import unwrapped
+from oskt_torchreid.host.oskt_engine import OSKTEngine
 from oskt_torchreid.host.run_checks import check_batch
 from oskt_torchreid.host.vkd_engine import VKDEngine
 from oskt_torchreid.networks import Outputs
@@ -84,7 +86,10 @@ def test_folders_that_cannot_be_written(script, tmp_path, folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"loss": 3}, "loss of an engine is 3; expected torch.nn.modules.module.Module"),
+        ({"loss": 3}, "loss of an engine is 3; expected oskt_torchreid.host.losses.ReidLoss"),
+        ({"loss": nn.CrossEntropyLoss()}, r"loss of an engine is CrossEntropyLoss\(\); expected oskt_torchreid"),
+        ({"scheduler": "cosine"}, "scheduler of an engine is 'cosine'; expected torch.optim.lr_scheduler.LRScheduler"),
+        ({"datamanager": None}, "datamanager of an engine is None; expected one of torchreid's"),
         ({"optimizer": "adam"}, "optimizer of an engine is 'adam'; expected torch.optim.optimizer.Optimizer"),
         ({"half_resolution_epochs": "two"}, "half_resolution_epochs is 'two'; allowed: numbers of at least 0"),
         ({"model": None}, "model of an engine is None; expected torch.nn.modules.module.Module"),
@@ -92,7 +97,14 @@ def test_folders_that_cannot_be_written(script, tmp_path, folder):
 )
 def test_parts_that_are_none(plain, arguments, message):
     with pytest.raises(ConfigError, match=message):
-        TransferEngine(plain.data(), **{"model": nn.Linear(1, 1), **arguments})
+        TransferEngine(**{"datamanager": plain.data(), "model": nn.Linear(1, 1), **arguments})
+
+
+def test_an_optimiser_of_another_network_is_seen_before_it_is_given_more(plain):
+    """The S-student's parameters are added to the optimiser of a refinement."""
+    manager, (teacher, other) = plain.data(), (TinyNet(4), TinyNet(4))
+    with pytest.raises(TrainingError, match="the optimiser holds no parameter of this TinyNet"):
+        OSKTEngine(manager, teacher, torch.optim.SGD(other.parameters(), 0.1), width=0.5, use_gpu=False)
 
 
 def test_epochs_that_are_all_frozen_are_told(plain, caplog):
@@ -174,11 +186,11 @@ def test_no_optimiser(plain):
 def test_an_optimiser_of_another_network(script):
     manager = script.data()
     model = script.model(manager)
-    engine = script.build(manager, model, script.optimizer(script.model(manager)))
-    if script.engine == "oskt":  # whose chain rows any optimiser is given
-        engine.run(save_dir=script.folder, max_epoch=1)
-        assert engine.optimizer.param_groups
+    if script.engine == "oskt":  # which gives the optimiser the S-student's parameters as well, once it has looked
+        with pytest.raises(TrainingError, match="the optimiser holds no parameter of this"):
+            script.build(manager, model, script.optimizer(script.model(manager)))
         return
+    engine = script.build(manager, model, script.optimizer(script.model(manager)))
     refused(script, engine, TrainingError, "the optimiser holds no parameter of this .*; build it from the very")
 
 

@@ -175,7 +175,15 @@ def test_stages_are_made_from_what_the_table_says(watched):
     weights = {name for recipe in watch.recipes for name in recipe.weights}
     numbers = {name for recipe in watch.recipes for name in recipe.numbers}
     unused = never_used(engine)
-    by_content = ("engine", "model.load_weights", "oskt.teacher", "oskt.chain", "vkd.teacher", "oskt.ladder")
+    by_content = (
+        "engine",
+        "model.load_weights",
+        "oskt.teacher",
+        "oskt.chain",
+        "vkd.teacher",
+        "oskt.ladder",
+        "oskt.width",
+    )
     by_content += ("oskt.control_lr.*",)  # which are rates of fine-tuning
     if engine in ("softmax", "triplet", "vkd"):
         by_content += ("data.load_train_targets",)

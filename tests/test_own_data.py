@@ -20,7 +20,7 @@ from oskt_torchreid.config import load_config
 from oskt_torchreid.datasets import checks
 from oskt_torchreid.datasets.manager import build_datamanager
 from oskt_torchreid.datasets.market1501 import DukeMTMCreID, Market1501
-from oskt_torchreid.errors import DataError, TrainingError
+from oskt_torchreid.errors import DataError, OsktError, TrainingError
 from oskt_torchreid.host import models
 from oskt_torchreid.host.compat import host_table, torchreid
 from oskt_torchreid.host.data import register_dataset, register_image_dataset, unaugmented_loader
@@ -584,3 +584,35 @@ def test_a_batch_of_one_is_said_first(tiny_net, market, command, capsys, untrain
     assert command(words(market, *OSKT, *small, net, *sizes, f"{stage}.batch_size=1")) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"ConfigError: {stage}.batch_size is 1: a batch norm cannot be trained on 1 image at a time")
+
+
+# ---- files that a dry run finds --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "place", "message"),
+    [
+        ("oskt.chain", "checkpoint.pth", "oskt.chain is '.*checkpoint.pth': "),
+        ("oskt.teacher", "text", "oskt.teacher is '.*text': "),
+        ("model.load_weights", ".", "model.load_weights is '.*', which is no file; give the path of one"),
+        ("oskt.chain", "/dev/zero", "oskt.chain is '/dev/zero', which is no file"),
+    ],
+)
+def test_a_dry_run_reads_files_that_are_there(tiny_net, market_root, tmp_path, key, place, message):
+    torch.save({"state_dict": {"weight": torch.ones(1)}}, tmp_path / "checkpoint.pth")
+    (tmp_path / "text").write_text("no checkpoint")
+    with pytest.raises(OsktError, match=message):
+        rehearse(tiny(market_root, tmp_path, f"{key}={tmp_path / place}", *MARKET[:3]), step=False)
+    rehearse(tiny(market_root, tmp_path, f"{key}={tmp_path / 'to come'}", *MARKET[:3]), step=False)
+
+
+@pytest.mark.parametrize("place", ["", "/tmp", "/dev/zero"])
+def test_a_student_that_is_no_file(tiny_net, market_root, tmp_path, place):
+    with pytest.raises(OsktError, match="which is no file"):
+        rehearse(tiny(market_root, tmp_path, f"oskt.students=['file={place}']"), step=False)
+
+
+def test_a_dry_run_with_distractors(tiny_net, market, command, capsys):
+    (market / "images").mkdir()
+    shutil.copy(next((market / "query").iterdir()), market / "images" / "0000_c1s1_000001_00.jpg")
+    assert command([*words(market), "market1501.use_500k_distractors=True", "--dry-run"]) == 0

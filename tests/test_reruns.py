@@ -8,7 +8,7 @@ import torch
 from runs import tiny
 from test_sets_run import configured as configured_sets
 
-from oskt_torchreid.errors import CheckpointError
+from oskt_torchreid.errors import CheckpointError, ConfigError
 from oskt_torchreid.files import load_checkpoint
 from oskt_torchreid.report import read_results
 from oskt_torchreid.runs import run
@@ -122,7 +122,7 @@ WEIGHTS = {
     "train.lr=0.001": (STAGES, "train.lr was 0.0003, is 0.001"),
     "oskt.refine.lr=0.001": (STAGES[1:3], "oskt.refine.lr was 0.00035, is 0.001"),
     "oskt.finetune.lr=0.001": (("students/width=0.5",), "oskt.finetune.lr was 0.00035, is 0.001"),
-    "oskt.control_lr.slice=0.001": (STAGES[3:], "oskt.finetune.lr was 0.003, is 0.001"),
+    "oskt.control_lr.slice=0.001": (STAGES[3:], "oskt.control_lr.slice was 0.003, is 0.001"),
     "oskt.recalibrate=1": (("students/width=0.5",), "oskt.recalibrate was 24, is 1"),
     "loss.softmax.label_smooth=False": (STAGES, "loss.softmax.label_smooth was True, is False"),
 }
@@ -294,3 +294,56 @@ def test_a_note_of_an_earlier_version_is_kept_aside(tmp_path):
     stage = Stage(tmp_path, Recipe({"a": 1}, {}))
     assert stage.complete(lambda continued: {"value": continued})["value"] is False
     assert (tmp_path / "kept-1" / "stage.json").is_file()
+
+
+def test_another_first_chain_of_a_ladder_is_another_chain(tiny_net, data_root, tmp_path, trained, caplog):
+    caplog.set_level("INFO")
+    words = ("oskt.students=['width=0.75']",)
+    run(tiny(data_root, tmp_path, *words, "oskt.ladder=[0.75,0.5]"))
+    assert trained == ["teacher", "refine", "refine-2", "width=0.75"]
+    run(tiny(data_root, tmp_path, *words, "oskt.ladder=[0.75,0.25]"))
+    assert trained[4:] == ["refine-2"], "the first chain is the same"
+    run(tiny(data_root, tmp_path, *words, "oskt.ladder=[0.5,0.25]"))
+    assert trained[5:] == ["refine", "refine-2", "width=0.75"]
+    assert "refine: the chain's widths (oskt.width, oskt.ladder) changed" in caplog.text
+    run(tiny(data_root, tmp_path, *words))
+    assert len(trained) == 8, "oskt.width=0.5 is the ladder's first"
+
+
+@pytest.mark.parametrize("change", [{}, {"mAP": 0.5}, {"targets": {}, "mAP": 1.0}])
+def test_facts_that_nobody_wrote_are_not_believed(tiny_net, data_root, tmp_path, trained, change):
+    first = run(tiny(data_root, tmp_path, "engine=softmax")).rows
+    path = tmp_path / "stage.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "facts": change}))
+    again = run(tiny(data_root, tmp_path, "engine=softmax")).rows
+    assert len(trained) == 2 and again[0].map_after == first[0].map_after
+
+
+def test_an_empty_checkpoint_is_none(tiny_net, data_root, tmp_path, trained):
+    run(tiny(data_root, tmp_path, "engine=softmax"))
+    path = tmp_path / "model" / "model.pth.tar-1"
+    path.write_bytes(b"")
+    run(tiny(data_root, tmp_path, "engine=softmax"))
+    assert len(trained) == 2 and load_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "results.json"])
+def test_a_folder_where_a_file_belongs(tiny_net, data_root, tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=f"{name}' is a folder, and a file is to be written there; move it away"):
+        run(tiny(data_root, tmp_path, "engine=softmax"))
+
+
+def test_views_of_the_teachers_own_stage(tiny_net, data_root, tmp_path, trained):
+    """Where the teacher's stage has views of its own, those of the students do not shape it."""
+    own = ("vkd.teacher_stage.num_views=2", "vkd.teacher_stage.strategy=random")
+    run(configured_sets(data_root, tmp_path, *own))
+    run(configured_sets(data_root, tmp_path, *own, "vkd.strategy=temporal"))
+    assert trained == ["teacher", "student", "student"]
+
+
+def test_a_given_teachers_stage_needs_no_batch(tiny_net, data_root, tmp_path, trained):
+    run(configured_sets(data_root, tmp_path / "first"))
+    given = (f"vkd.teacher={tmp_path / 'first' / 'teacher' / 'network.pth'}", "vkd.teacher_stage.batch_size=500")
+    rows = run(configured_sets(data_root, tmp_path / "second", *given)).rows
+    assert len(rows) == 2 and trained == ["teacher", "student", "student"]

@@ -223,9 +223,11 @@ class Views(SetManager):
         ),
         ({"num_student_views": 0}, "vkd.num_student_views is 0; allowed: 1 to"),
         ({"temperature": 0}, "temperature is 0; allowed: numbers above 0"),
+        ({"protocols": None}, "protocols are None; give a list of"),
+        ({"frames_at_once": "8"}, "frames_at_once is '8'; allowed: numbers of at least 1"),
         ({"alpha": "much"}, "alpha is 'much'; allowed: numbers of at least 0"),
         ({"beta": -1}, "beta is -1; allowed: numbers of at least 0"),
-        ({"loss": "triplet"}, "loss of an engine is 'triplet'; expected torch.nn.modules.module.Module"),
+        ({"loss": "triplet"}, "loss of an engine is 'triplet'; expected oskt_torchreid.host.losses.ReidLoss"),
         ({"protocols": ("V2W",)}, r"protocols are \['V2W'\]; allowed: one or more of V2V, I2V, V2I, I2I"),
     ],
 )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ChainError, OsktError
 from ..graph import ChannelGraph, FeaturePath
+from ..graph.failures import check_model
 from ..graph.surgery.routing import check_code_fits
 from ..networks import ModelSpec, resolver
 from . import chain_file, lineage, network, validation
@@ -282,6 +283,8 @@ class WeightChain:
         Raises:
             ChainError: missing, truncated, foreign or damaged file, or a chain of another network.
         """
+        if model is not None:
+            check_model(model)
         tensors, metadata = chain_file.read(path)
         with chain_file.damage_named(path):
             chain = cls(**chain_file.attributes_of(tensors, metadata, model))

@@ -121,6 +121,8 @@ def _plan_like(chain: WeightChain, like: Like) -> dict[str, int]:
         return plan_like(chain, shapes_of(resolver().skeleton(like, num_classes)), f"'{like}'")
     if isinstance(like, nn.Module):
         return plan_like(chain, shapes_of(like), f"the given {type(like).__name__}")
+    if not isinstance(like, Mapping):
+        raise WidthError(f"like is {like!r:.100}; give the name of a model, a network, or a state dict")
     return plan_like(chain, {name: tuple(tensor.shape) for name, tensor in like.items()}, "the given state dict")
 
 

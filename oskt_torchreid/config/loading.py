@@ -119,6 +119,15 @@ def _check_list(key: str, values: list[Any]) -> None:
             raise ConfigError(f"{key} is {values!r}; each entry must be a number from {lowest:g} to {highest:g}")
 
 
+_TWICE = {
+    "data.sources": "each of its people would have two labels",
+    "data.targets": "it would be shown twice",
+    "oskt.students": "it would be made twice",
+    "oskt.controls": "it would be made twice",
+    "vkd.protocols": "it would be evaluated twice",
+}
+
+
 def _check_together(config: CfgNode) -> None:
     """Raises ConfigError for values that are each allowed, but not together."""
     height, width = config.data.height, config.data.width
@@ -126,11 +135,11 @@ def _check_together(config: CfgNode) -> None:
         raise ConfigError(
             f"data.height {height} times data.width {width} are {height * width} pixels; allowed: up to {MOST_PIXELS}"
         )
-    for key, harm in (("sources", "each of its people would have two labels"), ("targets", "it would be shown twice")):
-        names = list(config.data[key])
+    for key, harm in _TWICE.items():
+        names = list(get(config, key))
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ConfigError(f"data.{key} names '{twice}' twice, so that {harm}; name it once")
+            raise ConfigError(f"{key} names '{twice}' twice, so that {harm}; name it once")
     if config.loss.center.weight and config.loss.name != "triplet":
         raise ConfigError(
             f"loss.center.weight is {config.loss.center.weight}, and networks give features to a loss with "

@@ -63,13 +63,16 @@ def atomic(path: str | Path, companion: str = "") -> Iterator[Path]:
 
     Yields:
         Path in the same folder with the same suffix, for the block to write.
+
+    Raises:
+        ConfigError: no folder can be there, or a folder has the file's name.
     """
     path = Path(path)
     if _another_writes():
         with TemporaryDirectory() as elsewhere:
             yield Path(elsewhere) / path.name
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_room(path)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(6)}{path.suffix}")
     files = [(temporary.with_suffix(companion), path.with_suffix(companion))] if companion else []
     files.append((temporary, path))
@@ -83,6 +86,16 @@ def atomic(path: str | Path, companion: str = "") -> Iterator[Path]:
     finally:
         for written, _ in files:
             written.unlink(missing_ok=True)
+
+
+def _make_room(path: Path) -> None:
+    """Makes the folder of a file; raises ``ConfigError`` where there can be none, or a folder has the file's name."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as reason:
+        raise ConfigError(f"'{path}' cannot be written ({reason.strerror}); give another folder") from reason
+    if path.is_dir():
+        raise ConfigError(f"'{path}' is a folder, and a file is to be written there; move it away")
 
 
 def remove_leftovers(folder: str | Path) -> None:

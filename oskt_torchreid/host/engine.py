@@ -79,7 +79,7 @@ class TransferEngine(ResumableEngine):
         mixed_precision: bool = False,
         sync_batch_norm: bool = False,
     ) -> None:
-        check_parts(model, optimizer, loss)
+        check_parts(datamanager, model, optimizer, scheduler, loss)
         check_number("half_resolution_epochs", half_resolution_epochs)
         super().__init__(datamanager, use_gpu)
         model = unwrapped(model)

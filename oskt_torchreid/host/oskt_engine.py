@@ -23,7 +23,7 @@ from .engine import TransferEngine
 from .losses import ReidLoss
 from .models import unwrapped
 from .optimization import add_to_optimizer, layer_names
-from .run_checks import check_number, check_parts
+from .run_checks import check_number, check_optimizer, check_parts
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class OSKTEngine(TransferEngine):
         sstudent_weight: float = 1.0,
         **options: Any,
     ) -> None:
-        check_parts(model, optimizer, loss)
+        check_parts(datamanager, model, optimizer, scheduler, loss)
         check_number("lambda_weight", lambda_weight)
         check_number("sstudent_weight", sstudent_weight)
         if chain is not None and not isinstance(chain, WeightChain):
@@ -79,7 +79,9 @@ class OSKTEngine(TransferEngine):
         if chain is None:
             chain = WeightChain.from_teacher(model, width, input_size=(3, datamanager.height, datamanager.width))
         refinement = Refinement(model, chain, vector_copies)
-        if optimizer is None:
+        if optimizer is not None:
+            check_optimizer(optimizer, model)  # before it is given the S-student's parameters
+        else:
             optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         add_to_optimizer(optimizer, refinement.sstudent, refinement.sstudent.layer_of)
         super().__init__(datamanager, refinement, optimizer, scheduler, loss=loss, **options)

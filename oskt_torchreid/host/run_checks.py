@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import ConfigError, TrainingError
+from .losses import ReidLoss
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +35,19 @@ def check_number(name: str, value: Any, lowest: float = 0.0, above: bool = False
         raise ConfigError(f"{name} is {value!r}; allowed: numbers {'above' if above else 'of at least'} {lowest:g}")
 
 
-def check_parts(model: Any, optimizer: Any, loss: Any) -> None:
-    """Raises ConfigError unless an engine is given a network, and an optimiser and a loss or none."""
-    kinds = (("model", model, nn.Module), ("optimizer", optimizer, Optimizer), ("loss", loss, nn.Module))
+def check_parts(datamanager: Any, model: Any, optimizer: Any, scheduler: Any, loss: Any) -> None:
+    """Raises ConfigError unless an engine is given a data manager and a network, and the other parts or none."""
+    if not all(hasattr(datamanager, name) for name in ("train_loader", "test_loader", "num_train_pids")):
+        raise ConfigError(
+            f"datamanager of an engine is {datamanager!r:.100}; expected one of torchreid's, such as "
+            "torchreid.data.ImageDataManager(...)"
+        )
+    kinds = (
+        ("model", model, nn.Module),
+        ("optimizer", optimizer, Optimizer),
+        ("scheduler", scheduler, LRScheduler),
+        ("loss", loss, ReidLoss),
+    )
     for name, part, kind in kinds:
         if not isinstance(part, kind) and (part is not None or name == "model"):
             raise ConfigError(f"{name} of an engine is {part!r:.100}; expected {kind.__module__}.{kind.__name__}")

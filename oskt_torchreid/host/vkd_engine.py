@@ -88,7 +88,8 @@ class VKDEngine(TransferEngine):
         **options: Any,
     ) -> None:
         check_protocols(protocols)
-        check_parts(model, optimizer, loss)
+        check_parts(datamanager, model, optimizer, scheduler, loss)
+        check_number("frames_at_once", frames_at_once, lowest=1)
         model, teacher = unwrapped(model), None if teacher is None else unwrapped(teacher)
         check_number("temperature", temperature, above=True)
         check_number("alpha", alpha)

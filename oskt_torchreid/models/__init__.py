@@ -1,5 +1,6 @@
 """Networks of this package, and their names in torchreid's factory."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from .registration import backbone_names, bare_name, register_wrapper
 from .stock_form import without_neck
 from .vit import VisionTransformer, register_vits
 from .vit_weights import LoadAccount, load_vit_weights
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "BAM",
@@ -62,8 +65,8 @@ def build_model(config: Any, num_classes: int) -> nn.Module:
     node = config.model
     size = (3, config.data.height, config.data.width)
     model = build_fetching(node.name, num_classes, config.loss.name, node.pretrained, config.use_gpu)
-    if node.last_stride:
-        set_last_stride(model, node.last_stride, size)
+    if node.last_stride and not set_last_stride(model, node.last_stride, size):
+        logger.info("not used in this run: model.last_stride, for %s does not downsample that far", node.name)
     if node.neck and not getattr(model, "has_neck", False):
         model = NeckModel(model, num_classes, config.loss.name, input_size=size)
     return model

@@ -95,17 +95,22 @@ def _of_training(config: Any) -> Reasons:
         yield "train.open_layers", "train.fixbase_epoch is 0"
     if device(config.use_gpu).type == "cpu":
         yield "train.mixed_precision", "nothing runs on a GPU"
+    if not config.sgd.momentum:
+        yield "sgd.dampening", "sgd.momentum is 0"
     if process_count() == 1:
         yield "train.sync_batch_norm", "there is one process"
 
 
 def _of_schedule(config: Any, stage: str) -> Reasons:
-    node = get(config, stage)
-    equal_passes = stage == "oskt.finetune" and config.oskt.controls  # which are given the epochs of refinement too
-    if not (node.max_epoch or equal_passes):
-        keys = leaves(node, f"{stage}.").keys() - {f"{stage}.max_epoch", f"{stage}.batch_size"}
-        own = train_schedule(config) if stage == "train" else keys
-        yield from _each(f"{stage}.max_epoch is 0", *(key for key in own if key in keys))
+    node, controls = get(config, stage), config.oskt.controls
+    # Controls are given the epochs of refinement and fine-tuning together, at the resolutions of both.
+    beside = {"oskt.finetune": bool(controls) and config.oskt.refine.max_epoch > 0}.get(stage, False)
+    if not (node.max_epoch or beside):
+        used = {f"{stage}.max_epoch"}
+        used |= {f"{stage}.half_resolution_epochs"} if stage == "oskt.refine" and controls else set()
+        used |= {f"{stage}.batch_size"} if stage == "oskt.finetune" and config.oskt.recalibrate else set()
+        own = train_schedule(config) if stage == "train" else leaves(node, f"{stage}.")
+        yield from _each(f"{stage}.max_epoch is 0", *(key for key in own if key not in used))
     for key, schedules in SCHEDULE_KEYS.items():
         if node.lr_scheduler not in schedules:
             yield f"{stage}.{key}", f"{stage}.lr_scheduler is '{node.lr_scheduler}'"
@@ -149,6 +154,10 @@ def _of_evaluation(config: Any) -> Reasons:
         yield "test.visrank_topk", "test.visrank is False"
     if test.eval_freq < 1 and not (config.engine == "oskt" and config.oskt.curves):
         yield "test.start_eval", f"test.eval_freq is {test.eval_freq}"
+    if (config.engine or config.loss.name) == "vkd":
+        yield "test.normalize_feature", "engine is 'vkd', whose distances are cosine ones"
+    elif test.dist_metric == "cosine":
+        yield "test.normalize_feature", "test.dist_metric is 'cosine'"
 
 
 def _of_chain(config: Any) -> Reasons:
@@ -169,8 +178,15 @@ def _of_students(config: Any) -> Reasons:
     trained = [*methods, *oskt.controls]
     if not trained:
         yield from _each("oskt.students and oskt.controls are empty", *leaves(oskt.finetune, "oskt.finetune."))
-    if not (trained and oskt.finetune.max_epoch):
+    epochs = oskt.finetune.max_epoch or (oskt.controls and oskt.refine.max_epoch)
+    if not (trained and epochs):
         yield "oskt.curves", "oskt.finetune.max_epoch is 0, or oskt.students and oskt.controls are empty"
+    if trained and not any(method in ("", FILE_METHOD) for method in trained):
+        yield "oskt.finetune.lr", "oskt.students and oskt.controls are baselines, see oskt.control_lr"
+    if oskt.recalibrate:
+        yield "oskt.statistics", f"oskt.recalibrate is {oskt.recalibrate}, and estimates them anew"
+    if not oskt.distillation.weight_kl:
+        yield "oskt.distillation.temperature", "oskt.distillation.weight_kl is 0"
     for name in oskt.control_lr:
         if name not in trained:
             yield f"oskt.control_lr.{name}", f"oskt.students and oskt.controls name no '{name}'"
@@ -187,6 +203,9 @@ def _of_sets(config: Any) -> Reasons:
     node = config.vkd
     if not node.student.endswith(".safetensors"):
         yield "vkd.student_width", "vkd.student is no chain's file"
+    if node.student and node.generations == 1:
+        keys = ("vkd.reinit_last_stage", "vkd.last_stage_weights")
+        yield from _each("vkd.student is no repetition of its teacher, and vkd.generations is 1", *keys)
     if not node.reinit_last_stage:
         yield "vkd.last_stage_weights", "vkd.reinit_last_stage is False"
     if not node.alpha:

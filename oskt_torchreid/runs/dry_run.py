@@ -7,7 +7,6 @@ import copy
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,8 @@ from ..host.optimization import build_optimizer
 from ..host.oskt_engine import OSKTEngine
 from ..models import build_model
 from .dry_run_data import look_at_data
-from .oskt.plan import check_file_student, check_start, make_plan, stand_in_chain
+from .dry_run_files import look_at_files
+from .oskt.plan import check_start, make_plan, stand_in_chain
 from .oskt.wishes import FILE_METHOD, method_of
 from .rehearsal import BuiltNetworks, Rehearsal, StageRehearsal, facts_of, network_cost, rehearsed_stage
 from .trainer import Trainer
@@ -61,9 +61,7 @@ def rehearse(
         OsktError: as the run itself would, before it trains.
     """
     check_use(config, given)
-    for name in config.oskt.students if config.engine == "oskt" else ():
-        if method_of(name) == FILE_METHOD and Path(name.partition("=")[2]).is_file():
-            check_file_student(name)
+    look_at_files(config)
     method = config.engine or config.loss.name
     if method != "vkd":
         check_start(config)
@@ -99,7 +97,7 @@ def _rehearsal_config(config: Any) -> Iterator[Any]:
     small.model.pretrained, small.model.load_weights = False, ""
     small.oskt.teacher = small.oskt.chain = ""
     small.oskt.students = [name for name in config.oskt.students if method_of(name) != FILE_METHOD]
-    small.validation.share = 0.0
+    small.validation.share, small.market1501.use_500k_distractors = 0.0, False
     small.data.workers, small.use_gpu = 0, False
     small.sampler.num_instances = min(small.sampler.num_instances, INSTANCES)
     for node in (small.train, small.oskt.refine, small.oskt.finetune):

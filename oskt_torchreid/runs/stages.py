@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..config import digest
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..files import read_json, remove_leftovers, write_json
 from ..host.distributed import from_first
@@ -119,7 +120,7 @@ class Stage:
     def _look(self) -> tuple[Facts | None, Facts | None]:
         """What a finished attempt has left, and what an interrupted one has, once its torn files are gone."""
         known = self._read(RESULT_NAME)
-        if self._is_ours(known) and isinstance(known.get("facts"), dict) and self._has_outputs():
+        if self._is_ours(known) and _is_whole(known) and self._has_outputs():
             return known, None
         self._check_given()
         for folder in {self.folder, *((self.folder / name).parent for name in self.outputs)}:
@@ -145,7 +146,8 @@ class Stage:
         return content is not None and not self.recipe.changed_weights(content["settings"])
 
     def _has_outputs(self) -> bool:
-        return all((self.folder / name).is_file() for name in self.outputs)
+        paths = [self.folder / name for name in self.outputs]
+        return all(path.is_file() and path.stat().st_size for path in paths)
 
     def _keep_aside(self, found: Facts | None) -> None:
         """Moves what is there into a folder of its own, where something is, and says why."""
@@ -175,6 +177,7 @@ class Stage:
 
     def _finish(self, facts: Facts) -> Facts:
         content = {"digest": self.digest, "settings": self.recipe.as_json(), "facts": facts}
+        content["facts_digest"] = digest(facts)
         write_json(self.folder / RESULT_NAME, content)
         (self.folder / STARTED_NAME).unlink(missing_ok=True)
         return facts
@@ -203,6 +206,11 @@ def _is_note(content: Any) -> bool:
         return False
     settings = content.get("settings")
     return isinstance(settings, dict) and all(isinstance(settings.get(part), dict) for part in ("weights", "numbers"))
+
+
+def _is_whole(content: Facts) -> bool:
+    """Whether the facts of a finished stage are those that were written."""
+    return isinstance(content.get("facts"), dict) and content.get("facts_digest") == digest(content["facts"])
 
 
 def _number(path: Path) -> int:

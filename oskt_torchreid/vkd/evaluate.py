@@ -155,6 +155,8 @@ def evaluate_protocols(
 
 def check_protocols(protocols: Sequence[str]) -> None:
     """Raises ``ConfigError`` for an unknown protocol, or none."""
+    if isinstance(protocols, str) or not isinstance(protocols, Sequence):
+        raise ConfigError(f"protocols are {protocols!r}; give a list of {', '.join(PROTOCOLS)}")
     unknown = [protocol for protocol in protocols if protocol not in PROTOCOLS]
     if unknown or not protocols:
         raise ConfigError(f"protocols are {list(protocols)}; allowed: one or more of {', '.join(PROTOCOLS)}")

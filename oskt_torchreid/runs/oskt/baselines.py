@@ -65,7 +65,7 @@ def run_baseline(
     distils = baseline(method).distils
     distillation = config.oskt.distillation if distils else None
     nodes = ("oskt.curves", *(("oskt.distillation",) if distils else ()))
-    made = {"method": method, "widths": widths, "the teacher": teacher_key, **_schedule_of(node)}
+    made = {"method": method, "widths": widths, "the teacher": teacher_key, **_schedule_of(node, method)}
     recipe = trainer.recipe(*nodes, **made)
     seed_everything(config.train.seed)
     start = time.perf_counter()
@@ -76,9 +76,10 @@ def run_baseline(
     return student, run_control(trainer, student, node, folder, recipe, engine, evaluate_before, making)
 
 
-def _schedule_of(node: Any) -> dict[str, Any]:
+def _schedule_of(node: Any, method: str) -> dict[str, Any]:
     """The settings of a training, whose values may be others than the configuration's, under its keys."""
-    return leaves(node, "oskt.finetune.")
+    schedule = leaves(node, "oskt.finetune.")
+    return {f"oskt.control_lr.{method}": schedule.pop("oskt.finetune.lr"), **schedule}
 
 
 def run_file(trainer: Trainer, path: Path, node: Any, folder: Path) -> tuple[nn.Module, Facts | None]:

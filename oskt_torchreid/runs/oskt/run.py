@@ -18,7 +18,7 @@ from ...chain.expansion import expand_to_plan
 from ...chain.recalibration import recalibrate
 from ...chain.relabelling import relabel
 from ...chain.students import load_student, save_student
-from ...config import get
+from ...config import digest, get
 from ...files import sha256
 from ...host.compat import seed_everything
 from ...host.distributed import from_first, process_count
@@ -160,7 +160,8 @@ class OSKTRun:
         """Clusters the teacher and refines the chain, together with a copy of the teacher."""
         node, oskt, plan = get(self.config, "oskt.refine"), self.config.oskt, self.plan
         choices = clustering_choices(oskt)
-        recipe = self.trainer.recipe("oskt.refine", "oskt.width", *CLUSTERING_KEYS, **{"the teacher": teacher_key})
+        made = {"the chain's widths (oskt.width, oskt.ladder)": digest(plan.chain_widths), "the teacher": teacher_key}
+        recipe = self.trainer.recipe("oskt.refine", *CLUSTERING_KEYS, **made)
         stage = self.trainer.stage(self.folder / "refine", recipe, f"../{CHAIN_NAME}")
         path = self.folder / CHAIN_NAME
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from ...chain.network import trace
 from ...chain.students import save_student
-from ...config import Effect, settings
+from ...config import Effect, get, settings
 from ...datasets.set_manager import build_set_datamanager
 from ...files import save_checkpoint, sha256
 from ...files.weights import load_weights
@@ -67,8 +67,9 @@ class SetTrainer(Trainer):
 
     @property
     def first_datamanager(self) -> Any:
-        """That of the teacher's stage."""
-        return self.stage_datamanager(self.config.vkd.teacher_stage)
+        """That of the first stage: the teacher's, or the student's under a given one."""
+        key = STUDENT_STAGE if self.config.vkd.teacher else TEACHER_STAGE
+        return self.stage_datamanager(get(self.config, key), key)
 
     @cached_property
     def shared(self) -> Recipe:
@@ -127,7 +128,9 @@ class VKDRun:
             recipe = trainer.recipe(**{"the file vkd.teacher": given})
         else:
             start = {"the file model.load_weights": sha256(weights) if weights else None}
-            recipe = trainer.recipe(TEACHER_STAGE, **start)
+            own = ("num_views", "strategy")
+            replaced = {f"vkd.{key}": None for key in own if node.teacher_stage[key]}  # by keys of its own stage
+            recipe = trainer.recipe(TEACHER_STAGE, **start, **replaced)
         stage = trainer.stage(self.folder / "teacher", recipe, NETWORK_NAME)
         if given and stage.made(node.teacher):
             stage.keep_as_made()
