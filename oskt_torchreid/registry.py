@@ -1,4 +1,4 @@
-"""The one table of engines: a method is added with one `register_engine` line."""
+"""Tables that are open to everybody: engines, and the names of baselines; each is added to with one line."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,6 +7,7 @@ from typing import Any
 from .errors import ConfigError
 
 _ENGINES: dict[str, type] = {}
+_BASELINE_NAMES: list[str] = []
 
 
 def register_engine(name: str, engine: type) -> None:
@@ -42,6 +43,17 @@ def engine_class(name: str) -> type:
 def build_engine(name: str, datamanager: Any, model: Any, **kwargs: Any) -> Any:
     """Builds the engine registered under `name`; keyword arguments go to its constructor."""
     return engine_class(name)(datamanager, model, **kwargs)
+
+
+def add_baseline_name(name: str) -> None:
+    """Makes a name one that configurations may give a baseline by; adding it again changes nothing."""
+    if name not in _BASELINE_NAMES:
+        _BASELINE_NAMES.append(name)
+
+
+def baseline_names() -> tuple[str, ...]:
+    """Names of baselines that were registered, in order."""
+    return tuple(_BASELINE_NAMES)
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -14,7 +14,7 @@ from ..chain.expansion import attach_record
 from ..errors import ConfigError
 from ..graph import ChannelGraph
 from ..host.models import identify
-from ..registry import nearest
+from ..registry import add_baseline_name, nearest
 from .depgraph import check_depgraph, prune_by_depgraph
 from .distillation import DistillationEngine
 from .kmeans import merge_by_kmeans
@@ -48,13 +48,17 @@ BASELINES: dict[str, Baseline] = {}
 
 
 def register_baseline(name: str, method: Baseline) -> None:
-    """Adds a method under a name.
+    """Adds a method under a name, which students, controls and their rates may then have in a configuration.
+
+    Example: after ``register_baseline("mine", Baseline(make, "my own"))`` a YAML file may say ``oskt: {students:
+    ["mine:width=0.5"], control_lr: {mine: 0.01}}``.
 
     Raises:
         ConfigError: the name is taken.
     """
     if BASELINES.setdefault(name, method) != method:
         raise ConfigError(f"baseline name '{name}' is taken ({BASELINES[name].summary}); choose another name")
+    add_baseline_name(name)
 
 
 def baseline(name: str) -> Baseline:

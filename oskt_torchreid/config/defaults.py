@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .own_nodes import BASELINES, own_tree, warmup_keys
+from .own_nodes import BASELINES, known_baselines, own_tree, warmup_keys
 
 INFINITY = float("inf")
 
@@ -164,6 +164,13 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     **{f"{stage}.lr_scheduler": _SCHEDULES for stage in _STAGES},
 }
 
+
+def choices() -> dict[str, tuple[Any, ...]]:
+    """``CHOICES``, with the methods that others have registered."""
+    names = known_baselines()
+    return {**CHOICES, "oskt.controls": names, "comparison.methods": names}
+
+
 NUMBERS_OR_WORDS = ("oskt.width",)
 """Numbers that may also be a name, which the part that knows the names checks."""
 
@@ -246,6 +253,12 @@ RANGES: dict[str, tuple[float, float]] = {
     **{f"{stage}.min_lr_factor": (0, 1) for stage in _STAGES},
     **{f"{stage}.half_resolution_epochs": (0, INFINITY) for stage in _STAGES},
 }
+
+
+def ranges() -> dict[str, tuple[float, float]]:
+    """``RANGES``, with the rates of methods that others have registered."""
+    return {**RANGES, **{f"oskt.control_lr.{name}": (0, INFINITY) for name in known_baselines()}}
+
 
 LISTS: dict[str, tuple[int, float, float, float]] = {
     "data.sources": (1, INFINITY, 0, 0),

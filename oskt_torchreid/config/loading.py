@@ -21,7 +21,16 @@ from ..errors import ConfigError
 from ..files import atomic
 from ..files.checks import MOST_PIXELS
 from ..registry import nearest
-from .defaults import CHOICES, LARGEST_NUMBER, LISTS, LONGEST_NAME, LONGEST_TEXT, NUMBERS_OR_WORDS, RANGES, default_tree
+from .defaults import (
+    LARGEST_NUMBER,
+    LISTS,
+    LONGEST_NAME,
+    LONGEST_TEXT,
+    NUMBERS_OR_WORDS,
+    choices,
+    default_tree,
+    ranges,
+)
 from .effects import leaves
 from .yaml_files import read_yaml
 
@@ -92,13 +101,13 @@ def check_config(config: CfgNode) -> None:
     Raises:
         ConfigError: first value that is not allowed, with what is.
     """
-    for key, allowed in CHOICES.items():
+    for key, allowed in choices().items():
         value = get(config, key)
         for item in value if isinstance(value, list) else [value]:
             if item not in allowed:
                 shown = ", ".join(repr(choice) for choice in allowed)
                 raise ConfigError(f"{key} is {item!r}{nearest(str(item), map(str, allowed))}; allowed: {shown}")
-    for key, (lowest, highest) in RANGES.items():
+    for key, (lowest, highest) in ranges().items():
         value = get(config, key)
         if not isinstance(value, str) and not lowest <= value <= highest:
             raise ConfigError(f"{key} is {value}; allowed: {lowest} to {highest}")

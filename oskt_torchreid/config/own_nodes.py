@@ -2,8 +2,16 @@
 
 from typing import Any
 
+from ..registry import baseline_names
+
 BASELINES = ("scratch", "slice", "first", "norm", "kmeans", "depgraph", "kd++")
-"""Names of the methods that the chain is compared with; the part that knows them registers more."""
+"""Names of this package's own methods that the chain is compared with; anybody may register more."""
+CONTROL_RATE = 3e-3
+
+
+def known_baselines() -> tuple[str, ...]:
+    """Names of all methods that the chain can be compared with, those of others included."""
+    return tuple(dict.fromkeys([*BASELINES, *baseline_names()]))
 
 
 def own_tree() -> dict[str, Any]:
@@ -64,7 +72,7 @@ def _oskt_node() -> dict[str, Any]:
         "curves": False,  # evaluate students and controls after every epoch of fine-tuning, and keep the numbers
         "controls": [],  # baselines at the chain's width, fine-tuned as long as the students
         # Freshly inherited and untrained narrow networks want a higher rate than refined students.
-        "control_lr": dict.fromkeys(BASELINES, 3e-3),
+        "control_lr": dict.fromkeys(known_baselines(), CONTROL_RATE),
         "distillation": {  # kd++
             "start": "scratch",  # or any other baseline that the student begins as
             "temperature": 4.0,

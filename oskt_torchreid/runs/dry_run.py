@@ -17,7 +17,7 @@ from ..chain.expansion import expand_to_plan
 from ..config import get
 from ..datasets import synthped, synthped_video
 from ..datasets.stand_in import CAMERAS, VIEWS, make_stand_in
-from ..host.engine import TransferEngine
+from ..datasets.synthetic import preset
 from ..host.losses import loss_from_config
 from ..host.optimization import build_optimizer
 from ..host.oskt_engine import OSKTEngine
@@ -27,6 +27,7 @@ from .dry_run_files import look_at_files
 from .oskt.plan import check_start, make_plan, stand_in_chain
 from .oskt.wishes import FILE_METHOD, method_of
 from .rehearsal import BuiltNetworks, Rehearsal, StageRehearsal, facts_of, network_cost, rehearsed_stage
+from .single import engine_of
 from .trainer import Trainer
 from .use import check_use
 from .vkd.dry_run import rehearse_sets, shrink_sets
@@ -34,7 +35,7 @@ from .vkd.run import SetTrainer
 
 IDENTITIES = 2
 INSTANCES = VIEWS * CAMERAS
-SYNTHETIC_TEST_IDENTITIES = 10  # torchreid's ranking wants galleries of 51 pictures, which synthetic sets check
+TEST_PAIRS = 60  # identities times cameras: torchreid's ranking wants galleries of 51, which synthetic sets check
 
 
 def rehearse(
@@ -102,7 +103,9 @@ def _rehearsal_config(config: Any) -> Iterator[Any]:
     small.sampler.num_instances = min(small.sampler.num_instances, INSTANCES)
     for node in (small.train, small.oskt.refine, small.oskt.finetune):
         node.batch_size = IDENTITIES * small.sampler.num_instances
-    small.synthped.num_train, small.synthped.num_test = identities, SYNTHETIC_TEST_IDENTITIES
+    drawn = small.synthped
+    cameras = drawn.cameras or preset(drawn.preset).cameras
+    drawn.num_train, drawn.num_test = identities, -(-TEST_PAIRS // cameras)
     if config.engine == "vkd":
         shrink_sets(small, identities)
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as root:
@@ -165,7 +168,7 @@ def _one_step(small: Any, trainer: Trainer, model: nn.Module) -> dict[str, float
     """One training step of a network on a batch of the stand-in data; the network changes."""
     datamanager = trainer.datamanager(small.train.batch_size)
     loss = loss_from_config(small, trainer.num_classes, use_gpu=False)
-    engine = TransferEngine(datamanager, model, build_optimizer(model, small), loss=loss, use_gpu=False)
+    engine = engine_of(small)(datamanager, model, build_optimizer(model, small), loss=loss, use_gpu=False)
     engine.set_model_mode("train")
     with torch.enable_grad():
         return engine.forward_backward(next(iter(datamanager.train_loader)))

@@ -26,6 +26,7 @@ from .use import check_use
 from .vkd.run import run_sets
 
 RESUME_AUTO = "auto"
+LOSSES = ("softmax", "triplet")  # whose engines are this loss and no more
 
 
 def run(config: Any, given: Sequence[str] = ()) -> Results:
@@ -53,7 +54,7 @@ def run(config: Any, given: Sequence[str] = ()) -> Results:
     if method == "vkd":
         check_use(config, given)
         return run_sets(config, folder)
-    if method != "oskt" and method != config.loss.name:
+    if method in LOSSES and method != config.loss.name:
         raise ConfigError(
             f"engine is '{method}', but loss.name is '{config.loss.name}', which decides what is trained; set both to "
             "one of softmax and triplet"

@@ -13,6 +13,8 @@ from ..chain.network import trace
 from ..errors import GraphError
 from ..files import sha256
 from ..files.weights import load_weights
+from ..host.engine import TransferEngine
+from ..registry import engine_class
 from ..report import Results, Row, write_results
 from .stages import Facts, Stage
 from .trainer import Trainer, measured, network_size
@@ -22,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 def train_only(config: Any, trainer: Trainer, model: nn.Module, folder: Path, method: str, resume: str = "") -> Results:
     """One network, trained and evaluated as torchreid's own script does; ``test.evaluate`` evaluates only.
+
+    An engine that somebody has registered is called with the arguments of ``TransferEngine``, its loss that of
+    ``loss.name``.
 
     An interrupted run goes on where it was, or from the checkpoint ``resume``.
     """
@@ -33,8 +38,10 @@ def train_only(config: Any, trainer: Trainer, model: nn.Module, folder: Path, me
         heads = frozenset()
     stage = _stage(config, trainer, folder, method)
 
+    engine = engine_of(config)
+
     def work(continued: bool) -> Facts:
-        return measured(trainer.train(model, config.train, folder, continued, resume=resume))
+        return measured(trainer.train(model, config.train, folder, continued, engine, resume=resume))
 
     def evaluate(facts: Facts) -> Facts:
         load_weights(model, folder / stage.outputs[0])
@@ -53,6 +60,13 @@ def train_only(config: Any, trainer: Trainer, model: nn.Module, folder: Path, me
     results = Results((row,), {"engine": method, "data": list(config.data.targets)})
     write_results(folder / "results.json", results.rows, results.facts)
     return results
+
+
+def engine_of(config: Any) -> type[TransferEngine]:
+    """The engine that trains one network: somebody's own where ``engine`` names one, else that of the loss."""
+    method = config.engine or config.loss.name
+    own = method not in (config.loss.name, "oskt", "vkd")
+    return engine_class(method) if own else TransferEngine
 
 
 def _evaluated(
