@@ -1,23 +1,31 @@
 """Installs oskt_torchreid; every package that the code imports is declared here, torchreid's own needs included."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 README = Path(__file__).with_name("README.md")
+INIT = Path(__file__).with_name("oskt_torchreid") / "__init__.py"
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT.read_text(encoding="utf-8"), re.MULTILINE)[1]
 EXPORT = ["onnx", "onnxruntime", "onnxscript", "openvino"]
 BASELINES = ["torch_pruning"]
 ANALYSIS = ["grad-cam"]
 
 setup(
     name="oskt_torchreid",
-    version="0.1.0",
+    version=VERSION,
     description="One-shot knowledge transfer for person re-identification: one weight chain, students of every size",
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["oskt_torchreid", "oskt_torchreid.*"]),
-    package_data={"oskt_torchreid.zoo": ["catalogue.yaml"]},
+    package_data={"oskt_torchreid": ["py.typed"], "oskt_torchreid.zoo": ["catalogue.yaml"]},
+    project_urls={
+        "OSKT (ICCV 2025)": "https://arxiv.org/abs/2511.06016",
+        "VKD (ECCV 2020)": "https://arxiv.org/abs/2007.04174",
+        "torchreid": "https://github.com/KaiyangZhou/deep-person-reid",
+    },
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.4",
