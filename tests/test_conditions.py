@@ -12,7 +12,7 @@ from oskt_torchreid.datasets.synthped import SynthPed
 from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.host.data import has_splits, register_image_dataset
 from oskt_torchreid.runs import run
-from oskt_torchreid.runs.conditions import BY_MACHINE, idle_keys, replaced_keys
+from oskt_torchreid.runs.conditions import BY_MACHINE, idle_keys, left_out_keys
 from oskt_torchreid.runs.use import check_use
 
 VKD = ("engine=vkd", "loss.name=triplet")
@@ -85,7 +85,7 @@ def test_what_a_key_depends_on(key, without, use):
     assert key not in idle_keys(used)
     named = [word.split("=")[0] for word in (*without, *use)]
     assert any(name in reason for name in named) or "several splits" in reason, reason
-    if key in replaced_keys(idle):  # by a file, which is added to a command
+    if key in left_out_keys(idle):  # of a stage that is left out
         check_use(idle, [key])
     else:
         with pytest.raises(ConfigError, match=f"{key} is given, and nothing uses it: "):

@@ -46,7 +46,7 @@ def idle_keys(config: Any) -> dict[str, str]:
     """
     engine = config.engine or config.loss.name
     found = [
-        *replaced_keys(config).items(),
+        *left_out_keys(config).items(),
         *_of_training(config),
         *_of_data(config, engine),
         *_of_losses(config),
@@ -61,10 +61,10 @@ def idle_keys(config: Any) -> dict[str, str]:
     return dict(reversed(found))  # of several reasons the first
 
 
-def replaced_keys(config: Any) -> dict[str, str]:
-    """The keys of stages that a given teacher or chain takes the place of, and why.
+def left_out_keys(config: Any) -> dict[str, str]:
+    """The keys of stages that are left out: for want of epochs, or because a given teacher or chain is in their place.
 
-    They are told, and never refused: a command stays as it is when a file of an earlier run is added to it.
+    They are told, and never refused: a command stays as it is when that is added to it.
     """
     engine, oskt, vkd = config.engine or config.loss.name, config.oskt, config.vkd
     reasons: dict[str, str] = {}
@@ -79,7 +79,23 @@ def replaced_keys(config: Any) -> dict[str, str]:
     if engine == "vkd" and vkd.teacher:
         keys = ("model.load_weights", *leaves(vkd.teacher_stage, "vkd.teacher_stage."))
         reasons |= dict.fromkeys(keys, "vkd.teacher is given, so that none is trained")
+    for stage in _STAGES.get(engine, ("train",)):
+        reasons = dict.fromkeys(_without_epochs(config, stage), f"{stage}.max_epoch is 0") | reasons
     return reasons
+
+
+def _without_epochs(config: Any, stage: str) -> list[str]:
+    """The keys of a stage of no epochs that do nothing then."""
+    node, controls = get(config, stage), config.oskt.controls
+    # Controls are given the epochs of refinement and fine-tuning together, at the resolutions of both.
+    beside = stage == "oskt.finetune" and controls and config.oskt.refine.max_epoch
+    if node.max_epoch or beside:
+        return []
+    used = {f"{stage}.max_epoch"}
+    used |= {f"{stage}.half_resolution_epochs"} if stage == "oskt.refine" and controls else set()
+    used |= {f"{stage}.batch_size"} if stage == "oskt.finetune" and config.oskt.recalibrate else set()
+    own = train_schedule(config) if stage == "train" else leaves(node, f"{stage}.")
+    return [key for key in own if key not in used]
 
 
 def train_schedule(config: Any) -> list[str]:
@@ -102,15 +118,7 @@ def _of_training(config: Any) -> Reasons:
 
 
 def _of_schedule(config: Any, stage: str) -> Reasons:
-    node, controls = get(config, stage), config.oskt.controls
-    # Controls are given the epochs of refinement and fine-tuning together, at the resolutions of both.
-    beside = {"oskt.finetune": bool(controls) and config.oskt.refine.max_epoch > 0}.get(stage, False)
-    if not (node.max_epoch or beside):
-        used = {f"{stage}.max_epoch"}
-        used |= {f"{stage}.half_resolution_epochs"} if stage == "oskt.refine" and controls else set()
-        used |= {f"{stage}.batch_size"} if stage == "oskt.finetune" and config.oskt.recalibrate else set()
-        own = train_schedule(config) if stage == "train" else leaves(node, f"{stage}.")
-        yield from _each(f"{stage}.max_epoch is 0", *(key for key in own if key not in used))
+    node = get(config, stage)
     for key, schedules in SCHEDULE_KEYS.items():
         if node.lr_scheduler not in schedules:
             yield f"{stage}.{key}", f"{stage}.lr_scheduler is '{node.lr_scheduler}'"

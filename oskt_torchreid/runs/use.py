@@ -10,7 +10,7 @@ from typing import Any
 from ..config import default_config, get, leaves
 from ..datasets import synthped, synthped_video
 from ..errors import ConfigError
-from .conditions import BY_MACHINE, idle_keys, replaced_keys, train_schedule
+from .conditions import BY_MACHINE, idle_keys, left_out_keys, train_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +91,7 @@ def check_use(config: Any, given: Iterable[str] = ()) -> None:
 
     Nodes of another engine or optimiser, schedules in ``train`` where stages have their own, and keys that do nothing
     under the values of others may stand in a file, which the log tells, but not on a command line. Both may have nodes
-    of data sets that are not in use, what depends on the machine, and keys of stages that a given file takes the place
-    of.
+    of data sets that are not in use, what depends on the machine, and keys of stages that are left out.
 
     Args:
         config: whole tree.
@@ -119,7 +118,7 @@ def check_use(config: Any, given: Iterable[str] = ()) -> None:
 
 def _check_nodes(config: Any, default: Any, given: Iterable[str]) -> None:
     reasons = unused_nodes(config)
-    told = {*DATA_NODES, *BY_MACHINE, *replaced_keys(config)}
+    told = {*DATA_NODES, *BY_MACHINE, *left_out_keys(config)}
     for key in given:
         node = next((node for node in reasons if _is_of(key, node)), "")
         if node and node not in told:
