@@ -24,7 +24,7 @@ from oskt_torchreid.lab.comparison_report import (
 )
 from oskt_torchreid.lab.curves import convergence_plot
 from oskt_torchreid.report import Row, write_results
-from oskt_torchreid.runs.oskt.wishes import parse_wish
+from oskt_torchreid.runs.oskt.specification import StudentSpec
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "comparison"
 RATES = {
@@ -144,7 +144,7 @@ def test_the_comparisons_that_come_with_the_package(path, tmp_path):
     steps += [seed_jobs(config, rates, step) for step in ("finetune", "rest")]
     assert len(steps[3]) == len(config.comparison.seeds) * len(config.comparison.data_seeds) >= 3
     for run in (job.config(config) for step in steps for job in step):
-        assert [parse_wish(entry.rpartition(":")[2]) for entry in run.oskt.students]
+        assert [StudentSpec.parse(entry.rpartition(":")[2]).arguments() for entry in run.oskt.students]
 
 
 def test_the_rate_of_the_highest_map_is_chosen(tmp_path):

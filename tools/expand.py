@@ -29,7 +29,7 @@ from oskt_torchreid.deploy import measure_latency  # noqa: E402
 from oskt_torchreid.deploy.latency import BACKENDS  # noqa: E402
 from oskt_torchreid.host.termination import status_of  # noqa: E402
 from oskt_torchreid.lab.costs import cost_table, evenly_spaced  # noqa: E402
-from oskt_torchreid.runs.oskt.wishes import parse_wish  # noqa: E402
+from oskt_torchreid.runs.oskt.specification import StudentSpec  # noqa: E402
 
 WAYS = {
     "width": "ratio of the teacher's channels, preset such as res50-s1, or YAML file of widths per channel group",
@@ -88,7 +88,7 @@ def check_output(arguments: argparse.Namespace) -> None:
 def make_student(arguments: argparse.Namespace, chain: oskt.WeightChain, ladder: oskt.Ladder | None) -> None:
     """Writes the student and prints what it costs; ``chain`` says which widths there are."""
     way, value = next((way, getattr(arguments, way)) for way in WAYS if getattr(arguments, way) is not None)
-    wish = parse_wish(f"{way}={value}", "the command line")
+    wish = StudentSpec.parse(f"{way}={value}").arguments("the command line")
     choice = choose_widths(chain, **wish, measure=_measure(arguments))
     nearest = ladder.nearest(choice.widths) if ladder else chain
     student = expand_to_plan(nearest, choice.widths, arguments.attention, arguments.distance)

@@ -14,7 +14,7 @@ from ..chain.distance import DISTANCES, check_foldable
 from ..chain.expansion import STATISTICS, expand_to_plan
 from ..chain.recalibration import recalibrate
 from ..chain.students import width_plan
-from ..runs.oskt.wishes import parse_wish
+from ..runs.oskt.specification import StudentSpec
 from ..runs.trainer import Trainer
 
 RECALIBRATED = "recalibrated"
@@ -37,7 +37,7 @@ def untrained_table(config: Any, chain: WeightChain, students: Sequence[str], ba
         GraphError: a network whose features cannot be scaled.
     """
     check_foldable(chain, DISTANCES[-1])
-    plans = {name: width_plan(chain, **parse_wish(name)) for name in students}
+    plans = {name: width_plan(chain, **StudentSpec.parse(name).arguments()) for name in students}
     trainer = Trainer(config)
     rows = []
     for name, plan in tqdm(plans.items(), disable=None, unit="student", leave=False):

@@ -51,7 +51,7 @@ def stages_to_come(config: Any, plan: RunPlan) -> list[StageToCome]:
     widest = max([_ratio(plan, student.widths) for student in plan.students if student.widths], default=narrow)
     if plan.students or plan.controls:
         stages.append(StageToCome("oskt.finetune", teacher, max(widest, narrow)))
-    recalibrated = oskt.recalibrate > 0 and any(not student.method for student in plan.students)
+    recalibrated = oskt.recalibrate > 0 and any(student.spec.of_chain for student in plan.students)
     return [
         stage
         for stage in stages

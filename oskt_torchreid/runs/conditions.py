@@ -15,7 +15,7 @@ from ..host.compat import device
 from ..host.data import has_splits
 from ..host.distributed import process_count
 from ..host.optimization import SCHEDULE_KEYS
-from .oskt.wishes import FILE_METHOD, method_of
+from .oskt.specification import asks_for_latency, students_of
 
 Reasons = Iterator[tuple[str, str]]
 
@@ -179,17 +179,17 @@ def _of_chain(config: Any) -> Reasons:
 def _of_students(config: Any) -> Reasons:
     """What depends on which networks there are."""
     oskt = config.oskt
-    methods = [method_of(name) for name in oskt.students]
-    if not any(not method for method in methods):
+    students = students_of(config)
+    if not any(spec.of_chain for spec in students):
         keys = ("oskt.distance", "oskt.statistics", "oskt.recalibrate")
         yield from _each("oskt.students has no student of the chain", *keys)
-    trained = [*methods, *oskt.controls]
+    trained = [*(spec.method for spec in students), *oskt.controls]
     if not trained:
         yield from _each("oskt.students and oskt.controls are empty", *leaves(oskt.finetune, "oskt.finetune."))
     epochs = oskt.finetune.max_epoch or (oskt.controls and oskt.refine.max_epoch)
     if not (trained and epochs):
         yield "oskt.curves", "oskt.finetune.max_epoch is 0, or oskt.students and oskt.controls are empty"
-    if trained and not any(method in ("", FILE_METHOD) for method in trained):
+    if trained and all(spec.of_baseline for spec in students):
         yield "oskt.finetune.lr", "oskt.students and oskt.controls are baselines, see oskt.control_lr"
     if oskt.recalibrate:
         yield "oskt.statistics", f"oskt.recalibrate is {oskt.recalibrate}, and estimates them anew"
@@ -198,12 +198,12 @@ def _of_students(config: Any) -> Reasons:
     for name in oskt.control_lr:
         if name not in trained:
             yield f"oskt.control_lr.{name}", f"oskt.students and oskt.controls name no '{name}'"
-    if not any(method not in ("", FILE_METHOD) and baseline(method).distils for method in trained):
+    if not any(spec.distils for spec in students) and not any(baseline(name).distils for name in oskt.controls):
         yield from _each(
             "oskt.students and oskt.controls name nothing that is distilled",
             *leaves(oskt.distillation, "oskt.distillation."),
         )
-    if not any("latency=" in str(wish) for wish in (*oskt.students, *oskt.ladder)):
+    if not asks_for_latency((*oskt.students, *oskt.ladder)):
         yield from _each("oskt.students and oskt.ladder ask for no latency", *leaves(oskt.latency, "oskt.latency."))
 
 

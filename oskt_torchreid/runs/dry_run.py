@@ -25,7 +25,7 @@ from ..models import build_model
 from .dry_run_data import look_at_data
 from .dry_run_files import look_at_files
 from .oskt.plan import check_start, make_plan, stand_in_chain
-from .oskt.wishes import FILE_METHOD, method_of
+from .oskt.specification import students_of
 from .rehearsal import BuiltNetworks, Rehearsal, StageRehearsal, facts_of, network_cost, rehearsed_stage
 from .single import engine_of
 from .trainer import Trainer
@@ -97,7 +97,7 @@ def _rehearsal_config(config: Any) -> Iterator[Any]:
     identities = round(IDENTITIES / config.few_shot.ratio + 0.499999)  # as many as leave two in the subset
     small.model.pretrained, small.model.load_weights = False, ""
     small.oskt.teacher = small.oskt.chain = ""
-    small.oskt.students = [name for name in config.oskt.students if method_of(name) != FILE_METHOD]
+    small.oskt.students = [spec.text for spec in students_of(config) if not spec.is_file]
     small.validation.share, small.market1501.use_500k_distractors = 0.0, False
     small.data.workers, small.use_gpu = 0, False
     small.sampler.num_instances = min(small.sampler.num_instances, INSTANCES)
@@ -124,7 +124,7 @@ def _built(small: Any, num_classes: int) -> BuiltNetworks:
     widths = {"chain (S-student)": plan.chain_widths, **{student.name: student.widths for student in plan.students}}
     counts = Costs(chain).count([plan.graph.sizes, *widths.values()])
     sizes = zip(("teacher", *widths), counts.params.tolist(), counts.flops.tolist(), strict=True)
-    first = next((student.widths for student in plan.students if not student.method), plan.chain_widths)
+    first = next((student.widths for student in plan.students if student.spec.of_chain), plan.chain_widths)
     return BuiltNetworks(plan, tuple(sizes), expand_to_plan(chain, first), chain)
 
 

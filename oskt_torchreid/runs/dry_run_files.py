@@ -10,7 +10,7 @@ from ..chain import WeightChain, load_student
 from ..errors import ConfigError, OsktError
 from ..files import load_checkpoint
 from ..files.weights import state_dict_of
-from .oskt.wishes import FILE_METHOD, method_of
+from .oskt.specification import students_of
 
 Reader = Callable[[str], Any]
 
@@ -39,9 +39,9 @@ def _given(config: Any) -> Iterator[tuple[str, str, Reader]]:
     if engine == "oskt":
         yield "oskt.chain", oskt.chain, WeightChain.load
         yield "oskt.teacher", oskt.teacher, _state
-        for name in oskt.students:
-            if method_of(name) == FILE_METHOD:
-                yield f"'{name}' of oskt.students", name.partition("=")[2] or ".", load_student
+        for spec in students_of(config):
+            if spec.is_file:
+                yield f"'{spec.text}' of oskt.students", spec.value or ".", load_student
     elif engine == "vkd":
         yield "vkd.teacher", vkd.teacher, load_checkpoint
         yield "vkd.student", vkd.student if vkd.student.endswith(".safetensors") else "", WeightChain.load

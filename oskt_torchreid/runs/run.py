@@ -18,7 +18,7 @@ from ..report import Results
 from .checks import StageToCome, check_evaluation, check_stages, stages_to_come
 from .oskt.plan import check_start, make_plan
 from .oskt.run import OSKTRun, processes_of
-from .oskt.wishes import keep_chosen_widths
+from .oskt.specification import asks_for_latency, keep_chosen_widths
 from .processes import prepare_processes
 from .single import train_only
 from .trainer import Trainer
@@ -123,8 +123,9 @@ def _check_processes(config: Any, method: str) -> None:
     """Raises ``ConfigError`` unless several processes can share every batch, and measure nothing each by itself."""
     if process_count() == 1:
         return
-    wishes = [*config.oskt.students, *config.oskt.ladder] if method == "oskt" else [config.vkd.student]
-    measured = next((wish for wish in wishes if "latency=" in str(wish)), None)
+    measured = asks_for_latency(
+        [*config.oskt.students, *config.oskt.ladder] if method == "oskt" else [config.vkd.student]
+    )
     if measured and method in ("oskt", "vkd"):
         raise ConfigError(
             f"'{measured}' asks for a latency, which {process_count()} processes would measure differently while they "

@@ -25,7 +25,7 @@ from ..host.engine import TransferEngine
 from ..host.losses import loss_from_config
 from ..host.optimization import build_optimizer, build_scheduler
 from .conditions import idle_keys
-from .oskt.wishes import FILE_METHOD, method_of
+from .oskt.specification import students_of
 from .recipes import Recipe
 from .stages import Stage, attempt_key
 from .use import data_nodes
@@ -243,7 +243,7 @@ def given_files(config: Any) -> list[str]:
     """The files that a configuration tells a run to read."""
     oskt, vkd = config.oskt, config.vkd
     named = [config.model.load_weights, oskt.teacher, oskt.chain, vkd.teacher, vkd.student, vkd.last_stage_weights]
-    named += [name.partition("=")[2] for name in oskt.students if method_of(name) == FILE_METHOD]
+    named += [spec.value for spec in students_of(config) if spec.is_file]
     return [path for path in named if path]
 
 

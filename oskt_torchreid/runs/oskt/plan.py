@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from ...models import bare_name, build_model
 from ...models import load_weights as load_any_weights
 from .baselines import check_baselines
 from .ladder import plan_rungs
-from .wishes import FILE_METHOD, Wish, chosen_widths, latency_measure, method_of, parse_wish
+from .specification import StudentSpec, chosen_widths, latency_measure, students_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,16 +38,19 @@ class StudentPlan:
     """One network that the run will make.
 
     Attributes:
-        name: as the configuration asks for it; also the name of its folder.
+        spec: what the configuration asks for.
         widths: width per channel group.
         rung: index of the chain that it is expanded from; 0 unless there is a ladder.
-        method: the baseline that makes it instead of a chain; empty for a student of the chain.
     """
 
-    name: str
+    spec: StudentSpec
     widths: dict[str, int]
     rung: int = 0
-    method: str = ""
+
+    @property
+    def name(self) -> str:
+        """As the configuration asks for it."""
+        return self.spec.text
 
 
 @dataclass(frozen=True)
@@ -88,15 +91,15 @@ def make_plan(config: Any, num_classes: int) -> RunPlan:
         return _plan_of_chain(config, num_classes)
     for name in config.oskt.controls:
         baseline(name)
-    methods, wishes = _wishes(config)
+    asked = _checked_students(config)
     teacher, known = _teacher(config, num_classes)
-    _check_distillation({**{name: name for name in config.oskt.controls}, **methods}, known, num_classes)
+    _check_distillation(_distilled(config.oskt.controls, asked), known, num_classes)
     graph = trace(teacher, (3, config.data.height, config.data.width))
     rungs = _rungs(teacher, graph, config.oskt.ladder) or (full_plan(graph, config.oskt.width),)
     stand_in = stand_in_chain(teacher, graph, rungs[-1])
     check_foldable(stand_in, config.oskt.distance)
-    check_baselines({*config.oskt.controls, *methods.values()} - {"", FILE_METHOD}, teacher, graph)
-    students = _students(config, stand_in, teacher, methods, wishes, rungs)
+    check_baselines({*config.oskt.controls, *_baselines(asked)}, teacher, graph)
+    students = _plans_of(config, stand_in, teacher, asked, rungs)
     return RunPlan(teacher, graph, rungs[0], students, tuple(config.oskt.controls), rungs=rungs[1:])
 
 
@@ -169,48 +172,52 @@ def _load_teacher(teacher: nn.Module, path: str, size: tuple[int, int, int], num
     return known
 
 
-def _wishes(config: Any) -> tuple[dict[str, str], dict[str, Wish]]:
-    """Method and wish of every student, by name; a file of an earlier run has the method ``file`` and no wish.
+def _checked_students(config: Any) -> list[StudentSpec]:
+    """The students that are asked for; files of earlier runs are read.
 
     Raises:
-        ConfigError: see ``parse_wish``; or a file that is not there.
+        ConfigError: see ``StudentSpec.arguments``; or a file that is not there.
+        CheckpointError: a file that holds no student.
     """
-    methods = {name: method_of(name) for name in config.oskt.students}
-    files = [name for name, method in methods.items() if method == FILE_METHOD]
-    for name in files:
-        path = Path(name.partition("=")[2])
-        if not path.is_file():
-            raise ConfigError(f"oskt.students has '{name}', and there is no such file (looked in '{path.absolute()}')")
-        check_file_student(name)
-    wishes = {name: parse_wish(name.rpartition(":")[2]) for name in config.oskt.students if name not in files}
-    return methods, wishes
+    students = students_of(config)
+    for spec in students:
+        if spec.is_file:
+            _check_file(spec)
+        else:
+            spec.arguments()
+    return students
 
 
-def check_file_student(name: str) -> None:
-    """Raises ``CheckpointError`` unless the file of ``file=PATH`` holds a student."""
+def _check_file(spec: StudentSpec) -> None:
+    path = Path(spec.value)
+    if not path.is_file():
+        raise ConfigError(f"oskt.students has '{spec.text}', and there is no such file (looked in '{path.absolute()}')")
     try:
-        load_student(name.partition("=")[2])
+        load_student(path)
     except CheckpointError as error:
-        raise CheckpointError(f"oskt.students has '{name}': {error}") from error
+        raise CheckpointError(f"oskt.students has '{spec.text}': {error}") from error
 
 
-def _students(
+def _plans_of(
     config: Any,
     chain: WeightChain,
     teacher: nn.Module,
-    methods: dict[str, str],
-    wishes: dict[str, Wish],
+    students: Sequence[StudentSpec],
     rungs: tuple[dict[str, int], ...],
 ) -> tuple[StudentPlan, ...]:
     """Plans of all students, in order; those of the chain are checked against its widths, baselines have any."""
     graph = chain.graph
-    plans = _plans(config, chain, {name: wish for name, wish in wishes.items() if not methods[name]})
-    free = {name: wish for name, wish in wishes.items() if methods[name]}
+    plans = _widths(config, chain, [spec for spec in students if spec.of_chain])
+    free = [spec for spec in students if spec.of_baseline]
     if free:
-        plans.update(_plans(config, narrowest_chain(teacher, graph), free))
-    rung_of = {name: 0 if methods[name] else nearest_rung(rungs, graph.sizes, plan) for name, plan in plans.items()}
+        plans |= _widths(config, narrowest_chain(teacher, graph), free)
     return tuple(
-        StudentPlan(name, plans.get(name, {}), rung_of.get(name, 0), method) for name, method in methods.items()
+        StudentPlan(
+            spec,
+            plans.get(spec.text, {}),
+            nearest_rung(rungs, graph.sizes, plans[spec.text]) if spec.of_chain else 0,
+        )
+        for spec in students
     )
 
 
@@ -223,35 +230,42 @@ def _plan_of_chain(config: Any, num_classes: int) -> RunPlan:
         raise ConfigError(
             f"'{oskt.chain}' is a chain of '{name}', but model.name is '{config.model.name}'; set it to '{name}'"
         )
-    methods, wishes = _wishes(config)
-    teacher = chain.model
-    baselines = {method for method in methods.values() if method not in ("", FILE_METHOD)}
+    asked = _checked_students(config)
+    teacher, baselines = chain.model, _baselines(asked)
     if baselines and not oskt.teacher:
-        named = next(name for name, method in methods.items() if method in baselines)
+        named = next(spec for spec in asked if spec.of_baseline)
         raise ConfigError(
-            f"oskt.chain is given, so there is no teacher that '{named}' could be made of; give it as oskt.teacher, or "
-            "drop the student"
+            f"oskt.chain is given, so there is no teacher that '{named.text}' could be made of; give it as "
+            "oskt.teacher, or drop the student"
         )
     if oskt.teacher:
         teacher = build_registered(chain.spec.name, chain.spec.num_classes, chain.spec.loss)
         load_weights(teacher, oskt.teacher)
         check_baselines(baselines, teacher, chain.graph)
-    _check_distillation(methods, chain.spec.num_classes, num_classes)
+    _check_distillation(_distilled((), asked), chain.spec.num_classes, num_classes)
     check_foldable(chain, oskt.distance)
-    students = _students(config, chain, teacher, methods, wishes, (chain.widths,))
+    students = _plans_of(config, chain, teacher, asked, (chain.widths,))
     return RunPlan(teacher, chain.graph, chain.widths, students, (), chain)
 
 
-def _check_distillation(methods: Mapping[str, str], known: int, num_classes: int) -> None:
+def _baselines(students: Sequence[StudentSpec]) -> set[str]:
+    return {spec.method for spec in students if spec.of_baseline}
+
+
+def _distilled(controls: Sequence[str], students: Sequence[StudentSpec]) -> list[str]:
+    """Names of the networks that learn from class scores of the teacher."""
+    named = [name for name in controls if baseline(name).distils]
+    return [*named, *(spec.text for spec in students if spec.distils)]
+
+
+def _check_distillation(distilled: Sequence[str], known: int, num_classes: int) -> None:
     """Raises ``ConfigError`` for a network that would learn from class scores of other identities.
 
     Args:
-        methods: baseline of each network by its name; empty or ``file`` for others.
+        distilled: names of such networks.
         known: identities that the teacher's classifier was trained on.
         num_classes: identities of the data.
     """
-    named = {name: method for name, method in methods.items() if method not in ("", FILE_METHOD)}
-    distilled = [name for name, method in named.items() if baseline(method).distils]
     if distilled and known != num_classes:
         raise ConfigError(
             f"'{distilled[0]}' is trained by class scores of its teacher, which knows {known} identities, but the data "
@@ -259,15 +273,15 @@ def _check_distillation(methods: Mapping[str, str], known: int, num_classes: int
         )
 
 
-def _plans(config: Any, chain: WeightChain, wanted: dict[str, Wish]) -> dict[str, dict[str, int]]:
+def _widths(config: Any, chain: WeightChain, wanted: Sequence[StudentSpec]) -> dict[str, dict[str, int]]:
     """Widths of each student; one with a latency budget keeps those that were chosen when it was first measured."""
     known, measure = chosen_widths(config), latency_measure(config)
     plans = {}
-    for name, how in wanted.items():
+    for spec in wanted:
         try:
-            plans[name] = known.get(name) or width_plan(chain, measure=measure, **how)
+            plans[spec.text] = known.get(spec.text) or width_plan(chain, measure=measure, **spec.arguments())
         except WidthError as error:
-            raise WidthError(f"oskt.students has '{name}': {error}") from error
+            raise WidthError(f"oskt.students has '{spec.text}': {error}") from error
     return plans
 
 
@@ -276,7 +290,9 @@ def _rungs(teacher: nn.Module, graph: ChannelGraph, ladder: list) -> tuple[dict[
     if not ladder:
         return ()
     names = [entry if isinstance(entry, str) else f"width={entry}" for entry in ladder]
-    return plan_rungs(narrowest_chain(teacher, graph), [(name, parse_wish(name, "oskt.ladder")) for name in names])
+    return plan_rungs(
+        narrowest_chain(teacher, graph), [(name, StudentSpec.parse(name).arguments("oskt.ladder")) for name in names]
+    )
 
 
 def narrowest_chain(teacher: nn.Module, graph: ChannelGraph) -> WeightChain:

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import nn
 
-from ...chain.amounts import HALF
 from ...chain.chain import WeightChain
 from ...chain.expansion import expand_to_plan
 from ...chain.recalibration import recalibrate
@@ -32,7 +31,6 @@ from .plan import RunPlan, StudentPlan, make_plan
 from .refinement import CLUSTERING_KEYS, clustering_choices, evaluated_refinement, refine
 from .report import counted_epochs, row_of, write_report
 from .teachers import make_teacher
-from .wishes import FILE_METHOD
 
 logger = logging.getLogger(__name__)
 
@@ -130,9 +128,9 @@ class OSKTRun:
         self, student: StudentPlan, teacher_key: str, ladder: list[tuple[WeightChain | None, str]]
     ) -> Callable[[], None]:
         """The call that makes a student."""
-        if student.method == FILE_METHOD:
+        if student.spec.is_file:
             return partial(self._file_student, student)
-        if student.method:
+        if student.spec.of_baseline:
             return partial(self._baseline_student, student, teacher_key)
         return partial(self._student, student, *ladder[student.rung])
 
@@ -201,7 +199,7 @@ class OSKTRun:
         node = get(config, "oskt.finetune")
         batches = config.oskt.recalibrate
         recipe = trainer.recipe("oskt.finetune", *EXPANSION_KEYS, widths=student.widths, **{"the chain": chain_key})
-        stage = trainer.stage(self.folder / "students" / student.name, recipe, EXPANDED_NAME, STUDENT_NAME)
+        stage = trainer.stage(self.folder / "students" / student.spec.folder, recipe, EXPANDED_NAME, STUDENT_NAME)
         network, making = self._expanded(student, chain)
 
         def work(continued: bool) -> Facts:
@@ -210,7 +208,7 @@ class OSKTRun:
             save_student(network, stage.folder / EXPANDED_NAME)
             before = trainer.evaluate(network)
             facts = finetuned(trainer, network, node, stage.folder, continued)
-            save_student(network.cpu().eval(), stage.folder / STUDENT_NAME, half=student.name.endswith(HALF))
+            save_student(network.cpu().eval(), stage.folder / STUDENT_NAME, half=student.spec.is_half)
             return {"before": before, **making, **facts}
 
         def evaluate(facts: Facts) -> Facts:
@@ -252,16 +250,15 @@ class OSKTRun:
 
     def _baseline_student(self, student: StudentPlan, teacher_key: str) -> None:
         """A baseline of any width that ``oskt.students`` asks for, given the students' epochs."""
-        node = schedule(self.config, "oskt.finetune", lr=self.config.oskt.control_lr[student.method])
-        folder = self.folder / "students" / student.name.replace(":", "-")
-        self._baseline(student.name, student.method, student.widths, node, folder, teacher_key)
+        node = schedule(self.config, "oskt.finetune", lr=self.config.oskt.control_lr[student.spec.method])
+        folder = self.folder / "students" / student.spec.folder
+        self._baseline(student.name, student.spec.method, student.widths, node, folder, teacher_key)
 
     def _file_student(self, student: StudentPlan) -> None:
         """A student of an earlier run, given the students' epochs on this run's data."""
-        path = Path(student.name.partition("=")[2])
         node = get(self.config, "oskt.finetune")
-        folder = self.folder / "students" / student.name.replace("/", "-")
-        network, facts = run_file(self.trainer, path, node, folder)
+        folder = self.folder / "students" / student.spec.folder
+        network, facts = run_file(self.trainer, Path(student.spec.value), node, folder)
         self._control_row(student.name, network, facts, node.max_epoch)
 
     def _baseline(

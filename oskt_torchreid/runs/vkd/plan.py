@@ -21,7 +21,7 @@ from ...models.neck import last_strided
 from ...vkd.model import PREFIX, as_set_model, load_set_model
 from ...vkd.students import KEEP, SCRATCH, student_from
 from ..oskt.plan import narrowest_chain
-from ..oskt.wishes import parse_wish
+from ..oskt.specification import StudentSpec
 
 CHAIN_SUFFIX = ".safetensors"
 IMAGENET = "imagenet"
@@ -136,7 +136,7 @@ def start_student(config: Any, plan: SetPlan, teacher: nn.Module, num_classes: i
         if plan.chain is not None:
             return _of_sets(expand(plan.chain, width=node.student_width), num_classes, size)
         graph = trace(teacher, size)
-        widths = width_plan(narrowest_chain(teacher, graph), **parse_wish(node.student, "vkd.student"))
+        widths = width_plan(narrowest_chain(teacher, graph), **StudentSpec.parse(node.student).arguments("vkd.student"))
         chain = WeightChain.from_teacher(teacher, widths, graph=graph)  # of the student's widths: a cluster per channel
         return _of_sets(expand_to_plan(chain, widths), num_classes, size)
     if kind == CROSS:
@@ -180,8 +180,8 @@ def _checked_chain(config: Any, teacher: nn.Module) -> WeightChain | None:
             chain, key = WeightChain.load(node.student), "vkd.student_width"
             width_plan(chain, width=node.student_width)
         else:
-            wish = parse_wish(node.student, key)
-            width_plan(narrowest_chain(teacher, trace(teacher, _size(config))), **wish)
+            asked = StudentSpec.parse(node.student).arguments(key)
+            width_plan(narrowest_chain(teacher, trace(teacher, _size(config))), **asked)
     except WidthError as error:
         raise WidthError(f"{key} cannot be had: {error}") from error
     return chain

@@ -10,9 +10,9 @@ from oskt_torchreid.deploy import Latency
 from oskt_torchreid.errors import ConfigError, WidthError
 from oskt_torchreid.report import read_results
 from oskt_torchreid.runs import run
-from oskt_torchreid.runs.oskt import wishes
+from oskt_torchreid.runs.oskt import specification
 from oskt_torchreid.runs.oskt.plan import make_plan
-from oskt_torchreid.runs.oskt.wishes import parse_wish, read_widths
+from oskt_torchreid.runs.oskt.specification import StudentSpec, read_widths
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from oskt_torchreid.runs.oskt.wishes import parse_wish, read_widths
     ],
 )
 def test_ways_of_asking(text, wish):
-    assert parse_wish(text) == wish
+    assert StudentSpec.parse(text).arguments() == wish
 
 
 @pytest.mark.parametrize(
@@ -44,9 +44,9 @@ def test_ways_of_asking(text, wish):
         ("like=osnet_x0_4", "unknown model 'osnet_x0_4'"),
     ],
 )
-def test_wishes_that_cannot_be_read(text, message):
+def test_students_that_cannot_be_read(text, message):
     with pytest.raises(ConfigError, match=message):
-        parse_wish(text)
+        StudentSpec.parse(text).arguments()
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_the_chain_may_be_a_preset(tmp_path):
 
 def test_latency_settings_reach_the_measurement(tmp_path):
     options = ("oskt.latency.batch=4", "oskt.latency.threads=2", "oskt.latency.backend=onnxruntime")
-    measure = wishes.latency_measure(configured(tmp_path, *options))
+    measure = specification.latency_measure(configured(tmp_path, *options))
     assert measure.keywords == {"batch": 4, "threads": 2, "device": "cpu", "backend": "onnxruntime"}
     with pytest.raises(ConfigError, match="oskt.latency.backend is 'tensorrt'"):
         configured(tmp_path, "oskt.latency.backend=tensorrt")
@@ -92,7 +92,7 @@ def test_a_run_with_budgets_keeps_what_it_measured(tmp_path, monkeypatch):
         calls.append(sum(p.numel() for p in student.parameters()))
         return Latency(calls[-1] / 1e4 + len(calls) / 10, 0.0, 0.0, 1, 1, "cpu", "pytorch", 1)
 
-    monkeypatch.setattr(wishes, "measure_latency", pretended)
+    monkeypatch.setattr(specification, "measure_latency", pretended)
     names = ["params=150k", "size=600kB fp16", "latency=14ms"]
     config = configured(tmp_path, f"oskt.students={names}")
     run(config)
