@@ -33,14 +33,14 @@ from oskt_torchreid.host.compat import seed_everything
 from oskt_torchreid.host.data import build_datamanager
 from oskt_torchreid.host.distributed import (
     SharedSampler,
+    all_gather,
+    broadcast,
     check_share,
     features_by_shares,
-    from_first,
-    is_first,
-    of_all,
-    process_count,
-    process_number,
+    is_rank_zero,
+    rank,
     whole_batch,
+    world_size,
 )
 from oskt_torchreid.host.engine import TransferEngine
 from oskt_torchreid.host.losses import ReidLoss
@@ -112,7 +112,7 @@ def set_manager():
 
 
 def engine_of(kind, manager):
-    seed_everything(process_number())  # the processes must agree on the first one's weights themselves
+    seed_everything(rank())  # the processes must agree on the first one's weights themselves
     if kind == "vkd":
         model = tiny_sets()
         seed_everything(5)
@@ -148,8 +148,8 @@ def trained(kind, manager, batches):
     with synchronised_norms(engine.networks()):
         for number, batch in enumerate(batches):
             engine.batch_idx = number
-            share = len(batch["pid"]) // process_count()
-            own = slice(process_number() * share, (process_number() + 1) * share)
+            share = len(batch["pid"]) // world_size()
+            own = slice(rank() * share, (rank() + 1) * share)
             terms.append(engine.forward_backward({"img": batch["img"][own], "pid": batch["pid"][own]}))
     weights = {name: tensor.detach().clone() for name, tensor in engine.model.state_dict().items()}
     weights |= {
@@ -197,11 +197,11 @@ def test_identities_are_shared_without_overlap(manager, tmp_path):
     identity = [item[1] for item in loader.dataset.train]
 
     def shares():
-        torch.manual_seed(process_number())
+        torch.manual_seed(rank())
         sampler = SharedSampler(loader.sampler, 8)
         before = torch.get_rng_state()
         order = list(sampler)
-        return order, is_first() or torch.equal(before, torch.get_rng_state()), len(sampler)
+        return order, is_rank_zero() or torch.equal(before, torch.get_rng_state()), len(sampler)
 
     (first, _, length), (second, untouched, _) = together(tmp_path / "two", shares)
     assert untouched and length == len(loader.sampler) // 8 * 4 >= len(first) == len(second) > 0
@@ -250,9 +250,9 @@ def test_small_parts(tmp_path):
         images = torch.arange(5.0)[:, None]
         return {
             "features": features_by_shares(lambda own: 10 * own, images).flatten().tolist(),
-            "first": from_first(process_number),
-            "all": of_all(process_number()),
-            "whole": whole_batch((torch.tensor([process_number()]), [torch.tensor([7])])),
+            "first": broadcast(rank),
+            "all": all_gather(rank()),
+            "whole": whole_batch((torch.tensor([rank()]), [torch.tensor([7])])),
         }
 
     expected = {"features": [0, 10, 20, 30, 40], "first": 0, "all": [0, 1]}
@@ -303,7 +303,7 @@ def test_one_process_told_to_stop_stops_all_and_they_go_on_bit_equal(whole_run, 
         prepare = TransferEngine.prepare
 
         def told(engine, data):
-            if process_number() == 1 and engine.epoch == 1 and isinstance(engine, OSKTEngine):
+            if rank() == 1 and engine.epoch == 1 and isinstance(engine, OSKTEngine):
                 signal.raise_signal(signal.SIGTERM)
             return prepare(engine, data)
 

@@ -11,7 +11,7 @@ import oskt_torchreid as oskt
 from oskt_torchreid import CheckpointError, ConfigError, DataError
 from oskt_torchreid.files import load_checkpoint, weights
 from oskt_torchreid.host import models
-from oskt_torchreid.models.rectification import LastRelu, find_last_relu, remove_last_relu
+from oskt_torchreid.models.last_relu import LastRelu, find_last_relu, remove_last_relu
 from oskt_torchreid.networks import parse_outputs
 from oskt_torchreid.vkd.model import SetModel, load_set_model, set_model_table
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import oskt_torchreid  # noqa: E402
 from oskt_torchreid.config import given_keys, load_config  # noqa: E402
 from oskt_torchreid.errors import Terminated  # noqa: E402
-from oskt_torchreid.host.distributed import is_first, joined  # noqa: E402
+from oskt_torchreid.host.distributed import is_rank_zero, joined  # noqa: E402
 from oskt_torchreid.host.termination import on_termination, status_of, terminate  # noqa: E402
 from oskt_torchreid.report import text_table  # noqa: E402
 from oskt_torchreid.runs import rehearse, run  # noqa: E402
@@ -59,7 +59,7 @@ def logged(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    if not is_first():
+    if not is_rank_zero():
         yield
         return
     try:
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         folder = Path(config.data.save_dir)
         with joined(config.use_gpu), logged(folder), on_termination(terminate):
-            results, shown = run(config, given_keys(parsed.options)), is_first()
+            results, shown = run(config, given_keys(parsed.options)), is_rank_zero()
     except (oskt_torchreid.OsktError, KeyboardInterrupt) as stop:
         print(_said(stop), file=sys.stderr)
         if isinstance(stop, Terminated):

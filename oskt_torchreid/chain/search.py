@@ -43,7 +43,7 @@ Measure = Callable[[nn.Module, tuple[int, ...]], Measured]
 
 @dataclass(frozen=True)
 class Choice:
-    """The widths that meet a wish, and what they cost.
+    """The widths that meet a budget, and what they cost.
 
     Attributes:
         widths: width per group name.

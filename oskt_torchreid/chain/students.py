@@ -96,8 +96,8 @@ def choose_widths(
     measure: Measure | None = None,
 ) -> Choice:
     """The widths that ``expand`` would give a student, and what they cost; same arguments and errors."""
-    wishes = {"width": width, "params": params, "flops": flops, "size": size, "latency": latency, "like": like}
-    given = {way: wish for way, wish in wishes.items() if wish is not None}
+    asked = {"width": width, "params": params, "flops": flops, "size": size, "latency": latency, "like": like}
+    given = {way: value for way, value in asked.items() if value is not None}
     if len(given) != 1:
         raise WidthError(
             f"a student is asked for in exactly one way, not {len(given)} ({', '.join(given) or 'none'}): width=0.5, "
@@ -105,14 +105,14 @@ def choose_widths(
         )
     if not isinstance(chain, WeightChain):
         raise ChainError(f"a student is made of a WeightChain, not of {chain!r:.100}; read one: WeightChain.load(path)")
-    ((way, wish),) = given.items()
+    ((way, value),) = given.items()
     if way == "like":
-        return Choice(_plan_like(chain, wish), way)
+        return Choice(_plan_like(chain, value), way)
     if way != "width":
-        return widest_within(chain, way, wish, measure or measure_latency)
-    plan = full_plan(chain.graph, wish)
+        return widest_within(chain, way, value, measure or measure_latency)
+    plan = full_plan(chain.graph, value)
     check_range(chain, plan)
-    return Choice(plan, way, None if isinstance(wish, (str, Mapping)) else float(wish))
+    return Choice(plan, way, None if isinstance(value, (str, Mapping)) else float(value))
 
 
 def _plan_like(chain: WeightChain, like: Like) -> dict[str, int]:

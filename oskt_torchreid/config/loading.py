@@ -21,16 +21,7 @@ from ..errors import ConfigError
 from ..files import atomic
 from ..files.checks import MOST_PIXELS
 from ..registry import nearest
-from .defaults import (
-    LARGEST_NUMBER,
-    LISTS,
-    LONGEST_NAME,
-    LONGEST_TEXT,
-    NUMBERS_OR_WORDS,
-    choices,
-    default_tree,
-    ranges,
-)
+from .defaults import LARGEST_NUMBER, LISTS, LONGEST_NAME, LONGEST_TEXT, NUMBERS_OR_WORDS, choices, default_tree, ranges
 from .effects import leaves
 from .yaml_files import read_yaml
 

@@ -30,19 +30,19 @@ T = TypeVar("T")
 _CPU = torch.device("cpu")
 
 
-def process_count() -> int:
+def world_size() -> int:
     """How many processes share the run; 1 where none was joined."""
     return processes.get_world_size() if processes.is_available() and processes.is_initialized() else 1
 
 
-def process_number() -> int:
+def rank() -> int:
     """Number of this process, from 0."""
-    return processes.get_rank() if process_count() > 1 else 0
+    return processes.get_rank() if world_size() > 1 else 0
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is the process that writes files and shows progress."""
-    return process_number() == 0
+    return rank() == 0
 
 
 @contextlib.contextmanager
@@ -55,7 +55,7 @@ def joined(use_gpu: bool) -> Iterator[None]:
     Raises:
         ConfigError: more processes on this machine than GPUs.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2 or process_count() > 1:
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2 or world_size() > 1:
         yield
         return
     gpu = use_gpu and torch.cuda.is_available()
@@ -74,39 +74,39 @@ def joined(use_gpu: bool) -> Iterator[None]:
         processes.destroy_process_group()
 
 
-def from_first(make: Callable[[], T]) -> T:
+def broadcast(make: Callable[[], T]) -> T:
     """What `make` gives in the first process, in all of them; the others wait for it and do not call it."""
-    if process_count() == 1:
+    if world_size() == 1:
         return make()
-    content = [make() if is_first() else None]
+    content = [make() if is_rank_zero() else None]
     processes.broadcast_object_list(content, src=0)
     return content[0]
 
 
 @contextlib.contextmanager
-def first_before_others() -> Iterator[None]:
+def rank_zero_first() -> Iterator[None]:
     """The first process goes through the block before the others do, for what is made once and then read."""
-    if process_count() > 1 and not is_first():
+    if world_size() > 1 and not is_rank_zero():
         processes.barrier()
     yield
-    if process_count() > 1 and is_first():
+    if world_size() > 1 and is_rank_zero():
         processes.barrier()
 
 
-def of_all(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """The values of all processes, in their order."""
-    if process_count() == 1:
+    if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * process_count()
+    values: list[Any] = [None] * world_size()
     processes.all_gather_object(values, value)
     return values
 
 
 def spread_random_numbers() -> None:
     """Lets every process draw random numbers of its own, which follow from the first one's."""
-    if process_count() > 1:
-        seed = from_first(lambda: int(torch.randint(2**31, ())))
-        seed_everything(seed + process_number())
+    if world_size() > 1:
+        seed = broadcast(lambda: int(torch.randint(2**31, ())))
+        seed_everything(seed + rank())
 
 
 def set_own_state(states: Sequence[State], device: torch.device) -> None:
@@ -114,18 +114,18 @@ def set_own_state(states: Sequence[State], device: torch.device) -> None:
 
     A process that was not there then draws numbers of its own, which follow from the first one's.
     """
-    number = process_number()
+    number = rank()
     if number < len(states):
         set_random_state(states[number], device)
         return
-    logger.warning("process %d of %d was not there when the checkpoint was written", number, process_count())
+    logger.warning("process %d of %d was not there when the checkpoint was written", number, world_size())
     set_random_state(states[0], device)
     seed_everything(int(torch.randint(2**31, ())) + number)
 
 
 def agree(model: nn.Module) -> None:
     """Gives a model of every process, in place, the first one's parameters and buffers."""
-    if process_count() > 1:
+    if world_size() > 1:
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.numel():
                 content = tensor.detach().contiguous()
@@ -144,7 +144,7 @@ def check_share(batch_size: int, num_instances: int = 0, stage: str = "") -> Non
         num_instances: of each identity in a batch; 0: batches are not made of identities.
         stage: whose batches they are, for the message.
     """
-    count = process_count()
+    count = world_size()
     units, name = (batch_size // num_instances, "identities") if num_instances else (batch_size, "images")
     if units % count == 0 and units:
         return
@@ -170,19 +170,19 @@ class SharedSampler(Sampler[int]):
     def __init__(self, sampler: Sampler[int], batch_size: int) -> None:
         self.sampler = sampler
         self.batch_size = batch_size
-        self.share = batch_size // process_count()
+        self.share = batch_size // world_size()
 
     def __len__(self) -> int:
         return len(self.sampler) // self.batch_size * self.share
 
     def __iter__(self) -> Iterator[int]:
-        seed = from_first(lambda: int(torch.randint(2**31, ())))
+        seed = broadcast(lambda: int(torch.randint(2**31, ())))
         own = random_state(_CPU)
         seed_everything(seed)
         order = list(self.sampler)
         set_random_state(own, _CPU)
         for start in range(0, len(order) - self.batch_size + 1, self.batch_size):
-            first = start + process_number() * self.share
+            first = start + rank() * self.share
             yield from order[first : first + self.share]
 
 
@@ -192,7 +192,7 @@ def share_of(loader: Any) -> Any:
     Raises:
         ConfigError: batches that cannot be shared, or a loader that is not torch's.
     """
-    if process_count() == 1 or loader is None:
+    if world_size() == 1 or loader is None:
         return loader
     if not isinstance(loader, DataLoader) or not loader.batch_size:
         raise ConfigError(
@@ -226,7 +226,7 @@ class _Whole(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.chunk(process_count())[process_number()] * process_count()
+        return gradient.chunk(world_size())[rank()] * world_size()
 
 
 def whole_batch(tensors: T) -> T:
@@ -234,7 +234,7 @@ def whole_batch(tensors: T) -> T:
 
     What is computed from them must be the same in every process.
     """
-    return tensors if process_count() == 1 else tree_map(_Whole.apply, tensors)
+    return tensors if world_size() == 1 else tree_map(_Whole.apply, tensors)
 
 
 def features_by_shares(embed: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -244,19 +244,19 @@ def features_by_shares(embed: Callable[[Tensor], Tensor], images: Tensor) -> Ten
         embed: gives features of images.
         images: [batch, ...], the same in every process.
     """
-    count = process_count()
+    count = world_size()
     if count == 1:
         return embed(images)
     share = -(-len(images) // count)
     # The last one is repeated where the shares do not come out even.
-    places = torch.arange(share) + process_number() * share
+    places = torch.arange(share) + rank() * share
     features = embed(images[places.clamp(max=len(images) - 1).to(images.device)])
     return torch.cat(_all(features))[: len(images)]
 
 
 def _all(rows: Tensor) -> list[Tensor]:
     rows = rows.detach().contiguous()
-    found = [torch.empty_like(rows) for _ in range(process_count())]
+    found = [torch.empty_like(rows) for _ in range(world_size())]
     processes.all_gather(found, rows)
     return found
 
@@ -275,13 +275,13 @@ def average(tensors: Iterable[Tensor], stop: bool, device: torch.device) -> bool
     Returns:
         Whether any process was told to.
     """
-    if process_count() == 1:
+    if world_size() == 1:
         return stop
     tensors = list(tensors)
     parts = [tensor.reshape(-1) for tensor in tensors]
     flat = torch.cat([*parts, torch.full((1,), float(stop), device=device)])
     processes.all_reduce(flat)
-    flat /= process_count()
+    flat /= world_size()
     for tensor, part in zip(tensors, flat[:-1].split([len(part) for part in parts]), strict=True):
         tensor.copy_(part.view(tensor.shape))
     return bool(flat[-1] > 0)

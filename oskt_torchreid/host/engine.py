@@ -23,7 +23,7 @@ from ..batches import check_items
 from ..errors import TrainingError
 from ..networks import parse_outputs
 from .compat import quiet, torchreid
-from .distributed import agree, average, features_by_shares, process_count, whole_batch
+from .distributed import agree, average, features_by_shares, whole_batch, world_size
 from .evaluation import Rankings, evaluate_target
 from .labels import in_order, unordered_labels
 from .losses import ReidLoss
@@ -243,7 +243,7 @@ class TransferEngine(ResumableEngine):
             )
         self.optimizer.zero_grad()
         loss.backward()
-        if process_count() > 1:
+        if world_size() > 1:
             self._terminated = average(self._shared(), self._terminated, self.device)
         self.optimizer.step()
         self.loss.step()

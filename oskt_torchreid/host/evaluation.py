@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ..batches import batches_of, check_items
 from .compat import logger, torchreid
-from .distributed import is_first
+from .distributed import is_rank_zero
 from .ranking import INTERPOLATED, REPORTED_RANKS, Part, Ranking, distance_matrix, distance_parts, rank_parts
 from .reranking import Reranking
 
@@ -90,7 +90,7 @@ def evaluate_target(
         reranked = _ranked(_parts_of(distances) if whole else chosen.parts(), distances, labels, use_metric_cuhk03)
         text = _curve_text(reranked, ranks)
         logger.info("%s, re-ranked: mAP: %.1f%%, %s", dataset_name, 100 * reranked.mean_ap, text)
-    if visrank and is_first():
+    if visrank and is_rank_zero():
         _visualize(engine, dataset_name, distances, save_dir, visrank_topk)
     return Rankings(plain, reranked)
 

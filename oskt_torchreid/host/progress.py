@@ -6,12 +6,12 @@ from typing import Any
 from tqdm import tqdm
 
 from ..batches import batches_of
-from .distributed import is_first
+from .distributed import is_rank_zero
 
 
 def batch_bar(total: int, title: str = "", leave: bool = True) -> tqdm:
     """A bar of batches, with ETA, in the first process; none where stderr is not a terminal (``disable=None``)."""
-    silent = None if is_first() else True
+    silent = None if is_rank_zero() else True
     return tqdm(total=total, desc=title or None, leave=leave, disable=silent, unit="batch", dynamic_ncols=True)
 
 

@@ -26,7 +26,7 @@ from ..files.weights import check_state_dict, state_dict_of
 from .checkpoints import Position, check_optimizer_state, check_training, position_of, training_state
 from .compat import device, quiet, torchreid
 from .data import forget_patches
-from .distributed import from_first, is_first, of_all, process_count, set_own_state, share_of, spread_random_numbers
+from .distributed import all_gather, broadcast, is_rank_zero, set_own_state, share_of, spread_random_numbers, world_size
 from .losses import ReidLoss
 from .progress import NoWriter, ProgressLoader
 from .random_state import random_state
@@ -118,7 +118,7 @@ class ResumableEngine(torchreid.engine.Engine):
                 if position is not None and position.epoch == settings.arguments["start_epoch"]:
                     self._go_on(position, settings.arguments)
                 super().run(save_dir, *args, **kwargs)
-            if self._kept_epoch and is_first():
+            if self._kept_epoch and is_rank_zero():
                 for name in self.get_model_names():
                     self._file(LAST_GOOD, name).unlink(missing_ok=True)
             self.check_termination("at the end of training")
@@ -132,14 +132,14 @@ class ResumableEngine(torchreid.engine.Engine):
 
     def _begin(self) -> None:
         """Makes ready the folder, which the first process alone writes to, and what all processes must agree on."""
-        if is_first():
+        if is_rank_zero():
             for name in self.get_model_names():
                 remove_leftovers(self._file("", name))
             self.writer = self.writer or SummaryWriter(log_dir=str(self._run_folder))
         else:
             self.writer = NoWriter()
-        if process_count() > 1:
-            self.load_method_state(from_first(self.method_state), "what process 0 trains")
+        if world_size() > 1:
+            self.load_method_state(broadcast(self.method_state), "what process 0 trains")
             spread_random_numbers()
 
     def _go_on(self, position: Position, settings: Mapping[str, Any]) -> None:
@@ -258,8 +258,8 @@ class ResumableEngine(torchreid.engine.Engine):
             state["optimizer"] = optimizer.state_dict()
         if scheduler is not None:
             state["scheduler"] = scheduler.state_dict()
-        random = of_all(random_state(self.device))
-        of_epoch = of_all(self._epoch_random) if batches else random
+        random = all_gather(random_state(self.device))
+        of_epoch = all_gather(self._epoch_random) if batches else random
         position = Position(epoch + 1, batches, random, of_epoch, self._evaluated, tuple(self.curve))
         state["training"] = training_state(position, self.run_key, self.losses(), self.method_state())
         return state
@@ -274,7 +274,7 @@ class ResumableEngine(torchreid.engine.Engine):
 
     def discard(self, folder: str | Path, max_epoch: int) -> None:
         """Removes what `resume_latest` would go on from, where a run with other settings begins."""
-        for path in _left_by(folder, max_epoch) if is_first() else ():
+        for path in _left_by(folder, max_epoch) if is_rank_zero() else ():
             path.unlink(missing_ok=True)
 
     @property

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as processes
 from torch import Tensor, nn
 
-from .distributed import process_count
+from .distributed import world_size
 
 
 class _Mean(torch.autograd.Function):
@@ -30,7 +30,7 @@ class _Mean(torch.autograd.Function):
 def _mean(own: Tensor) -> Tensor:
     total = own.detach().clone(memory_format=torch.contiguous_format)
     processes.all_reduce(total)
-    return total / process_count()
+    return total / world_size()
 
 
 class _Synchronised(nn.modules.batchnorm._BatchNorm):
@@ -46,7 +46,7 @@ class _Synchronised(nn.modules.batchnorm._BatchNorm):
         centred = images - mean.view(shape)
         variance = _Mean.apply(centred.pow(2).mean(axes))
         if self.track_running_stats and self.running_mean is not None:
-            self._follow(mean.detach(), variance.detach(), input.numel() // input.shape[1] * process_count())
+            self._follow(mean.detach(), variance.detach(), input.numel() // input.shape[1] * world_size())
         outputs = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             outputs = outputs * self.weight.view(shape) + self.bias.view(shape)
@@ -87,7 +87,7 @@ def synchronised_norms(models: Iterable[nn.Module]) -> Iterator[None]:
     The modules stay the same objects and get their classes back; with one process nothing changes.
     """
     changed = []
-    if process_count() > 1:
+    if world_size() > 1:
         changed = [module for model in models for module in model.modules() if type(module) in _TWINS]
     classes = [type(module) for module in changed]
     for module in changed:

@@ -245,10 +245,10 @@ def _dry_run(model: nn.Module, size: tuple[int, int, int]) -> tuple[list[_Call],
 
     The root alone is in training mode, so that classifiers run and no statistic moves.
     """
-    return rehearse(model, size, _recorded_run)
+    return run_on_meta(model, size, _recorded_run)
 
 
-def rehearse(model: nn.Module, size: tuple[int, int, int], run: Callable[[nn.Module, Tensor], Result]) -> Result:
+def run_on_meta(model: nn.Module, size: tuple[int, int, int], run: Callable[[nn.Module, Tensor], Result]) -> Result:
     """What `run` finds out on a copy of the model and an image of that size.
 
     It is given both without memory where the model's operators allow it, else on the CPU.

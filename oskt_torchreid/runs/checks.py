@@ -12,7 +12,7 @@ from torch import nn
 from ..config import get
 from ..datasets.checks import check_batches, check_matches, check_pictures
 from ..errors import ConfigError, TrainingError
-from ..host.distributed import is_first
+from ..host.distributed import is_rank_zero
 from ..host.losses import loss_from_config
 from ..host.optimization import build_optimizer, build_scheduler, check_layers
 from ..host.run_checks import check_batch
@@ -127,6 +127,6 @@ def check_evaluation(trainer: Trainer, no_camera: bool = False) -> None:
     """
     data = trainer.config.data
     check_matches(trainer.first_datamanager, no_camera=no_camera)
-    if is_first():
+    if is_rank_zero():
         looked_at = check_pictures(trainer.first_datamanager, data.check, data.workers)
         logger.info("pictures: %d looked at (data.check=%s)", looked_at, data.check)

@@ -13,7 +13,7 @@ from ..baselines import baseline
 from ..config import get, leaves
 from ..host.compat import device
 from ..host.data import has_splits
-from ..host.distributed import process_count
+from ..host.distributed import world_size
 from ..host.optimization import SCHEDULE_KEYS
 from .oskt.specification import asks_for_latency, students_of
 
@@ -113,7 +113,7 @@ def _of_training(config: Any) -> Reasons:
         yield "train.mixed_precision", "nothing runs on a GPU"
     if not config.sgd.momentum:
         yield "sgd.dampening", "sgd.momentum is 0"
-    if process_count() == 1:
+    if world_size() == 1:
         yield "train.sync_batch_norm", "there is one process"
 
 

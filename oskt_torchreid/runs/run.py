@@ -10,7 +10,7 @@ from ..config import get, merged
 from ..errors import CheckpointError, ConfigError
 from ..files import remove_leftovers
 from ..host.compat import seed_everything
-from ..host.distributed import check_share, is_first, process_count
+from ..host.distributed import check_share, is_rank_zero, world_size
 from ..models import build_model
 from ..models import load_weights as load_any_weights
 from ..registry import engine_class
@@ -49,7 +49,7 @@ def run(config: Any, given: Sequence[str] = ()) -> Results:
     resume = _checked_resume(config, method)
     config = merged(config, {"model.resume": ""})  # where a run goes on is no setting of it
     _check_processes(config, method)
-    if is_first():
+    if is_rank_zero():
         remove_leftovers(folder)
     if method == "vkd":
         check_use(config, given)
@@ -121,14 +121,14 @@ def _checked_resume(config: Any, method: str) -> str:
 
 def _check_processes(config: Any, method: str) -> None:
     """Raises ``ConfigError`` unless several processes can share every batch, and measure nothing each by itself."""
-    if process_count() == 1:
+    if world_size() == 1:
         return
     measured = asks_for_latency(
         [*config.oskt.students, *config.oskt.ladder] if method == "oskt" else [config.vkd.student]
     )
     if measured and method in ("oskt", "vkd"):
         raise ConfigError(
-            f"'{measured}' asks for a latency, which {process_count()} processes would measure differently while they "
+            f"'{measured}' asks for a latency, which {world_size()} processes would measure differently while they "
             "share a machine; choose the widths in one process, by tools/expand.py, and name them here"
         )
     stages = {"oskt": ("train", "oskt.refine", "oskt.finetune"), "vkd": ("vkd.teacher_stage", "vkd.student_stage")}

@@ -13,7 +13,7 @@ from typing import Any
 from ..config import digest
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..files import read_json, remove_leftovers, write_json
-from ..host.distributed import from_first
+from ..host.distributed import broadcast
 from .recipes import Recipe
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Stage:
             ConfigError: an output would take the place of a file that the run was told to read.
             TrainingError: training cannot go on; says in which stage.
         """
-        known, started = from_first(self._look)
+        known, started = broadcast(self._look)
         if known is not None:
             return self._known(known, evaluate)
         spent = started.get("seconds", 0.0) if started else 0.0
@@ -90,7 +90,7 @@ class Stage:
                 raise TrainingError(f"stage '{self.folder.name}': {stop}") from stop
             raise
         facts = {"seconds": spent + time.perf_counter() - start, **facts}
-        return from_first(lambda: self._finish(facts))
+        return broadcast(lambda: self._finish(facts))
 
     def evaluated(self, evaluate: Callable[[Facts], Facts]) -> Facts | None:
         """The facts of a stage whose outputs are there, measured again; nothing is trained or written.
@@ -115,7 +115,7 @@ class Stage:
             return known["facts"]
         logger.info("%s: %s; evaluated again, nothing is trained", self.folder.name, changed)
         facts = evaluate(dict(known["facts"]))
-        return from_first(lambda: self._finish(facts))
+        return broadcast(lambda: self._finish(facts))
 
     def _look(self) -> tuple[Facts | None, Facts | None]:
         """What a finished attempt has left, and what an interrupted one has, once its torn files are gone."""

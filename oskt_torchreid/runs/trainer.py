@@ -20,7 +20,7 @@ from ..datasets.fewshot import save_list
 from ..datasets.manager import build_datamanager
 from ..datasets.synthetic import preset, video_preset
 from ..host.compat import seed_everything
-from ..host.distributed import first_before_others, from_first
+from ..host.distributed import broadcast, rank_zero_first
 from ..host.engine import TransferEngine
 from ..host.losses import loss_from_config
 from ..host.optimization import build_optimizer, build_scheduler
@@ -60,7 +60,7 @@ class Trainer:
     def datamanager(self, batch_size: int, batch_key: str = "train.batch_size") -> Any:
         """torchreid's data manager for a training batch size, which a key of the configuration says; made once."""
         if batch_size not in self._managers:
-            with first_before_others():
+            with rank_zero_first():
                 self._managers[batch_size] = build_datamanager(self.config, batch_size, batch_key=batch_key)
         return self._managers[batch_size]
 
@@ -197,7 +197,7 @@ class Trainer:
 
     def _start(self, engine: TransferEngine, stage: Any, folder: Path, continued: bool, resume: str) -> int:
         """The epoch that training starts from; the engine has then loaded what there is to go on from."""
-        engine.run_key = from_first(lambda: attempt_key(folder))
+        engine.run_key = broadcast(lambda: attempt_key(folder))
         found = None
         if continued:
             found = engine.resume_latest(folder, stage.max_epoch)

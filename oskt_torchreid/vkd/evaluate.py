@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..batches import batches_of
 from ..errors import ConfigError, DataError
 from ..graph.tracing import tracing_mode
-from ..host.distributed import is_first
+from ..host.distributed import is_rank_zero
 from ..host.evaluation import RERANKED
 from ..host.ranking import INTERPOLATED, REPORTED_RANKS, TRAPEZOID, Ranking, rank_features, rank_parts
 from ..host.reranking import Reranking
@@ -97,7 +97,7 @@ def features_of_batches(
         raise ConfigError(f"frames_at_once is {frames_at_once}; allowed: 1 or more")
     found = False
     total = len(loader) if hasattr(loader, "__len__") else None
-    hidden = None if is_first() else True
+    hidden = None if is_rank_zero() else True
     for batch in tqdm(batches_of(loader), side, total, disable=hidden, leave=False, unit="batch"):
         labels = (np.asarray(batch[name]).tolist() for name in ("pid", "camid"))
         features = _frame_features(embed, batch["img"], frames_at_once, side)

@@ -21,8 +21,8 @@ from ..errors import CheckpointError, ConfigError, DataError
 from ..files import load_checkpoint, weights
 from ..host import models
 from ..models import NeckModel, VisionTransformer, backbone_names, register_wrapper
+from ..models.last_relu import NONE, LastRelu, find_last_relu, remove_last_relu
 from ..models.neck import DEFAULT_INPUT, build_for_neck, last_strided
-from ..models.rectification import NONE, LastRelu, find_last_relu, remove_last_relu
 from ..models.vit import VitBuilder
 
 PREFIX = "vkd_"

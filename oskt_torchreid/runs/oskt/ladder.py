@@ -15,7 +15,7 @@ from ...chain.students import width_plan
 from ...config import get
 from ...errors import ConfigError
 from ...files import sha256
-from ...host.distributed import from_first
+from ...host.distributed import broadcast
 from ..stages import Facts
 from ..trainer import Trainer
 from .refinement import CLUSTERING_KEYS, clustering_choices, evaluated_refinement, refine
@@ -78,7 +78,7 @@ def refine_rung(
         return evaluated_refinement(trainer, expand_to_plan(above, above.widths), node, stage.folder, facts)
 
     facts = stage.complete(work, evaluate)
-    return WeightChain.load(path, model=above.model), from_first(lambda: sha256(path)), facts
+    return WeightChain.load(path, model=above.model), broadcast(lambda: sha256(path)), facts
 
 
 def rung_name(number: int) -> str:

@@ -20,7 +20,7 @@ from ...chain.students import load_student, save_student
 from ...config import digest, get
 from ...files import sha256
 from ...host.compat import seed_everything
-from ...host.distributed import from_first, process_count
+from ...host.distributed import broadcast, world_size
 from ...report import Results, Row, write_results
 from ..processes import Workers, logged
 from ..stages import Facts, Stage, require_any
@@ -41,7 +41,7 @@ EXPANSION_KEYS = ("oskt.distance", "oskt.statistics", "oskt.recalibrate", "oskt.
 
 def processes_of(config: Any) -> int:
     """How many networks are trained at a time; one, which all share, where several processes make the run."""
-    return config.oskt.processes if process_count() == 1 else 1
+    return config.oskt.processes if world_size() == 1 else 1
 
 
 class OSKTRun:
@@ -175,7 +175,7 @@ class OSKTRun:
         if facts is None:
             return None, ""
         self.facts["refine"] = facts
-        return WeightChain.load(path, model=plan.teacher), from_first(lambda: sha256(path))
+        return WeightChain.load(path, model=plan.teacher), broadcast(lambda: sha256(path))
 
     def _refine_rung(
         self, widths: dict[str, int], above: WeightChain | None, above_key: str

@@ -10,7 +10,7 @@ from torch import nn
 
 from ...files import save_checkpoint, sha256
 from ...files.weights import load_weights
-from ...host.distributed import from_first
+from ...host.distributed import broadcast
 from ..recipes import Recipe
 from ..stages import Facts
 from ..trainer import Trainer, measured
@@ -60,7 +60,7 @@ def make_teacher(config: Any, trainer: Trainer, teacher: nn.Module, folder: Path
     if facts is None:
         logger.info("teacher: there is none, so it is not evaluated")
     teacher.cpu()
-    return facts, from_first(lambda: sha256(path) if path.is_file() else given)
+    return facts, broadcast(lambda: sha256(path) if path.is_file() else given)
 
 
 def _recipe(config: Any, trainer: Trainer, given: str) -> Recipe:

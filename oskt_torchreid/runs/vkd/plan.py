@@ -107,13 +107,13 @@ def check_set_start(config: Any) -> None:
 
 def student_kind(config: Any) -> str:
     """How the first student is made: ``self``, ``cross`` or ``chain``."""
-    wish = config.vkd.student
-    if not wish:
+    asked = config.vkd.student
+    if not asked:
         return SELF
-    return CHAIN if wish.endswith(CHAIN_SUFFIX) or "=" in wish else CROSS
+    return CHAIN if asked.endswith(CHAIN_SUFFIX) or "=" in asked else CROSS
 
 
-def wish_of(config: Any) -> str:
+def student_label(config: Any) -> str:
     """What the first student is, where it is not of its teacher's widths: a backbone, ``width=0.5``, ..."""
     node = config.vkd
     return f"width={node.student_width:g}" if node.student.endswith(CHAIN_SUFFIX) else node.student

@@ -17,7 +17,7 @@ from ...datasets.set_manager import build_set_datamanager
 from ...files import save_checkpoint, sha256
 from ...files.weights import load_weights
 from ...host.compat import seed_everything
-from ...host.distributed import first_before_others, from_first
+from ...host.distributed import broadcast, rank_zero_first
 from ...host.vkd_engine import VKDEngine
 from ...report import Results
 from ...report.protocols import SetRow, write_set_report
@@ -25,7 +25,7 @@ from ..checks import StageToCome, check_evaluation, check_stages
 from ..recipes import Recipe
 from ..stages import Facts, Stage, require_any
 from ..trainer import Trainer, network_size
-from .plan import SetPlan, plan_sets, start_student, wish_of
+from .plan import SetPlan, plan_sets, start_student, student_label
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class SetTrainer(Trainer):
         """
         key = (batch_size, num_views or self.config.vkd.num_views, strategy or self.config.vkd.strategy)
         if key not in self._managers:
-            with first_before_others():
+            with rank_zero_first():
                 self._managers[key] = build_set_datamanager(self.config, *key, batch_key=batch_key)
         return self._managers[key]
 
@@ -173,7 +173,7 @@ class VKDRun:
     def _key(self, stage: Stage) -> str:
         """Digest of the network that a stage has left, by which those that learn from it are known."""
         path = stage.folder / NETWORK_NAME
-        return from_first(lambda: sha256(path) if path.is_file() else "")
+        return broadcast(lambda: sha256(path) if path.is_file() else "")
 
     def _student(self, generation: int, teacher: nn.Module, teacher_key: str) -> tuple[nn.Module, str]:
         """Distils one student; it is the next one's teacher."""
@@ -200,7 +200,7 @@ class VKDRun:
         facts = self._complete(stage, work, evaluate)
         if facts is not None:
             load_weights(student, stage.folder / NETWORK_NAME)
-            label = f"{name} ({wish_of(self.config)})" if generation == 1 and node.student else name
+            label = f"{name} ({student_label(self.config)})" if generation == 1 and node.student else name
             self._row(label, "student", student.cpu(), node.num_student_views, facts, node.student_stage.max_epoch)
         return student, self._key(stage)
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ..networks import parse_outputs
-from .neck import DEFAULT_INPUT, rehearse
+from .neck import DEFAULT_INPUT, run_on_meta
 
 YES, NO, NONE = "yes", "no", "none"
 _RELUS = {functional.relu, functional.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
@@ -56,10 +56,10 @@ def find_last_relu(model: nn.Module, input_size: tuple[int, int, int] = DEFAULT_
     Raises:
         ConfigError: it does not run on such an image.
     """
-    events, rectified = rehearse(model, input_size, functools.partial(_run, cut=None))
+    events, rectified = run_on_meta(model, input_size, functools.partial(_run, cut=None))
     if not events or not rectified:
         return LastRelu(NONE)
-    _, alone = rehearse(model, input_size, functools.partial(_run, cut=len(events) - 1))
+    _, alone = run_on_meta(model, input_size, functools.partial(_run, cut=len(events) - 1))
     last = events[-1]
     owner, place = last.owner, last.place
     calls = [event for event in events if event.owner == owner and event.place == place]
