@@ -8,6 +8,7 @@ from small_networks import HalfAndHalf, Head, conv, of_everything
 from test_identity import logits, plans
 from torch import nn
 
+from oskt_torchreid import registry
 from oskt_torchreid.baselines import BASELINES, Baseline, make_baseline, register_baseline
 from oskt_torchreid.baselines.selection import by_score, row_norms, select_channels
 from oskt_torchreid.chain.chain import WeightChain
@@ -190,6 +191,7 @@ def test_every_method_has_a_name_a_summary_and_a_rate():
 
 def test_a_method_is_added_in_one_line(monkeypatch):
     monkeypatch.setattr("oskt_torchreid.baselines.BASELINES", dict(BASELINES))
+    monkeypatch.setattr(registry, "_BASELINE_NAMES", list(registry._BASELINE_NAMES))
     network = of_four()
     register_baseline("whole", Baseline(lambda teacher, graph, widths: teacher, "none at all"))
     assert make_baseline("whole", network, trace(network, (3, 1, 1)), {}) is network
