@@ -34,7 +34,7 @@ def plain(market_root, tiny_net, tmp_path):
     return Script("softmax", market_root, tmp_path)
 
 
-def refused(script, engine, error, message, **arguments):
+def assert_refused(script, engine, error, message, **arguments):
     """Asserts that a run is refused before it leaves or changes anything."""
     before = copy.deepcopy(engine.model.state_dict())
     with pytest.raises(error, match=message):
@@ -66,7 +66,7 @@ def refused(script, engine, error, message, **arguments):
     ],
 )
 def test_arguments_out_of_range(plain, arguments, message):
-    refused(plain, plain.whole(plain.data())[1], ConfigError, message, **arguments)
+    assert_refused(plain, plain.whole(plain.data())[1], ConfigError, message, **arguments)
 
 
 @pytest.mark.parametrize("folder", [None, 3, "file/below", "file"])
@@ -122,14 +122,14 @@ def test_reranking_is_not_passed_over_in_silence(plain, caplog):
 def test_names_of_no_layer_are_refused_before_the_first_epoch(script, fixbase_epoch):
     _, engine = script.whole(script.data())
     message = "open_layers is .'classifer'., and 'classifer' is no layer; did you mean 'classifier'.*; the layers of "
-    refused(script, engine, ConfigError, message, fixbase_epoch=fixbase_epoch, open_layers=["classifer"])
+    assert_refused(script, engine, ConfigError, message, fixbase_epoch=fixbase_epoch, open_layers=["classifer"])
 
 
 def test_names_within_a_wrapper_are_answered_with_its_child(market_root, tiny_net, tmp_path):
     script = Script("vkd", market_root, tmp_path)
     _, engine = script.whole(script.data())
     message = "'backbone.stem' is no layer; name the whole 'backbone'; the layers of SetModel are backbone, neck, class"
-    refused(script, engine, ConfigError, message, fixbase_epoch=1, open_layers="backbone.stem")
+    assert_refused(script, engine, ConfigError, message, fixbase_epoch=1, open_layers="backbone.stem")
 
 
 def test_open_layers_count_only_while_some_are_frozen(script):
@@ -172,13 +172,13 @@ def test_layers_without_a_part_in_the_loss(plain):
 def test_a_loader_without_a_batch(script):
     _, engine = script.whole(script.data(batch_size_train=25))
     message = f"{type(engine).__name__} has a training loader, and its 24 pictures fill no batch of 25, so that nothing"
-    refused(script, engine, TrainingError, message)
+    assert_refused(script, engine, TrainingError, message)
 
 
 def test_no_optimiser(plain):
     manager = plain.data()
     engine = plain.build(manager, plain.model(manager))
-    refused(plain, engine, TrainingError, "there is no optimiser, so that nothing would be trained")
+    assert_refused(plain, engine, TrainingError, "there is no optimiser, so that nothing would be trained")
     engine.run(save_dir=plain.folder, test_only=True)
     assert engine.results["market1501"]["mAP"] > 0
 
@@ -191,7 +191,7 @@ def test_an_optimiser_of_another_network(script):
             script.build(manager, model, script.optimizer(script.model(manager)))
         return
     engine = script.build(manager, model, script.optimizer(script.model(manager)))
-    refused(script, engine, TrainingError, "the optimiser holds no parameter of this .*; build it from the very")
+    assert_refused(script, engine, TrainingError, "the optimiser holds no parameter of this .*; build it from the very")
 
 
 def test_batches_of_one_picture_under_a_batch_norm(script):
@@ -200,7 +200,9 @@ def test_batches_of_one_picture_under_a_batch_norm(script):
     model = script.model(manager, "" if script.engine == "vkd" else "neck_")
     engine = script.build(manager, model, script.optimizer(model))
     random = torch.get_rng_state()
-    refused(script, engine, TrainingError, "a batch norm cannot be trained on 1 image at a time; raise the batch size")
+    assert_refused(
+        script, engine, TrainingError, "a batch norm cannot be trained on 1 image at a time; raise the batch size"
+    )
     assert torch.equal(random, torch.get_rng_state())
 
 

@@ -11,6 +11,7 @@ from ..errors import CheckpointError, ConfigError
 from ..files import remove_leftovers
 from ..host.compat import seed_everything
 from ..host.distributed import check_share, is_rank_zero, world_size
+from ..host.models import LOSSES
 from ..models import build_model
 from ..models import load_weights as load_any_weights
 from ..registry import engine_class
@@ -26,7 +27,6 @@ from .use import check_use
 from .vkd.run import run_sets
 
 RESUME_AUTO = "auto"
-LOSSES = ("softmax", "triplet")  # whose engines are this loss and no more
 
 
 def run(config: Any, given: Sequence[str] = ()) -> Results:

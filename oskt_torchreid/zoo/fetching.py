@@ -122,10 +122,10 @@ def fetch_drive(link: str, target: Path, is_folder: bool = False, seconds: float
 
     target.parent.mkdir(parents=True, exist_ok=True)
     fetch = gdown.download_folder if is_folder else gdown.download
-    wishes = {"quiet": False, "resume": True, "use_cookies": False, "timeout": seconds, "retries": ATTEMPTS - 1}
+    options = {"quiet": False, "resume": True, "use_cookies": False, "timeout": seconds, "retries": ATTEMPTS - 1}
     known = inspect.signature(fetch).parameters  # older versions know fewer
     try:
-        got = fetch(link, output=str(target), **{name: wish for name, wish in wishes.items() if name in known})
+        got = fetch(link, output=str(target), **{name: value for name, value in options.items() if name in known})
     except Exception as error:  # gdown raises what it and its libraries raise
         raise ZooError(f"'{link}' cannot be fetched ({first_line(error)})") from error
     if not got:

@@ -1,4 +1,4 @@
-"""A run of the pipeline as a case: whatever it is given, it succeeds or ends in a typed error, and soon."""
+"""A run as a case: whatever it is given, it succeeds or ends in a typed error, and soon."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a comparison runs: every job is an ordinary run of the pipeline, told apart by a few changed keys.
+"""What a comparison runs: every job is an ordinary run, told apart by a few changed keys.
 
 tuning     learning rates, on training identities that are held out; the test set is not looked at
 finetune   teacher, chain, students of every width by chain and baselines, for the students' epochs
@@ -20,6 +20,7 @@ from ...config import get, merged
 from ...datasets.synthetic import preset
 from ...datasets.synthped import VARIANTS
 from ...errors import ConfigError
+from ...runs.oskt.specification import StudentSpec
 
 CHAIN_METHOD, TEACHER = "oskt", "teacher"
 _KEYS_OF_EXPANSION = ("oskt.statistics", "oskt.distance", "oskt.recalibrate", "oskt.attention")
@@ -59,9 +60,8 @@ def students_of(methods: list[str], widths: list[float]) -> list[str]:
 
 def split_name(name: str) -> tuple[str, float] | None:
     """Method and width of a row's name; ``None`` for the teacher and for files."""
-    method, _, wish = name.rpartition(":")
-    way, _, width = wish.partition("=")
-    return (method or CHAIN_METHOD, float(width)) if way == "width" else None
+    spec = StudentSpec.parse(name)
+    return (spec.method or CHAIN_METHOD, float(spec.value)) if spec.way == "width" else None
 
 
 def check_comparison(config: Any) -> None:
