@@ -7,10 +7,12 @@ from runs import tiny
 from test_keys import another
 from test_reruns import said, trained  # noqa: F401 - a fixture
 
+from oskt_torchreid.chain import WeightChain
 from oskt_torchreid.config import Effect, effect_of, get, leaves, load_config, merged
 from oskt_torchreid.datasets.synthped import SynthPed
 from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.host.data import has_splits, register_image_dataset
+from oskt_torchreid.lab.untrained import untrained_table
 from oskt_torchreid.runs import run
 from oskt_torchreid.runs.conditions import BY_MACHINE, idle_keys, left_out_keys
 from oskt_torchreid.runs.use import check_use
@@ -256,3 +258,10 @@ def test_a_student_that_is_none_is_said_before_the_teacher(own, data_root, tmp_p
     with pytest.raises(Exception, match=f"oskt.students has 'file={path}': "):
         run(tiny(data_root, tmp_path / "fresh", f"oskt.students=['file={path}']"))
     assert trained == []
+
+
+def test_the_table_of_untrained_students_is_repeatable(finished, data_root, tmp_path):
+    """Also what is recalibrated on augmented images, whatever was drawn before."""
+    chain = WeightChain.load(finished / "chain.safetensors")
+    tables = [untrained_table(tiny(data_root, tmp_path), chain, ["width=0.5"], batches=2) for _ in range(2)]
+    assert tables[0] == tables[1] and "width=0.5" in tables[0]

@@ -14,6 +14,7 @@ from ..chain.distance import DISTANCES, check_foldable
 from ..chain.expansion import STATISTICS, expand_to_plan
 from ..chain.recalibration import recalibrate
 from ..chain.students import width_plan
+from ..host.compat import seed_everything
 from ..runs.oskt.specification import StudentSpec
 from ..runs.trainer import Trainer
 
@@ -53,6 +54,7 @@ def _variants(trainer: Trainer, chain: WeightChain, plan: dict[str, int], batche
     for statistics in STATISTICS:
         yield expand_to_plan(chain, plan, statistics=statistics)
     loader = trainer.datamanager(trainer.config.train.batch_size).train_loader
+    seed_everything(trainer.config.train.seed)  # which training images, and how they are augmented
     yield recalibrate(expand_to_plan(chain, plan), loader, batches)
     for distance in DISTANCES[1:]:
         yield expand_to_plan(chain, plan, distance=distance)
