@@ -105,5 +105,5 @@ def ties_of(traced):
     result = {}
     for tie in traced.ties:
         channels = tie.channels.tolist()
-        result.setdefault(tie.tensor, []).append((tie.axis, tie.role, channels if tie.blocks > 1 else channels[0]))
+        result.setdefault(tie.tensor, []).append((tie.dimension, tie.role, channels if tie.blocks > 1 else channels[0]))
     return result

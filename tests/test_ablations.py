@@ -90,7 +90,7 @@ def test_statistics_of_students(datamanager):  # noqa: F811
     variance = name.replace("running_mean", "running_var")
     students = {way: expand(chain, 0.5, statistics=way).state_dict() for way in ("own", "merged", "initial")}
     assert torch.equal(students["own"][name], chain.statistics[name])
-    labels = chain.layout.axis(chain.graph.row_tie(name)).teacher_to_student
+    labels = chain.layout.axis(chain.graph.row_ties[name]).teacher_to_student
     expected = [chain.vectors[name][labels == slot].mean() for slot in range(int(labels.max()) + 1)]
     torch.testing.assert_close(students["merged"][name], torch.stack(expected))
     assert not students["initial"][name].any() and (students["initial"][variance] == 1).all()

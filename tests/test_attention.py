@@ -70,9 +70,9 @@ def test_the_documented_example():
         "attention.qkv.weight": list(range(8)),
         "attention.qkv.bias": list(range(8)),
     }
-    rows = traced.row_tie("attention.qkv.weight").channels[0]
+    rows = traced.row_ties["attention.qkv.weight"].channels[0]
     assert rows.tolist() == 3 * (first + second), "queries, keys and values of a head are one set of channels"
-    assert traced.column_tie("attention.proj.weight").channels[0].tolist() == first + second
+    assert traced.column_ties["attention.proj.weight"].channels[0].tolist() == first + second
 
 
 def test_layers_of_their_own_and_a_scale_of_the_codes():

@@ -129,8 +129,8 @@ def test_every_layer_is_covered(name: str) -> None:
     for key, module in weights.items():
         first = key == next(iter(weights))
         deep = getattr(module, "groups", 1) > 1 and module.weight.shape[1] == 1
-        assert graph.row_tie(key) is not None
-        assert (graph.column_tie(key) is None) == bool(first or deep), key
+        assert key in graph.row_ties
+        assert (key not in graph.column_ties) == bool(first or deep), key
     norms = (nn.GroupNorm, nn.LayerNorm)
     assert {n.module for n in graph.norms} == {
         key for key, m in model.named_modules() if isinstance(m, norms) and getattr(m, "num_groups", 1) != 32
@@ -190,7 +190,7 @@ def test_refinement_of_a_network_with_transposed_convolutions() -> None:
 def test_a_transposed_weight_turned_rows_first() -> None:
     """The worked example of ``rows_first``: each row's columns are those of its block, and turning twice is nothing."""
     layer = nn.ConvTranspose2d(6, 4, 1, groups=2, bias=False)
-    row = oskt.graph.Tie("weight", axis=1, role="row", channels=np.arange(4).reshape(2, 2))
+    row = oskt.graph.Tie("weight", dimension=1, role="row", axis=oskt.graph.Axis(np.arange(4).reshape(2, 2)))
     turned = rows_first(layer.weight, row)
     assert turned.shape == (4, 3, 1, 1)
     images = torch.randn(1, 6, 1, 1)

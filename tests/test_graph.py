@@ -13,9 +13,9 @@ from torch import nn
 from oskt_torchreid import graph
 from oskt_torchreid.chain import network
 from oskt_torchreid.errors import WidthError
-from oskt_torchreid.graph.grouping import OUTPUT, build_graph
 from oskt_torchreid.graph.storage import to_arrays
-from oskt_torchreid.graph.tracing import run
+from oskt_torchreid.graph.tracer import run
+from oskt_torchreid.graph.tracing import OUTPUT, build_graph
 from oskt_torchreid.host import models
 
 # ---- small networks ----------------------------------------------------------------------------------------------

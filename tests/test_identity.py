@@ -12,8 +12,8 @@ from torch import nn
 from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.chain.expansion import expand_to_plan
 from oskt_torchreid.chain.network import trace
-from oskt_torchreid.graph import ChannelGraph
-from oskt_torchreid.graph.tracing import tracing_mode
+from oskt_torchreid.graph import Axis, ChannelGraph
+from oskt_torchreid.graph.tracer import tracing_mode
 
 DOUBLE = ("resnet18", "osnet_ain_x0_25", "densenet121")
 
@@ -41,14 +41,14 @@ def collapse(model: nn.Module, graph: ChannelGraph, labels: dict[str, np.ndarray
     for index, group in enumerate(graph.groups):
         cluster[group.channels] = labels[group.name] + index * graph.num_channels
     state = model.state_dict(keep_vars=True)
-    keys: dict[int, torch.Tensor] = {}  # ties along one axis share an array
+    keys: dict[Axis, torch.Tensor] = {}
     for tie in graph.ties:
         if tie.role == "column":
             continue
-        if id(tie.channels) not in keys:
-            keys[id(tie.channels)] = _common_values(tie.channels.reshape(-1), cluster)
-        key = keys[id(tie.channels)]
-        view = state[tie.tensor].data.unflatten(0, (tie.blocks, -1)).movedim(tie.axis + 1, 1)
+        if tie.axis not in keys:
+            keys[tie.axis] = _common_values(tie.channels.reshape(-1), cluster)
+        key = keys[tie.axis]
+        view = state[tie.tensor].data.unflatten(0, (tie.blocks, -1)).movedim(tie.dimension + 1, 1)
         rows = view.flatten(0, 1)
         total = torch.zeros(int(key.max()) + 1, *rows.shape[1:], dtype=rows.dtype).index_add_(0, key, rows)
         mean = total / torch.bincount(key).reshape(-1, *[1] * (rows.dim() - 1))

@@ -135,7 +135,7 @@ def test_without_a_teacher_students_are_the_same(written, loaded, tmp_path):
     assert_equal_students(loaded, oskt.zoo.load_official_oskt(tmp_path), 0.75)
     rows = oskt.zoo.load_official_teacher(tmp_path).state_dict()
     name = next(name for name in chain.rows if name not in chain.graph.heads and "patch" not in name)
-    axis = chain.layout.axis(chain.graph.row_tie(name))
+    axis = chain.layout.axis(chain.graph.row_ties[name])
     assert rows[name].equal(chain.rows[name][axis.teacher_to_student])
 
 

@@ -150,7 +150,7 @@ def test_groups():
     assert fixed == {"patch_embed.proj", "classifier"}
     layers = [module for module in tiny().modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     assert len(traced.matrices) == len(layers)
-    assert all(traced.column_tie(name) or name == "patch_embed.proj.weight" for name in traced.matrices)
+    assert all(name in traced.column_ties or name == "patch_embed.proj.weight" for name in traced.matrices)
     assert [norm.module for norm in traced.norms][-1] == "norm" and len(traced.norms) == 5
 
 

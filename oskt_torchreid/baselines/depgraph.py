@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, GraphError
 from ..graph import ChannelGraph
-from ..graph.tracing import tracing_mode
+from ..graph.tracer import tracing_mode
 from .selection import by_score, select_channels
 
 TIME_LIMIT = 120.0  # seconds; on some networks (many gates) torch_pruning's walk has no end in sight
@@ -189,8 +189,8 @@ class _Coverage:
             return None
         role = "column" if "in_channels" in dependency.handler.__name__ else "row"
         tensors = [name] if isinstance(module, Tensor) else [f"{name}.weight", f"{name}.running_mean"]
-        ties = self._graph.column_tie if role == "column" else self._graph.row_tie
-        tie = next((tie for tensor in tensors if (tie := ties(tensor)) is not None), None)
+        ties = self._graph.column_ties if role == "column" else self._graph.row_ties
+        tie = next((ties[tensor] for tensor in tensors if tensor in ties), None)
         return None if tie is None else (tie.tensor, tie.channels.reshape(-1), role)
 
     def _refuse(self, tensor: str, reason: str) -> None:

@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..batches import batches_of
 from ..errors import CheckpointError, ConfigError
-from ..graph.tracing import tracing_mode
+from ..graph.tracer import tracing_mode
 from ..host.data import unaugmented_loader
 from ..host.distributed import whole_batch
 from ..host.engine import TransferEngine

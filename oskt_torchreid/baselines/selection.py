@@ -112,16 +112,16 @@ def select_channels(teacher: nn.Module, graph: ChannelGraph, widths: Mapping[str
 def _rows(tensor: Tensor, tie: Tie) -> Tensor:
     """Rows of a tensor, ``[blocks * length, columns]``, in the order of the tie's channels."""
     tensor = tensor.detach()
-    if tie.axis == 0 or tie.blocks == 1:
-        return tensor.movedim(tie.axis, 0).reshape(tie.channels.size, -1)
-    return tensor.unflatten(0, (tie.blocks, -1)).movedim(tie.axis + 1, 1).reshape(tie.channels.size, -1)
+    if tie.dimension == 0 or tie.blocks == 1:
+        return tensor.movedim(tie.dimension, 0).reshape(tie.channels.size, -1)
+    return tensor.unflatten(0, (tie.blocks, -1)).movedim(tie.dimension + 1, 1).reshape(tie.channels.size, -1)
 
 
 def _select(tensor: Tensor, tie: Tie, kept: np.ndarray) -> Tensor:
     """The kept positions of one axis; ``kept`` is ``[blocks, length]``, with equally many in every block."""
-    if tie.axis == 0 or tie.blocks == 1:
-        return tensor.index_select(tie.axis, torch.from_numpy(np.flatnonzero(kept)))
+    if tie.dimension == 0 or tie.blocks == 1:
+        return tensor.index_select(tie.dimension, torch.from_numpy(np.flatnonzero(kept)))
     blocks = tensor.unflatten(0, (tie.blocks, -1))
     positions = [torch.from_numpy(np.flatnonzero(block)) for block in kept]
-    chosen = [block.index_select(tie.axis, index) for block, index in zip(blocks, positions, strict=True)]
+    chosen = [block.index_select(tie.dimension, index) for block, index in zip(blocks, positions, strict=True)]
     return torch.cat(chosen)

@@ -32,7 +32,7 @@ def rows_first(weight: Tensor, row: Tie) -> Tensor:
     Returns:
         ``weight`` itself, or a view of it; differentiable.
     """
-    if row.axis == 0:
+    if row.dimension == 0:
         return weight
     return weight.unflatten(0, (row.blocks, -1)).transpose(1, 2).flatten(0, 1)
 

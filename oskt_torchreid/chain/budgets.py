@@ -84,9 +84,9 @@ def _shared_names(chain: WeightChain, own: Shapes, shapes: Shapes, what: str) ->
 
 def _head_tensors(chain: WeightChain) -> set[str]:
     """Tensors whose rows are results: their class count may differ."""
-    rows = [tie for tie in chain.graph.ties if tie.role == "row"]
-    results = {id(tie.channels) for tie in rows if tie.tensor in chain.graph.heads}
-    return {tie.tensor for tie in rows if id(tie.channels) in results}
+    rows = chain.graph.row_ties
+    results = {rows[name].axis for name in chain.graph.heads}
+    return {name for name, tie in rows.items() if tie.axis in results}
 
 
 def _solve(graph: ChannelGraph, shapes: Shapes, what: str) -> dict[str, int]:
@@ -125,8 +125,8 @@ def _first_heads(graph: ChannelGraph) -> dict[int, int]:
 
 def _equations(graph: ChannelGraph, tie: Tie, shapes: Shapes) -> list[tuple[dict[int, int], int]]:
     """``(how often each group's channels stand in a block, length of the block)`` for each block of an axis."""
-    length = shapes[tie.tensor][tie.axis]
-    length = length // tie.blocks if tie.axis == 0 else length
+    length = shapes[tie.tensor][tie.dimension]
+    length = length // tie.blocks if tie.dimension == 0 else length
     result = []
     for block in tie.channels:
         groups, totals = np.unique(graph.group_of_channel[block], return_counts=True)

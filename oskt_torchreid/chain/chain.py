@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import ChainError, OsktError
 from ..graph import ChannelGraph, FeaturePath
-from ..graph.failures import check_model
 from ..graph.surgery.routing import check_code_fits
+from ..graph.tracer import check_model
 from ..networks import ModelSpec, resolver
 from . import chain_file, lineage, network, validation
 from .algebra import average_rows, rows_first
@@ -126,7 +126,7 @@ class WeightChain:
         tied = {tie.tensor for tie in graph.ties}
         rows = {}
         for name in sorted(graph.matrices):
-            tie = graph.row_tie(name)
+            tie = graph.row_ties[name]
             rows[name] = average_rows(rows_first(state[name].detach(), tie), layout.axis(tie)).cpu()
         chain = cls(
             graph=graph,
@@ -256,7 +256,7 @@ class WeightChain:
             if tie.role == "row":
                 axis, is_matrix = layout.axis(tie), tie.tensor in graph.matrices
                 shape = list(rows_first(state[tie.tensor], tie).shape if is_matrix else shapes[tie.tensor])
-                shape[0 if is_matrix else tie.axis] = axis.blocks * axis.length
+                shape[0 if is_matrix else tie.dimension] = axis.blocks * axis.length
                 narrow[tie.tensor] = tuple(shape)
         tied = {tie.tensor for tie in graph.ties}
         return {

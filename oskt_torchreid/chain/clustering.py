@@ -114,7 +114,7 @@ def group_rows(
         positions = np.flatnonzero(np.isin(flat, group.channels))
         positions = positions[np.argsort(flat[positions], kind="stable")]  # channel by channel, occurrences in order
         tensor = state[tie.tensor].detach()
-        tensor = rows_first(tensor, tie) if tie.tensor in graph.matrices else tensor.movedim(tie.axis, 0)
+        tensor = rows_first(tensor, tie) if tie.tensor in graph.matrices else tensor.movedim(tie.dimension, 0)
         rows = tensor.reshape(tensor.shape[0], -1)[torch.from_numpy(positions).to(tensor.device)].double().cpu()
         rows = torch.nn.functional.normalize(rows, dim=1) if normalize_rows else rows
         parts.append(rows.reshape(group.size, -1))

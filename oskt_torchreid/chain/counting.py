@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from ..graph import ChannelGraph, rebuild
+from ..graph import Axis, ChannelGraph, rebuild
 from ..graph.surgery.routing import WEIGHT
 from .chain import WeightChain
 from .file_size import FileSize
@@ -136,20 +136,14 @@ class Shapes:
 
     def _tie_axes(self, index: Mapping[str, int], code: Mapping[str, np.ndarray]) -> None:
         """Where axis lengths go, and how often each group stands along each axis."""
-        axes: dict[int, np.ndarray] = {}
-        places: dict[tuple[int, int], tuple[int, int]] = {}  # (tensor, axis) -> (channels, factor)
-        for tie in self.graph.ties:
-            axes[id(tie.channels)] = tie.channels[0]
-            places[index[tie.tensor], tie.axis] = (id(tie.channels), tie.shaped(1))
-        for name, channels in code.items():
-            axes[id(channels)] = channels
-            places[index[name], 0] = (id(channels), 1)
-        order = {key: number for number, key in enumerate(axes)}
+        places = {(index[tie.tensor], tie.dimension): (tie.axis, tie.shaped(1)) for tie in self.graph.ties}
+        places |= {(index[name], 0): (Axis(channels[None]), 1) for name, channels in code.items()}
+        order = {axis: number for number, axis in enumerate(dict.fromkeys(axis for axis, _ in places.values()))}
         self._tensor, self._axis = np.array(list(places), np.int64).reshape(-1, 2).T
         self._factor = np.array([factor for _, factor in places.values()], np.int64)
-        self._column = np.array([order[key] for key, _ in places.values()], np.int64)
-        counts = [_multiplicities(self.graph, channels) for channels in axes.values()]
-        self._counts = np.array(counts, np.float64).reshape(len(axes), len(self.graph.groups)).T
+        self._column = np.array([order[axis] for axis, _ in places.values()], np.int64)
+        counts = [_multiplicities(self.graph, axis.channels[0]) for axis in order]
+        self._counts = np.array(counts, np.float64).reshape(len(order), len(self.graph.groups)).T
 
     def widths(self, plans: Plans) -> np.ndarray:
         """Width of each group, shape ``[plans, groups]``."""

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, GraphError
-from ..graph.plans import occupied
+from ..graph.channel_graph import occupied
 from ..graph.surgery.shell import student_axis
 from ..registry import nearest
 from .chain import WeightChain
@@ -135,13 +135,13 @@ class _Fold:
 
     def divide_columns(self, name: str) -> None:
         """Columns of each convolution group; a depthwise convolution has rows alone, one per channel."""
-        tie = self._chain.graph.column_tie(name)
+        tie = self._chain.graph.column_ties.get(name)
         if tie is None:
             tensor, factors = self._along_rows(name)
             tensor.div_(factors)
             return
         tensor = self._tensors[name]
-        factors = torch.from_numpy(self._factors[student_axis(tie, self._places)]).to(tensor)
+        factors = torch.from_numpy(self._factors[student_axis(tie.axis, self._places)]).to(tensor)
         blocked = tensor.view(tie.blocks, -1, tensor.shape[1], tensor[0, 0].numel())
         blocked.div_(factors[:, None, :, None])
 
@@ -155,8 +155,8 @@ class _Fold:
 
     def _along_rows(self, name: str) -> tuple[Tensor, Tensor]:
         """A tensor, and its factors in a shape that broadcasts."""
-        tensor, tie = self._tensors[name], self._chain.graph.row_tie(name)
-        factors = torch.from_numpy(self._factors[student_axis(tie, self._places)].reshape(-1)).to(tensor)
+        tensor, tie = self._tensors[name], self._chain.graph.row_ties[name]
+        factors = torch.from_numpy(self._factors[student_axis(tie.axis, self._places)].reshape(-1)).to(tensor)
         shape = [1] * tensor.dim()
-        shape[tie.axis] = len(factors)
+        shape[tie.dimension] = len(factors)
         return tensor, factors.reshape(shape)

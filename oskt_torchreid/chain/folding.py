@@ -66,7 +66,7 @@ def attention_factors(graph: ChannelGraph, layout: Layout, attention: str = "fol
             )
         of_size = (width / size) ** 0.25 if module.scale_follows else 1.0
         for name, positions in module.positions.items():
-            axis = layout.axis(graph.row_tie(name))
+            axis = layout.axis(graph.row_ties[name])
             slots = axis.teacher_to_student[torch.from_numpy(positions).long()].unique()
             factor = factors.setdefault(name, torch.ones(axis.blocks * axis.length, dtype=torch.float64))
             factor[slots] = axis.members[slots].double().sqrt() * of_size

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..graph import ChannelGraph, Tie
-from ..graph.plans import occupied
+from ..graph import Axis, ChannelGraph, Tie
+from ..graph.channel_graph import occupied
 from .slots import Slots, slots_of_groups
 
 
@@ -87,7 +87,7 @@ class Layout:
         self._place = place
         self._occupied = occupied(graph, widths)
         self._position = np.empty(graph.num_channels, np.int64)  # per channel, of the axis that is being mapped
-        self._axes: dict[int, AxisMap] = {}
+        self._axes: dict[Axis, AxisMap] = {}
 
     @cached_property
     def members(self) -> np.ndarray:
@@ -102,16 +102,15 @@ class Layout:
 
     def axis(self, tie: Tie) -> AxisMap:
         """The map of the axis that a tie lies along."""
-        key = id(tie.channels)
-        if key not in self._axes:
-            self._axes[key] = self._map(tie)
-        return self._axes[key]
+        if tie.axis not in self._axes:
+            self._axes[tie.axis] = self._map(tie.axis)
+        return self._axes[tie.axis]
 
-    def _map(self, tie: Tie) -> AxisMap:
-        channels = tie.channels.reshape(-1)
+    def _map(self, axis: Axis) -> AxisMap:
+        channels = axis.channels.reshape(-1)
         student_position = np.cumsum(self._occupied[channels]) - 1
-        length = (int(student_position[-1]) + 1) // tie.blocks  # in a plan that was checked blocks are equally long
-        return AxisMap(tie.blocks, length, torch.from_numpy(student_position[self._seats(channels)]))
+        length = (int(student_position[-1]) + 1) // axis.blocks  # in a plan that was checked blocks are equally long
+        return AxisMap(axis.blocks, length, torch.from_numpy(student_position[self._seats(channels)]))
 
     def _seats(self, channels: np.ndarray) -> np.ndarray:
         """Position along an axis of the place that each position's channel is given, shape as ``channels``."""

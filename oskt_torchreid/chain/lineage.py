@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import ChainError, GraphError
 from ..graph import ChannelGraph, rebuild
-from ..graph.plans import occupied
+from ..graph.channel_graph import occupied
 from ..graph.surgery.routing import restore_code
 from ..graph.surgery.shell import student_axis
 from .algebra import rows_first
@@ -54,13 +54,12 @@ def student_channels(graph: ChannelGraph, teacher_to_chain: Mapping[str, np.ndar
         teachers = next(other for other in graph.groups if other.name == group.name)
         channel_at[teachers.channels[: group.size]] = group.channels
     for tie in graph.ties:
-        for other in own.ties_of(tie.tensor):
-            same = (other.axis, other.role) == (tie.axis, tie.role)
-            if same and not np.array_equal(channel_at[student_axis(tie, places)], other.channels):
-                raise ChainError(
-                    f"the student was not expanded from this chain: axis {tie.axis} of '{tie.tensor}' is made of other "
-                    "channels; give a student of this very chain"
-                )
+        other = own.places.get(tie.place)
+        if other is not None and not np.array_equal(channel_at[student_axis(tie.axis, places)], other.channels):
+            raise ChainError(
+                f"the student was not expanded from this chain: axis {tie.dimension} of '{tie.tensor}' is made of "
+                "other channels; give a student of this very chain"
+            )
     return {name: slots.teacher_to_slot for name, slots in layout.slots.items()}
 
 
@@ -136,7 +135,7 @@ def narrow_skeleton(
     """
     tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in others.items()}
     for name, chain_rows in rows.items():
-        tie = graph.row_tie(name)
+        tie = graph.row_ties[name]
         whole = chain_rows.new_empty((tie.channels.size, *chain_rows.shape[1:]), device="meta")
         tensors[name] = rows_first(whole, tie)
     try:

@@ -67,16 +67,16 @@ class Narrowing(nn.Module):
 
     def matrix(self, name: str, rows: Tensor) -> Tensor:
         """A student's matrix: columns summed over the members of each slot, then rows gathered from the chain."""
-        column = self._graph.column_tie(name)
+        column = self._graph.column_ties.get(name)
         axis = None if column is None else self._student.axis(column)
         merged = rows if axis is None or axis.is_identity else sum_columns(rows, axis)
-        return rows_first(self.gathered(name, merged), self._graph.row_tie(name))
+        return rows_first(self.gathered(name, merged), self._graph.row_ties[name])
 
     def gathered(self, name: str, rows: Tensor) -> Tensor:
         """Rows, or refined statistics, of the chain for each slot; at the chain's width they are what they were."""
         if self._student is self._chain:
             return rows
-        row = self._graph.row_tie(name)
+        row = self._graph.row_ties[name]
         index = student_to_chain(self._student.axis(row), self._chain.axis(row))
         return rows if torch.equal(index, torch.arange(len(rows))) else gather_rows(rows, index)
 
@@ -87,8 +87,8 @@ class Narrowing(nn.Module):
             if vector.dim() == 1:
                 short.setdefault((vector.dtype, vector.device), []).append(name)
             else:
-                tie = self._graph.row_tie(name)
-                averaged[name] = average_rows(vector, self._student.axis(tie), tie.axis)
+                tie = self._graph.row_ties[name]
+                averaged[name] = average_rows(vector, self._student.axis(tie), tie.dimension)
         for names in short.values():
             together, lengths = self._together(tuple(names))
             means = average_rows(torch.cat([vectors[name] for name in names]), together)
@@ -98,7 +98,7 @@ class Narrowing(nn.Module):
         return averaged
 
     def _axis(self, name: str) -> AxisMap:
-        return self._student.axis(self._graph.row_tie(name))
+        return self._student.axis(self._graph.row_ties[name])
 
     def _together(self, names: tuple[str, ...]) -> tuple[AxisMap, list[int]]:
         if names not in self._joined:

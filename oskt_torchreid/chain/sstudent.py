@@ -52,7 +52,7 @@ class SStudent(nn.Module):
         graph, self._parameter_names = chain.graph, [name for name, _ in chain.model.named_parameters()]
         self._matrices = [name for name in self._parameter_names if name in graph.matrices]
         others = [name for name in self._parameter_names if name not in graph.matrices]
-        self._vector_names = [name for name in others if graph.row_tie(name) is not None]
+        self._vector_names = [name for name in others if name in graph.row_ties]
         self.narrowing = Narrowing(graph, self._layout, self._layout, chain.attention)
         head = tuple(f"{name}." for name in getattr(chain.model, "head_modules", ()))
         self._head_matrices = {name for name in chain.rows if name in chain.graph.heads or name.startswith(head)}
@@ -83,7 +83,7 @@ class SStudent(nn.Module):
         self._index_names: dict[str, str] = {}
         for number, name in enumerate(sorted(chain.rows)):
             if name not in self._head_matrices and _key(name) in self.rows:
-                axis = self._layout.axis(chain.graph.row_tie(name))
+                axis = self._layout.axis(chain.graph.row_ties[name])
                 self._index_names[name] = f"teacher_to_chain_{number}"
                 self.register_buffer(self._index_names[name], axis.teacher_to_student, persistent=False)
         for number, name in enumerate(self._copied_vectors):
@@ -97,7 +97,7 @@ class SStudent(nn.Module):
 
     def _rows(self, teachers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rows of every matrix: the chain's; of one that may not be narrowed, the teacher's."""
-        ties = {name: self._chain.graph.row_tie(name) for name in self._matrices}
+        ties = {name: self._chain.graph.row_ties[name] for name in self._matrices}
         own = {name: self.rows[_key(name)] for name in self._matrices if _key(name) in self.rows}
         return {name: own[name] if name in own else rows_first(teachers[name], tie) for name, tie in ties.items()}
 
@@ -122,7 +122,7 @@ class SStudent(nn.Module):
             if name in self._copied_vectors:
                 yield teachers[name], self.own_vectors[_key(name)], getattr(self, index)
             else:
-                rows = rows_first(teachers[name], self._chain.graph.row_tie(name))
+                rows = rows_first(teachers[name], self._chain.graph.row_ties[name])
                 yield rows, self.rows[_key(name)], getattr(self, index)
 
     @staticmethod
@@ -157,7 +157,7 @@ class SStudent(nn.Module):
         for name in self._chain.vectors:
             vectors[name] = self.own_vectors[_key(name)] if _key(name) in self.own_vectors else state[name]
         statistics = {name: own[name] for name in vectors if name in own and name not in self._code_buffers}
-        rows = {name: rows_first(state[name], self._chain.graph.row_tie(name)) for name in self._chain.rows}
+        rows = {name: rows_first(state[name], self._chain.graph.row_ties[name]) for name in self._chain.rows}
         rows.update({name: self.rows[_key(name)] for name in rows if _key(name) in self.rows})
         return self._chain.with_tensors(rows, vectors, statistics)
 
@@ -240,9 +240,8 @@ def _fixed_tensors(chain: WeightChain) -> set[str]:
     """Tensors whose rows may not be narrowed, and are no results: nothing of theirs is merged, so they are shared."""
     graph = chain.graph
     fixed = np.array([bool(group.fixed) for group in graph.groups])
-    rows = [tie for tie in graph.ties if tie.role == "row" and tie.tensor not in graph.heads]
-    results = {id(tie.channels) for tie in graph.ties if tie.tensor in graph.heads and tie.role == "row"}
-    rows = [tie for tie in rows if id(tie.channels) not in results]
+    results = {graph.row_ties[name].axis for name in graph.heads}
+    rows = [tie for tie in graph.row_ties.values() if tie.axis not in results]
     return {tie.tensor for tie in rows if fixed[graph.group_of_channel[tie.channels]].all()}
 
 

@@ -27,13 +27,13 @@ def check_graph_fits(graph: ChannelGraph, state: Mapping[str, Tensor]) -> None:
     for tie in graph.ties:
         expected = tie.shaped(tie.channels.shape[1])
         found = state[tie.tensor].shape if tie.tensor in state else None
-        if found is None or len(found) <= tie.axis or found[tie.axis] != expected:
+        if found is None or len(found) <= tie.dimension or found[tie.dimension] != expected:
             raise ChainError(
-                f"the channel graph belongs to another network: axis {tie.axis} of '{tie.tensor}' must be {expected} "
-                f"long, the network has {'no such tensor' if found is None else tuple(found)}"
+                f"the channel graph belongs to another network: axis {tie.dimension} of '{tie.tensor}' must be "
+                f"{expected} long, the network has {'no such tensor' if found is None else tuple(found)}"
             )
     for name in sorted(graph.matrices | graph.heads):
-        if name not in graph.matrices or graph.row_tie(name) is None:
+        if name not in graph.matrices or name not in graph.row_ties:
             raise ChainError(f"the channel graph is damaged: '{name}' is no matrix with rows in it")
 
 

@@ -6,41 +6,43 @@ every position of every axis receives the channel whose place it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from torch import nn
 
 from ..errors import GraphError, WidthError
-from .channel_graph import ChannelGraph
-from .grouping import build_graph
-from .plans import occupied
+from .channel_graph import ChannelGraph, occupied
 from .surgery.shell import shell, student_axis
-from .tracing import run
+
+Follow = Callable[[nn.Module, tuple[int, ...]], ChannelGraph]
 
 
-def check_movements(model: nn.Module, graph: ChannelGraph, movements: Mapping[str, str]) -> None:
+def check_movements(model: nn.Module, graph: ChannelGraph, movements: Mapping[str, str], follow: Follow) -> None:
     """Builds a trial shell with uneven widths and traces it.
 
     Args:
+        model: left as it is.
+        graph: its channel graph.
         movements: operator per module where channels are taken apart or reordered, as the tracer recorded it.
+        follow: gives the channel graph of a network and an input size, without checking this in turn.
 
     Raises:
         GraphError: the network's code follows no other widths; says where and what would be needed.
     """
     try:
         widths = _uneven_plan(graph)
-        reason = _mismatch(shell(model, graph, widths), graph, widths)
+        reason = _mismatch(shell(model, graph, widths), graph, widths, follow)
     except (GraphError, WidthError) as error:
         reason = str(error)
     if reason is not None:
         raise _movement_error(movements, reason)
 
 
-def _mismatch(student: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> str | None:
+def _mismatch(student: nn.Module, graph: ChannelGraph, widths: Mapping[str, int], follow: Follow) -> str | None:
     """Why a narrower network does not have the planned channels in the planned places; ``None`` where it has."""
     try:
-        found = build_graph(student, run(student, graph.input_size), graph.input_size)
+        found = follow(student, graph.input_size)
     except GraphError as error:
         return str(error)
     places = occupied(graph, widths)
@@ -51,9 +53,8 @@ def _mismatch(student: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]
         if reduction.module in reduced  # a reduction over one channel is none
     ]
     for tie in graph.ties:
-        for other in found.ties_of(tie.tensor):
-            if (other.axis, other.role) == (tie.axis, tie.role):
-                pairs.append(np.stack([student_axis(tie, places).reshape(-1), other.channels.reshape(-1)]))
+        if (other := found.places.get(tie.place)) is not None:
+            pairs.append(np.stack([student_axis(tie.axis, places).reshape(-1), other.channels.reshape(-1)]))
     pairs = np.unique(np.concatenate(pairs, axis=1), axis=1)
     one_to_one = all(len(side) == len(np.unique(side)) for side in pairs)
     return None if one_to_one else "a narrower copy sends channels to other places"

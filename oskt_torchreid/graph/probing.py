@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .frames import Passage
-from .tracing import tracing_mode
-from .types import Route
+from .calls import Passage
+from .modules import Route
+from .tracer import tracing_mode
 
 logger = logging.getLogger(__name__)
 _BATCH = 2  # more than one, so that code that mixes the images of a batch is seen

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import GraphError
-from .shadows import compact
-from .types import Role
+from .channel_graph import Role
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +23,7 @@ class RecordedTie:
     """A tie in provisional ids, before united channels have become one; ``ids`` is ``[blocks, length]``."""
 
     tensor: str
-    axis: int
+    dimension: int
     role: Role
     ids: np.ndarray
 
@@ -247,3 +246,35 @@ class Recording:
             return False
         frame.reduction = (operator, frame.sources[0])
         return True
+
+
+# ---- shadows ---------------------------------------------------------------------------------------------------------
+
+
+def compact(shadow: Tensor) -> Tensor:
+    """The same shadow with every axis along which it was expanded (stride 0) cut to length 1."""
+    strides = shadow.stride()
+    sizes = [min(size, 1) if stride == 0 else size for size, stride in zip(shadow.shape, strides, strict=True)]
+    return shadow if sizes == list(shadow.shape) else shadow.as_strided(sizes, strides)
+
+
+def settled(shadow: Tensor) -> Tensor:
+    """The same shadow, expanded (stride 0) along every axis along which it does not vary."""
+    small = compact(shadow)
+    for axis in range(small.dim()):
+        first = small.narrow(axis, 0, 1)
+        if small.size(axis) > 1 and bool((small == first).all()):
+            small = first
+    return small.expand(shadow.shape)
+
+
+def extents(shadow: Tensor) -> list[int]:
+    """Lengths of the axes along which a shadow varies."""
+    return [size for size in compact(shadow).shape if size > 1]
+
+
+def spread(channels: Tensor, like: Tensor, axis: int) -> Tensor:
+    """``channels`` (``[length]``) along one axis of ``like``'s shape, expanded over all others."""
+    shape = [1] * like.dim()
+    shape[axis] = len(channels)
+    return channels.reshape(shape).expand(like.shape)

@@ -8,8 +8,8 @@ import numpy as np
 
 from ..errors import GraphError
 from ..files.checks import is_possible_image
-from .channel_graph import ChannelGraph
-from .types import Attention, ChannelGroup, ChannelNorm, Reduction, Route, SplitPoint, Tie
+from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
+from .modules import Attention, ChannelNorm, Reduction, Route, SplitPoint
 
 
 def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
@@ -20,14 +20,9 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
         ``splits``, ``routes``, ``reductions``, ``norms``, ``attentions`` (theirs, in order) and ``attended`` (positions
         of queries and keys); ``description``: everything else, with the length of each part.
     """
-    distinct: dict[int, int] = {}
-    axes: list[np.ndarray] = []
-    for tie in graph.ties:
-        if id(tie.channels) not in distinct:
-            distinct[id(tie.channels)] = len(axes)
-            axes.append(tie.channels)
+    number = {axis: index for index, axis in enumerate(graph.axes)}
     arrays = {
-        "axes": _join(axis.reshape(-1) for axis in axes),
+        "axes": _join(axis.channels.reshape(-1) for axis in graph.axes),
         "groups": _join(group.channels for group in graph.groups),
         "splits": _join(part for split in graph.splits for part in split.parts),
         "routes": _join(part for route in graph.routes for part in (*route.sources, *route.orders)),
@@ -37,8 +32,8 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
         "attended": _join(part for attention in graph.attentions for part in attention.positions.values()),
     }
     description = {
-        "axes": [list(axis.shape) for axis in axes],
-        "ties": [[tie.tensor, tie.axis, tie.role, distinct[id(tie.channels)]] for tie in graph.ties],
+        "axes": [list(axis.channels.shape) for axis in graph.axes],
+        "ties": [[*tie.place, number[tie.axis]] for tie in graph.ties],
         "groups": [[group.name, group.size, group.fixed] for group in graph.groups],
         "matrices": sorted(graph.matrices),
         "heads": sorted(graph.heads),
@@ -65,8 +60,10 @@ def from_arrays(arrays: Mapping[str, np.ndarray], description: Mapping) -> Chann
         _check_arrays(arrays)
         shapes = [(int(blocks), int(length)) for blocks, length in description["axes"]]
         axes = _cut(arrays["axes"], [blocks * length for blocks, length in shapes])
-        axes = [axis.reshape(shape) for axis, shape in zip(axes, shapes, strict=True)]
-        ties = tuple(Tie(str(name), int(axis), role, axes[index]) for name, axis, role, index in description["ties"])
+        axes = [Axis(axis.reshape(shape)) for axis, shape in zip(axes, shapes, strict=True)]
+        ties = tuple(
+            Tie(str(name), int(number), role, axes[index]) for name, number, role, index in description["ties"]
+        )
         members = _cut(arrays["groups"], [int(size) for _, size, _ in description["groups"]])
         groups = tuple(
             ChannelGroup(str(name), channels, str(fixed))
@@ -161,8 +158,8 @@ def _check_ids(graph: ChannelGraph) -> None:
     if not np.array_equal(everything, np.arange(len(everything))):
         raise GraphError("the stored channel graph is damaged (its groups do not hold each channel exactly once)")
     for tie in graph.ties:
-        if tie.role not in ("row", "column") or tie.axis < 0:
-            raise GraphError(f"the stored channel graph is damaged ('{tie.tensor}': {tie.role}, axis {tie.axis})")
+        if tie.role not in ("row", "column") or tie.dimension < 0:
+            raise GraphError(f"the stored channel graph is damaged ('{tie.tensor}': {tie.role}, axis {tie.dimension})")
     named = [(tie.tensor, tie.channels) for tie in graph.ties]
     named += [(split.module, part) for split in graph.splits for part in split.parts]
     named += [(route.module, part) for route in graph.routes for part in route.sources]
@@ -188,7 +185,7 @@ def _check_route(route: Route) -> None:
 def _check_attention(graph: ChannelGraph, attention: Attention) -> None:
     """Its positions lie on axes of rows."""
     for name, positions in attention.positions.items():
-        tie = graph.row_tie(name)
+        tie = graph.row_ties.get(name)
         if tie is None or len(positions) == 0 or not 0 <= positions.min() <= positions.max() < tie.channels.size:
             raise GraphError(f"the stored channel graph is damaged ('{name}' has no such queries and keys)")
 

@@ -1,130 +1,301 @@
-"""One forward pass of the real network, with a channel id carried beside every element of every activation.
-
-The pass runs under a ``TorchDispatchMode`` inside ``torch.inference_mode()``, where composite operators (convolution,
-linear, batch norm, ...) arrive whole. Data movement acts on the shadow of an activation as it acts on the data; layers
-issue fresh channels; sums and products unite the channels that meet. What each operator does is written in ``rules``.
-"""
+"""From one forward pass of a network to its channel graph: united ids, equal signatures, groups, coverage."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import nn
 
 from ..errors import GraphError
-from .calls import Call, rule_for
-from .failures import check_input_size, forward_error
-from .frames import Frames
-from .recording import Recording
-from .shadows import compact
+from ..networks import DEFAULT_INPUT_SIZE
+from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
+from .modules import Attention, ChannelNorm, Reduction, Route, SplitPoint
+from .movement import check_movements
+from .probing import find_routes
+from .recording import RecordedTie, Recording
+from .tracer import check_model, run
 
 
-class Tracer(Recording, TorchDispatchMode):
-    """Applies the rule of every operator while a network runs.
-
-    Attributes:
-        frames: follows the calls of modules.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        Recording.__init__(self, model)
-        TorchDispatchMode.__init__(self)
-        self.frames = Frames(self)
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # spares the import of torch's compiler, which takes longer than any trace
-
-    def _follow(self, call: Call) -> None:
-        """Applies the rule of a call that meets channels; one that says nothing of any output would lose them."""
-        tracked = any(id(tensor) in self._shadows for tensor in call.tensors)
-        before = len(self._alive)
-        rule_for(call, self.module)(self, call)
-        said = {id(tensor) for tensor in self._alive[before:]}
-        results = [output for output in call.outputs if output.is_floating_point()]
-        if tracked and results and said.isdisjoint(map(id, results)) and not any(map(self.adrift, call.tensors)):
-            raise GraphError(
-                f"the rule of operator '{call.operator}' in module '{self.module}' marks no output: its channels would "
-                "be lost; let it call recording.mark(call.output, ...)"
-            )
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        output = function(*args, **kwargs)
-        call = Call(function, args, kwargs, output)
-        names = [self._names.get(id(tensor)) for tensor in call.tensors]
-        self.touched.update(name for name in names if name)
-        self.count_reads(call.tensors)
-        if any(name or id(tensor) in self._shadows for name, tensor in zip(names, call.tensors, strict=True)):
-            self._follow(call)
-        lost = next(filter(None, map(self.adrift, call.tensors)), None)
-        for result in call.outputs if lost else ():
-            if id(result) not in self._shadows:
-                self.set_adrift(result, lost)
-        return output
-
-
-@contextlib.contextmanager
-def tracing_mode(model: nn.Module, training: bool = True) -> Iterator[None]:
-    """The root in training, so that classifiers run, all else in evaluation, so that norms stay still; restored."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    model.training = training
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def run(model: nn.Module, input_size: tuple[int, ...], tracer: Tracer | None = None, training: bool = True) -> Tracer:
-    """Traces one forward pass over an image of noise. The model is left as it was.
+def trace(model: nn.Module, input_size: tuple[int, ...] = DEFAULT_INPUT_SIZE) -> ChannelGraph:
+    """Follows every channel of a network through one forward pass.
 
     Args:
-        model: any module that maps an image batch ``[1, channels, height, width]`` to a tensor, or nested ones.
-        input_size: ``(channels, height, width)``.
-        tracer: a new tracer of this model; ``None`` for a plain one.
-        training: whether the root is in training, so that classifiers run.
+        model: any module that maps an image batch to features or class scores; left exactly as it was.
+        input_size: ``(channels, height, width)`` of the image to run it on; only speed depends on it, unless the
+            network itself is made for one size.
+
+    Returns:
+        The channel graph; ``print(graph.summary())`` shows it.
 
     Raises:
-        GraphError: an operator without a rule, channels that cannot be followed, or a forward pass that fails.
+        GraphError: an operator without a rule, a reduction over channels, weights that are computed on the fly, or
+            code that takes channels apart at fixed places; says where and what to do.
     """
-    tracer = tracer or Tracer(model)
-    check_input_size(input_size)
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, *input_size, generator=generator).to(like.device, like.dtype)
-    with tracing_mode(model, training):
-        outputs = _traced(model, tracer, image)
-    tracer.results = list(_tensors(outputs))
-    for output in tracer.results:
-        shadow = tracer.shadow(output)
-        if shadow is not None:
-            tracer.outputs.append(torch.unique(compact(shadow)).numpy())
-    if not tracer.outputs:
-        raise GraphError("no output of the network depends on a convolution or linear layer: there is nothing to trace")
-    return tracer
+    check_model(model)
+    tracer = run(model, input_size)
+    routes = find_routes(model, tracer.frames.passages) if tracer.movements else []
+    graph = build_graph(model, tracer, input_size, routes)
+    if tracer.movements or graph.splits or graph.reductions:
+        check_movements(model, graph, tracer.movements, lambda other, size: build_graph(other, run(other, size), size))
+    return graph
 
 
-def _traced(model: nn.Module, tracer: Tracer, image: Tensor) -> Any:
-    try:
-        with tracer.frames.watching(model), torch.inference_mode(), tracer:
-            return model(image)
-    except GraphError:
-        raise
-    except Exception as error:  # of a network's own code
-        raise forward_error(model, image, tracer.module, error) from error
+def build_graph(
+    model: nn.Module, recording: Recording, input_size: tuple[int, ...], routes: Sequence[Route] = ()
+) -> ChannelGraph:
+    """Turns a trace into a graph; ``routes`` are in the recording's provisional ids.
+
+    A channel is a connected component of united ids. Two channels belong to one group when they have the same
+    signature: the same ties, as often, in the same convolution groups, under the same gates, fixed for the same reason.
+
+    Raises:
+        GraphError: a tensor that took part in the forward pass has an axis of unknown channels.
+    """
+    channel_of = united(recording)
+    recorded = [*recording.ties.values(), *_elementwise_ties(recording, channel_of)]
+    channel_of, num_channels = _renumbered(channel_of, recorded)
+    ties = _interned(recorded, channel_of)
+    fixed = _fixed_reasons(recording, ties, channel_of, num_channels)
+    _fix_modules(model, ties, fixed)
+    gates = [(channel_of[gate], channel_of[fine]) for gate, fine in recording.gates]
+    reductions = _reductions(recording, channel_of)
+    norms = _norms(recording, channel_of)
+    attentions = _attentions(recording, recorded, channel_of)
+    axes = [axis.channels for axis in dict.fromkeys(tie.axis for tie in ties)]
+    axes += [reduction.channels[None] for reduction in reductions]
+    axes += [blocked.channels for blocked in (*norms, *attentions)]
+    labels = _signature_classes(axes, gates, fixed, num_channels)
+    state = model.state_dict(keep_vars=True)
+    _check_coverage(recording, ties, {name: tuple(t.shape) for name, t in state.items() if t.is_floating_point()})
+    rows = {tie.tensor: tie for tie in ties if tie.role == "row"}
+    heads = frozenset(
+        name for name in recording.matrices if name in rows and all(fixed[rows[name].channels].ravel() == OUTPUT)
+    )
+    unused = tuple(name for name, t in state.items() if t.dim() > 0 and name not in recording.touched)
+    groups = _named_groups(labels, ties, recording.matrices, fixed)
+    routes = _routes(routes, channel_of)
+    splits = _splits(recording, channel_of, {route.module for route in routes})
+    matrices = frozenset(recording.matrices)
+    size = tuple(input_size)
+    parts = (splits, routes, reductions, norms, attentions)
+    return ChannelGraph(tuple(ties), groups, matrices, heads, unused, size, *parts)
 
 
-def _tensors(outputs: Any) -> Iterable[Tensor]:
-    if isinstance(outputs, Tensor):
-        yield outputs
-    elif isinstance(outputs, dict):
-        yield from _tensors(list(outputs.values()))
-    elif isinstance(outputs, (list, tuple)):
-        for output in outputs:
-            yield from _tensors(output)
+OUTPUT = "output of the network"
+
+
+def united(recording: Recording) -> np.ndarray:
+    """Smallest united id per provisional id: ids grow with execution, so channels come out in the network's order."""
+    count = recording.num_ids
+    pairs = (
+        np.concatenate([np.stack(pair) for pair in recording.unions], 1) if recording.unions else np.empty((2, 0), int)
+    )
+    links = coo_matrix((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=(count, count))
+    _, component = connected_components(links, directed=False)
+    smallest = np.full(component.max(initial=-1) + 1, count)
+    np.minimum.at(smallest, component, np.arange(count))
+    return smallest[component]
+
+
+def _elementwise_ties(recording: Recording, channel_of: np.ndarray) -> Iterable[RecordedTie]:
+    """A bare parameter's one axis of channels, read off its elements' ids; one that has several is held fixed."""
+    for name, ids in recording.elementwise.items():
+        channels = channel_of[ids.numpy()]
+        varying = [axis for axis in range(channels.ndim) if (channels != channels.take([0], axis)).any()]
+        if len(varying) > 1:
+            recording.fixed.append((channels.reshape(-1), f"'{name}' differs along several axes"))
+        elif varying:
+            along = np.moveaxis(ids.numpy(), varying[0], 0).reshape(channels.shape[varying[0]], -1)[:, 0]
+            yield RecordedTie(name, varying[0], "row", along.reshape(1, -1))
+
+
+def _renumbered(channel_of: np.ndarray, recorded: list[RecordedTie]) -> tuple[np.ndarray, int]:
+    """Consecutive numbers for the channels that stand in a tie; -1 for ids that stand in none."""
+    used = np.unique(np.concatenate([channel_of[tie.ids].reshape(-1) for tie in recorded]))
+    number = np.full(len(channel_of) + 1, -1)
+    number[used] = np.arange(len(used))
+    return number[channel_of], len(used)
+
+
+def _interned(recorded: list[RecordedTie], channel_of: np.ndarray) -> list[Tie]:
+    """Ties; those over equal channels share an axis, so that index arithmetic is done once for all of them."""
+    axes: dict[tuple, Axis] = {}
+    ties = []
+    for tie in recorded:
+        channels = channel_of[tie.ids]
+        axis = axes.setdefault((channels.shape, channels.tobytes()), Axis(channels))
+        ties.append(Tie(tie.tensor, tie.dimension, tie.role, axis))
+    return ties
+
+
+def _splits(recording: Recording, channel_of: np.ndarray, routed: set[str]) -> tuple[SplitPoint, ...]:
+    """Split points of known channels, but for those of modules whose own code will not run in a student."""
+    return tuple(
+        SplitPoint(module, attribute, tuple(channel_of[part] for part in parts))
+        for module, attribute, parts in recording.splits
+        if module not in routed and all((channel_of[part] >= 0).all() for part in parts)
+    )
+
+
+def _routes(routes: Sequence[Route], channel_of: np.ndarray) -> tuple[Route, ...]:
+    """Routes of known channels."""
+    return tuple(
+        replace(route, sources=tuple(channel_of[source] for source in route.sources))
+        for route in routes
+        if all((channel_of[source] >= 0).all() for source in route.sources)
+    )
+
+
+def _reductions(recording: Recording, channel_of: np.ndarray) -> tuple[Reduction, ...]:
+    reductions = []
+    for module, (operator, ids) in recording.reductions.items():
+        channels = channel_of[ids.numpy()]
+        if (channels < 0).any():
+            raise GraphError(f"'{operator}' in module '{module}' reduces over channels that no layer produces")
+        reductions.append(Reduction(module, operator, channels))
+    return tuple(reductions)
+
+
+def _norms(recording: Recording, channel_of: np.ndarray) -> tuple[ChannelNorm, ...]:
+    """Norms over channels that some layer produces."""
+    found = (ChannelNorm(module, channel_of[ids]) for module, ids in recording.norms.items())
+    return tuple(norm for norm in found if (norm.channels >= 0).all())
+
+
+def _attentions(recording: Recording, recorded: list[RecordedTie], channel_of: np.ndarray) -> tuple[Attention, ...]:
+    """Attentions, with the rows that issued the ids of their queries and keys.
+
+    Provisional ids still tell queries, keys and values apart, which have been united since. Rows are given where linear
+    layers issue them and no other tensor (a norm of the queries) stands between these and the product.
+    """
+    attentions = []
+    for module, product in recording.attentions.items():
+        ids = np.concatenate([product.queries.reshape(-1), product.keys.reshape(-1)])
+        positions = {}
+        for tie in recorded:
+            if tie.role == "row":
+                found = np.flatnonzero(np.isin(tie.ids.reshape(-1), ids))
+                positions.update({tie.tensor: found} if len(found) else {})
+        linear = {name.rpartition(".")[0] for name in positions if name in recording.matrices}
+        if any(name.rpartition(".")[0] not in linear for name in positions):
+            positions = {}
+        channels = channel_of[product.queries]
+        if (channels < 0).any():
+            raise GraphError(f"attention in module '{module}' has queries and keys that no layer produces")
+        attentions.append(Attention(module, channels, positions, product.scale_follows))
+    return tuple(attentions)
+
+
+def _fix_modules(model: nn.Module, ties: Sequence[Tie], fixed: np.ndarray) -> None:
+    """Holds fixed, in place, what the ``fixed_modules`` of a network's modules produce (names of their children).
+
+    It is how a network keeps channels whole that could be narrowed, such as the embedding in front of a first layer.
+    """
+    for name, module in model.named_modules():
+        for child in getattr(module, "fixed_modules", ()):
+            inside = f"{name}.{child}." if name else f"{child}."
+            for tie in ties:
+                if tie.role == "row" and tie.tensor.startswith(inside):
+                    fixed[tie.channels] = f"'{child}' is one of the network's fixed_modules"
+
+
+def _fixed_reasons(recording: Recording, ties: list[Tie], channel_of: np.ndarray, num_channels: int) -> np.ndarray:
+    """Why each channel is fixed (empty: it is not), an object array ``[num_channels]``.
+
+    An output whose channels some layer consumes is a feature and may be narrowed; one that none consumes is a result.
+    """
+    reasons = np.full(num_channels, "", dtype=object)
+    for ids, reason in recording.fixed:
+        channels = channel_of[ids]
+        reasons[channels[channels >= 0]] = reason
+    consumed = np.zeros(num_channels, bool)
+    for tie in ties:
+        if tie.role == "column":
+            consumed[tie.channels.reshape(-1)] = True
+    for ids in recording.outputs:
+        channels = channel_of[ids]
+        channels = channels[channels >= 0]
+        reasons[channels[~consumed[channels]]] = OUTPUT
+    return reasons
+
+
+def _signature_classes(
+    axes: Sequence[np.ndarray], gates: list[tuple[np.ndarray, np.ndarray]], fixed: np.ndarray, num_channels: int
+) -> np.ndarray:
+    """Class per channel, ``[num_channels]``: one class is refined by axes, gates and reasons until all agree.
+
+    Axes are the channels ``[blocks, length]`` of ties, reductions and norms.
+
+    Example with 4 channels: a tie of channels ``[0, 1]`` and one of ``[[1, 2], [3, 3]]`` (two convolution groups) give
+    the signatures {0: first}, {1: first, block 0}, {2: block 0}, {3: block 1 twice}, hence four classes.
+    """
+    labels = np.zeros(num_channels, np.int64)
+    for channels in axes:
+        blocks = np.repeat(np.arange(channels.shape[0]), channels.shape[1])
+        keys, counts = np.unique(channels.reshape(-1) * channels.shape[0] + blocks, return_counts=True)
+        touched, block = np.divmod(keys, channels.shape[0])
+        _refine(labels, touched, block * (counts.max(initial=0) + 1) + counts)
+    for gate, fine in gates:
+        pairs = np.unique(np.stack([fine, gate]), axis=1)
+        _refine(labels, *pairs[:, (pairs >= 0).all(0)])
+    reasons, reason = np.unique(fixed.astype(str), return_inverse=True)
+    _refine(labels, np.arange(num_channels), reason)
+    return labels
+
+
+def _refine(labels: np.ndarray, channels: np.ndarray, codes: np.ndarray) -> None:
+    """Splits classes, in place: channels of one class that received different codes, or none, part."""
+    while len(channels):
+        unique, first = np.unique(channels, return_index=True)
+        pair = labels[unique] * (codes.max() + 1) + codes[first]
+        labels[unique] = labels.max() + 1 + np.unique(pair, return_inverse=True)[1]
+        rest = np.setdiff1d(np.arange(len(channels)), first)
+        channels, codes = channels[rest], codes[rest]
+
+
+def _named_groups(labels: np.ndarray, ties: list[Tie], matrices: set[str], fixed: np.ndarray) -> tuple:
+    """Groups in the order of their first channels, each named after the module that first produces it."""
+    producer = np.full(len(labels), "", dtype=object)
+    for preferred in (False, True):  # a matrix, where there is one, overrides a vector
+        for tie in reversed(ties):
+            if tie.role == "row" and (tie.tensor in matrices) == preferred:
+                module = tie.tensor.rpartition(".")[0] or tie.tensor
+                names = [f"{module}[{block}]" for block in range(tie.blocks)] if tie.blocks > 1 else [module]
+                producer[tie.channels] = np.array(names, dtype=object)[:, None]
+    order = np.argsort(labels, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []
+    members.sort(key=lambda channels: channels[0])
+    names = [producer[channels[0]] for channels in members]
+    shared = {name for name, count in Counter(names).items() if count > 1}
+    seen: dict[str, int] = {}
+    groups = []
+    for name, channels in zip(names, members, strict=True):
+        seen[name] = seen.get(name, -1) + 1
+        groups.append(ChannelGroup(f"{name}:{seen[name]}" if name in shared else name, channels, fixed[channels[0]]))
+    return tuple(groups)
+
+
+def _check_coverage(recording: Recording, ties: list[Tie], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Every tensor that took part has its ties, of the right lengths; the image's own columns excepted."""
+    tied: dict[str, set[str]] = {}
+    for tie in ties:
+        tied.setdefault(tie.tensor, set()).add(tie.role)
+        length, expected = shapes[tie.tensor][tie.dimension], tie.shaped(tie.channels.shape[1])
+        if length != expected:
+            raise GraphError(f"axis {tie.dimension} of '{tie.tensor}' has {length} positions, its tie {expected}")
+    for name in sorted(recording.touched & shapes.keys()):
+        shape = shapes[name]
+        depthwise = name in recording.matrices and len(shape) > 2 and shape[1] == 1
+        one_sided = depthwise or name in recording.image_inputs or name not in recording.matrices
+        unknown = ({"row"} if one_sided else {"row", "column"}) - tied.get(name, set())
+        if unknown and int(np.prod(shape)) > 1 and name not in recording.elementwise:
+            raise GraphError(
+                f"tensor '{name}' of shape {shape} took part in the forward pass, but its "
+                f"{' and '.join(sorted(unknown))} channels are unknown; an operator before it "
+                "needs a rule (oskt_torchreid.graph.register_rule)"
+            )

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..chain.network import trace
 from ..errors import ConfigError, GraphError
 from ..graph import ChannelGraph, ChannelGroup
-from ..graph.grouping import OUTPUT
+from ..graph.tracing import OUTPUT
 from ..host import models
 from ..models import find_classifier
 from ..report.tables import human_count
@@ -81,9 +81,10 @@ def width_grid(graph: ChannelGraph) -> str:
 def _kinds(graph: ChannelGraph) -> dict[str, str]:
     """What makes the groups that lie in blocks side by side, by group name."""
     kinds: dict[str, str] = {}
-    for kind, axes in (("convolution groups", graph.ties), ("norm blocks", graph.norms), ("heads", graph.attentions)):
-        for channels in {id(axis.channels): axis.channels for axis in axes if len(axis.channels) > 1}.values():
-            kinds.update((group.name, kind) for group in _groups_of(graph, channels))
+    for kind, axes in (("convolution groups", graph.axes), ("norm blocks", graph.norms), ("heads", graph.attentions)):
+        for axis in axes:
+            if len(axis.channels) > 1:
+                kinds.update((group.name, kind) for group in _groups_of(graph, axis.channels))
     return kinds
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..batches import batches_of
 from ..errors import ConfigError, DataError
-from ..graph.tracing import tracing_mode
+from ..graph.tracer import tracing_mode
 from ..host.distributed import is_rank_zero
 from ..host.evaluation import RERANKED
 from ..host.ranking import INTERPOLATED, REPORTED_RANKS, TRAPEZOID, Ranking, rank_features, rank_parts

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import ConfigError, GraphError
-from ..graph.tracing import tracing_mode
+from ..graph.tracer import tracing_mode
 from ..networks import parse_outputs
 from .model import class_count
 

@@ -78,10 +78,10 @@ class OfficialContent:
         chain = WeightChain.from_labels(self.teacher, graph, teacher_to_chain, self.attention)
         rows = dict(chain.rows)
         for name, given in self.rows.items():
-            axis = chain.layout.axis(graph.row_tie(name))
+            axis = chain.layout.axis(graph.row_ties[name])
             rows[name] = reordered(given, self.labels[name].rows, axis) if name in self.labels else given
         statistics = {
-            name: average_rows(full, chain.layout.axis(graph.row_tie(name))) for name, full in self.statistics.items()
+            name: average_rows(full, chain.layout.axis(graph.row_ties[name])) for name, full in self.statistics.items()
         }
         return chain.with_tensors(rows, {**chain.vectors, **self.vectors}, statistics)
 
@@ -115,7 +115,7 @@ def channel_labels(
     label = np.full(graph.num_channels, -1)
     source: dict[int, str] = {}
     for tensor, rows in clusters.items():
-        channels = graph.row_tie(tensor).channels.reshape(-1)
+        channels = graph.row_ties[tensor].channels.reshape(-1)
         differs = (label[channels] >= 0) & (label[channels] != rows)
         if differs.any():
             place = int(differs.argmax())

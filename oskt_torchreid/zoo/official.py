@@ -116,7 +116,7 @@ def _merged_teacher(chain: WeightChain) -> dict[str, Tensor]:
     """A teacher all of whose rows are their chain rows."""
     state = {**chain.vectors, **chain.fixed}
     for name, rows in chain.rows.items():
-        tie = chain.graph.row_tie(name)
+        tie = chain.graph.row_ties[name]
         state[name] = rows_first(rows[chain.layout.axis(tie).teacher_to_student], tie)
     return state
 

@@ -42,7 +42,7 @@ def resnet_content(chain: WeightChain, teacher: Mapping[str, Tensor]) -> tuple[d
     state: dict[str, Tensor] = {}
     matrices: dict[int, tuple[Tensor, Tensor]] = {}
     for part in parts:
-        axis = chain.layout.axis(chain.graph.row_tie(f"{OURS}{part.weight}.weight"))
+        axis = chain.layout.axis(chain.graph.row_ties[f"{OURS}{part.weight}.weight"])
         labels[TEACHER + part.name] = axis.teacher_to_student.tolist()
         state.update(_convolution(chain, teacher, part, axis))
         if id(axis) not in matrices:  # one for all that are added up, as they are long
@@ -102,7 +102,7 @@ def _matrices(part: Convolution, dense: tuple[Tensor, Tensor]) -> dict[str, Tens
 
 def _head(chain: WeightChain, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The teacher's neck and classifier, and the S-student's at the chain's width."""
-    axis = chain.layout.axis(chain.graph.column_tie("classifier.weight"))
+    axis = chain.layout.axis(chain.graph.column_ties["classifier.weight"])
     state = {f"bottleneck.{name}": teacher[f"neck.{name}"] for name in (*NORM, _BATCHES)}
     for name in NORM:
         own = chain.statistics.get(f"neck.{name}")

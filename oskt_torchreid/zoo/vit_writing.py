@@ -66,7 +66,7 @@ def _labels(chain: WeightChain, depth: int) -> dict[str, Any]:
     channel_to_row: dict[str, list[int]] = {}
     row_to_channels: dict[str, dict[str, list[int]]] = {}
     for part in matrices(depth):
-        rows = chain.layout.axis(chain.graph.row_tie(f"{part.name}.weight")).teacher_to_student.numpy()
+        rows = chain.layout.axis(chain.graph.row_ties[f"{part.name}.weight"]).teacher_to_student.numpy()
         channel_to_row[part.labels] = rows.tolist()
         row_to_channels[part.labels] = {
             str(row): np.flatnonzero(rows == row).tolist() for row in range(int(rows.max()) + 1)
@@ -80,7 +80,7 @@ def _labels(chain: WeightChain, depth: int) -> dict[str, Any]:
 def _head(chain: WeightChain, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Necks and classifier of the teacher, and the S-student's at the chain's width."""
     state = {}
-    axis = chain.layout.axis(chain.graph.row_tie("dw.weight"))
+    axis = chain.layout.axis(chain.graph.row_ties["dw.weight"])
     for neck in NECKS:
         for name in NORM:
             ours = f"{neck}.{name}"
@@ -89,6 +89,6 @@ def _head(chain: WeightChain, teacher: Mapping[str, Tensor]) -> dict[str, Tensor
             state[f"{neck}s.s1.{name}"] = average_rows(chain.vectors[ours], axis) if own is None else own
         state[f"{neck}.{_BATCHES}"] = state[f"{neck}s.s1.{_BATCHES}"] = teacher[f"{neck}.{_BATCHES}"]
     state["classifier.weight"] = teacher["classifier.weight"]
-    columns = chain.layout.axis(chain.graph.column_tie("classifier.weight"))
+    columns = chain.layout.axis(chain.graph.column_ties["classifier.weight"])
     state["classifiers.s1.weight"] = sum_columns(chain.rows["classifier.weight"], columns)
     return state

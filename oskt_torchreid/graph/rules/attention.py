@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ...errors import GraphError
 from ..calls import Call, register_rule
-from ..recording import Recording
-from ..shadows import compact
+from ..recording import Recording, compact
 
 
 def attention(recording: Recording, call: Call) -> None:

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from ...errors import GraphError
-from ..calls import Call, Rule, register_families
-from ..failures import unweighted
-from ..recording import Recording
-from ..shadows import compact, spread
+from ..calls import Call, Rule, register_families, unweighted
+from ..recording import Recording, compact, spread
 
 
 def keep(recording: Recording, call: Call) -> None:

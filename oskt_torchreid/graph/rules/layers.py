@@ -6,8 +6,7 @@ from torch import Tensor
 
 from ...errors import GraphError
 from ..calls import Call, Rule, register_families
-from ..recording import Recording
-from ..shadows import spread
+from ..recording import Recording, spread
 
 
 def convolution(recording: Recording, call: Call) -> None:

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from ...errors import GraphError
 from ..calls import Call, Rule, register_families
-from ..recording import Recording
-from ..shadows import compact, extents, settled, spread
+from ..recording import Recording, compact, extents, settled, spread
 from .elementwise import spatial
 
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ...errors import GraphError
 from ..calls import Call, register_families
-from ..recording import Recording
-from ..shadows import compact
+from ..recording import Recording, compact
 from .layers import channel_norm, norm_of_image
 
 

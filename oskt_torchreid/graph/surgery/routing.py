@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import GraphError, WidthError
 from ..channel_graph import ChannelGraph
-from ..types import Reduction, Route, SplitPoint
+from ..modules import Reduction, Route, SplitPoint
 from .rebuild import rebuild
 
 WEIGHT = "channel_weight"

@@ -13,38 +13,24 @@ from collections.abc import Mapping
 import numpy as np
 from torch import nn
 
-from ...errors import WidthError
-from ..channel_graph import ChannelGraph
-from ..plans import occupied
-from ..types import Tie
+from ..channel_graph import Axis, ChannelGraph, occupied
 from .rebuild import rebuild
 from .routing import adapt_code
 
 
-def student_axis(tie: Tie, places: np.ndarray) -> np.ndarray:
-    """The tie's channels (as places) in a student, shape ``[blocks, narrower length]``.
-
-    Raises:
-        WidthError: the blocks of a grouped convolution would differ in length.
-    """
-    kept = places[tie.channels]
-    lengths = kept.sum(1)
-    if (lengths != lengths[0]).any():
-        raise WidthError(
-            f"the convolution groups of '{tie.tensor}' would get different widths ({lengths.min()} to {lengths.max()})"
-            "; give the channel groups along it equal widths"
-        )
-    return tie.channels[kept].reshape(tie.blocks, -1)
+def student_axis(axis: Axis, places: np.ndarray) -> np.ndarray:
+    """The channels of an axis (as places) in a student of a legal plan, shape ``[blocks, narrower length]``."""
+    return axis.channels[places[axis.channels]].reshape(axis.blocks, -1)
 
 
 def student_shapes(graph: ChannelGraph, widths: Mapping[str, int], shapes: Mapping[str, tuple]) -> dict[str, tuple]:
     """Shape of every tied tensor in a student of these widths, from the teacher's ``shapes``."""
     places = occupied(graph, widths)
-    lengths = {id(tie.channels): student_axis(tie, places).shape[1] for tie in graph.ties}
+    lengths = {axis: student_axis(axis, places).shape[1] for axis in graph.axes}
     result: dict[str, tuple] = {}
     for tie in graph.ties:
         shape = list(result.get(tie.tensor, shapes[tie.tensor]))
-        shape[tie.axis] = tie.shaped(lengths[id(tie.channels)])
+        shape[tie.dimension] = tie.shaped(lengths[tie.axis])
         result[tie.tensor] = tuple(shape)
     return result
 

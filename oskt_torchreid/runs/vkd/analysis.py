@@ -19,7 +19,7 @@ from ...config import load_config, merged
 from ...config.loading import RESOLVED_NAME
 from ...errors import ConfigError
 from ...files import load_checkpoint
-from ...graph.tracing import tracing_mode
+from ...graph.tracer import tracing_mode
 from ...host.compat import device
 from ...report.analysis import Curves, curve_plot, curve_table, probe_plot, probe_table
 from ...vkd.analysis import COUNTS, DRAWS, FrameFeatures, extract_frames, gallery_curve, views_curves

@@ -1,72 +1,10 @@
-"""What a channel graph consists of: which axis of which tensor is made of which channels, and which belong together.
-
-Example (4 channels): ``Linear(3, 4)`` followed by ``Linear(4, 2)`` has the channels ``0..3`` (the hidden units) and
-``4..5`` (the outputs). Its ties are::
-
-    Tie("0.weight", axis=0, role="row",    channels=[[0, 1, 2, 3]])
-    Tie("0.bias",   axis=0, role="row",    channels=[[0, 1, 2, 3]])
-    Tie("1.weight", axis=1, role="column", channels=[[0, 1, 2, 3]])
-    Tie("1.weight", axis=0, role="row",    channels=[[4, 5]])
-    Tie("1.bias",   axis=0, role="row",    channels=[[4, 5]])
-
-and its groups ``{0, 1, 2, 3}`` and, fixed because it is an output, ``{4, 5}``.
-"""
+"""What a channel graph says of single modules, whose own code moves, counts, normalises or multiplies channels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-
-Role = Literal["row", "column"]
-
-
-@dataclass(frozen=True, eq=False)
-class Tie:
-    """Axis ``axis`` of state-dict tensor ``tensor`` is made of ``channels``.
-
-    Attributes:
-        tensor: name of the tensor in the state dict.
-        axis: the axis that the channels lie along.
-        role: ``row`` where the tensor's operator produces (or scales) the channels, ``column`` where it consumes them.
-        channels: channel per position, shape ``[blocks, length]``. There is one block, except along a grouped
-            convolution, which has one per convolution group: consecutive positions of axis 0, the same ones of axis 1.
-    """
-
-    tensor: str
-    axis: int
-    role: Role
-    channels: np.ndarray
-
-    @property
-    def blocks(self) -> int:
-        """Number of convolution groups along the axis."""
-        return self.channels.shape[0]
-
-    def shaped(self, length_per_block: int) -> int:
-        """Length of the tensor's axis when every block holds ``length_per_block`` positions."""
-        return length_per_block * self.blocks if self.axis == 0 else length_per_block
-
-
-@dataclass(frozen=True, eq=False)
-class ChannelGroup:
-    """Channels that are clustered together and share one width.
-
-    Attributes:
-        name: the module that first produces the group, with ``[block]`` or ``:part`` where one module produces several.
-        channels: channel ids in increasing order, shape ``[size]``.
-        fixed: why the group keeps its width, or an empty string where it may be narrowed.
-    """
-
-    name: str
-    channels: np.ndarray
-    fixed: str = ""
-
-    @property
-    def size(self) -> int:
-        """Number of channels, which is the teacher's width."""
-        return len(self.channels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +24,7 @@ class SplitPoint:
 
 @dataclass(frozen=True, eq=False)
 class Route:
-    """A module whose own code does nothing but move channels between the modules that it calls (perhaps none).
+    """A module whose own code does nothing but move channels between the modules that it calls, if any.
 
     Source 0 is its input and source ``i`` the output of its call ``i - 1``. What each call is given, and at last the
     output of the module, is made of channels of some sources. Example: a shuffle of 4 channels calls nothing, has the

@@ -1,0 +1,194 @@
+"""One forward pass of the real network, with a channel id carried beside every element of every activation.
+
+The pass runs under a ``TorchDispatchMode`` inside ``torch.inference_mode()``, where composite operators (convolution,
+linear, batch norm, ...) arrive whole. Data movement acts on the shadow of an activation as it acts on the data; layers
+issue fresh channels; sums and products unite the channels that meet. What each operator does is written in ``rules``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..errors import GraphError
+from .calls import Call, Frames, rule_for
+from .recording import Recording, compact
+
+
+class Tracer(Recording, TorchDispatchMode):
+    """Applies the rule of every operator while a network runs.
+
+    Attributes:
+        frames: follows the calls of modules.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        Recording.__init__(self, model)
+        TorchDispatchMode.__init__(self)
+        self.frames = Frames(self)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # spares the import of torch's compiler, which takes longer than any trace
+
+    def _follow(self, call: Call) -> None:
+        """Applies the rule of a call that meets channels; one that says nothing of any output would lose them."""
+        tracked = any(id(tensor) in self._shadows for tensor in call.tensors)
+        before = len(self._alive)
+        rule_for(call, self.module)(self, call)
+        said = {id(tensor) for tensor in self._alive[before:]}
+        results = [output for output in call.outputs if output.is_floating_point()]
+        if tracked and results and said.isdisjoint(map(id, results)) and not any(map(self.adrift, call.tensors)):
+            raise GraphError(
+                f"the rule of operator '{call.operator}' in module '{self.module}' marks no output: its channels would "
+                "be lost; let it call recording.mark(call.output, ...)"
+            )
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        output = function(*args, **kwargs)
+        call = Call(function, args, kwargs, output)
+        names = [self._names.get(id(tensor)) for tensor in call.tensors]
+        self.touched.update(name for name in names if name)
+        self.count_reads(call.tensors)
+        if any(name or id(tensor) in self._shadows for name, tensor in zip(names, call.tensors, strict=True)):
+            self._follow(call)
+        lost = next(filter(None, map(self.adrift, call.tensors)), None)
+        for result in call.outputs if lost else ():
+            if id(result) not in self._shadows:
+                self.set_adrift(result, lost)
+        return output
+
+
+@contextlib.contextmanager
+def tracing_mode(model: nn.Module, training: bool = True) -> Iterator[None]:
+    """The root in training, so that classifiers run, all else in evaluation, so that norms stay still; restored."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    model.training = training
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def run(model: nn.Module, input_size: tuple[int, ...], tracer: Tracer | None = None, training: bool = True) -> Tracer:
+    """Traces one forward pass over an image of noise. The model is left as it was.
+
+    Args:
+        model: any module that maps an image batch ``[1, channels, height, width]`` to a tensor, or nested ones.
+        input_size: ``(channels, height, width)``.
+        tracer: a new tracer of this model; ``None`` for a plain one.
+        training: whether the root is in training, so that classifiers run.
+
+    Raises:
+        GraphError: an operator without a rule, channels that cannot be followed, or a forward pass that fails.
+    """
+    tracer = tracer or Tracer(model)
+    check_input_size(input_size)
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, *input_size, generator=generator).to(like.device, like.dtype)
+    with tracing_mode(model, training):
+        outputs = _traced(model, tracer, image)
+    tracer.results = list(_tensors(outputs))
+    for output in tracer.results:
+        shadow = tracer.shadow(output)
+        if shadow is not None:
+            tracer.outputs.append(torch.unique(compact(shadow)).numpy())
+    if not tracer.outputs:
+        raise GraphError("no output of the network depends on a convolution or linear layer: there is nothing to trace")
+    return tracer
+
+
+def _traced(model: nn.Module, tracer: Tracer, image: Tensor) -> Any:
+    try:
+        with tracer.frames.watching(model), torch.inference_mode(), tracer:
+            return model(image)
+    except GraphError:
+        raise
+    except Exception as error:  # of a network's own code
+        raise forward_error(model, image, tracer.module, error) from error
+
+
+def _tensors(outputs: Any) -> Iterable[Tensor]:
+    if isinstance(outputs, Tensor):
+        yield outputs
+    elif isinstance(outputs, dict):
+        yield from _tensors(list(outputs.values()))
+    elif isinstance(outputs, (list, tuple)):
+        for output in outputs:
+            yield from _tensors(output)
+
+
+# Words of torch's messages, and of networks' own checks, about tensors that do not fit each other.
+_OF_SHAPES = re.compile(
+    r"shape|size|dimension|channels|elements|height|width|resolution|out of range|match", re.IGNORECASE
+)
+_RAISED_FOR_SHAPES = (RuntimeError, ValueError, AssertionError, IndexError)
+
+
+def check_model(model: nn.Module) -> None:
+    """Raises ``GraphError`` for what can never be traced: no module, compiled code, layers without weights yet."""
+    if not isinstance(model, nn.Module):
+        raise GraphError(f"a torch.nn.Module is traced, got {type(model).__name__!r}")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            what = f"module '{name}'" if name else "the network"
+            raise GraphError(
+                f"{what} is compiled by TorchScript, whose code cannot be followed; give the network it was made of"
+            )
+    lazy = [name for name, tensor in model.state_dict(keep_vars=True).items() if is_lazy(tensor)]
+    if lazy:
+        raise GraphError(f"'{lazy[0]}' has no shape yet; run the network once on an image before it is traced")
+
+
+def check_input_size(input_size: tuple[int, ...]) -> None:
+    """Raises ``GraphError`` unless a size is ``(channels, height, width)``."""
+    fits = isinstance(input_size, (tuple, list)) and len(input_size) == 3
+    if not fits or not all(type(length) is int and length > 0 for length in input_size):
+        raise GraphError(
+            f"input_size is {input_size!r}; give (channels, height, width), each 1 or more, such as (3, 256, 128)"
+        )
+
+
+def forward_error(forward: Callable[[Tensor], Any], image: Tensor, module: str, error: Exception) -> GraphError:
+    """The error of a forward pass that failed, worded after its cause.
+
+    Args:
+        forward: runs the network as it was run, but not traced.
+        image: what it was given, ``[1, channels, height, width]``.
+        module: name of the module whose code failed.
+        error: what it raised.
+    """
+    what = (
+        f"the network fails on one image of {tuple(image.shape[1:])} in module '{module}' "
+        f"({type(error).__name__}: {error})"
+    )
+    if _runs(forward, image):
+        return GraphError(
+            f"{what} while it is traced, and runs otherwise: what this module does cannot be followed; write it with "
+            "operators of torch on tensors"
+        )
+    if isinstance(error, _RAISED_FOR_SHAPES) and _OF_SHAPES.search(str(error)):
+        return GraphError(f"{what}; give the input_size that it is made for, as (channels, height, width)")
+    return GraphError(
+        f"{what}; this is an error of the network's own code: it fails on such an image without a trace too"
+    )
+
+
+def _runs(forward: Callable[[Tensor], Any], image: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            forward(image)
+    except Exception:  # foreign code; what it raised while it was traced is what the user is told
+        return False
+    return True
