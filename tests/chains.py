@@ -7,7 +7,7 @@ from torch import nn
 
 from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.chain.network import trace
-from oskt_torchreid.chain.widths import full_plan
+from oskt_torchreid.graph.plans import full_plan
 
 
 def arbitrary_chain(model: nn.Module, width: object, size: tuple[int, int, int]) -> WeightChain:

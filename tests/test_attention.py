@@ -20,6 +20,7 @@ from oskt_torchreid.chain.layout import Layout
 from oskt_torchreid.chain.sstudent import SStudent
 from oskt_torchreid.chain.students import expand
 from oskt_torchreid.errors import ConfigError, GraphError, WidthError
+from oskt_torchreid.graph.plans import balanced, ratio_plan
 from oskt_torchreid.graph.storage import from_arrays, to_arrays
 from oskt_torchreid.models.vit import Attention
 
@@ -91,7 +92,7 @@ def test_heads_get_equal_widths(caplog):
     assert student.attention.qkv.weight.shape == (18, 8)
     assert "widths lowered to the next legal ones" in caplog.text and "'attention.qkv:1' 4 -> 3" in caplog.text
     traced = chain.graph
-    assert traced.balanced({**traced.sizes, "attention.qkv:1": 2})["attention.qkv:0"] == 2
+    assert balanced(traced, {**traced.sizes, "attention.qkv:1": 2})["attention.qkv:0"] == 2
 
 
 def test_impossible_widths_name_group_and_sizes():
@@ -102,7 +103,7 @@ def test_impossible_widths_name_group_and_sizes():
         WeightChain.from_teacher(model, {"attention.qkv:0": 1}, graph=traced)
     message = r"'attention.qkv:1' would get 2 channels and .* 1; legal is the same width for each of the 2, from 2 to 2"
     with pytest.raises(WidthError, match=message):
-        traced.balanced({**traced.sizes, "attention.qkv:0": 1})
+        balanced(traced, {**traced.sizes, "attention.qkv:0": 1})
 
 
 def test_storage_keeps_attentions():
@@ -163,10 +164,10 @@ def test_fixed_modules_keep_their_width():
     model.fixed_modules = ("stem",)
     traced = graph.trace(model, IMAGE)
     assert groups_of(traced)["stem"][1] == "'stem' is one of the network's fixed_modules"
-    assert traced.ratio_plan(0.5)["stem"] == 4
+    assert ratio_plan(traced, 0.5)["stem"] == 4
     inside = nn.Sequential(model)
     assert graph.trace(inside, IMAGE).sizes["0.stem"] == 4
-    assert graph.trace(inside, IMAGE).ratio_plan(0.5)["0.stem"] == 4
+    assert ratio_plan(graph.trace(inside, IMAGE), 0.5)["0.stem"] == 4
 
 
 # ---- exactness ---------------------------------------------------------------------------------------------------

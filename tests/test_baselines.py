@@ -17,6 +17,7 @@ from oskt_torchreid.chain.network import trace as trace_reid
 from oskt_torchreid.config.defaults import CHOICES, default_tree
 from oskt_torchreid.errors import ChainError, ConfigError, WidthError
 from oskt_torchreid.graph import trace
+from oskt_torchreid.graph.plans import ratio_plan
 
 SELECTIONS = {"slice": [0, 2], "first": [0, 1], "norm": [0, 3]}  # of 4 channels whose rows have the norms 3, 1, 2, 5
 MERGES_AND_SELECTIONS = [*SELECTIONS, "kmeans", "scratch"]
@@ -116,7 +117,7 @@ def test_what_is_left_out_is_all_that_is_lost(name):
     graph = trace_reid(teacher, input_size(name))
     random = np.random.default_rng(0)
     score = random.random(graph.num_channels)
-    widths = graph.ratio_plan(0.5)
+    widths = ratio_plan(graph, 0.5)
     kept = np.zeros(graph.num_channels, bool)
     for group in graph.groups:
         kept[group.channels[by_score(score)(group, widths[group.name])]] = True
@@ -144,7 +145,7 @@ def test_at_full_width_it_is_the_teacher(traced, name, method):
 def test_shapes_are_those_of_a_chains_student(traced, name, method):
     teacher, graph = traced(name)
     before = {key: tensor.clone() for key, tensor in teacher.state_dict().items()}
-    widths = graph.ratio_plan(0.5)
+    widths = ratio_plan(graph, 0.5)
     labels = {group.name: np.arange(group.size) % widths[group.name] for group in graph.groups}
     of_chain = expand_to_plan(WeightChain.from_labels(teacher, graph, labels), widths)
     student = make_baseline(method, teacher, graph, widths).eval()
@@ -172,7 +173,7 @@ def test_what_is_random_follows_the_seed(traced, method):
     networks = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        networks.append(make_baseline(method, teacher, graph, graph.ratio_plan(0.5)).state_dict())
+        networks.append(make_baseline(method, teacher, graph, ratio_plan(graph, 0.5)).state_dict())
     weight = next(name for name in networks[0] if name.endswith("conv.weight"))
     assert torch.equal(networks[0][weight], networks[1][weight])
     assert not torch.equal(networks[0][weight], networks[2][weight])
@@ -180,7 +181,7 @@ def test_what_is_random_follows_the_seed(traced, method):
 
 def test_scratch_is_initialised_as_the_network_itself(traced):
     teacher, graph = traced("osnet_x0_25")
-    state = make_baseline("scratch", teacher, graph, graph.ratio_plan(0.5)).state_dict()
+    state = make_baseline("scratch", teacher, graph, ratio_plan(graph, 0.5)).state_dict()
     assert np.isclose(float(state["conv1.bn.weight"].std()), 0)
 
 

@@ -22,6 +22,7 @@ from oskt_torchreid.chain.search import _bisect, ratios_of
 from oskt_torchreid.chain.students import choose_widths
 from oskt_torchreid.deploy import measure_latency
 from oskt_torchreid.errors import ConfigError, WidthError
+from oskt_torchreid.graph.plans import check_plan, ratio_plan, rounded_down
 from oskt_torchreid.host import models
 
 SIZE = (3, 64, 32)
@@ -59,14 +60,14 @@ def test_the_widest_plan_within_the_budget(chain, way, share):
     choice = choose_widths(chain, **{way: budget})
     assert choice.cost == cost(choice.widths) <= budget
     wider = ratios[np.searchsorted(ratios, choice.ratio) + 1]
-    assert cost(chain.graph.ratio_plan(wider)) > budget
-    assert choice.widths == chain.graph.ratio_plan(choice.ratio) == oskt.width_plan(chain, choice.ratio)
+    assert cost(ratio_plan(chain.graph, wider)) > budget
+    assert choice.widths == ratio_plan(chain.graph, choice.ratio) == oskt.width_plan(chain, choice.ratio)
     assert choice.cost > 0.9 * budget or len(ratios) < 50
 
 
 def test_budgets_that_are_met_to_the_last_number(small):
-    params = int(Costs(small).count([small.graph.ratio_plan(0.75)]).params[0])
-    assert choose_widths(small, params=params).widths == small.graph.ratio_plan(0.75)
+    params = int(Costs(small).count([ratio_plan(small.graph, 0.75)]).params[0])
+    assert choose_widths(small, params=params).widths == ratio_plan(small.graph, 0.75)
     assert choose_widths(small, params=params - 1).ratio < 0.75
     assert choose_widths(small, params=1e12).widths == small.graph.sizes
     narrowest = int(Costs(small).count([small.widths]).params[0])
@@ -139,9 +140,9 @@ def test_amounts_are_shown():
 def test_ratios_are_those_at_which_widths_change(small):
     ratios = ratios_of(small)
     assert ratios[0] == 0.5 and ratios[-1] == 1 and (np.diff(ratios) > 0).all()
-    plans = [small.graph.ratio_plan(ratio) for ratio in ratios]
+    plans = [ratio_plan(small.graph, ratio) for ratio in ratios]
     assert all(before != after for before, after in zip(plans, plans[1:], strict=False))
-    between = [small.graph.ratio_plan(ratio) for ratio in (ratios[1:] + ratios[:-1]) / 2]
+    between = [ratio_plan(small.graph, ratio) for ratio in (ratios[1:] + ratios[:-1]) / 2]
     assert between == plans[:-1]
 
 
@@ -151,10 +152,10 @@ def test_a_chain_of_uneven_widths_gives_its_own_widths_too():
     top = arbitrary_chain(teacher, 0.25, SIZE)
     chain = arbitrary_chain(teacher, oskt.width_plan(top, like="osnet_x0_25"), SIZE)
     ratios = ratios_of(chain)
-    plans = [chain.graph.ratio_plan(ratio, chain.widths) for ratio in ratios]
+    plans = [ratio_plan(chain.graph, ratio, chain.widths) for ratio in ratios]
     assert plans[0] == chain.widths and plans[-1] == chain.graph.sizes and ratios[0] < 0.6
     for narrow, wide in zip(plans, plans[1:], strict=False):
-        chain.graph.check_plan(wide)
+        check_plan(chain.graph, wide)
         assert narrow != wide and all(narrow[name] <= width for name, width in wide.items())
     own = int(Costs(chain).count([chain.widths]).params[0])
     choice = choose_widths(chain, params=own)
@@ -166,11 +167,11 @@ def test_a_chain_of_uneven_widths_gives_its_own_widths_too():
 
 def test_plans_that_no_group_goes_below():
     graph = oskt.trace(models.build("resnext50_32x4d", NUM_CLASSES), SIZE)
-    least = graph.ratio_plan(0.5)
+    least = ratio_plan(graph, 0.5)
     uneven = {**least, "conv1": 64}
-    plan = graph.ratio_plan(0.3, uneven)
-    assert plan == uneven and graph.ratio_plan(0.75, uneven)["conv1"] == 64
-    assert graph.ratio_plan(0.3)["conv1"] == 19, "without it they do"
+    plan = ratio_plan(graph, 0.3, uneven)
+    assert plan == uneven and ratio_plan(graph, 0.75, uneven)["conv1"] == 64
+    assert ratio_plan(graph, 0.3)["conv1"] == 19, "without it they do"
 
 
 def test_ratios_in_messages_can_be_typed_in():
@@ -192,8 +193,8 @@ def test_a_budget_whose_widths_had_to_be_lowered_says_so(caplog):
     """Norm blocks of 3 + 5 and 4 + 4 channels at half their width are 1 + 2 and 2 + 2: one channel gives way."""
     chain = arbitrary_chain(uneven_blocks(), {}, (3, 8, 8))
     chain = arbitrary_chain(uneven_blocks(), {g.name: 1 for g in chain.graph.groups if not g.fixed}, (3, 8, 8))
-    asked = chain.graph.rounded_down(0.5)
-    plan = chain.graph.ratio_plan(0.5)
+    asked = rounded_down(chain.graph, 0.5)
+    plan = ratio_plan(chain.graph, 0.5)
     assert asked != plan
     with caplog.at_level(logging.WARNING, logger="oskt_torchreid"):
         choose_widths(chain, params=int(Costs(chain).count([plan]).params[0]))
@@ -226,7 +227,7 @@ def test_widths_by_pattern(small):
     conv2 = [name for name in sizes if name.startswith("conv2.")]
     assert conv2 and all(plan[name] == max(1, sizes[name] // 2) for name in conv2)
     assert all(plan[name] == sizes[name] for name in sizes if name.startswith("conv4."))
-    with pytest.raises(WidthError, match=r"names channel group 'conv9.\*', which the network has not"):
+    with pytest.raises(WidthError, match=r"names channel group 'conv9.\*', which this network does not have"):
         oskt.width_plan(small, {"conv9.*": 0.5})
     for wrong in (1.5, "half", True, -0.5):
         with pytest.raises(WidthError, match="width of group 'conv1.conv' is .*; give a whole number up to 16, or a r"):

@@ -21,6 +21,7 @@ from oskt_torchreid import files, graph
 from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.chain.chain_file import VERSION
 from oskt_torchreid.errors import ChainError, GraphError, WidthError
+from oskt_torchreid.graph.plans import ratio_plan
 
 NAME = "osnet_x0_25"
 SIZE = (3, 64, 32)
@@ -81,7 +82,7 @@ def test_rows_are_means_of_clusters_and_keep_the_teachers_columns():
 
 
 def test_from_teacher_has_the_widths_asked_for(teacher, chain):
-    assert chain.widths == chain.graph.ratio_plan(0.5)
+    assert chain.widths == ratio_plan(chain.graph, 0.5)
     assert chain.spec.name == NAME and chain.spec.num_classes == 7
     assert chain.input_size == SIZE
     name = next(group.name for group in chain.graph.groups if not group.fixed)

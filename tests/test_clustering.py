@@ -14,6 +14,7 @@ from torch import nn
 from oskt_torchreid import graph
 from oskt_torchreid.chain.clustering import cluster_teacher, ward_labels
 from oskt_torchreid.errors import ChainError
+from oskt_torchreid.graph.plans import ratio_plan
 
 
 def numbered_by_first_row(labels) -> list[int]:
@@ -92,7 +93,7 @@ def test_convolution_groups_are_clustered_apart():
     with torch.no_grad():
         model.grouped.weight.copy_(torch.tensor([0.0, 5, 0, 5, 0, 0, 5, 5])[:, None, None, None].expand(8, 2, 1, 1))
     traced = graph.trace(model, IMAGE)
-    widths = traced.ratio_plan(0.5)
+    widths = ratio_plan(traced, 0.5)
     assert widths == {"first:0": 1, "first:1": 1, "grouped[0]": 2, "grouped[1]": 2, "last": 1, "head.classifier": 2}
     labels = cluster_teacher(traced, model.state_dict(), widths)
     assert labels["grouped[0]"].tolist() == [0, 1, 0, 1]

@@ -12,6 +12,7 @@ from oskt_torchreid.baselines import depgraph, make_baseline
 from oskt_torchreid.chain.network import trace as trace_reid
 from oskt_torchreid.errors import ConfigError, GraphError
 from oskt_torchreid.graph import trace
+from oskt_torchreid.graph.plans import ratio_plan
 
 SUPPORTED = ["resnet18", "osnet_x0_25", "densenet121", "resnext50_32x4d", "vit_small_patch16_plain"]
 
@@ -49,7 +50,7 @@ def test_supported_backbones(name):
     teacher = build(name)
     before = {key: tensor.clone() for key, tensor in teacher.state_dict().items()}
     graph = trace_reid(teacher, input_size(name))
-    widths = graph.ratio_plan(0.5)
+    widths = ratio_plan(graph, 0.5)
     student = make_baseline("depgraph", teacher, graph, widths).eval()
     expected = make_baseline("first", teacher, graph, widths).state_dict()
     assert {key: tensor.shape for key, tensor in student.state_dict().items()} == {
@@ -65,7 +66,7 @@ def test_it_cuts_as_torch_pruning_itself_does(torch_pruning):
     teacher = build("resnet18")
     graph = trace_reid(teacher, input_size("resnet18"))
     image = torch.randn(1, *input_size("resnet18"))
-    student = make_baseline("depgraph", teacher, graph, graph.ratio_plan(0.5)).eval()
+    student = make_baseline("depgraph", teacher, graph, ratio_plan(graph, 0.5)).eval()
     importance = torch_pruning.importance.GroupMagnitudeImportance(p=2, group_reduction="mean", normalizer=None)
     pruned = build("resnet18")
     dependencies = torch_pruning.DependencyGraph().build_dependency(

@@ -19,6 +19,7 @@ from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.chain.expansion import expand_to_plan
 from oskt_torchreid.chain.network import trace
 from oskt_torchreid.errors import ConfigError, GraphError
+from oskt_torchreid.graph.plans import balanced
 from oskt_torchreid.host import models
 from oskt_torchreid.models import NeckModel
 
@@ -38,7 +39,7 @@ def collapsed(model, size):
 
 def between(chain):
     graph = chain.graph
-    return graph.balanced({name: (width + graph.sizes[name]) // 2 for name, width in chain.widths.items()})
+    return balanced(graph, {name: (width + graph.sizes[name]) // 2 for name, width in chain.widths.items()})
 
 
 def distances(model, images):

@@ -13,6 +13,7 @@ from oskt_torchreid.chain.network import trace
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.files import load_checkpoint
+from oskt_torchreid.graph.plans import ratio_plan
 from oskt_torchreid.host import models
 from oskt_torchreid.host.data import build_datamanager, unaugmented_loader
 from oskt_torchreid.host.losses import kd_loss
@@ -38,7 +39,7 @@ def make_engine(datamanager, name="osnet_x0_25", loss="softmax", **options):
     torch.manual_seed(0)
     teacher = models.build(name, datamanager.num_train_pids, loss)
     graph = trace(teacher, SIZE)
-    student = make_baseline("slice", teacher, graph, graph.ratio_plan(0.5))
+    student = make_baseline("slice", teacher, graph, ratio_plan(graph, 0.5))
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-3)
     options = {"teacher": teacher, "heads": graph.heads, "use_gpu": False, **options}
     engine = DistillationEngine(datamanager, student, optimizer, **options)

@@ -22,6 +22,7 @@ from oskt_torchreid.chain.algebra import rows_first
 from oskt_torchreid.chain.expansion import expand_to_plan
 from oskt_torchreid.chain.losses import refining_loss
 from oskt_torchreid.graph import ChannelGraph
+from oskt_torchreid.graph.plans import balanced, check_plan, rounded_down
 from oskt_torchreid.host import models
 from oskt_torchreid.host.compat import host_table
 
@@ -97,7 +98,7 @@ def exact_plans(graph: ChannelGraph, chain: oskt.WeightChain) -> dict[str, dict[
     normed, sizes = under_norms(graph), graph.sizes
     middle = {n: sizes[n] // 2 if n in normed else (width + sizes[n]) // 2 for n, width in chain.widths.items()}
     plans = {"chain": chain.widths, "between": middle, "full": dict(sizes)}
-    assert all(graph.balanced(plan) == plan for plan in plans.values())
+    assert all(balanced(graph, plan) == plan for plan in plans.values())
     return plans
 
 
@@ -396,7 +397,7 @@ def test_a_width_that_would_make_blocks_unequal_is_lowered_and_reported(caplog) 
     chain = oskt.WeightChain.from_teacher(model, width=0.5, input_size=IMAGE)
     assert "lowered" not in caplog.text, "a ratio that fits is nothing to report"
     student = oskt.expand(chain, width=0.75)
-    assert chain.graph.rounded_down(0.75)["whole"] == 3
+    assert rounded_down(chain.graph, 0.75)["whole"] == 3
     assert student.grouped.weight.shape == (4, 2, 1, 1)
     assert "widths lowered to the next legal ones" in caplog.text
     assert "'whole' 3 -> 2" in caplog.text
@@ -407,8 +408,8 @@ def test_an_impossible_plan_names_groups_and_legal_sizes() -> None:
     plan = {**graph.sizes, "left": 1}
     message = r"'whole' would get 4 channels and 'left' \+ 'right' beside it 3; legal is .* each of the 2, from 2 to 4"
     with pytest.raises(oskt.WidthError, match=message):
-        graph.check_plan(plan)
-    assert graph.balanced(plan)["whole"] == 3
+        check_plan(graph, plan)
+    assert balanced(graph, plan)["whole"] == 3
     chain = oskt.WeightChain.from_teacher(uneven(), width=1.0, input_size=IMAGE)
     with pytest.raises(oskt.WidthError, match=r"'grouped\[0\]' would get 3 .* 'grouped\[1\]' beside it 2"):
         expand_to_plan(chain, {**graph.sizes, "grouped[1]": 2})
@@ -417,5 +418,5 @@ def test_an_impossible_plan_names_groups_and_legal_sizes() -> None:
 def test_blocks_of_a_group_norm_are_equally_wide() -> None:
     graph = oskt.trace(Decoder(), (3, 16, 8))
     with pytest.raises(oskt.WidthError, match=r"blocks of a norm .* each of the 4, from 1 to 4"):
-        graph.check_plan({**graph.sizes, "stem:1": 2})
-    assert graph.balanced({**graph.sizes, "stem:1": 2})["stem:3"] == 2
+        check_plan(graph, {**graph.sizes, "stem:1": 2})
+    assert balanced(graph, {**graph.sizes, "stem:1": 2})["stem:3"] == 2

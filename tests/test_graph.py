@@ -13,6 +13,7 @@ from torch import nn
 from oskt_torchreid import graph
 from oskt_torchreid.chain import network
 from oskt_torchreid.errors import WidthError
+from oskt_torchreid.graph.plans import balanced, check_plan
 from oskt_torchreid.graph.storage import to_arrays
 from oskt_torchreid.graph.tracer import run
 from oskt_torchreid.graph.tracing import OUTPUT, build_graph
@@ -90,7 +91,7 @@ def test_grouped_convolution_makes_groups_per_block():
     assert rows == (0, "row", [[4, 5, 6], [7, 8, 9]])
     assert columns == (1, "column", [[0, 1], [2, 3]])
     plan = {**traced.sizes, "grouped[0]": 1}
-    assert traced.balanced(plan)["grouped[1]"] == 1, "blocks of one convolution stay equally wide"
+    assert balanced(traced, plan)["grouped[1]"] == 1, "blocks of one convolution stay equally wide"
     with pytest.raises(
         WidthError,
         match=r"'grouped.1.' would get 3 channels and 'grouped.0.' beside it 1; legal .* of the 2, from 1 to 3",
@@ -137,7 +138,7 @@ def test_gate_over_several_channels_is_fixed_and_parts_what_it_gates():
         "head.classifier": ([12, 13], OUTPUT),
     }
     with pytest.raises(WidthError, match=r"width 1 of group 'gate' is outside of \[2, 2\] \(the group is fixed: gates"):
-        traced.check_plan({**traced.sizes, "gate": 1})
+        check_plan(traced, {**traced.sizes, "gate": 1})
 
 
 def test_flattened_map_repeats_each_channel():

@@ -13,6 +13,7 @@ from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.chain.expansion import expand_to_plan
 from oskt_torchreid.chain.network import trace
 from oskt_torchreid.graph import Axis, ChannelGraph
+from oskt_torchreid.graph.plans import balanced
 from oskt_torchreid.graph.tracer import tracing_mode
 
 DOUBLE = ("resnet18", "osnet_ain_x0_25", "densenet121")
@@ -26,7 +27,7 @@ def random_labels(graph: ChannelGraph, seed: int = 0) -> dict[str, np.ndarray]:
     for group in graph.groups:
         ratio = ratios.setdefault(group.name.partition("[")[0].partition(":")[0], generator.uniform(0.4, 0.6))
         counts[group.name] = group.size if group.fixed else max(1, round(ratio * group.size))
-    counts = graph.balanced(counts)
+    counts = balanced(graph, counts)
     labels = {}
     for group in graph.groups:
         count = counts[group.name]
@@ -73,7 +74,7 @@ def logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 def plans(graph: ChannelGraph, chain: WeightChain) -> dict[str, dict[str, int]]:
     narrow = chain.widths
-    middle = graph.balanced({name: (width + graph.sizes[name]) // 2 for name, width in narrow.items()})
+    middle = balanced(graph, {name: (width + graph.sizes[name]) // 2 for name, width in narrow.items()})
     return {"chain": narrow, "between": middle, "full": dict(graph.sizes)}
 
 

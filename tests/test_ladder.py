@@ -25,6 +25,7 @@ from oskt_torchreid.chain.lineage import composed, origins_per_channel
 from oskt_torchreid.chain.sstudent import Refinement
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ChainError, ConfigError, GraphError, WidthError
+from oskt_torchreid.graph.plans import balanced, ratio_plan
 from oskt_torchreid.host import models
 from oskt_torchreid.runs import run
 
@@ -48,7 +49,7 @@ def sstudent_of(chain):
 def narrowed(chain, ratio):
     """Half of what the chain has left, where it may be narrowed."""
     kept = {group.name: 1.0 if group.fixed else ratio for group in chain.graph.groups}
-    return chain.graph.balanced({name: max(1, int(kept[name] * width)) for name, width in chain.widths.items()})
+    return balanced(chain.graph, {name: max(1, int(kept[name] * width)) for name, width in chain.widths.items()})
 
 
 def rungs(teacher, size, count=3):
@@ -78,7 +79,7 @@ def check_identity(name, dtype, bound):
     expected = logits(student, images)
     assert (before - expected).abs().max() > 1e-2 * expected.std()
     chain = WeightChain.from_student(student, top, {key: label.max() + 1 for key, label in labels.items()})
-    middle = chain.graph.balanced({k: (width + chain.graph.sizes[k]) // 2 for k, width in chain.widths.items()})
+    middle = balanced(chain.graph, {k: (width + chain.graph.sizes[k]) // 2 for k, width in chain.widths.items()})
     for widths in (chain.widths, middle, chain.graph.sizes):
         error = (logits(expand_to_plan(chain, widths), images) - expected).abs().max() / expected.std()
         assert error < bound
@@ -100,7 +101,7 @@ def test_identity_of_a_chain_of_a_student_of_every_kind_of_backbone(name):
 def test_files_of_a_chain_of_a_student(name, tmp_path):
     """Networks whose code follows their widths: the files alone bring all of it back."""
     _, chain = rungs(build(name), input_size(name), 2)
-    plan = chain.graph.balanced({k: (width + chain.graph.sizes[k]) // 2 for k, width in chain.widths.items()})
+    plan = balanced(chain.graph, {k: (width + chain.graph.sizes[k]) // 2 for k, width in chain.widths.items()})
     chain.save(tmp_path / "chain.safetensors")
     loaded = WeightChain.load(tmp_path / "chain.safetensors")
     assert all(np.array_equal(labels, chain.origin_to_chain[key]) for key, labels in loaded.origin_to_chain.items())
@@ -148,7 +149,7 @@ def test_distances_reach_back_to_the_first_teacher():
     )
     images = torch.randn(4, *SIZE, dtype=torch.float64)
     wanted = pair_distances(teacher, images)
-    plan = graph.balanced({name: (width + graph.sizes[name]) // 2 for name, width in below.widths.items()})
+    plan = balanced(graph, {name: (width + graph.sizes[name]) // 2 for name, width in below.widths.items()})
     assert torch.allclose(pair_distances(expand_to_plan(below, plan, distance="teacher"), images), wanted, rtol=1e-9)
     assert not torch.allclose(pair_distances(expand_to_plan(below, plan), images), wanted, rtol=1e-2)
 
@@ -221,7 +222,7 @@ def test_damaged_files(ladder, tmp_path, change, message):
 def test_every_width_comes_from_the_nearest_chain(ladder):
     top = ladder.chains[0].graph
     for ratio, rung in ((0.5, 0), (0.3, 1), (0.125, 2)):
-        widths = top.ratio_plan(ratio)
+        widths = ratio_plan(top, ratio)
         widths = {name: max(width, ladder.chains[-1].widths[name]) for name, width in widths.items()}
         if rung == 1:  # rounding may leave single groups at the first chain's width, which both rungs have
             widths = {name: min(width, ladder.chains[0].widths[name]) for name, width in widths.items()}

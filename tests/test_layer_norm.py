@@ -16,6 +16,7 @@ from oskt_torchreid.chain.clustering import balanced_labels, ward_labels
 from oskt_torchreid.chain.expansion import expand_to_plan
 from oskt_torchreid.chain.network import trace
 from oskt_torchreid.errors import ConfigError
+from oskt_torchreid.graph.plans import balanced
 
 
 def errors(labels_of, parts=(4, 2, 1), vary=1.0):
@@ -30,7 +31,7 @@ def errors(labels_of, parts=(4, 2, 1), vary=1.0):
     result = {}
     for part in parts:
         widths = {g.name: g.size if g.fixed else max(chain.widths[g.name], g.size // part) for g in traced.groups}
-        student = expand_to_plan(chain, traced.balanced(widths))
+        student = expand_to_plan(chain, balanced(traced, widths))
         result[part] = float((logits(student, images) - expected).abs().max() / expected.std())
     return result
 

@@ -13,6 +13,7 @@ from oskt_torchreid import graph
 from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.chain.expansion import expand_to_plan
 from oskt_torchreid.errors import GraphError
+from oskt_torchreid.graph.plans import ratio_plan
 
 
 def network(norm: nn.Module) -> nn.Module:
@@ -56,7 +57,7 @@ def test_group_norm_parts_its_blocks():
     assert ties_of(traced)["1.weight"] == ties_of(traced)["1.bias"] == [(0, "row", blocks)]
     (norm,) = traced.norms
     assert (norm.module, norm.channels.tolist()) == ("1", blocks)
-    assert traced.ratio_plan(0.5) == {"0:0": 2, "0:1": 2, "3.classifier": 2}
+    assert ratio_plan(traced, 0.5) == {"0:0": 2, "0:1": 2, "3.classifier": 2}
 
 
 PAIRS, UNEVEN = np.array([0, 1, 0, 1]), np.array([0, 1, 0, 0])

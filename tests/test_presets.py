@@ -12,8 +12,8 @@ from torch import nn
 import oskt_torchreid as oskt
 from oskt_torchreid.chain.counting import Costs
 from oskt_torchreid.chain.expansion import expand_to_plan
-from oskt_torchreid.chain.widths import preset_plan
 from oskt_torchreid.errors import WidthError
+from oskt_torchreid.graph.plans import preset_plan, ratio_plan
 from oskt_torchreid.host import models
 from oskt_torchreid.models.presets import PRESETS, TEACHER_PLANES, ResNetPreset
 
@@ -93,12 +93,12 @@ def test_published_numbers_of_resnets(resnet, name):
 def test_presets_are_reached_from_their_chains(resnet):
     for preset in PRESETS.values():
         if isinstance(preset, ResNetPreset):
-            narrowest = resnet.graph.ratio_plan(preset.chain_planes / TEACHER_PLANES)
+            narrowest = ratio_plan(resnet.graph, preset.chain_planes / TEACHER_PLANES)
             assert all(preset.plan(resnet.graph)[group] >= width for group, width in narrowest.items())
 
 
 def test_a_preset_is_a_width(resnet):
-    assert resnet.widths == preset_plan("res50-s1", resnet.graph) == resnet.graph.ratio_plan(0.125)
+    assert resnet.widths == preset_plan("res50-s1", resnet.graph) == ratio_plan(resnet.graph, 0.125)
     student = oskt.expand(resnet, "res50-s2")
     assert [student.conv1.out_channels, student.layer4[0].conv3.out_channels] == [16, 4 * 16 * 4]
     chain = oskt.WeightChain.from_labels(models.build("resnet50", NUM_CLASSES), resnet.graph, resnet.teacher_to_chain)

@@ -14,10 +14,10 @@ import oskt_torchreid as oskt
 from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.chain.network import trace
 from oskt_torchreid.chain.students import expand, load_student, save_student
-from oskt_torchreid.chain.widths import full_plan
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import CheckpointError, ConfigError, DataError, WidthError, ZooError
 from oskt_torchreid.files import load_checkpoint
+from oskt_torchreid.graph.plans import full_plan
 from oskt_torchreid.host import models
 from oskt_torchreid.host.engine import TransferEngine
 from oskt_torchreid.models.vit import VitBuilder

@@ -16,6 +16,7 @@ import oskt_torchreid as oskt
 from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.errors import CheckpointError, ConfigError, WidthError
 from oskt_torchreid.files import weights
+from oskt_torchreid.graph.plans import ratio_plan
 from oskt_torchreid.host import models
 from oskt_torchreid.host.compat import torchreid
 
@@ -62,7 +63,7 @@ def small():
 
 def test_a_ratio_is_the_plan_it_stands_for(small):
     plan = oskt.width_plan(small, 0.75)
-    assert plan == small.graph.ratio_plan(0.75)
+    assert plan == ratio_plan(small.graph, 0.75)
     student = oskt.expand(small, 0.75)
     assert same(student.state_dict(), oskt.expand(small, plan).state_dict())
     assert oskt.trace(student, SIZE).sizes == plan

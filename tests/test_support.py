@@ -13,6 +13,7 @@ from vits import IMAGE as VIT_IMAGE
 from vits import tiny
 
 import oskt_torchreid as oskt
+from oskt_torchreid.graph.plans import rounded_down
 from oskt_torchreid.host.models import model_names
 from oskt_torchreid.lab.support import exactness, support_table, width_grid
 
@@ -29,7 +30,7 @@ def gated(self, images: torch.Tensor) -> torch.Tensor:
 
 def distinct_plans(graph) -> int:
     """Plans of ten thousand ratios, counted one by one."""
-    return len({tuple(graph.rounded_down(step / 10_000).values()) for step in range(1, 10_001)})
+    return len({tuple(rounded_down(graph, step / 10_000).values()) for step in range(1, 10_001)})
 
 
 def test_width_grid_counts_the_plans_of_all_ratios():

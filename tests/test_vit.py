@@ -26,6 +26,7 @@ from oskt_torchreid.chain.network import trace
 from oskt_torchreid.chain.sstudent import Refinement, SStudent
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ChainError, CheckpointError, ConfigError
+from oskt_torchreid.graph.plans import ratio_plan
 from oskt_torchreid.host import models
 from oskt_torchreid.host.data import build_datamanager
 from oskt_torchreid.host.losses import ReidLoss
@@ -189,7 +190,7 @@ def test_plans_of_the_published_students():
     """Residual stream d, heads d / number of heads, MLPs 4 d."""
     traced = trace(models.build("vit_small_patch16", 2), (3, 32, 32))
     for width in (120, 168):
-        plan = traced.ratio_plan(width / 384)
+        plan = ratio_plan(traced, width / 384)
         assert plan["dw"] == width and plan["blocks.0.mlp.fc1"] == 4 * width
         assert {plan[name] for name in plan if ".attn." in name} == {width // 6}
 
@@ -250,7 +251,7 @@ def test_a_student_of_a_registered_name_needs_no_network(tmp_path):
 def test_widths_are_read_off_another_vit():
     model = tiny()
     chain = WeightChain.from_teacher(model, 0.25, graph=trace(model, IMAGE))
-    student = oskt.expand(chain, {**chain.graph.ratio_plan(0.5), "blocks.0.mlp.fc1": 30})
+    student = oskt.expand(chain, {**ratio_plan(chain.graph, 0.5), "blocks.0.mlp.fc1": 30})
     for like in (student, student.state_dict()):
         again = oskt.expand(chain, like=like)
         assert same_tensors(again, student)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, GraphError
 from ..graph import ChannelGraph
+from ..graph.plans import check_plan
 from ..graph.tracer import tracing_mode
 from .selection import by_score, select_channels
 
@@ -42,7 +43,7 @@ def prune_by_depgraph(teacher: nn.Module, graph: ChannelGraph, widths: Mapping[s
         GraphError: a network that torch_pruning does not understand, or misunderstands.
         WidthError: widths that the graph does not allow.
     """
-    graph.check_plan(widths)
+    check_plan(graph, widths)
     return select_channels(teacher, graph, widths, by_score(group_norms(teacher, graph)))
 
 

@@ -12,6 +12,7 @@ from ..chain.clustering import cluster_teacher
 from ..chain.expansion import expand_to_plan
 from ..chain.network import state_of
 from ..graph import ChannelGraph
+from ..graph.plans import check_plan
 
 
 def merge_by_kmeans(teacher: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> nn.Module:
@@ -29,7 +30,7 @@ def merge_by_kmeans(teacher: nn.Module, graph: ChannelGraph, widths: Mapping[str
         ChainError: weights that are not finite.
         WidthError: widths that the graph does not allow.
     """
-    graph.check_plan(widths)
+    check_plan(graph, widths)
     seed = int(torch.randint(2**31, ()))
     normalize = bool(graph.attentions)
     labels = cluster_teacher(graph, state_of(teacher), widths, normalize, clustering="kmeans", seed=seed)

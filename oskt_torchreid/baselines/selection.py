@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..chain.network import state_of
 from ..errors import ChainError
 from ..graph import ChannelGraph, ChannelGroup, Tie, adapt_code, rebuild
+from ..graph.plans import check_plan
 
 Chooser = Callable[[ChannelGroup, int], np.ndarray]
 """Group and width ``m`` to ``[m]`` different places within the group, in any order."""
@@ -97,7 +98,7 @@ def select_channels(teacher: nn.Module, graph: ChannelGraph, widths: Mapping[str
     Raises:
         WidthError: widths that the graph does not allow.
     """
-    graph.check_plan(widths)
+    check_plan(graph, widths)
     kept = np.zeros(graph.num_channels, bool)
     for group in graph.groups:
         kept[group.channels[choose(group, widths[group.name])]] = True

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..errors import WidthError
 from ..graph import ChannelGraph, Tie
+from ..graph.plans import check_plan
 from ..graph.surgery.shell import student_shapes
 from ..networks import inner_names, is_classifier, is_foreign_classifier
 from .amounts import show_ratio
@@ -19,7 +20,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 def check_range(chain: WeightChain, plan: Mapping[str, int]) -> None:
     """Raises ``WidthError`` unless every width lies between the chain's and the teacher's."""
-    chain.graph.check_plan(plan)
+    check_plan(chain.graph, plan)
     narrower = [(name, plan[name], width) for name, width in chain.widths.items() if plan[name] < width]
     if narrower:
         name, got, least = narrower[0]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ChainError, OsktError
 from ..graph import ChannelGraph, FeaturePath
+from ..graph.plans import Width, full_plan
 from ..graph.surgery.routing import check_code_fits
 from ..graph.tracer import check_model
 from ..networks import ModelSpec, resolver
@@ -22,7 +23,6 @@ from .algebra import average_rows, rows_first
 from .clustering import cluster_teacher
 from .folding import check_attention
 from .layout import Layout
-from .widths import Width, full_plan
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, GraphError
-from ..graph.channel_graph import occupied
+from ..graph.plans import occupied
 from ..graph.surgery.shell import student_axis
 from ..registry import nearest
 from .chain import WeightChain

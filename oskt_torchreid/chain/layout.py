@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..graph import Axis, ChannelGraph, Tie
-from ..graph.channel_graph import occupied
+from ..graph.plans import check_plan, occupied
 from .slots import Slots, slots_of_groups
 
 
@@ -75,7 +75,7 @@ class Layout:
     def __init__(
         self, graph: ChannelGraph, teacher_to_chain: Mapping[str, np.ndarray], widths: Mapping[str, int]
     ) -> None:
-        graph.check_plan(widths)
+        check_plan(graph, widths)
         self.graph = graph
         self.widths = dict(widths)
         names = [group.name for group in graph.groups]

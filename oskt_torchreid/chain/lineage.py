@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import ChainError, GraphError
 from ..graph import ChannelGraph, rebuild
-from ..graph.channel_graph import occupied
+from ..graph.plans import occupied
 from ..graph.surgery.routing import restore_code
 from ..graph.surgery.shell import student_axis
 from .algebra import rows_first

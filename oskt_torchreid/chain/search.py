@@ -19,11 +19,11 @@ import numpy as np
 from torch import nn
 
 from ..errors import WidthError
+from ..graph.plans import ratio_plan, report_lowered, rounded_down
 from .amounts import in_half_precision, parse_amount, show_amount, show_ratio
 from .chain import WeightChain
 from .counting import Costs
 from .expansion import expand_to_plan
-from .widths import report_lowered
 
 logger = logging.getLogger(__name__)
 
@@ -84,13 +84,13 @@ def ratios_of(chain: WeightChain) -> np.ndarray:
     wider = np.unique(np.concatenate([np.arange(least + 1, size + 1) / size for least, size in ranges]))
     first = max(least / size for least, size in ranges if least / size < wider[0])
     ratios = np.concatenate([[first], wider])
-    same = bisect_right(ratios, False, key=lambda ratio: chain.graph.ratio_plan(ratio, own) != own)
+    same = bisect_right(ratios, False, key=lambda ratio: ratio_plan(chain.graph, ratio, own) != own)
     return ratios[max(0, same - 1) :]
 
 
 def held_groups(chain: WeightChain, ratio: float) -> int:
     """How many groups a chain has wider than a ratio gives them."""
-    plan = chain.graph.rounded_down(ratio)
+    plan = rounded_down(chain.graph, ratio)
     return sum(width > plan[name] for name, width in chain.widths.items())
 
 
@@ -123,7 +123,7 @@ def widest_within(chain: WeightChain, way: str, budget: float | str, measure: Me
         )
     index = _bisect(cost, len(ratios) - 1, amount, CLOSE_ENOUGH * amount if way == "latency" else amount)
     ratio, plan = float(ratios[index]), cost.plan(index)
-    report_lowered(chain.graph.rounded_down(ratio, chain.widths), plan)
+    report_lowered(rounded_down(chain.graph, ratio, chain.widths), plan)
     choice = Choice(plan, way, ratio, amount, cost(index), half, held_groups(chain, ratio))
     logger.info("%s=%s gives %s", way, budget, choice)
     return choice
@@ -155,7 +155,7 @@ class _Memory:
         self._known: dict[tuple[int, ...], float] = {}
 
     def plan(self, index: int) -> dict[str, int]:
-        return self._graph.ratio_plan(float(self._ratios[index]), self._least)
+        return ratio_plan(self._graph, float(self._ratios[index]), self._least)
 
     def __call__(self, index: int) -> float:
         plan = self.plan(index)

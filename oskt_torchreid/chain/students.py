@@ -13,6 +13,7 @@ from ..deploy.latency import measure_latency
 from ..errors import ChainError, CheckpointError, ConfigError, GraphError, WidthError
 from ..files import weights
 from ..graph import rebuild
+from ..graph.plans import Width, full_plan
 from ..graph.surgery.routing import restore_code
 from ..networks import resolver
 from . import network
@@ -22,7 +23,6 @@ from .expansion import StudentRecord, expand_to_plan
 from .file_size import file_content, file_state
 from .fitting import check_tensors, check_tensors_fit
 from .search import Choice, Measure, widest_within
-from .widths import Width, full_plan
 
 Like = str | nn.Module | Mapping[str, Tensor]
 

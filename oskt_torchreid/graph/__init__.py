@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import rules  # noqa: F401  it registers the rules of operators
 from .calls import Call, register_rule
 from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
+from .plans import balanced, check_plan, full_plan, ratio_plan
 from .recording import spread
 from .rules.elementwise import keep, spatial
 from .scaling import FeaturePath, feature_path
@@ -23,9 +24,13 @@ __all__ = [
     "Tie",
     "Tracer",
     "adapt_code",
+    "balanced",
     "check_model",
+    "check_plan",
     "feature_path",
+    "full_plan",
     "keep",
+    "ratio_plan",
     "rebuild",
     "register_attribute_rule",
     "register_rule",

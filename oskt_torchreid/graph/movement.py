@@ -12,7 +12,8 @@ import numpy as np
 from torch import nn
 
 from ..errors import GraphError, WidthError
-from .channel_graph import ChannelGraph, occupied
+from .channel_graph import ChannelGraph
+from .plans import balanced, occupied
 from .surgery.shell import shell, student_axis
 
 Follow = Callable[[nn.Module, tuple[int, ...]], ChannelGraph]
@@ -72,7 +73,7 @@ def _uneven_plan(graph: ChannelGraph) -> dict[str, int]:
         producer = group.name.partition("[")[0].partition(":")[0]
         ratio = ratios[producers.setdefault(producer, len(producers)) % len(ratios)]
         widths[group.name] = group.size if group.fixed else max(min(2, group.size), round(group.size * ratio))
-    return graph.balanced(widths)
+    return balanced(graph, widths)
 
 
 def _movement_error(movements: Mapping[str, str], reason: str) -> GraphError:

@@ -24,8 +24,8 @@ from ..chain.losses import refining_loss
 from ..chain.network import trace
 from ..chain.sstudent import Refinement
 from ..chain.students import expand
-from ..chain.widths import Width, full_plan
 from ..errors import ConfigError
+from ..graph.plans import Width, full_plan, ratio_plan
 from ..host import models
 from ..host.losses import ReidLoss
 from ..models.presets import PRESETS, TEACHER_PLANES, ResNetPreset
@@ -237,7 +237,7 @@ def random_chain(teacher: nn.Module, ratio: float, size: tuple[int, int, int] = 
     """A chain of a teacher, of a width ratio and with random clusters."""
     graph = trace(teacher, size)
     generator = np.random.default_rng(0)
-    widths = graph.ratio_plan(ratio)
+    widths = ratio_plan(graph, ratio)
     labels = {name: generator.permutation(np.arange(size) % widths[name]) for name, size in graph.sizes.items()}
     return WeightChain.from_labels(teacher, graph, labels)
 

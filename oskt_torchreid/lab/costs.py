@@ -15,6 +15,7 @@ from ..chain.counting import Costs
 from ..chain.expansion import expand_to_plan
 from ..chain.search import held_groups, ratios_of
 from ..deploy import Latency
+from ..graph.plans import ratio_plan
 
 HEADERS = ("width", "params", "FLOPs", "size", "size fp16")
 LATENCY_HEADERS = ("latency", "spread")
@@ -48,7 +49,7 @@ def cost_table(
     Raises:
         WidthError: a ratio out of range.
     """
-    plans = [chain.graph.ratio_plan(ratio, chain.widths) for ratio in ratios]
+    plans = [ratio_plan(chain.graph, ratio, chain.widths) for ratio in ratios]
     costs = Costs(chain)
     counts, sizes, halves = costs.count(plans), costs.file_sizes(plans), costs.file_sizes(plans, half=True)
     columns = zip(ratios, counts.params, counts.flops, sizes, halves, strict=True)

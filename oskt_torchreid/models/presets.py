@@ -34,8 +34,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..chain.widths import register_presets
 from ..graph import ChannelGraph, ChannelGroup
+from ..graph.plans import register_presets
 
 TEACHER_PLANES = 64
 BLOCKS = (3, 4, 6, 3)

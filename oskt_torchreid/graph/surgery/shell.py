@@ -13,7 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 from torch import nn
 
-from ..channel_graph import Axis, ChannelGraph, occupied
+from ..channel_graph import Axis, ChannelGraph
+from ..plans import check_plan, occupied
 from .rebuild import rebuild
 from .routing import adapt_code
 
@@ -37,7 +38,7 @@ def student_shapes(graph: ChannelGraph, widths: Mapping[str, int], shapes: Mappi
 
 def shell(model: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> nn.Module:
     """A network of the model's class and the planned shapes, whose tied weights mean nothing yet (they are zero)."""
-    graph.check_plan(widths)
+    check_plan(graph, widths)
     state = model.state_dict(keep_vars=True)
     shapes = student_shapes(graph, widths, {name: tuple(tensor.shape) for name, tensor in state.items()})
     narrow = rebuild(model, {name: state[name].new_zeros(shape) for name, shape in shapes.items()})

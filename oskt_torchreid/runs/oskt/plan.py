@@ -17,11 +17,11 @@ from ...chain.distance import check_foldable
 from ...chain.ladder import nearest_rung
 from ...chain.network import trace
 from ...chain.students import load_student, width_plan
-from ...chain.widths import full_plan
 from ...errors import CheckpointError, ConfigError, WidthError
 from ...files import load_checkpoint
 from ...files.weights import load_weights, state_dict_of
 from ...graph import ChannelGraph
+from ...graph.plans import full_plan
 from ...host.compat import seed_everything
 from ...host.models import build as build_registered
 from ...models import bare_name, build_model

@@ -11,11 +11,11 @@ from typing import Any
 
 from ...baselines import baseline
 from ...chain.amounts import EXAMPLES, HALF, UNITS, parse_amount
-from ...chain.widths import PRESETS
 from ...config import digest, get, read_yaml
 from ...deploy import measure_latency
 from ...errors import ConfigError, WidthError
 from ...files import read_json, write_json
+from ...graph.plans import PRESETS
 from ...host.models import builder_of
 from ...registry import nearest
 
