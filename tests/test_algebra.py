@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oskt_torchreid.chain.algebra import average_rows, gather_rows, sum_columns
 from oskt_torchreid.chain.layout import AxisMap, joined, spans
+from oskt_torchreid.chain.narrowing import average_rows, gather_rows, sum_columns
 
 EXAMPLE = AxisMap(blocks=1, length=3, teacher_to_student=torch.tensor([0, 1, 0, 2]))
 

@@ -15,8 +15,8 @@ from torch.nn import functional
 from oskt_torchreid import graph
 from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.chain.expansion import expand_to_plan
-from oskt_torchreid.chain.folding import attention_factors
 from oskt_torchreid.chain.layout import Layout
+from oskt_torchreid.chain.narrowing import attention_factors
 from oskt_torchreid.chain.sstudent import SStudent
 from oskt_torchreid.chain.students import expand
 from oskt_torchreid.errors import ConfigError, GraphError, WidthError

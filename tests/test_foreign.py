@@ -18,9 +18,9 @@ from torch import nn
 
 import oskt_torchreid as oskt
 from oskt_torchreid.chain import Refinement
-from oskt_torchreid.chain.algebra import rows_first
 from oskt_torchreid.chain.expansion import expand_to_plan
 from oskt_torchreid.chain.losses import refining_loss
+from oskt_torchreid.chain.narrowing import rows_first
 from oskt_torchreid.graph import ChannelGraph
 from oskt_torchreid.graph.plans import balanced, check_plan, rounded_down
 from oskt_torchreid.host import models

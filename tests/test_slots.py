@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oskt_torchreid.chain.slots import make_slots, slots_of_groups
+from oskt_torchreid.chain.layout import make_slots, slots_of_groups
 from oskt_torchreid.errors import WidthError
 
 

@@ -18,11 +18,11 @@ from ..graph.plans import Width, full_plan
 from ..graph.surgery.routing import check_code_fits
 from ..graph.tracer import check_model
 from ..networks import ModelSpec, resolver
-from . import chain_file, lineage, network, validation
-from .algebra import average_rows, rows_first
+from . import chain_file, lineage, network
+from . import network as validation
 from .clustering import cluster_teacher
-from .folding import check_attention
 from .layout import Layout
+from .narrowing import average_rows, check_attention, rows_first
 
 
 @dataclass(frozen=True, eq=False)

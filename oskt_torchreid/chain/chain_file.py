@@ -19,7 +19,7 @@ from ..graph.storage import from_arrays, to_arrays
 from ..graph.surgery.routing import describe_code
 from ..networks import ModelSpec, resolver
 from . import lineage, network
-from .folding import check_attention
+from .narrowing import check_attention
 
 FORMAT = "oskt-weight-chain"
 VERSION = 2

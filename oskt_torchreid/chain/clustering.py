@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..errors import ChainError, ConfigError
 from ..graph import ChannelGraph, ChannelGroup, Tie
-from .algebra import rows_first
+from .narrowing import rows_first
 from .partitions import kmeans_labels, random_labels
 
 logger = logging.getLogger(__name__)

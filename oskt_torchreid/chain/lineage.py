@@ -19,8 +19,8 @@ from ..graph import ChannelGraph, rebuild
 from ..graph.plans import occupied
 from ..graph.surgery.routing import restore_code
 from ..graph.surgery.shell import student_axis
-from .algebra import rows_first
 from .layout import Layout
+from .narrowing import rows_first
 
 ChannelMap = dict[str, np.ndarray]
 

@@ -19,10 +19,9 @@ from torch.func import functional_call
 from ..graph import adapt_code, rebuild
 from ..graph.surgery.routing import code_buffers
 from . import network
-from .algebra import rows_first
 from .chain import WeightChain
 from .losses import RowPair, refining_loss
-from .narrowing import Narrowing
+from .narrowing import Narrowing, rows_first
 
 Criterion = Callable[[Any], Tensor]
 """A task's loss, a scalar, of what a network returns in training."""

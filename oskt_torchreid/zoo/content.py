@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..chain.algebra import average_rows
 from ..chain.chain import WeightChain
 from ..chain.layout import AxisMap
+from ..chain.narrowing import average_rows
 from ..chain.network import trace
 from ..chain.sstudent import Refinement
 from ..errors import ZooError
@@ -52,7 +52,7 @@ class OfficialContent:
         vectors: full-length vectors ``[N]`` of the chain that are not the teacher's.
         statistics: the S-student's running statistics, of full length ``[N]``.
         sstudent_vectors: full-length vectors that the S-student has and students do not take.
-        attention: how the authors' students have their queries and keys, see ``chain/folding.py``.
+        attention: how the authors' students have their queries and keys, see ``chain/narrowing.py``.
     """
 
     teacher: nn.Module

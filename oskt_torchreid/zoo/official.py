@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from .. import files
-from ..chain.algebra import rows_first
 from ..chain.chain import WeightChain
+from ..chain.narrowing import rows_first
 from ..chain.network import state_of
 from ..chain.sstudent import Refinement
 from ..errors import ChainError, GraphError, ZooError

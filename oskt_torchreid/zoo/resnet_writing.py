@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn import functional
 
-from ..chain.algebra import average_rows, sum_columns
 from ..chain.chain import WeightChain
 from ..chain.layout import AxisMap
+from ..chain.narrowing import average_rows, sum_columns
 from ..errors import ZooError
 from .resnet_format import CHAIN, HEAD, NORM, OURS, STAGES, STATISTICS, TEACHER, Convolution, convolutions
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..chain.algebra import average_rows, sum_columns
 from ..chain.chain import WeightChain
+from ..chain.narrowing import average_rows, sum_columns
 from ..errors import ZooError
 from .vit_format import NECKS, NORM, POSITIONS, TEACHER, TOKENS, matrices, norms
 
