@@ -10,10 +10,11 @@ from typing import Any
 from . import chain, graph
 from .chain.chain import WeightChain
 from .chain.distance import feature_scale
+from .chain.expansion import choose_widths, expand, width_plan
 from .chain.ladder import Ladder
 from .chain.network import trace
 from .chain.recalibration import recalibrate
-from .chain.students import choose_widths, expand, load_student, save_plain, save_student, width_plan
+from .chain.student_file import load_student, save_plain, save_student
 from .deploy import Exported, export
 from .errors import (
     ChainError,

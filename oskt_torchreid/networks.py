@@ -5,7 +5,7 @@ Names of models are resolved by whoever knows a factory: ``host`` registers torc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -95,6 +95,69 @@ def set_feature_dim(model: nn.Module, feature_dim: int) -> None:
     """Corrects, in place, the attribute that holds the feature's length in torchreid's models, where there is one."""
     if isinstance(getattr(model, "feature_dim", None), int):
         model.feature_dim = feature_dim
+
+
+# ---- tensors ---------------------------------------------------------------------------------------------------------
+
+
+class Comparison(NamedTuple):
+    """How tensors that were read differ from those of a network; everything is empty where they do not.
+
+    Attributes:
+        missing: names of the network's tensors that were not read, in order.
+        unexpected: names that the network does not have.
+        misshaped: names of tensors of another shape.
+        unusable: what forbids to use a tensor of the right shape, by name.
+    """
+
+    missing: list[str]
+    unexpected: list[str]
+    misshaped: list[str]
+    unusable: dict[str, str]
+
+
+def compare(
+    tensors: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    ignore: Collection[str] = (),
+    shape: Callable[[Tensor], object] = lambda tensor: tensor.shape,
+) -> Comparison:
+    """Compares names, shapes, kinds of numbers and values (which must be finite) of tensors with those of a network.
+
+    Args:
+        tensors: as they were read.
+        expected: of the network; they may have no memory.
+        ignore: names that may be missing, unexpected or of another shape.
+        shape: what must agree of a tensor's shape.
+    """
+    shared = [name for name in expected if name in tensors]
+    misshaped = dict.fromkeys(name for name in shared if shape(tensors[name]) != shape(expected[name]))
+    faults = {name: _fault_of(tensors[name], expected[name]) for name in shared if name not in misshaped}
+    return Comparison(
+        [name for name in expected if name not in tensors and name not in ignore],
+        [name for name in tensors if name not in expected and name not in ignore],
+        [name for name in misshaped if name not in ignore],
+        {name: fault for name, fault in faults.items() if fault},
+    )
+
+
+def _fault_of(tensor: Tensor, expected: Tensor) -> str:
+    """What forbids to put a tensor that was read in the place of a network's; empty if nothing does.
+
+    Args:
+        tensor: as it was read.
+        expected: of the network, perhaps without memory; its shape is not looked at.
+    """
+    if _kind(tensor) != _kind(expected):
+        return f"is {tensor.dtype} ({tensor.layout}) instead of {expected.dtype} ({expected.layout})"
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        return "has values that are NaN or infinite"
+    return ""
+
+
+def _kind(tensor: Tensor) -> tuple:
+    """What does not depend on the precision of a file."""
+    return tensor.layout, tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
 
 
 # ---- names of models -------------------------------------------------------------------------------------------------

@@ -14,11 +14,10 @@ from torch.nn import functional
 
 from oskt_torchreid import graph
 from oskt_torchreid.chain.chain import WeightChain
-from oskt_torchreid.chain.expansion import expand_to_plan
+from oskt_torchreid.chain.expansion import expand, expand_to_plan
 from oskt_torchreid.chain.layout import Layout
 from oskt_torchreid.chain.narrowing import attention_factors
 from oskt_torchreid.chain.sstudent import SStudent
-from oskt_torchreid.chain.students import expand
 from oskt_torchreid.errors import ConfigError, GraphError, WidthError
 from oskt_torchreid.graph.plans import balanced, ratio_plan
 from oskt_torchreid.graph.storage import from_arrays, to_arrays

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -15,14 +17,12 @@ from small_networks import Head, Network, TinyNet, conv
 from torch import nn
 
 import oskt_torchreid as oskt
-from oskt_torchreid.chain.amounts import parse_amount, show_amount, show_ratio
+from oskt_torchreid.chain.budgets import _bisect, parse_amount, ratios_of, show_amount
 from oskt_torchreid.chain.counting import Costs
-from oskt_torchreid.chain.expansion import expand_to_plan
-from oskt_torchreid.chain.search import _bisect, ratios_of
-from oskt_torchreid.chain.students import choose_widths
+from oskt_torchreid.chain.expansion import choose_widths, expand_to_plan
 from oskt_torchreid.deploy import measure_latency
 from oskt_torchreid.errors import ConfigError, WidthError
-from oskt_torchreid.graph.plans import check_plan, ratio_plan, rounded_down
+from oskt_torchreid.graph.plans import check_plan, ratio_plan, rounded_down, show_ratio
 from oskt_torchreid.host import models
 
 SIZE = (3, 64, 32)
@@ -42,13 +42,15 @@ def small():
 
 
 def costs_of(chain, way, half=False):
-    """A function of width plans, by another way than the search takes it."""
+    """A function of width plans, by another way than the search takes it: sizes are those of files on the disk."""
     costs = Costs(chain)
-    return (
-        (lambda plan: costs.file_sizes([plan], half)[0])
-        if way == "size"
-        else (lambda plan: getattr(costs.count([plan]), way)[0])
-    )
+
+    def size(plan):
+        with TemporaryDirectory() as folder:
+            oskt.save_student(expand_to_plan(chain, plan), f"{folder}/student.pth", half)
+            return Path(folder, "student.pth").stat().st_size
+
+    return size if way == "size" else (lambda plan: getattr(costs.count([plan]), way)[0])
 
 
 @pytest.mark.parametrize("way", ["params", "flops", "size"])

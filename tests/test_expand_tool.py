@@ -9,7 +9,7 @@ from chains import arbitrary_chain
 from test_tools import tool
 
 import oskt_torchreid as oskt
-from oskt_torchreid.chain.amounts import parse_amount
+from oskt_torchreid.chain.budgets import parse_amount
 from oskt_torchreid.chain.expansion import expand_to_plan
 from oskt_torchreid.host import models
 

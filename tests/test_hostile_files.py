@@ -20,11 +20,11 @@ from safetensors.torch import load, save
 from torch import nn
 
 from oskt_torchreid import files
-from oskt_torchreid.chain.expansion import StudentRecord
+from oskt_torchreid.chain.student_file import StudentRecord
 from oskt_torchreid.errors import ChainError, CheckpointError, ConfigError, GraphError, OsktError, ZooError
 from oskt_torchreid.files import weights
 from oskt_torchreid.files.checks import DEEPEST_TUPLE, LARGEST_HEADER, SuspectFile, check_pickle
-from oskt_torchreid.graph.surgery.routing import check_split
+from oskt_torchreid.graph.surgery.rebuild import check_split
 from oskt_torchreid.host import models
 from oskt_torchreid.models.backbone_weights import load_backbone_weights
 from oskt_torchreid.zoo.archives import unpack

@@ -9,7 +9,7 @@ from chains import arbitrary_chain
 from test_tools import tool
 
 from oskt_torchreid.chain.chain import WeightChain
-from oskt_torchreid.chain.students import load_student
+from oskt_torchreid.chain.student_file import load_student
 from oskt_torchreid.config import default_config, get, load_config
 from oskt_torchreid.errors import ChainError, CheckpointError, ConfigError, GraphError
 from oskt_torchreid.host import models

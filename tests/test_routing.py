@@ -19,9 +19,10 @@ from oskt_torchreid.chain import network
 from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.chain.expansion import expand_to_plan
 from oskt_torchreid.chain.sstudent import SStudent
-from oskt_torchreid.chain.students import load_student, save_student
+from oskt_torchreid.chain.student_file import load_student, save_student
 from oskt_torchreid.errors import GraphError
-from oskt_torchreid.graph.surgery.routing import Routed, adapt_code, restore_code, weigh_input
+from oskt_torchreid.graph.surgery.rebuild import adapt_code, restore_code
+from oskt_torchreid.graph.surgery.routing import Routed, weigh_input
 
 
 class Block(nn.Module):

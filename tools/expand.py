@@ -19,11 +19,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 
 import oskt_torchreid as oskt  # noqa: E402
-from oskt_torchreid.chain.amounts import in_half_precision, show_amount  # noqa: E402
+from oskt_torchreid.chain.budgets import (  # noqa: E402
+    held_groups,  # noqa: E402
+    in_half_precision,
+    show_amount,
+)
 from oskt_torchreid.chain.counting import Costs  # noqa: E402
-from oskt_torchreid.chain.expansion import expand_to_plan  # noqa: E402
-from oskt_torchreid.chain.search import held_groups  # noqa: E402
-from oskt_torchreid.chain.students import choose_widths  # noqa: E402
+from oskt_torchreid.chain.expansion import (
+    choose_widths,  # noqa: E402
+    expand_to_plan,  # noqa: E402
+)
 from oskt_torchreid.cli import positive  # noqa: E402
 from oskt_torchreid.deploy import measure_latency  # noqa: E402
 from oskt_torchreid.deploy.latency import BACKENDS  # noqa: E402
@@ -146,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parse_arguments(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if parsed.latency:
-        logging.getLogger("oskt_torchreid.chain.search").setLevel(logging.INFO)  # every measurement
+        logging.getLogger("oskt_torchreid.chain.expansion").setLevel(logging.INFO)  # every measurement
     try:
         if parsed.output:
             check_output(parsed)

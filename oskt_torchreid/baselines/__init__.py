@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..chain.expansion import attach_record
+from ..chain.student_file import attach_record
 from ..errors import ConfigError
 from ..graph import ChannelGraph
 from ..host.models import identify

@@ -13,6 +13,7 @@ from ..chain.expansion import expand_to_plan
 from ..chain.network import state_of
 from ..graph import ChannelGraph
 from ..graph.plans import check_plan
+from .partitions import kmeans
 
 
 def merge_by_kmeans(teacher: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> nn.Module:
@@ -33,5 +34,5 @@ def merge_by_kmeans(teacher: nn.Module, graph: ChannelGraph, widths: Mapping[str
     check_plan(graph, widths)
     seed = int(torch.randint(2**31, ()))
     normalize = bool(graph.attentions)
-    labels = cluster_teacher(graph, state_of(teacher), widths, normalize, clustering="kmeans", seed=seed)
+    labels = cluster_teacher(graph, state_of(teacher), widths, normalize, kmeans(seed))
     return expand_to_plan(WeightChain.from_labels(teacher, graph, labels), widths)

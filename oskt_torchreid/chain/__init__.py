@@ -1,12 +1,12 @@
 """Weight chains: one-shot knowledge transfer over the channel graph of any network. Needs torch alone."""
 
 from .chain import WeightChain
-from .expansion import expand_to_plan
+from .expansion import choose_widths, expand, expand_to_plan, width_plan
 from .ladder import Ladder
 from .network import trace
 from .recalibration import recalibrate
 from .sstudent import Refinement, RefinementLosses, SStudent
-from .students import choose_widths, expand, load_student, save_plain, save_student, width_plan
+from .student_file import load_student, save_plain, save_student
 
 __all__ = [
     "Ladder",

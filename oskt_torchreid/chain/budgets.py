@@ -1,137 +1,212 @@
-"""From what a user asks for to a width plan."""
+"""The widest uniform student within a budget, by bisection over the width ratios that differ.
+
+A group of ``N`` channels changes its width at the ratios ``1/N .. N/N``, so a network has finitely many different
+uniform plans. Example: groups of 4 and 6 channels change at 1/6, 1/4, 1/3, 1/2, 2/3, 3/4, 5/6 and 1.
+
+No group is narrower than in the chain. Where a chain has some groups wider than others (it was made like a stock model
+that keeps its feature whole, say), these stay as they are until the ratio reaches them: its own widths come first.
+
+A budget is a number, or a number with a unit: ``"1M"`` parameters, ``"4MB fp16"`` of file, ``"5ms"``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
 
 from ..errors import WidthError
-from ..graph import ChannelGraph, Tie
-from ..graph.plans import check_plan
-from ..graph.surgery.shell import student_shapes
-from ..networks import inner_names, is_classifier, is_foreign_classifier
-from .amounts import show_ratio
+from ..graph.plans import ratio_plan, report_lowered, rounded_down, show_ratio
 from .chain import WeightChain
 
-Shapes = Mapping[str, tuple[int, ...]]
+logger = logging.getLogger(__name__)
+
+_COUNT = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
+_BYTES = {"": 1, "B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_MILLISECONDS = {"": 1, "us": 1e-3, "ms": 1, "s": 1e3}
+UNITS = {"params": _COUNT, "flops": _COUNT, "size": _BYTES, "latency": _MILLISECONDS}
+EXAMPLES = {"params": "1M", "flops": "200M", "size": "4MB", "latency": "5ms"}
+HALF = "fp16"
+_AMOUNT = re.compile(r"\s*([\d.]+(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*")
+
+CLOSE_ENOUGH = 0.95  # of a latency budget; nearer is within the noise of measuring
 
 
-def check_range(chain: WeightChain, plan: Mapping[str, int]) -> None:
-    """Raises ``WidthError`` unless every width lies between the chain's and the teacher's."""
-    check_plan(chain.graph, plan)
-    narrower = [(name, plan[name], width) for name, width in chain.widths.items() if plan[name] < width]
-    if narrower:
-        name, got, least = narrower[0]
-        ratio = max(least / chain.graph.sizes[group] for group, _, least in narrower)
-        raise WidthError(
-            f"width {got} of group '{name}' is outside of [{least}, {chain.graph.sizes[name]}], from the chain's to "
-            f"the teacher's ({len(narrower)} groups are too narrow); ask for a ratio of at least {show_ratio(ratio)}, "
-            "or refine a narrower chain"
-        )
+Cost = Callable[[dict[str, int]], float]
+"""What a student of some widths costs."""
 
 
-def plan_like(chain: WeightChain, shapes: Shapes, what: str) -> dict[str, int]:
-    """Widths that give a student the shapes of another network.
+@dataclass(frozen=True)
+class Choice:
+    """The widths that meet a budget, and what they cost.
+
+    Attributes:
+        widths: width per group name.
+        way: what was asked for: ``width``, ``like``, ``params``, ``flops``, ``size`` or ``latency``.
+        ratio: the uniform width ratio; ``None`` where it was not looked for.
+        budget: the bound, in parameters, multiply-adds, bytes or milliseconds; ``None`` without one.
+        cost: what the widths cost in the same unit.
+        half: whether ``cost`` is the size of a file in half precision.
+        held: number of groups that the chain has wider than the ratio.
+    """
+
+    widths: dict[str, int]
+    way: str
+    ratio: float | None = None
+    budget: float | None = None
+    cost: float | None = None
+    half: bool = False
+    held: int = 0
+
+    def __str__(self) -> str:
+        if self.budget is None:
+            return self.way if self.ratio is None else f"width ratio {show_ratio(self.ratio)}"
+        held = f" ({self.held} groups wider, as in the chain)" if self.held else ""
+        share, note = self.cost / self.budget, ""
+        if self.way == "latency":
+            below = "the teacher's own width" if self.ratio == 1 else "the closest below the budget"
+            note = ", within 5 % of the budget" if share >= CLOSE_ENOUGH else f", {below}"
+        shown = (show_amount(self.way, amount) for amount in (self.cost, self.budget))
+        return f"width ratio {show_ratio(self.ratio)}{held}: {self.way} {' of '.join(shown)} ({share:.1%}{note})"
+
+
+def ratios_of(chain: WeightChain) -> np.ndarray:
+    """Every width ratio at which some group gets wider, increasing; before them the one of the chain's own widths."""
+    own = chain.widths
+    ranges = {(own[group.name], group.size) for group in chain.graph.groups if own[group.name] < group.size}
+    if not ranges:
+        return np.ones(1)
+    wider = np.unique(np.concatenate([np.arange(least + 1, size + 1) / size for least, size in ranges]))
+    first = max(least / size for least, size in ranges if least / size < wider[0])
+    ratios = np.concatenate([[first], wider])
+    same = bisect_right(ratios, False, key=lambda ratio: ratio_plan(chain.graph, ratio, own) != own)
+    return ratios[max(0, same - 1) :]
+
+
+def held_groups(chain: WeightChain, ratio: float) -> int:
+    """How many groups a chain has wider than a ratio gives them."""
+    plan = rounded_down(chain.graph, ratio)
+    return sum(width > plan[name] for name, width in chain.widths.items())
+
+
+def widest_within(chain: WeightChain, way: str, budget: float | str, cost: Cost) -> Choice:
+    """The widest uniform student within a budget.
+
+    Counts grow with the ratio, so that of the result is within the budget and that of the next wider plan is not. Of a
+    latency that is known only as far as it is measured: the result's is within the budget, and either above 95 % of it
+    or the closest below it that bisection met.
 
     Args:
-        chain: only its graph and widths are read.
-        shapes: shape per state-dict name of the other network; one of the two may stand in a wrapper.
-        what: name of the other network, for messages.
+        chain: only read.
+        way: ``params``, ``flops``, ``size`` or ``latency``.
+        budget: see ``parse_amount``.
+        cost: of a student, in the unit of ``parse_amount``.
 
     Raises:
-        WidthError: other depth or names, shapes that no widths give, or widths out of range.
+        WidthError: no such amount, or a budget that no student meets; says the smallest and the largest there is.
     """
-    own = {name: tuple(tensor.shape) for name, tensor in chain.model.state_dict().items()}
-    theirs = _shared_names(chain, own, shapes, what)
-    plan = _solve(chain.graph, theirs, what)
-    check_range(chain, plan)
-    expected = {**own, **student_shapes(chain.graph, plan, own)}
-    wrong = [name for name in theirs if tuple(theirs[name]) != expected[name] and name not in _head_tensors(chain)]
-    if wrong:
-        first = wrong[0]
+    amount, half = parse_amount(way, budget), way == "size" and in_half_precision(budget)
+    ratios = ratios_of(chain)
+    costs = _Memory(chain, ratios, cost)
+    if costs(0) > amount:
+        smallest, largest = (show_amount(way, costs(index)) for index in (0, len(ratios) - 1))
         raise WidthError(
-            f"no widths make a student like {what}: {len(wrong)} tensors would differ, first '{first}' with "
-            f"{expected[first]} instead of {tuple(theirs[first])}; give a network of the same family and depth"
+            f"{way}={budget!r} cannot be met: students of this chain have from {smallest} (the chain's own widths, "
+            f"ratio {show_ratio(ratios[0])}) to {largest} (the teacher's width); ask for at least {smallest}, or "
+            "refine a narrower chain"
         )
-    return plan
+    index = _bisect(costs, len(ratios) - 1, amount, CLOSE_ENOUGH * amount if way == "latency" else amount)
+    ratio, plan = float(ratios[index]), costs.plan(index)
+    report_lowered(rounded_down(chain.graph, ratio, chain.widths), plan)
+    choice = Choice(plan, way, ratio, amount, costs(index), half, held_groups(chain, ratio))
+    logger.info("%s=%s gives %s", way, budget, choice)
+    return choice
 
 
-def shapes_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shape per state-dict name."""
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+def _bisect(cost: Callable[[int], float], last: int, budget: float, enough: float) -> int:
+    """An index whose cost is within the budget while that of the next one is not, or one that costs ``enough``.
 
-
-def _shared_names(chain: WeightChain, own: Shapes, shapes: Shapes, what: str) -> dict[str, tuple[int, ...]]:
-    """The other network's shapes under the teacher's names; all but heads and statistics must be there."""
-    mine, theirs = inner_names(own), inner_names(shapes)
-    heads = {inner for inner, name in mine.items() if name in _head_tensors(chain)}
-    if (len(mine) < len(own)) != (len(theirs) < len(shapes)):  # only one is wrapped: its classifier stands outside
-        heads |= {name for name in (*mine, *theirs) if is_classifier(name)}
-    # Statistics say no more than the parameters beside them, and a neck no more than the feature before it.
-    neck = tuple(f"{name}." for name in getattr(chain.model, "head_modules", ()))
-    silent = {name for name, _ in chain.model.named_buffers()} | {name for name in own if name.startswith(neck)}
-    missing = [name for name in mine if name not in theirs and name not in heads and mine[name] not in silent]
-    unexpected = [name for name in theirs if name not in mine and name not in heads and not is_foreign_classifier(name)]
-    if missing or unexpected:
-        raise WidthError(
-            f"{what} is of another depth or family than the teacher: {len(missing)} tensors are missing in it "
-            f"{missing[:3]}, {len(unexpected)} are unknown to the teacher {unexpected[:3]}; a student has all of the "
-            "teacher's layers and no others"
-        )
-    return {name: tuple(shapes[theirs[inner]]) for inner, name in mine.items() if inner in theirs}
-
-
-def _head_tensors(chain: WeightChain) -> set[str]:
-    """Tensors whose rows are results: their class count may differ."""
-    rows = chain.graph.row_ties
-    results = {rows[name].axis for name in chain.graph.heads}
-    return {name for name, tie in rows.items() if tie.axis in results}
-
-
-def _solve(graph: ChannelGraph, shapes: Shapes, what: str) -> dict[str, int]:
-    """Widths from axis lengths: a group alone on an axis is read off, the last unknown of a shared one is the rest.
-
-    Heads of one attention are equally wide, so that they count as one unknown.
+    Example, costs ``1 2 4 8`` and a budget of 5: 1 fits (cost 2), 2 fits (4), 3 does not (8), so 2.
     """
-    first_head = _first_heads(graph)
-    widths: dict[int, int] = {index: group.size for index, group in enumerate(graph.groups) if group.fixed}
-    tied = [tie for tie in graph.ties if tie.tensor in shapes]
-    equations = [equation for tie in tied for equation in _equations(graph, tie, shapes)]
-    progress = True
-    while progress and len(widths) < len(graph.groups):
-        progress = False
-        for counts, length in equations:
-            unknown = [index for index in counts if index not in widths]
-            if len(unknown) > 0 and len({first_head.get(index, index) for index in unknown}) == 1:
-                rest = length - sum(counts[index] * widths[index] for index in counts if index in widths)
-                widths.update(dict.fromkeys(unknown, rest // sum(counts[index] for index in unknown)))
-                progress = True
-    missing = [group.name for index, group in enumerate(graph.groups) if index not in widths]
-    if missing:
-        raise WidthError(f"the shapes of {what} do not fix the widths of {len(missing)} groups: {missing[:3]}")
-    return {group.name: widths[index] for index, group in enumerate(graph.groups)}
+    if cost(last) <= budget:
+        return last
+    within, beyond = 0, last
+    while beyond - within > 1 and cost(within) < enough:
+        middle = (within + beyond) // 2
+        if cost(middle) <= budget:
+            within = middle
+        else:
+            beyond = middle
+    return within
 
 
-def _first_heads(graph: ChannelGraph) -> dict[int, int]:
-    """Index of the first head's group for each group that is a whole head of an attention."""
-    result = {}
-    for attention in graph.attentions:
-        heads = [np.unique(graph.group_of_channel[head]) for head in attention.channels]
-        if all(len(groups) == 1 for groups in heads):
-            result.update({int(groups[0]): int(heads[0][0]) for groups in heads})
-    return result
+class _Memory:
+    """Cost of the plan of each ratio, found out once."""
+
+    def __init__(self, chain: WeightChain, ratios: np.ndarray, cost: Cost) -> None:
+        self._graph, self._ratios, self._cost = chain.graph, ratios, cost
+        self._least = chain.widths
+        self._known: dict[tuple[int, ...], float] = {}
+
+    def plan(self, index: int) -> dict[str, int]:
+        return ratio_plan(self._graph, float(self._ratios[index]), self._least)
+
+    def __call__(self, index: int) -> float:
+        plan = self.plan(index)
+        key = tuple(plan.values())
+        if key not in self._known:
+            self._known[key] = self._cost(plan)
+        return self._known[key]
 
 
-def _equations(graph: ChannelGraph, tie: Tie, shapes: Shapes) -> list[tuple[dict[int, int], int]]:
-    """``(how often each group's channels stand in a block, length of the block)`` for each block of an axis."""
-    length = shapes[tie.tensor][tie.dimension]
-    length = length // tie.blocks if tie.dimension == 0 else length
-    result = []
-    for block in tie.channels:
-        groups, totals = np.unique(graph.group_of_channel[block], return_counts=True)
-        sizes = [len(np.unique(block[graph.group_of_channel[block] == group])) for group in groups]
-        counts = {int(group): int(total // size) for group, total, size in zip(groups, totals, sizes, strict=True)}
-        result.append((counts, length))
-    return result
+# ---- amounts ---------------------------------------------------------------------------------------------------------
+
+
+def parse_amount(way: str, budget: float | str) -> float:
+    """A budget in parameters, multiply-adds, bytes or milliseconds.
+
+    Args:
+        way: ``params``, ``flops``, ``size`` or ``latency``.
+        budget: a number, or a number with a unit: k, M, G for counts; kB, MB, GB (powers of 1000) or KiB, MiB, GiB for
+            sizes, with ``fp16`` behind it for files in half precision; us, ms, s for latencies. Without a unit a
+            latency is in milliseconds.
+
+    Raises:
+        WidthError: no such amount, or not above zero.
+    """
+    text = str(budget)
+    if way == "size":
+        text = text.removesuffix(HALF)
+    match = _AMOUNT.fullmatch(text)
+    unit = match and match[2]
+    try:
+        amount = float(match[1]) * UNITS[way][unit]
+    except (KeyError, TypeError, ValueError):
+        amount = math.nan
+    if not 0 < amount < math.inf:
+        units = ", ".join(unit for unit in UNITS[way] if unit)
+        raise WidthError(
+            f"{way}={budget!r} is no budget; give a number above zero, alone or with one of the units {units}, such as "
+            f"{way}='{EXAMPLES[way]}'"
+        )
+    return amount
+
+
+def in_half_precision(budget: float | str) -> bool:
+    """Whether a size is that of a file in half precision."""
+    return str(budget).endswith(HALF)
+
+
+def show_amount(way: str, amount: float) -> str:
+    """An amount with three digits and a unit: 2193616 parameters -> '2.19M'."""
+    units = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
+    if way == "latency":
+        return f"{amount:.3g}ms" if amount < 999.5 else f"{amount / 1e3:.3g}s"
+    unit = max((name for name, scale in units.items() if amount >= 0.9995 * scale), key=units.get, default="")
+    digits = f"{amount / units[unit]:#.3g}".rstrip(".") if unit else f"{amount:.0f}"
+    return f"{digits}{unit}{'B' if way == 'size' else ''}"

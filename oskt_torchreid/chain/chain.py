@@ -12,15 +12,14 @@ import numpy as np
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from ..errors import ChainError, OsktError
+from ..errors import ChainError, OsktError, WidthError
 from ..graph import ChannelGraph, FeaturePath
-from ..graph.plans import Width, full_plan
-from ..graph.surgery.routing import check_code_fits
+from ..graph.plans import Width, check_plan, full_plan, show_ratio
+from ..graph.surgery.rebuild import check_code_fits
 from ..graph.tracer import check_model
 from ..networks import ModelSpec, resolver
 from . import chain_file, lineage, network
-from . import network as validation
-from .clustering import cluster_teacher
+from .clustering import Clustering, cluster_teacher
 from .layout import Layout
 from .narrowing import average_rows, check_attention, rows_first
 
@@ -37,7 +36,7 @@ class WeightChain:
         vectors: norm parameters, biases, statistics, bare parameters along channels, of the teacher's length ``[N]``.
         fixed: tensors without channels, as the teacher has them.
         statistics: the S-student's own running statistics, ``[K]`` each; empty until the chain is refined.
-        attention: how students' queries and keys are made, see ``folding.py``; the S-student's are made alike.
+        attention: how students' queries and keys are made, see ``narrowing.py``; the S-student's are made alike.
         model: the teacher's structure on the meta device.
         spec: the registered name that rebuilds ``model``; ``None`` for an unregistered network. In a chain of a student
             the name of the first teacher.
@@ -64,9 +63,8 @@ class WeightChain:
         input_size: tuple[int, int, int] | None = None,
         graph: ChannelGraph | None = None,
         normalize_rows: bool | None = None,
-        clustering: str = "ward",
+        clustering: str | Clustering = "ward",
         attention: str = "folded",
-        seed: int = 0,
     ) -> WeightChain:
         """Clusters a teacher's channels; chain rows are the means of their clusters (paper: chain initialisation).
 
@@ -78,10 +76,9 @@ class WeightChain:
             graph: the teacher's channel graph, if already traced.
             normalize_rows: cluster rows of unit length; by default where the network has attention, as in the paper.
             clustering: ``ward``, or ``balanced``: equally large clusters under norms over channels, which makes
-                students exact at widths that divide the teacher's and are multiples of the chain's. To compare with:
-                ``kmeans``, or ``random``: clusters of Ward's sizes with members drawn at random.
+                students exact at widths that divide the teacher's and are multiples of the chain's; or a function that
+                maps rows ``[N, columns]`` and a number of clusters to labels ``[N]``.
             attention: ``folded`` (exact queries and keys) or ``paper``, for the S-student and all students.
-            seed: of what is random in ``kmeans`` and ``random``.
 
         Raises:
             ConfigError: another clustering or attention.
@@ -93,9 +90,9 @@ class WeightChain:
         graph = graph or network.trace(teacher, input_size)
         widths = full_plan(graph, width)
         state = network.state_of(teacher)
-        validation.check_graph_fits(graph, state)
+        network.check_graph_fits(graph, state)
         normalize = bool(graph.attentions) if normalize_rows is None else normalize_rows
-        labels = cluster_teacher(graph, state, widths, normalize, clustering, seed)
+        labels = cluster_teacher(graph, state, widths, normalize, clustering)
         return cls.from_labels(teacher, graph, labels, attention)
 
     @classmethod
@@ -119,8 +116,8 @@ class WeightChain:
             ChainError: labels or a graph that do not fit, or weights that are not finite.
         """
         state = network.state_of(teacher)
-        validation.check_graph_fits(graph, state)
-        validation.check_labels(graph, teacher_to_chain)
+        network.check_graph_fits(graph, state)
+        network.check_labels(graph, teacher_to_chain)
         labels = {group.name: np.asarray(teacher_to_chain[group.name], np.int64) for group in graph.groups}
         layout = Layout(graph, labels, _cluster_counts(labels))
         tied = {tie.tensor for tie in graph.ties}
@@ -152,7 +149,7 @@ class WeightChain:
                 was.
             chain: not changed.
             width: ratio of the *student's* channels, or the number of clusters per group name (others stay whole).
-            options: ``normalize_rows``, ``clustering``, ``attention`` and ``seed`` of ``from_teacher``.
+            options: ``normalize_rows``, ``clustering`` and ``attention`` of ``from_teacher``.
 
         Returns:
             A chain whose teacher is the student, and which knows what its channels mean to the first teacher.
@@ -209,12 +206,23 @@ class WeightChain:
         head = f"students have {fewest} to {most} channels in {len(rows)} groups\n"
         return head + tabulate(rows, headers=("group", "narrowest", "widest", "ratio", "to", "fixed"))
 
+    def check_range(self, plan: Mapping[str, int]) -> None:
+        """Raises ``WidthError`` unless a plan is legal, and every width between the chain's and the teacher's."""
+        check_plan(self.graph, plan)
+        narrower = [(name, plan[name], width) for name, width in self.widths.items() if plan[name] < width]
+        if narrower:
+            name, got, least = narrower[0]
+            ratio = max(least / self.graph.sizes[group] for group, _, least in narrower)
+            raise WidthError(
+                f"width {got} of group '{name}' is outside of [{least}, {self.graph.sizes[name]}], from the chain's to "
+                f"the teacher's ({len(narrower)} groups are too narrow); ask for a ratio of at least "
+                f"{show_ratio(ratio)}, or refine a narrower chain"
+            )
+
     def check_teacher(self, teacher: nn.Module) -> None:
         """Raises ``ChainError`` unless a network has names, shapes, heads and norm blocks of the chain's teacher."""
-        state = self.model.state_dict()
-        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         try:
-            validation.check_tensors("teacher tensor", network.state_of(teacher), shapes, state)
+            network.check_tensors("teacher tensor", network.state_of(teacher), self.model.state_dict())
             network.check_blocks(teacher, self.graph.module_blocks, self.input_size)
         except OsktError as error:
             raise ChainError(f"the chain was not made of this {type(teacher).__name__}: {error}") from error
@@ -239,30 +247,28 @@ class WeightChain:
         Raises:
             ChainError: says which tensor or group, what it is and what it must be.
         """
-        validation.check_labels(self.graph, self.teacher_to_chain)
-        lineage.check_origin(self.graph, self.origin_to_teacher)
+        network.check_labels(self.graph, self.teacher_to_chain)
+        if self.origin_to_teacher:
+            lineage.check_origin(self.graph, self.origin_to_teacher)
         state = self.model.state_dict()
-        validation.check_graph_fits(self.graph, state)
+        network.check_graph_fits(self.graph, state)
         check_code_fits(self.model, self.graph)
-        for kind, shapes in self._shapes(state).items():
-            validation.check_tensors(chain_file.KINDS[kind], getattr(self, kind), shapes, state)
+        for kind, expected in self._expected(state).items():
+            network.check_tensors(chain_file.KINDS[kind], getattr(self, kind), expected)
 
-    def _shapes(self, state: Mapping[str, Tensor]) -> dict[str, dict[str, tuple[int, ...]]]:
-        """Shape that every tensor of each kind must have, given the teacher's."""
-        graph, layout = self.graph, self.layout
-        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        narrow = dict(shapes)
-        for tie in graph.ties:
-            if tie.role == "row":
-                axis, is_matrix = layout.axis(tie), tie.tensor in graph.matrices
-                shape = list(rows_first(state[tie.tensor], tie).shape if is_matrix else shapes[tie.tensor])
-                shape[0 if is_matrix else tie.dimension] = axis.blocks * axis.length
-                narrow[tie.tensor] = tuple(shape)
+    def _expected(self, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Tensors like those of each kind, without memory, given the teacher's."""
+        graph, narrow = self.graph, dict(state)
+        for name, tie in graph.row_ties.items():
+            is_matrix, axis = name in graph.matrices, self.layout.axis(tie)
+            shape = list(rows_first(state[name], tie).shape if is_matrix else state[name].shape)
+            shape[0 if is_matrix else tie.dimension] = axis.blocks * axis.length
+            narrow[name] = state[name].new_empty(shape)
         tied = {tie.tensor for tie in graph.ties}
         return {
             "rows": {name: narrow[name] for name in graph.matrices},
-            "vectors": {name: shape for name, shape in shapes.items() if name in tied - graph.matrices},
-            "fixed": {name: shape for name, shape in shapes.items() if name not in tied},
+            "vectors": {name: tensor for name, tensor in state.items() if name in tied - graph.matrices},
+            "fixed": {name: tensor for name, tensor in state.items() if name not in tied},
             "statistics": {name: narrow[name] for name in self.statistics if name in narrow},
         }
 

@@ -16,7 +16,7 @@ from .. import files
 from ..errors import ChainError, ConfigError, OsktError
 from ..files.checks import is_possible_model
 from ..graph.storage import from_arrays, to_arrays
-from ..graph.surgery.routing import describe_code
+from ..graph.surgery.rebuild import describe_code
 from ..networks import ModelSpec, resolver
 from . import lineage, network
 from .narrowing import check_attention

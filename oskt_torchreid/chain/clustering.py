@@ -14,7 +14,7 @@ and keep Ward's clusters.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -28,11 +28,12 @@ from torch import Tensor
 from ..errors import ChainError, ConfigError
 from ..graph import ChannelGraph, ChannelGroup, Tie
 from .narrowing import rows_first
-from .partitions import kmeans_labels, random_labels
 
 logger = logging.getLogger(__name__)
 
-CLUSTERINGS = ("ward", "balanced", "kmeans", "random")
+CLUSTERINGS = ("ward", "balanced")
+Clustering = Callable[[Tensor, int], np.ndarray]
+"""Labels ``[N]`` of rows ``[N, columns]`` in exactly so many clusters, in any numbering."""
 _ROUNDS = 20  # of balancing; it settles in a few
 
 
@@ -41,8 +42,7 @@ def cluster_teacher(
     state: Mapping[str, Tensor],
     widths: Mapping[str, int],
     normalize_rows: bool = False,
-    clustering: str = "ward",
-    seed: int = 0,
+    clustering: str | Clustering = "ward",
 ) -> dict[str, np.ndarray]:
     """Clusters every group of a teacher.
 
@@ -51,9 +51,8 @@ def cluster_teacher(
         state: the teacher's state dict; not changed.
         widths: number of clusters ``K`` per group name.
         normalize_rows: give each layer's rows unit length first (the paper's choice for ViTs).
-        clustering: ``ward``; ``balanced`` for equally large clusters under norms over channels; to compare with:
-            ``kmeans``, or ``random`` for clusters of Ward's sizes with members drawn at random.
-        seed: of what is random in the last two.
+        clustering: ``ward``; ``balanced`` for equally large clusters under norms over channels; or a function of rows
+            and a number of clusters.
 
     Returns:
         ``teacher_to_chain`` per group name, shape ``[N]``: clusters are numbered by their first channel.
@@ -62,11 +61,11 @@ def cluster_teacher(
         ConfigError: another clustering.
         ChainError: weights that are not finite.
     """
-    if clustering not in CLUSTERINGS:
+    if not callable(clustering) and clustering not in CLUSTERINGS:
         raise ConfigError(f"clustering is '{clustering}'; allowed: {', '.join(CLUSTERINGS)}")
     producers = _producers(graph)
     balanced = _under_norms(graph) if clustering == "balanced" else frozenset()
-    random = np.random.default_rng(seed)
+    labels_of = clustering if callable(clustering) else ward_labels
     result = {}
     for index, group in enumerate(graph.groups):
         width = widths[group.name]
@@ -74,17 +73,9 @@ def cluster_teacher(
             result[group.name] = np.arange(group.size) % width
         else:
             rows = group_rows(graph, group, producers[index], state, normalize_rows)
-            labels = _labels(rows, width, clustering, random)
+            labels = _numbered_by_first_row(labels_of(rows, width))
             result[group.name] = balanced_labels(rows, labels) if index in balanced else labels
     return result
-
-
-def _labels(rows: Tensor, width: int, clustering: str, random: np.random.Generator) -> np.ndarray:
-    if clustering == "kmeans":
-        check_finite(rows)
-        return _numbered_by_first_row(kmeans_labels(rows.numpy(), width, random))
-    labels = ward_labels(rows, width)
-    return _numbered_by_first_row(random_labels(labels, random)) if clustering == "random" else labels
 
 
 def _under_norms(graph: ChannelGraph) -> frozenset[int]:

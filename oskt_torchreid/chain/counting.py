@@ -23,10 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from ..graph import Axis, ChannelGraph, rebuild
-from ..graph.surgery.routing import WEIGHT
+from ..graph import ChannelGraph, rebuild
 from .chain import WeightChain
-from .file_size import FileSize
 
 Plans = Sequence[Mapping[str, int]]
 
@@ -56,33 +54,12 @@ class Costs:
         self.chain = chain
         self.input_size = tuple(input_size or chain.input_size)
         self.shapes = Shapes(chain)
-        self._file_sizes: dict[tuple, FileSize] = {}
 
     def count(self, plans: Plans) -> Counts:
         """Parameters and multiply-adds of each plan, whole numbers and exact."""
         sizes = self.shapes.of(plans).prod(2)
         flops = sizes @ self._positions + self._attention(plans) + self._operators.constant
         return Counts(sizes[:, self._deployed].sum(1), flops)
-
-    def file_sizes(self, plans: Plans, half: bool = False) -> np.ndarray:
-        """Bytes of each plan's student as ``save_student`` writes it, everything included, shape ``[plans]``.
-
-        Args:
-            plans: what to count.
-            half: floating-point tensors in half precision.
-        """
-        shapes = self.shapes.of(plans)
-        sizes = self._file_size(self.chain.widths, half).of(shapes)
-        whole = (self.shapes.widths(plans) == list(self.chain.graph.sizes.values())).all(1)
-        if self.shapes.num_code and whole.any():  # students of full width run the teacher's own code
-            sizes[whole] = self._file_size(self.chain.graph.sizes, half).of(shapes[whole])
-        return sizes
-
-    def _file_size(self, example: Mapping[str, int], half: bool) -> FileSize:
-        key = (half, *example.values())
-        if key not in self._file_sizes:
-            self._file_sizes[key] = FileSize(self.chain, example, self.shapes.names, half)
-        return self._file_sizes[key]
 
     @cached_property
     def _deployed(self) -> np.ndarray:
@@ -119,30 +96,22 @@ class Shapes:
     """Shape of every tensor of a student's state dict as a function of the width plan.
 
     Attributes:
-        names: tensors of the state dict, and after them the buffers by which a student's code may be adapted.
-        num_code: number of these buffers.
+        names: tensors of the state dict.
     """
 
     def __init__(self, chain: WeightChain) -> None:
         self.graph = chain.graph
         state = chain.model.state_dict()
-        code = _code_buffers(chain.graph)
-        self.names, self.num_code = [*state, *code], len(code)
-        whole = [tuple(tensor.shape) for tensor in state.values()] + [(len(channels),) for channels in code.values()]
-        self._whole = np.ones((len(whole), max(map(len, whole), default=1)), np.int64)
-        for row, shape in zip(self._whole, whole, strict=True):
-            row[: len(shape)] = shape
-        self._tie_axes({name: index for index, name in enumerate(self.names)}, code)
-
-    def _tie_axes(self, index: Mapping[str, int], code: Mapping[str, np.ndarray]) -> None:
-        """Where axis lengths go, and how often each group stands along each axis."""
-        places = {(index[tie.tensor], tie.dimension): (tie.axis, tie.shaped(1)) for tie in self.graph.ties}
-        places |= {(index[name], 0): (Axis(channels[None]), 1) for name, channels in code.items()}
-        order = {axis: number for number, axis in enumerate(dict.fromkeys(axis for axis, _ in places.values()))}
-        self._tensor, self._axis = np.array(list(places), np.int64).reshape(-1, 2).T
-        self._factor = np.array([factor for _, factor in places.values()], np.int64)
-        self._column = np.array([order[axis] for axis, _ in places.values()], np.int64)
-        counts = [_multiplicities(self.graph, axis.channels[0]) for axis in order]
+        self.names = list(state)
+        self._whole = np.ones((len(state), max((tensor.dim() for tensor in state.values()), default=1)), np.int64)
+        for row, tensor in zip(self._whole, state.values(), strict=True):
+            row[: tensor.dim()] = tensor.shape
+        index = {name: number for number, name in enumerate(self.names)}
+        order = {axis: number for number, axis in enumerate(self.graph.axes)}
+        self._places = [(index[tie.tensor], tie.dimension) for tie in self.graph.ties]
+        self._factor = np.array([tie.shaped(1) for tie in self.graph.ties], np.int64)
+        self._column = np.array([order[tie.axis] for tie in self.graph.ties], np.int64)
+        counts = [_multiplicities(self.graph, axis.channels[0]) for axis in self.graph.axes]
         self._counts = np.array(counts, np.float64).reshape(len(order), len(self.graph.groups)).T
 
     def widths(self, plans: Plans) -> np.ndarray:
@@ -154,20 +123,9 @@ class Shapes:
         # Products of floating-point matrices are fast, and exact for whole numbers of this size.
         lengths = np.rint(self.widths(plans) @ self._counts).astype(np.int64)
         shapes = np.tile(self._whole, (len(plans), 1, 1))
-        shapes[:, self._tensor, self._axis] = lengths[:, self._column] * self._factor
+        tensor, dimension = np.array(self._places, np.int64).reshape(-1, 2).T
+        shapes[:, tensor, dimension] = lengths[:, self._column] * self._factor
         return shapes
-
-
-def _code_buffers(graph: ChannelGraph) -> dict[str, np.ndarray]:
-    """Channels along each buffer that ``graph.routing.adapt_code`` gives a student."""
-    buffers = {}
-    for route in graph.routes:
-        for number, (reads, order) in enumerate(zip(route.reads, route.orders, strict=True)):
-            if not np.array_equal(order, np.arange(len(order))):
-                joined = np.concatenate([route.sources[source] for source in reads])
-                buffers[f"{route.module}.route_{number}"] = joined[order]
-    buffers.update({f"{reduction.module}.{WEIGHT}": reduction.channels for reduction in graph.reductions})
-    return buffers
 
 
 def _multiplicities(graph: ChannelGraph, channels: np.ndarray) -> np.ndarray:
@@ -184,7 +142,7 @@ def _multiplicities(graph: ChannelGraph, channels: np.ndarray) -> np.ndarray:
 
 
 def plain_attention() -> AbstractContextManager:
-    """For the while attention is plain products: torch's counters do not know every fused kernel."""
+    """While it is entered, attention is plain products: torch's counters do not know every fused kernel."""
     return sdpa_kernel(SDPBackend.MATH)
 
 

@@ -105,8 +105,6 @@ def scale_features(tensors: Mapping[str, Tensor], chain: WeightChain, layout: La
         GraphError: an operator between the last layer and the feature does not commute with the factors.
     """
     factors = channel_factors(chain, layout, distance)
-    if distance == "none":
-        return
     path = chain.features
     if (factors[path.channels] == 1).all():
         return

@@ -2,24 +2,134 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, ConfigError
-from ..files.checks import is_possible_image, is_possible_model
-from ..graph import ChannelGraph, adapt_code, rebuild
-from ..graph.surgery.routing import describe_code
-from ..networks import ModelSpec, set_feature_dim
+from ..deploy.latency import measure_latency
+from ..errors import ChainError, ConfigError, WidthError
+from ..graph import adapt_code, rebuild
+from ..graph.plans import Width, full_plan
+from .budgets import Choice, Cost, in_half_precision, parse_amount, widest_within
 from .chain import WeightChain
-from .distance import DISTANCES, scale_features
+from .counting import Costs
+from .distance import check_distance, scale_features
 from .layout import Layout
+from .likeness import Like, plan_like
 from .narrowing import Narrowing
+from .student_file import attach_record, file_size
+
+logger = logging.getLogger(__name__)
 
 STATISTICS = ("own", "merged", "initial")
+ATTEMPTS = 3  # measurements of a network that would be within a latency budget but for their spread
+
+
+class Measured(Protocol):
+    """What a measuring function returns."""
+
+    @property
+    def median_ms(self) -> float:
+        """Milliseconds of a batch."""
+
+    @property
+    def spread_ms(self) -> float:
+        """Distance of the quartiles."""
+
+
+Measure = Callable[[nn.Module, tuple[int, ...]], Measured]
+
+
+def expand(
+    chain: WeightChain,
+    width: Width | None = None,
+    *,
+    params: float | str | None = None,
+    flops: float | str | None = None,
+    size: float | str | None = None,
+    latency: float | str | None = None,
+    like: Like | None = None,
+    measure: Measure | None = None,
+    attention: str | None = None,
+    distance: str = "none",
+    statistics: str = "own",
+) -> nn.Module:
+    """Makes a student of a chain, without training (paper: weight chain expansion).
+
+    Args:
+        chain: not changed.
+        width: ratio of the teacher's channels, a preset such as ``res50-s1``, or a width per group name or pattern
+            (others keep the teacher's), see ``graph.full_plan``.
+        params: the widest uniform student of at most so many parameters, without its classifier: ``1e6`` or ``"1M"``.
+        flops: the same for the multiply-adds of one image of the chain's input size, without the classifier.
+        size: the same for the bytes of its file, everything included: ``"4MB"``, ``"4MB fp16"``.
+        latency: the same for the milliseconds of a batch on this machine, measured: ``"5ms"``.
+        like: a registered model name, a network, or a state dict, whose shapes the student gets.
+        measure: how latency is measured, a function of network and input size; by default
+            ``deploy.measure_latency`` (``functools.partial`` of it sets batch, threads, device or backend).
+        attention: ``folded`` (merged queries and keys are made exact) or ``paper`` (they are left as they come); by
+            default as the chain was made.
+        distance: whose retrieval distances the features have before fine-tuning. ``teacher``: those of the teacher,
+            ``chain``: those of the S-student, both exact where the rows of each cluster are equal; ``none``: merged
+            dimensions count once. Class scores are the same in all three.
+        statistics: running statistics: ``own`` of the S-student where the chain was refined, ``merged`` from the
+            teacher's, or ``initial`` ones, see ``expand_to_plan``.
+
+    Returns:
+        A module of the teacher's class in evaluation mode, sharing no memory with the chain. With ``like``, its state
+        dict loads strictly into that network.
+
+    Raises:
+        ChainError: something else than a chain.
+        WidthError: a width outside of [chain, teacher], a budget that no student meets, another depth or family, or
+            not exactly one way of asking.
+        ConfigError: an unknown model name, attention, distance or statistics.
+        GraphError: a network whose features cannot be scaled, see ``distance.py``.
+    """
+    choice = choose_widths(
+        chain, width, params=params, flops=flops, size=size, latency=latency, like=like, measure=measure
+    )
+    return expand_to_plan(chain, choice.widths, attention, distance, statistics)
+
+
+def width_plan(chain: WeightChain, width: Width | None = None, **how: Any) -> dict[str, int]:
+    """The widths that ``expand`` would give a student; same arguments and errors."""
+    return choose_widths(chain, width, **how).widths
+
+
+def choose_widths(
+    chain: WeightChain,
+    width: Width | None = None,
+    *,
+    params: float | str | None = None,
+    flops: float | str | None = None,
+    size: float | str | None = None,
+    latency: float | str | None = None,
+    like: Like | None = None,
+    measure: Measure | None = None,
+) -> Choice:
+    """The widths that ``expand`` would give a student, and what they cost; same arguments and errors."""
+    asked = {"width": width, "params": params, "flops": flops, "size": size, "latency": latency, "like": like}
+    given = [way for way, value in asked.items() if value is not None]
+    if len(given) != 1:
+        raise WidthError(
+            f"a student is asked for in exactly one way, not {len(given)} ({', '.join(given) or 'none'}): width=0.5, "
+            "params='1M', flops='200M', size='4MB', latency='5ms' or like='osnet_x0_5'"
+        )
+    if not isinstance(chain, WeightChain):
+        raise ChainError(f"a student is made of a WeightChain, not of {chain!r:.100}; read one: WeightChain.load(path)")
+    if like is not None:
+        return Choice(plan_like(chain, like), "like")
+    for way, budget in {"params": params, "flops": flops, "size": size, "latency": latency}.items():
+        if budget is not None:
+            return widest_within(chain, way, budget, _costs(chain, way, budget, measure or measure_latency))
+    plan = full_plan(chain.graph, width)
+    chain.check_range(plan)
+    return Choice(plan, "width", None if isinstance(width, (str, Mapping)) else float(width))
 
 
 def expand_to_plan(
@@ -34,7 +144,7 @@ def expand_to_plan(
     Args:
         chain: not changed; the student shares no memory with it.
         widths: width per group name, each between the chain's and the teacher's.
-        attention: ``folded`` or ``paper`` (see ``folding.py``); by default as the chain's S-student has it.
+        attention: ``folded`` or ``paper``, see ``narrowing.py``; by default as the chain's S-student has it.
         distance: ``none``, ``chain`` or ``teacher``, see ``distance.py``.
         statistics: running statistics. ``own``: the S-student's where the chain was refined, else merged; ``merged``:
             the teacher's, averaged over members; ``initial``: 0 and 1, as the authors have it, of no use before
@@ -49,13 +159,16 @@ def expand_to_plan(
     """
     if statistics not in STATISTICS:
         raise ConfigError(f"statistics is '{statistics}'; allowed: {', '.join(STATISTICS)}")
+    if distance != "none":
+        check_distance(distance)
     chain = chain if statistics == "own" else replace(chain, statistics={})
     layout = Layout(chain.graph, chain.teacher_to_chain, widths)
     narrowing = Narrowing(chain.graph, chain.layout, layout, attention or chain.attention)
     vectors = {name: vector for name, vector in chain.vectors.items() if name not in chain.statistics}
     made = narrowing(chain.rows, vectors) | _statistics(chain, narrowing) | chain.fixed
     tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in made.items()}
-    scale_features(tensors, chain, layout, distance)
+    if distance != "none":
+        scale_features(tensors, chain, layout, distance)
     student = rebuild(chain.model, tensors, training=False)
     adapt_code(student, chain.graph, layout.members)
     for module in student.modules() if statistics == "initial" else ():
@@ -64,98 +177,33 @@ def expand_to_plan(
     return attach_record(student, chain.graph, chain.spec, distance)
 
 
-def attach_record(student: nn.Module, graph: ChannelGraph, spec: ModelSpec | None, distance: str = "none") -> nn.Module:
-    """Gives a narrowed network, in place, what ``save_student`` needs to know of it, and returns it.
-
-    Args:
-        student: of the teacher's class.
-        graph: the teacher's channel graph.
-        spec: how the teacher is built by its registered name; ``None`` where it has none.
-        distance: whose distances its features were scaled to.
-    """
-    lengths = {student.get_parameter(name).shape[1] for name in graph.heads}
-    feature_dim = lengths.pop() if len(graph.heads) == 1 else 0
-    known = asdict(spec) if spec else {}
-    record = StudentRecord(
-        **known,
-        feature_dim=feature_dim,
-        code=describe_code(student, graph),
-        distance=distance,
-        input_size=graph.input_size,
-        blocks=graph.module_blocks,
-    )
-    return record.attach(student)
-
-
-def _moved(entry: str | list, parent: str) -> str | list:
-    """A module's name, or an entry of ``describe_code`` that begins with one, below a parent."""
-    if isinstance(entry, str):
-        return f"{parent}.{entry}" if entry else parent
-    return [_moved(entry[0], parent), *entry[1:]]
-
-
-@dataclass(frozen=True)
-class StudentRecord:
-    """What a student's file says besides its tensors.
-
-    Attributes:
-        name: registered name of the teacher's model; empty where it has none.
-        num_classes: class count of the teacher.
-        loss: loss that the teacher's model was built for.
-        feature_dim: length of the feature; 0 where the network has several classifiers.
-        code: how the student's own code was adapted, see ``graph.routing.describe_code``.
-        distance: whose distances its features were scaled to, see ``distance.py``.
-        input_size: ``(channels, height, width)`` of the image that the teacher was traced with.
-        blocks: heads of each attention and blocks of each norm over channels, see ``ChannelGraph.module_blocks``.
-    """
-
-    name: str = ""
-    num_classes: int = 1
-    loss: str = "softmax"
-    feature_dim: int = 0
-    code: dict = field(default_factory=dict)
-    distance: str = "none"
-    input_size: tuple[int, ...] = (3, 256, 128)
-    blocks: dict[str, int] = field(default_factory=dict)
-
-    def attach(self, student: nn.Module) -> nn.Module:
-        """Gives a student, in place, its record and the attribute that holds its feature's length."""
-        if self.feature_dim:
-            set_feature_dim(student, self.feature_dim)
-        student.student_record = self
-        return student
-
-    def inside(self, name: str) -> StudentRecord:
-        """The record of a network that has the student as a child of this name, and names of modules accordingly."""
-        code = {kind: [_moved(entry, name) for entry in entries] for kind, entries in self.code.items()}
-        return replace(self, code=code, blocks={_moved(module, name): count for module, count in self.blocks.items()})
-
-    def is_possible(self) -> bool:
-        """Whether the numbers are those of any network."""
-        sizes = is_possible_image(self.input_size) and is_possible_model(self.num_classes, (self.name, self.loss))
-        return sizes and self.feature_dim >= 0 and self.distance in DISTANCES
-
-    def to_dict(self) -> dict:
-        """Plain values, for a file."""
-        return {"format": "oskt-student", **asdict(self)}
-
-    @classmethod
-    def from_dict(cls, content: object, path: str | Path) -> StudentRecord:
-        """Inverse of ``to_dict``; raises ``CheckpointError`` for anything else."""
-        try:
-            if content["format"] == "oskt-student" and isinstance(content["code"], dict):
-                numbers = int(content["num_classes"]), str(content["loss"]), int(content["feature_dim"])
-                distance = str(content.get("distance", "none"))
-                size = tuple(int(length) for length in content.get("input_size", cls.input_size))
-                blocks = {str(name): int(count) for name, count in content.get("blocks", {}).items()}
-                record = cls(str(content["name"]), *numbers, content["code"], distance, size, blocks)
-                if record.is_possible():
-                    return record
-        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
-            pass
-        raise CheckpointError(f"'{path}' is no student of this package (no valid 'oskt' entry); see save_student")
-
-
 def _statistics(chain: WeightChain, narrowing: Narrowing) -> dict[str, Tensor]:
     """A slot's refined running statistics are its cluster's."""
     return {name: narrowing.gathered(name, statistic) for name, statistic in chain.statistics.items()}
+
+
+# ---- costs -----------------------------------------------------------------------------------------------------------
+
+
+def _costs(chain: WeightChain, way: str, budget: float | str, measure: Measure) -> Cost:
+    """What a student of some widths costs, in the unit of the budget."""
+    amount = parse_amount(way, budget)
+    if way == "size":
+        half = in_half_precision(budget)
+        return lambda plan: file_size(expand_to_plan(chain, plan), half)
+    if way == "latency":
+        return lambda plan: _latency(expand_to_plan(chain, plan), chain.input_size, measure, amount)
+    costs = Costs(chain)
+    return lambda plan: int(getattr(costs.count([plan]), way)[0])
+
+
+def _latency(student: nn.Module, input_size: tuple[int, ...], measure: Measure, budget: float) -> float:
+    """Milliseconds; other work on the machine only ever adds some, so the least of a few doubtful measurements."""
+    medians: list[float] = []
+    doubtful = True
+    while doubtful and len(medians) < ATTEMPTS:
+        latency = measure(student, input_size)
+        logger.info("measured: %s", latency)
+        medians.append(latency.median_ms)
+        doubtful = min(medians) > budget >= min(medians) - latency.spread_ms
+    return min(medians)

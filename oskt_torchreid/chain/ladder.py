@@ -18,8 +18,7 @@ from torch import nn
 
 from ..errors import ChainError, WidthError
 from .chain import WeightChain
-from .expansion import expand_to_plan
-from .students import width_plan
+from .expansion import expand_to_plan, width_plan
 
 Widths = Mapping[str, int]
 

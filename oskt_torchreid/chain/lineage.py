@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import ChainError, GraphError
 from ..graph import ChannelGraph, rebuild
 from ..graph.plans import occupied
-from ..graph.surgery.routing import restore_code
+from ..graph.surgery.rebuild import restore_code
 from ..graph.surgery.shell import student_axis
 from .layout import Layout
 from .narrowing import rows_first
@@ -88,8 +88,8 @@ def origins_per_channel(graph: ChannelGraph, origin_to_teacher: Mapping[str, np.
 
 
 def check_origin(graph: ChannelGraph, origin_to_teacher: Mapping[str, np.ndarray]) -> None:
-    """Raises ``ChainError`` unless every group's map reaches each of its channels, or there is no map at all."""
-    for group in graph.groups if origin_to_teacher else ():
+    """Raises ``ChainError`` unless every group's map reaches each of its channels."""
+    for group in graph.groups:
         channels = origin_to_teacher.get(group.name)
         if channels is None or not np.array_equal(np.unique(channels), np.arange(group.size)):
             raise ChainError(

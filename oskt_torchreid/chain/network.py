@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from .. import graph
 from ..errors import ChainError, GraphError
-from ..files.checks import fault_of
 from ..graph import ChannelGraph, FeaturePath
-from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, resolver
+from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, compare, resolver
 
 
 def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> ChannelGraph:
@@ -141,25 +140,22 @@ def check_graph_fits(graph: ChannelGraph, state: Mapping[str, Tensor]) -> None:
             raise ChainError(f"the channel graph is damaged: '{name}' is no matrix with rows in it")
 
 
-def check_tensors(
-    kind: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple], state: Mapping[str, Tensor]
-) -> None:
+def check_tensors(kind: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raises ``ChainError`` unless tensors have the names, shapes and kinds that they must have, and finite values.
 
     Args:
         kind: what they are, for messages.
         tensors: of a chain.
-        shapes: shape of each.
-        state: the teacher's tensors, perhaps without memory, for the kinds of their numbers.
+        expected: tensors like them; they may have no memory.
     """
-    missing = sorted(shapes.keys() - tensors.keys())
-    unexpected = sorted(tensors.keys() - shapes.keys())
-    if missing or unexpected:
+    found = compare(tensors, expected)
+    if found.missing or found.unexpected:
         raise ChainError(
-            f"{len(missing)} {kind}s are missing {missing[:3]} and {len(unexpected)} unexpected {unexpected[:3]}"
+            f"{len(found.missing)} {kind}s are missing {sorted(found.missing)[:3]} and {len(found.unexpected)} "
+            f"unexpected {sorted(found.unexpected)[:3]}"
         )
-    for name, tensor in tensors.items():
-        if tuple(tensor.shape) != tuple(shapes[name]):
-            raise ChainError(f"{kind} '{name}' has shape {tuple(tensor.shape)}, it must be {tuple(shapes[name])}")
-        if fault := fault_of(tensor, state[name]):
-            raise ChainError(f"{kind} '{name}' {fault}")
+    for name in found.misshaped:
+        shape, must = tuple(tensors[name].shape), tuple(expected[name].shape)
+        raise ChainError(f"{kind} '{name}' has shape {shape}, it must be {must}")
+    for name, fault in found.unusable.items():
+        raise ChainError(f"{kind} '{name}' {fault}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..graph import adapt_code, rebuild
-from ..graph.surgery.routing import code_buffers
+from ..graph.surgery.rebuild import code_buffers
 from . import network
 from .chain import WeightChain
 from .losses import RowPair, refining_loss

@@ -190,25 +190,6 @@ def _tensors_in(content: Any) -> Iterator[Tensor]:
             waiting.extend(item.values() if isinstance(item, Mapping) else item)
 
 
-def fault_of(tensor: Tensor, expected: Tensor) -> str:
-    """What forbids to put a tensor of a file in the place of a network's; empty if nothing does.
-
-    Args:
-        tensor: of the file.
-        expected: of the network, perhaps without memory; its shape is not looked at.
-    """
-    if _kind(tensor) != _kind(expected):
-        return f"is {tensor.dtype} ({tensor.layout}) instead of {expected.dtype} ({expected.layout})"
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-        return "has values that are NaN or infinite"
-    return ""
-
-
-def _kind(tensor: Tensor) -> tuple:
-    """What does not depend on the precision of a file."""
-    return tensor.layout, tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
-
-
 # ---- descriptions ----------------------------------------------------------------------------------------------------
 
 

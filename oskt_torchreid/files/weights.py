@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..networks import compare
 from . import load_checkpoint
-from .checks import fault_of
 
 _NAMES_SHOWN = 5
 _ADVICE = "give a checkpoint of the same backbone, class count and settings, or build the model it was saved from"
@@ -74,17 +74,10 @@ def check_state_dict(
     Raises:
         CheckpointError: counts and first names of missing, unexpected, misshaped and unusable tensors.
     """
-    missing = [name for name in expected if name not in state and name not in ignore]
-    unexpected = [name for name in state if name not in expected and name not in ignore]
-    misshaped = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in expected
-        if name in state and state[name].shape != expected[name].shape and name not in ignore
-    ]
-    usable = (name for name in expected if name in state and state[name].shape == expected[name].shape)
-    faults = {name: fault_of(state[name], expected[name]) for name in usable}
-    unusable = [f"{name} {fault}" for name, fault in faults.items() if fault]
-    kinds = {"missing": missing, "unexpected": unexpected, "misshaped": misshaped, "unusable": unusable}
+    found = compare(state, expected, ignore)
+    misshaped = [f"{n} {tuple(state[n].shape)} instead of {tuple(expected[n].shape)}" for n in found.misshaped]
+    unusable = [f"{name} {fault}" for name, fault in found.unusable.items()]
+    kinds = {"missing": found.missing, "unexpected": found.unexpected, "misshaped": misshaped, "unusable": unusable}
     account = "; ".join(f"{len(names)} {kind}: {first_names(names)}" for kind, names in kinds.items() if names)
     if account:
         raise CheckpointError(

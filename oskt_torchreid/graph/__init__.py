@@ -9,8 +9,7 @@ from .plans import balanced, check_plan, full_plan, ratio_plan
 from .recording import spread
 from .rules.elementwise import keep, spatial
 from .scaling import FeaturePath, feature_path
-from .surgery.rebuild import rebuild, register_attribute_rule
-from .surgery.routing import adapt_code
+from .surgery.rebuild import adapt_code, rebuild, register_attribute_rule
 from .surgery.shell import shell
 from .tracer import Tracer, check_model
 from .tracing import trace

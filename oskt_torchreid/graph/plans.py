@@ -7,6 +7,7 @@ where blocks side by side along one axis (convolution groups, heads, blocks of a
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from numbers import Integral, Real
@@ -124,6 +125,11 @@ def _width(name: str, width: float, size: int) -> int:
             f"width of group '{name}' is {width!r}; give a whole number up to {size}, or a ratio above 0 and up to 1.0"
         )
     return int(width) if whole else max(1, int(width * size + 1e-6))
+
+
+def show_ratio(ratio: float) -> str:
+    """A width ratio with four digits, rounded up: typed in again it makes no group narrower. 1/3 -> '0.3334'."""
+    return f"{math.ceil(1e4 * ratio - 1e-6) / 1e4:g}"
 
 
 # ---- legal plans -----------------------------------------------------------------------------------------------------

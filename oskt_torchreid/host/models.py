@@ -2,18 +2,20 @@
 
 import contextlib
 import functools
+import io
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..errors import ConfigError
 from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, register_resolver
 from ..registry import nearest
 from .compat import host_table, quiet, torchreid
-from .initialization import NoInitialization
 
 Builder = Callable[..., nn.Module]
 
@@ -23,16 +25,13 @@ LOSSES = ("softmax", "triplet")
 _INPUT_SIZES = {"hacnn": (3, 160, 64)}  # its attention grids fit no other size
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _WRAPPED: dict[str, str] = {}  # registered wrapper -> name of the model inside it
+_FACTORY: dict[str, Builder] = host_table(torchreid.models.build_model, "__model_factory")
 _DEFINED_IN: dict[str, str] = {}  # registered name -> Python module of its model's class, where not its builder's
-
-
-def _factory() -> dict[str, Builder]:
-    return host_table(torchreid.models.build_model, "__model_factory")
 
 
 def model_names() -> list[str]:
     """Every name that `build` knows, registered ones included."""
-    return list(_factory())
+    return list(_FACTORY)
 
 
 def builder_of(name: str) -> Builder:
@@ -41,11 +40,10 @@ def builder_of(name: str) -> Builder:
     Raises:
         ConfigError: unknown name; the message has the nearest ones.
     """
-    factory = _factory()
-    if name not in factory:
-        hint = nearest(name, factory) or f"; known models: {', '.join(sorted(factory))}"
+    if name not in _FACTORY:
+        hint = nearest(name, _FACTORY) or f"; known models: {', '.join(sorted(_FACTORY))}"
         raise ConfigError(f"unknown model '{name}'{hint} (torchreid.models.show_avai_models() lists all)")
-    return factory[name]
+    return _FACTORY[name]
 
 
 def register_model(
@@ -67,7 +65,7 @@ def register_model(
     Raises:
         ConfigError: another builder has the name.
     """
-    known = _factory().setdefault(name, builder)
+    known = _FACTORY.setdefault(name, builder)
     if known != builder:
         owner = getattr(known, "__qualname__", type(known).__qualname__)
         raise ConfigError(f"model name '{name}' belongs to {known.__module__}.{owner}; choose another name")
@@ -87,11 +85,16 @@ def build(
     Raises:
         ConfigError: unknown name, or a loss that torchreid's models do not know.
     """
+    builder = _builder(name, loss)
+    with quiet():
+        return builder(num_classes=num_classes, loss=loss, pretrained=pretrained, use_gpu=use_gpu)
+
+
+def _builder(name: str, loss: str) -> Builder:
     builder = builder_of(name)
     if loss not in LOSSES:
         raise ConfigError(f"loss of model '{name}' is '{loss}'; allowed: {', '.join(LOSSES)}")
-    with quiet():
-        return builder(num_classes=num_classes, loss=loss, pretrained=pretrained, use_gpu=use_gpu)
+    return builder
 
 
 @functools.lru_cache(maxsize=128)
@@ -100,18 +103,36 @@ def skeleton(name: str, num_classes: int, loss: str = "softmax") -> nn.Module:
 
     The result is cached and shared: copy it (`copy.deepcopy`) before changing it.
     """
-    return without_memory(lambda: build(name, num_classes, loss))
+    builder = _builder(name, loss)
+    return without_memory(lambda: builder(num_classes=num_classes, loss=loss, pretrained=False, use_gpu=False))
 
 
 def without_memory(make: Callable[[], nn.Module]) -> nn.Module:
-    """What `make` builds, on the meta device. Consumes no random numbers of torch."""
-    with torch.random.fork_rng(devices=[]):
-        with contextlib.suppress(NotImplementedError, RuntimeError), torch.device("meta"), NoInitialization():
+    """What `make` builds, on the meta device, printing nothing. Consumes no random numbers of torch."""
+    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.suppress(NotImplementedError, RuntimeError), torch.device("meta"), _NoInitialization():
             model = make()
             if not _keeps_plain_tensors(model):
                 return model
         # A builder cannot run without memory that reads values of its tensors, or keeps some outside of the state dict.
         return make().to("meta")
+
+
+# What ``torch.nn.init`` fills tensors with.
+_FILLING = {"normal_", "uniform_", "fill_", "zero_", "erfinv_", "mul_", "add_", "sub_", "div_", "clamp_"}
+
+
+class _NoInitialization(TorchFunctionMode):
+    """While active, tensors on the meta device are left as they are by what would only fill them with numbers.
+
+    They have none; but torch works each such call out in Python, which for a deep network takes longer than all else.
+    """
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Answers a call of torch as it is, or a filling one with its tensor."""
+        if args and getattr(function, "__name__", "") in _FILLING and torch.is_tensor(args[0]) and args[0].is_meta:
+            return args[0]
+        return function(*args, **(kwargs or {}))
 
 
 def _keeps_plain_tensors(model: nn.Module) -> bool:
@@ -153,7 +174,7 @@ def _candidates(model: nn.Module) -> Iterator[str]:
     own = type(model).__module__
     children = {type(child).__module__ for child in model.children()}
     kernels = _kernels(model)
-    for name in _factory():
+    for name in _FACTORY:
         wraps = _WRAPPED.get(name)
         if wraps:
             fits = _defined_in(wraps) in children and _kernels(skeleton(wraps, 2)) <= kernels

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from ..chain.chain import WeightChain
+from ..chain.expansion import expand
 from ..chain.losses import refining_loss
 from ..chain.network import trace
 from ..chain.sstudent import Refinement
-from ..chain.students import expand
 from ..errors import ConfigError
 from ..graph.plans import Width, full_plan, ratio_plan
 from ..host import models

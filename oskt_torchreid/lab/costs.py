@@ -9,13 +9,13 @@ from tabulate import tabulate
 from torch import nn
 from tqdm import tqdm
 
-from ..chain.amounts import show_amount, show_ratio
+from ..chain.budgets import held_groups, ratios_of, show_amount
 from ..chain.chain import WeightChain
 from ..chain.counting import Costs
 from ..chain.expansion import expand_to_plan
-from ..chain.search import held_groups, ratios_of
+from ..chain.student_file import file_size
 from ..deploy import Latency
-from ..graph.plans import ratio_plan
+from ..graph.plans import ratio_plan, show_ratio
 
 HEADERS = ("width", "params", "FLOPs", "size", "size fp16")
 LATENCY_HEADERS = ("latency", "spread")
@@ -51,7 +51,9 @@ def cost_table(
     """
     plans = [ratio_plan(chain.graph, ratio, chain.widths) for ratio in ratios]
     costs = Costs(chain)
-    counts, sizes, halves = costs.count(plans), costs.file_sizes(plans), costs.file_sizes(plans, half=True)
+    counts = costs.count(plans)
+    students = [expand_to_plan(chain, plan) for plan in tqdm(plans, disable=None, unit="student", leave=False)]
+    sizes, halves = ([file_size(student, half) for student in students] for half in (False, True))
     columns = zip(ratios, counts.params, counts.flops, sizes, halves, strict=True)
     ways = ("params", "flops", "size", "size")
     rows = [
@@ -59,8 +61,7 @@ def cost_table(
         for ratio, *row in columns
     ]
     if measure is not None:
-        students = (expand_to_plan(chain, plan) for plan in tqdm(plans, disable=None, unit="student", leave=False))
-        seen = [measure(student, chain.input_size) for student in students]
+        seen = [measure(s, chain.input_size) for s in tqdm(students, disable=None, unit="student", leave=False)]
         times = ([show_amount("latency", ms) for ms in (each.median_ms, each.spread_ms)] for each in seen)
         rows = [(*row, *pair) for row, pair in zip(rows, times, strict=True)]
     headers = HEADERS + (LATENCY_HEADERS if measure is not None else ())

@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..chain.network import trace
-from ..chain.students import load_student
+from ..chain.student_file import load_student
 from ..config import load_config
 from ..config.loading import RESOLVED_NAME
 from ..deploy import Latency

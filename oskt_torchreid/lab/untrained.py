@@ -11,9 +11,8 @@ from tqdm import tqdm
 
 from ..chain.chain import WeightChain
 from ..chain.distance import DISTANCES, check_foldable
-from ..chain.expansion import STATISTICS, expand_to_plan
+from ..chain.expansion import STATISTICS, expand_to_plan, width_plan
 from ..chain.recalibration import recalibrate
-from ..chain.students import width_plan
 from ..host.compat import seed_everything
 from ..runs.oskt.specification import StudentSpec
 from ..runs.trainer import Trainer

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from ..chain.students import load_student
+from ..chain.student_file import load_student
 from ..config import merged
 from ..deploy import Exported, ExportedNetwork, export, open_exported
 from ..deploy.deployment import Deployed

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..chain.amounts import show_amount
+from ..chain.budgets import show_amount
 from ..errors import ConfigError, first_line
 from ..host.compat import device
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from .. import files
-from ..chain.students import save_plain
+from ..chain.student_file import save_plain
 from ..errors import ZooError
 from ..host import models
 from ..models import VisionTransformer

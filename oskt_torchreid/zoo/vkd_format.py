@@ -16,9 +16,9 @@ from torch import nn
 
 from .. import files
 from ..errors import ZooError
-from ..files.checks import fault_of
 from ..files.weights import state_dict_of
 from ..models.neck import build_for_neck
+from ..networks import compare
 from ..vkd.model import SetModel, last_relu_of
 from .account import StateReader
 
@@ -81,9 +81,8 @@ def load_official_vkd(folder: str | Path, checkpoint: str = "", loss: str = "tri
     named = {name: official_name(name, model) for name in own}
     tensors = {name: reader.take(theirs, tuple(own[name].shape)) for name, theirs in named.items() if theirs}
     reader.close()
-    for name, tensor in tensors.items():
-        if fault := fault_of(tensor, own[name]):
-            raise reader.error(named[name], fault)
+    for name, fault in compare(tensors, own).unusable.items():
+        raise reader.error(named[name], fault)
     model.load_state_dict({**own, **tensors})
     return model.eval()
 

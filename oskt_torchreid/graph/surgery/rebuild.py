@@ -1,4 +1,4 @@
-"""A network's structure with other tensors in it: copied without its weights, its size attributes corrected."""
+"""A network's structure with other tensors in it: copied without its weights, its sizes and its own code adapted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import copy
 from collections.abc import Callable, Mapping
 from types import FunctionType
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+
+from ...errors import GraphError
+from ..channel_graph import ChannelGraph
+from .routing import WEIGHT, Routed, orders_of, replace, set_weights, split_length, weigh, weigh_input, weights_of
 
 AttributeRule = Callable[[nn.Module], None]
 _ATTRIBUTE_RULES: dict[type[nn.Module], AttributeRule] = {}
@@ -85,6 +91,100 @@ def _copied(value: object, memo: dict[int, object]) -> object:
     if kind is set and _IMMUTABLE.issuperset(map(type, value)):
         return set(value)
     return copy.deepcopy(value, memo)
+
+
+# ---- code ------------------------------------------------------------------------------------------------------------
+
+
+def adapt_code(student: nn.Module, graph: ChannelGraph, members: np.ndarray) -> None:
+    """Makes a student's own code follow its widths, in place: split points, routes, reductions.
+
+    Args:
+        student: a network of the teacher's structure and narrower tensors.
+        graph: the teacher's channel graph.
+        members: how many of the teacher's channels stand at each channel's place, shape ``[num_channels]``; 0 where
+            the student has no channel and the axes close up.
+
+    Raises:
+        WidthError: parts whose lengths one attribute cannot describe (a later part longer than the first).
+    """
+    if (members == 1).all():
+        return
+    for split in graph.splits:
+        setattr(student.get_submodule(split.module), split.attribute, split_length(split, members > 0))
+    like = next((p for p in student.parameters() if p.is_floating_point()), torch.empty(()))
+    for route in graph.routes:
+        orders = [None if order is None else order.to(like.device) for order in orders_of(route, members > 0)]
+        module = Routed(student.get_submodule(route.module), route.calls, route.reads, orders)
+        replace(student, route.module, module)
+    for reduction in graph.reductions:
+        weigh(student.get_submodule(reduction.module), weights_of(reduction, members).to(like))
+
+
+def code_buffers(graph: ChannelGraph) -> set[str]:
+    """Names of the buffers of numbers (not of indices) that ``adapt_code`` sets."""
+    return {f"{reduction.module}.{WEIGHT}" for reduction in graph.reductions}
+
+
+def describe_code(student: nn.Module, graph: ChannelGraph) -> dict:
+    """How a student's code differs from its class's, in plain values for a file; indices and weights are buffers."""
+    modules = dict(student.named_modules())
+    return {
+        "splits": [[s.module, s.attribute, getattr(modules[s.module], s.attribute)] for s in graph.splits],
+        "routes": [
+            [name, list(module.route_calls), [list(reads) for reads in module.route_reads], module.ordered()]
+            for name, module in modules.items()
+            if isinstance(module, Routed)
+        ],
+        "weighted": [name for name, module in modules.items() if weigh_input in module._forward_pre_hooks.values()],
+    }
+
+
+def restore_code(model: nn.Module, code: Mapping, shapes: Mapping[str, tuple]) -> nn.Module:
+    """A copy of a network, its code adapted as ``describe_code`` says; index and weight buffers are left to be filled.
+
+    Args:
+        model: left as it is; tensors of the copy are its own or empty.
+        code: what ``describe_code`` gave.
+        shapes: shape of each of the student's tensors, which gives the lengths of the buffers.
+
+    Raises:
+        GraphError: a description of another network.
+    """
+    student = rebuild(model, {})
+    try:
+        for module, attribute, length in code.get("splits", ()):
+            check_split(student.get_submodule(module), attribute)
+            setattr(student.get_submodule(module), attribute, int(length))
+        for name, calls, reads, ordered in code.get("routes", ()):
+            names = [f"{name}.route_{number}" if has_order else "" for number, has_order in enumerate(ordered)]
+            orders = [torch.empty(shapes[n], dtype=torch.int64) if n else None for n in names]
+            replace(student, name, Routed(student.get_submodule(name), calls, reads, orders))
+        for name in code.get("weighted", ()):
+            set_weights(student.get_submodule(name), torch.empty(shapes[f"{name}.{WEIGHT}"]))
+    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise GraphError(f"the description of the student's code is not one of this network: {error}") from error
+    return student
+
+
+def check_split(module: nn.Module, attribute: str) -> None:
+    """Raises ``GraphError`` unless a module has such a number: nothing else may be replaced by what a file says."""
+    if type(vars(module).get(attribute)) is not int:
+        raise GraphError(f"{type(module).__name__} has no number '{attribute}' that says where channels part")
+
+
+def check_code_fits(model: nn.Module, graph: ChannelGraph) -> None:
+    """Raises ``GraphError`` unless a network has every module and number that a stored graph adapts."""
+    try:
+        for split in graph.splits:
+            check_split(model.get_submodule(split.module), split.attribute)
+        for route in graph.routes:
+            for call in route.calls:
+                model.get_submodule(route.module).get_submodule(call)
+        for part in (*graph.reductions, *graph.norms, *graph.attentions):
+            model.get_submodule(part.module)
+    except AttributeError as error:
+        raise GraphError(f"the channel graph belongs to another network: {error}") from error
 
 
 # ---- attributes that repeat a shape ----------------------------------------------------------------------------------

@@ -15,8 +15,7 @@ from torch import nn
 
 from ..channel_graph import Axis, ChannelGraph
 from ..plans import check_plan, occupied
-from .rebuild import rebuild
-from .routing import adapt_code
+from .rebuild import adapt_code, rebuild
 
 
 def student_axis(axis: Axis, places: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch import nn
 from ...baselines import DistillationEngine, baseline, make_baseline
 from ...chain.network import trace
 from ...chain.relabelling import relabel
-from ...chain.students import load_student, save_student
+from ...chain.student_file import load_student, save_student
 from ...config import leaves
 from ...files import sha256
 from ...graph import ChannelGraph

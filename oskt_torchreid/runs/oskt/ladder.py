@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...chain.chain import WeightChain
-from ...chain.expansion import expand_to_plan
+from ...chain.expansion import expand_to_plan, width_plan
 from ...chain.ladder import Ladder
-from ...chain.students import width_plan
 from ...config import get
 from ...errors import ConfigError
 from ...files import sha256

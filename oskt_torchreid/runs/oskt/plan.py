@@ -14,9 +14,10 @@ from torch import nn
 from ...baselines import baseline
 from ...chain.chain import WeightChain
 from ...chain.distance import check_foldable
+from ...chain.expansion import width_plan
 from ...chain.ladder import nearest_rung
 from ...chain.network import trace
-from ...chain.students import load_student, width_plan
+from ...chain.student_file import load_student
 from ...errors import CheckpointError, ConfigError, WidthError
 from ...files import load_checkpoint
 from ...files.weights import load_weights, state_dict_of

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ...baselines.partitions import CLUSTERINGS
 from ...chain.chain import WeightChain
 from ...chain.losses import row_dispersion
 from ...chain.sstudent import Refinement
@@ -23,10 +24,16 @@ _TEACHER = "teacher."  # before its names in a checkpoint of refinement
 _NORMALIZE = {"auto": None, "yes": True, "no": False}
 
 
-def clustering_choices(oskt: Any) -> dict[str, Any]:
-    """How the ``oskt`` node says that channels are clustered: arguments of ``WeightChain.from_teacher``."""
+def clustering_choices(oskt: Any, seed: int = 0) -> dict[str, Any]:
+    """How the ``oskt`` node says that channels are clustered: arguments of ``WeightChain.from_teacher``.
+
+    Args:
+        oskt: the node.
+        seed: of clusterings that draw at random.
+    """
+    made_of_seed = CLUSTERINGS.get(oskt.clustering)
     return {
-        "clustering": oskt.clustering,
+        "clustering": made_of_seed(seed) if made_of_seed else oskt.clustering,
         "attention": oskt.attention,
         "normalize_rows": _NORMALIZE[oskt.normalize_rows],
     }

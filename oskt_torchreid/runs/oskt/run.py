@@ -16,7 +16,7 @@ from ...chain.chain import WeightChain
 from ...chain.expansion import expand_to_plan
 from ...chain.recalibration import recalibrate
 from ...chain.relabelling import relabel
-from ...chain.students import load_student, save_student
+from ...chain.student_file import load_student, save_student
 from ...config import digest, get
 from ...files import sha256
 from ...host.compat import seed_everything
@@ -157,15 +157,15 @@ class OSKTRun:
     def _refine(self, teacher_key: str) -> tuple[WeightChain | None, str]:
         """Clusters the teacher and refines the chain, together with a copy of the teacher."""
         node, oskt, plan = get(self.config, "oskt.refine"), self.config.oskt, self.plan
-        choices = clustering_choices(oskt)
+        choices = clustering_choices(oskt, self.config.train.seed)
         made = {"the chain's widths (oskt.width, oskt.ladder)": digest(plan.chain_widths), "the teacher": teacher_key}
         recipe = self.trainer.recipe("oskt.refine", *CLUSTERING_KEYS, **made)
         stage = self.trainer.stage(self.folder / "refine", recipe, f"../{CHAIN_NAME}")
         path = self.folder / CHAIN_NAME
 
         def work(continued: bool) -> Facts:
-            teacher, seed = copy.deepcopy(plan.teacher), self.config.train.seed
-            chain = WeightChain.from_teacher(teacher, plan.chain_widths, graph=plan.graph, seed=seed, **choices)
+            teacher = copy.deepcopy(plan.teacher)
+            chain = WeightChain.from_teacher(teacher, plan.chain_widths, graph=plan.graph, **choices)
             return refine(self.trainer, chain, teacher, node, stage.folder, continued, path)
 
         def evaluate(facts: Facts) -> Facts:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...baselines import baseline
-from ...chain.amounts import EXAMPLES, HALF, UNITS, parse_amount
+from ...chain.budgets import EXAMPLES, HALF, UNITS, parse_amount
 from ...config import digest, get, read_yaml
 from ...deploy import measure_latency
 from ...errors import ConfigError, WidthError

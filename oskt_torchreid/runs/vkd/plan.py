@@ -8,9 +8,8 @@ from typing import Any
 from torch import nn
 
 from ...chain.chain import WeightChain
-from ...chain.expansion import expand_to_plan
+from ...chain.expansion import expand, expand_to_plan, width_plan
 from ...chain.network import trace
-from ...chain.students import expand, width_plan
 from ...errors import ConfigError, WidthError
 from ...host.compat import seed_everything
 from ...host.models import build

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ...chain.network import trace
-from ...chain.students import save_student
+from ...chain.student_file import save_student
 from ...config import Effect, get, settings
 from ...datasets.set_manager import build_set_datamanager
 from ...files import save_checkpoint, sha256

@@ -1,10 +1,36 @@
-"""Clusterings to compare Ward's with: k-means, and members drawn at random."""
+"""Clusterings to compare Ward's with: k-means, and members drawn at random. ``WeightChain.from_teacher`` takes them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+from torch import Tensor
+
+from ..chain.clustering import Clustering, check_finite, ward_labels
 
 ROUNDS = 20
+
+
+def kmeans(seed: int) -> Clustering:
+    """k-means, see ``kmeans_labels``; one generator draws the starts of all channel groups, in order."""
+    random = np.random.default_rng(seed)
+
+    def labels(rows: Tensor, count: int) -> np.ndarray:
+        check_finite(rows)
+        return kmeans_labels(rows.numpy(), count, random)
+
+    return labels
+
+
+def random_members(seed: int) -> Clustering:
+    """Clusters of Ward's sizes, their members drawn at random, see ``random_labels``."""
+    random = np.random.default_rng(seed)
+    return lambda rows, count: random_labels(ward_labels(rows, count), random)
+
+
+CLUSTERINGS: dict[str, Callable[[int], Clustering]] = {"kmeans": kmeans, "random": random_members}
+"""Clusterings by name, each made of a seed."""
 
 
 def random_labels(labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
