@@ -64,7 +64,7 @@ class Choice:
     held: int = 0
 
     def __str__(self) -> str:
-        if self.budget is None:
+        if self.budget is None or self.cost is None or self.ratio is None:
             return self.way if self.ratio is None else f"width ratio {show_ratio(self.ratio)}"
         held = f" ({self.held} groups wider, as in the chain)" if self.held else ""
         share, note = self.cost / self.budget, ""
@@ -183,10 +183,9 @@ def parse_amount(way: str, budget: float | str) -> float:
     if way == "size":
         text = text.removesuffix(HALF)
     match = _AMOUNT.fullmatch(text)
-    unit = match and match[2]
     try:
-        amount = float(match[1]) * UNITS[way][unit]
-    except (KeyError, TypeError, ValueError):
+        amount = float(match[1]) * UNITS[way][match[2]] if match else math.nan
+    except (KeyError, ValueError):
         amount = math.nan
     if not 0 < amount < math.inf:
         units = ", ".join(unit for unit in UNITS[way] if unit)
@@ -207,6 +206,6 @@ def show_amount(way: str, amount: float) -> str:
     units = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
     if way == "latency":
         return f"{amount:.3g}ms" if amount < 999.5 else f"{amount / 1e3:.3g}s"
-    unit = max((name for name, scale in units.items() if amount >= 0.9995 * scale), key=units.get, default="")
+    unit = max((name for name, scale in units.items() if amount >= 0.9995 * scale), key=units.__getitem__, default="")
     digits = f"{amount / units[unit]:#.3g}".rstrip(".") if unit else f"{amount:.0f}"
     return f"{digits}{unit}{'B' if way == 'size' else ''}"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import files
 from ..errors import ChainError, ConfigError, OsktError
 from ..files.checks import is_possible_model
+from ..graph import ChannelGraph
 from ..graph.storage import from_arrays, to_arrays
 from ..graph.surgery.rebuild import describe_code
 from ..networks import ModelSpec, resolver
@@ -94,21 +95,15 @@ def attributes_of(tensors: dict[str, Tensor], metadata: dict[str, Any], model: n
         Exception: whatever damage leads to, see ``damage_named``.
     """
     parts = _sorted_by_kind(tensors)
-    arrays = {name: tensor.numpy() for name, tensor in parts.pop("graph").items()}
+    arrays: dict[str, np.ndarray] = {name: tensor.numpy() for name, tensor in parts.pop("graph").items()}
     graph = from_arrays(arrays, metadata.get("graph") or {})
     labels = arrays.get("teacher_to_chain", np.empty(0, np.int32)).astype(np.int64)
     if labels.shape != (graph.num_channels,):
         raise ChainError(f"it labels {labels.shape} channels, its graph has {graph.num_channels}")
     spec = _spec(metadata.get("model"), needed=model is None)
-    if model is None and spec is None:
-        raise ChainError(
-            "its teacher is not a registered model; pass the teacher's network: WeightChain.load(path, model=...)"
-        )
-    skeleton = network.skeleton_of(model) if model is not None else network.new_skeleton(spec)
-    if model is not None:
-        network.check_blocks(skeleton, graph.module_blocks, graph.input_size)
-    origin = arrays.get("origin_to_teacher", np.empty(0, np.int32))
-    origin = lineage.cut_origin(graph, origin, metadata.get("origin") or [])
+    skeleton = _skeleton(spec, model, graph)
+    joined = arrays.get("origin_to_teacher", np.empty(0, np.int32))
+    origin = lineage.cut_origin(graph, joined, metadata.get("origin") or [])
     if origin:
         others = {**parts["vectors"], **parts["fixed"]}
         skeleton = lineage.narrow_skeleton(skeleton, metadata.get("code") or {}, graph, parts["rows"], others)
@@ -121,6 +116,19 @@ def attributes_of(tensors: dict[str, Tensor], metadata: dict[str, Any], model: n
         "origin_to_teacher": origin,
         **parts,
     }
+
+
+def _skeleton(spec: ModelSpec | None, model: nn.Module | None, graph: ChannelGraph) -> nn.Module:
+    """The teacher's structure: of its network where that is given, else of the registered one."""
+    if model is not None:
+        skeleton = network.skeleton_of(model)
+        network.check_blocks(skeleton, graph.module_blocks, graph.input_size)
+        return skeleton
+    if spec is None:
+        raise ChainError(
+            "its teacher is not a registered model; pass the teacher's network: WeightChain.load(path, model=...)"
+        )
+    return network.new_skeleton(spec)
 
 
 def _sorted_by_kind(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -147,7 +147,7 @@ class _Fold:
         """``(s x - s m) / sqrt(s^2 (v + eps))`` is what the norm gave of ``x``: its variance becomes that less eps."""
         mean, factors = self._along_rows(f"{module}.running_mean")
         variance = self._tensors[f"{module}.running_var"]
-        eps = self._chain.model.get_submodule(module).eps
+        eps = vars(self._chain.model.get_submodule(module))["eps"]
         mean.mul_(factors)
         variance.add_(eps).mul_(factors.square()).sub_(eps).clamp_(min=0)
 

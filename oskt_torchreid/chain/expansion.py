@@ -124,12 +124,13 @@ def choose_widths(
         raise ChainError(f"a student is made of a WeightChain, not of {chain!r:.100}; read one: WeightChain.load(path)")
     if like is not None:
         return Choice(plan_like(chain, like), "like")
-    for way, budget in {"params": params, "flops": flops, "size": size, "latency": latency}.items():
-        if budget is not None:
-            return widest_within(chain, way, budget, _costs(chain, way, budget, measure or measure_latency))
-    plan = full_plan(chain.graph, width)
-    chain.check_range(plan)
-    return Choice(plan, "width", None if isinstance(width, (str, Mapping)) else float(width))
+    if width is not None:
+        plan = full_plan(chain.graph, width)
+        chain.check_range(plan)
+        return Choice(plan, "width", None if isinstance(width, (str, Mapping)) else float(width))
+    budgets = {"params": params, "flops": flops, "size": size, "latency": latency}
+    ((way, budget),) = ((way, budget) for way, budget in budgets.items() if budget is not None)
+    return widest_within(chain, way, budget, _costs(chain, way, budget, measure or measure_latency))
 
 
 def expand_to_plan(
@@ -172,8 +173,8 @@ def expand_to_plan(
     student = rebuild(chain.model, tensors, training=False)
     adapt_code(student, chain.graph, layout.members)
     for module in student.modules() if statistics == "initial" else ():
-        if hasattr(module, "reset_running_stats"):
-            module.reset_running_stats()
+        if callable(reset := getattr(module, "reset_running_stats", None)):
+            reset()
     return attach_record(student, chain.graph, chain.spec, distance)
 
 

@@ -71,18 +71,18 @@ def slots_of_groups(teacher_to_chain: Sequence[np.ndarray], widths: Sequence[int
     """
     channels = np.array([len(labels) for labels in teacher_to_chain])
     clusters = np.array([int(labels.max()) + 1 for labels in teacher_to_chain])
-    widths = np.asarray(widths)
-    _check(widths, clusters, channels)
+    width = np.asarray(widths)
+    _check(width, clusters, channels)
     first_cluster = _starts(clusters)  # clusters of all groups are numbered through
     cluster = np.concatenate(teacher_to_chain) + np.repeat(first_cluster, channels)
     size = np.bincount(cluster)
-    slot_cluster, turn, place = _apportion(size, clusters, channels, widths)
+    slot_cluster, turn, place = _apportion(size, clusters, channels, width)
     member_turn = _member_turns(cluster, size, np.bincount(slot_cluster))
     by_turn = np.lexsort((turn, slot_cluster))  # of a cluster's slots, the one of each turn
     first_slot = _starts(np.bincount(slot_cluster))
     teacher_to_slot = place[by_turn[first_slot[cluster] + member_turn]]
-    slot_to_cluster = slot_cluster - np.repeat(first_cluster, widths)
-    parts = zip(_cut(slot_to_cluster, widths), _cut(teacher_to_slot, channels), strict=True)
+    slot_to_cluster = slot_cluster - np.repeat(first_cluster, width)
+    parts = zip(_cut(slot_to_cluster, width), _cut(teacher_to_slot, channels), strict=True)
     return [Slots(*part) for part in parts]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from ..errors import ConfigError
 
@@ -20,7 +21,7 @@ class _RowDistance(torch.autograd.Function):
     """``sum_i ||W_i - C_a(i)||^2``: one difference, which the backward pass turns into the gradient in place."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, weight: Tensor, chain_rows: Tensor, index: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, chain_rows: Tensor, index: Tensor) -> Tensor:
         difference = torch.sub(weight, chain_rows.index_select(0, index))
         ctx.save_for_backward(index)
         ctx.difference, ctx.chain_shape = difference, chain_rows.shape
@@ -29,7 +30,7 @@ class _RowDistance(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         (index,) = ctx.saved_tensors
         of_weight = ctx.difference.mul_(2 * gradient)
         ctx.difference = None

@@ -95,7 +95,8 @@ class Narrowing(nn.Module):
 
     def averages(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Means over the members of each slot; those of one dimension, of which there are hundreds, as one."""
-        averaged, short = {}, {}
+        averaged: dict[str, Tensor] = {}
+        short: dict[tuple, list[str]] = {}
         for name, vector in vectors.items():
             if vector.dim() == 1:
                 short.setdefault((vector.dtype, vector.device), []).append(name)

@@ -16,7 +16,7 @@ from ..graph import ChannelGraph, FeaturePath
 from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, compare, resolver
 
 
-def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> ChannelGraph:
+def trace(model: nn.Module, input_size: tuple[int, ...] | None = None) -> ChannelGraph:
     """The channel graph of a re-id network: ``graph.trace`` with the classifiers, and only them, as results.
 
     Args:
@@ -74,18 +74,18 @@ def check_blocks(model: nn.Module, blocks: Mapping[str, int], input_size: tuple[
 
 @contextlib.contextmanager
 def _logits_only(model: nn.Module) -> Iterator[None]:
-    """A model built for the triplet loss returns class scores alone for the while.
+    """A model built for the triplet loss returns class scores alone while this is entered.
 
     Beside them it would return features in the form that its loss wants, some of them normalised over channels.
     """
     loss = getattr(model, "loss", None)
     if isinstance(loss, str):
-        model.loss = "softmax"
+        vars(model)["loss"] = "softmax"
     try:
         yield
     finally:
         if isinstance(loss, str):
-            model.loss = loss
+            vars(model)["loss"] = loss
 
 
 def skeleton_of(model: nn.Module) -> nn.Module:

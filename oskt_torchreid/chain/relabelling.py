@@ -28,13 +28,15 @@ def relabel(student: nn.Module, heads: Iterable[str], num_classes: int) -> nn.Mo
     Raises:
         GraphError: a classifier that is no linear layer; nothing is changed.
     """
-    owners = {weight.rpartition(".")[0]: student.get_submodule(weight.rpartition(".")[0]) for weight in sorted(heads)}
-    for name, layer in owners.items():
+    owners: dict[str, nn.Linear] = {}
+    for name in (weight.rpartition(".")[0] for weight in sorted(heads)):
+        layer = student.get_submodule(name)
         if not isinstance(layer, nn.Linear):
             raise GraphError(
                 f"classifier '{name}' is a {type(layer).__name__}, and only a Linear can be made anew for "
                 f"{num_classes} identities; fine-tune on the chain's own identities"
             )
+        owners[name] = layer
     for name, layer in owners.items():
         if layer.out_features != num_classes:
             student.set_submodule(name, _fresh(layer, num_classes))

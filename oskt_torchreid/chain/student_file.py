@@ -10,6 +10,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,13 +55,13 @@ class StudentRecord:
         """Gives a student, in place, its record and the attribute that holds its feature's length."""
         if self.feature_dim:
             set_feature_dim(student, self.feature_dim)
-        student.student_record = self
+        vars(student)["student_record"] = self
         return student
 
     def inside(self, name: str) -> StudentRecord:
         """The record of a network that has the student as a child of this name, and names of modules accordingly."""
         code = {kind: [_moved(entry, name) for entry in entries] for kind, entries in self.code.items()}
-        return replace(self, code=code, blocks={_moved(module, name): count for module, count in self.blocks.items()})
+        return replace(self, code=code, blocks={_below(name, module): count for module, count in self.blocks.items()})
 
     def is_possible(self) -> bool:
         """Whether the numbers are those of any network."""
@@ -72,7 +73,7 @@ class StudentRecord:
         return {"format": "oskt-student", **asdict(self)}
 
     @classmethod
-    def from_dict(cls, content: object, path: str | Path) -> StudentRecord:
+    def from_dict(cls, content: Any, path: str | Path) -> StudentRecord:
         """Inverse of ``to_dict``; raises ``CheckpointError`` for anything else."""
         try:
             if content["format"] == "oskt-student" and isinstance(content["code"], dict):
@@ -90,9 +91,11 @@ class StudentRecord:
 
 def _moved(entry: str | list, parent: str) -> str | list:
     """A module's name, or an entry of ``describe_code`` that begins with one, below a parent."""
-    if isinstance(entry, str):
-        return f"{parent}.{entry}" if entry else parent
-    return [_moved(entry[0], parent), *entry[1:]]
+    return _below(parent, entry) if isinstance(entry, str) else [_below(parent, entry[0]), *entry[1:]]
+
+
+def _below(parent: str, module: str) -> str:
+    return f"{parent}.{module}" if module else parent
 
 
 def attach_record(student: nn.Module, graph: ChannelGraph, spec: ModelSpec | None, distance: str = "none") -> nn.Module:
@@ -214,19 +217,17 @@ def load_student(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     content = files.load_checkpoint(path)
     record = StudentRecord.from_dict(content.get("oskt") if isinstance(content, dict) else None, path)
     state = weights.state_dict_of(content, path)
-    is_given = model is not None
-    if not is_given:
-        model = _skeleton(record, path)
+    original = _skeleton(record, path) if model is None else model
     try:
-        student = restore_code(model, record.code, {name: tensor.shape for name, tensor in state.items()})
+        student = restore_code(original, record.code, {name: tensor.shape for name, tensor in state.items()})
     except GraphError as error:
-        raise CheckpointError(f"'{path}' does not make a student of {type(model).__name__}: {error}") from error
+        raise CheckpointError(f"'{path}' does not make a student of {type(original).__name__}: {error}") from error
     expected = student.state_dict()
-    _check_tensors(state, expected, f"'{path}'", record.name or type(model).__name__)
+    _check_tensors(state, expected, f"'{path}'", record.name or type(original).__name__)
     full = {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
     student = rebuild(student, full).eval()
     _check_tensors_fit(student, record.input_size, str(path))
-    if is_given:
+    if model is not None:
         _check_blocks(student, record, path)
     if record.feature_dim and record.feature_dim not in {t.shape[1] for t in state.values() if t.dim() == 2}:
         raise CheckpointError(

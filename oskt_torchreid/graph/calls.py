@@ -120,12 +120,14 @@ class Passage:
     @classmethod
     def of(cls, frame: Frame) -> Passage | None:
         """What is kept of a finished call; ``None`` where something in it was not one tensor with known channels."""
-        inside = f"{frame.name}."
-        if any(ids is None for ids in frame.sources) or not all(call.startswith(inside) for call in frame.calls):
+        inside, given = f"{frame.name}.", frame.given
+        sources = tuple(ids for ids in frame.sources if ids is not None)
+        if given is None or len(sources) < len(frame.sources):
+            return None
+        if not all(call.startswith(inside) for call in frame.calls):
             return None
         calls = tuple(call.removeprefix(inside) for call in frame.calls)
-        given = frame.given
-        return cls(frame.name, given.shape, given.dtype, given.device, calls, tuple(frame.sources))
+        return cls(frame.name, given.shape, given.dtype, given.device, calls, sources)
 
     def resembles(self, other: Passage) -> bool:
         """Whether both calls called the same modules and moved as many channels."""

@@ -159,7 +159,8 @@ class ChannelGraph:
     @cached_property
     def module_blocks(self) -> dict[str, int]:
         """Heads of each attention, and blocks of each norm over channels: what shapes of tensors do not tell."""
-        return {axis.module: len(axis.channels) for axis in (*self.norms, *self.attentions)}
+        modules: list[ChannelNorm | Attention] = [*self.norms, *self.attentions]
+        return {module.module: len(module.channels) for module in modules}
 
     @cached_property
     def row_ties(self) -> dict[str, Tie]:
@@ -199,8 +200,10 @@ class ChannelGraph:
     @cached_property
     def blocked_axes(self) -> list[np.ndarray]:
         """Channels ``[blocks, length]`` of every axis that has several blocks; heads are blocks as well."""
-        parts = (*self.axes, *self.norms, *self.attentions)
-        return [part.channels for part in parts if len(part.channels) > 1]
+        channels = [axis.channels for axis in self.axes]
+        channels += [norm.channels for norm in self.norms]
+        channels += [attention.channels for attention in self.attentions]
+        return [blocks for blocks in channels if len(blocks) > 1]
 
     @cached_property
     def blocked_groups(self) -> list[list[np.ndarray]]:

@@ -56,8 +56,8 @@ def _mismatch(student: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]
     for tie in graph.ties:
         if (other := found.places.get(tie.place)) is not None:
             pairs.append(np.stack([student_axis(tie.axis, places).reshape(-1), other.channels.reshape(-1)]))
-    pairs = np.unique(np.concatenate(pairs, axis=1), axis=1)
-    one_to_one = all(len(side) == len(np.unique(side)) for side in pairs)
+    different = np.unique(np.concatenate(pairs, axis=1), axis=1)
+    one_to_one = all(len(side) == len(np.unique(side)) for side in different)
     return None if one_to_one else "a narrower copy sends channels to other places"
 
 

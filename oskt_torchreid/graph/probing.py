@@ -61,14 +61,16 @@ def _origins(module: nn.Module, passage: Passage, training: bool) -> list[Origin
     for number, source in enumerate(observed.sources):
         places.update((channel, (number, position)) for position, channel in enumerate(_channels(source)))
     origins = [_origin(arrived, observed.sources, places) for arrived in observed.arrived]
-    return None if any(origin is None for origin in origins) else origins
+    known = [origin for origin in origins if origin is not None]
+    return known if len(known) == len(origins) else None
 
 
 def _origin(arrived: Tensor | None, sources: list[Tensor], places: dict[bytes, tuple[int, int]]) -> Origin | None:
     if arrived is None or arrived.dim() < 2:
         return None
-    found = [places.get(channel) for channel in _channels(arrived)]
-    if None in found:
+    channels = _channels(arrived)
+    found = [places[channel] for channel in channels if channel in places]
+    if len(found) < len(channels):
         return None
     reads = tuple(sorted({number for number, _ in found}))
     if any(sources[number].shape[2:] != arrived.shape[2:] for number in reads):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-
-Unknown = Hashable
+Unknown = tuple[str, ...]
+"""What it is (``activation``, ``rows``, ``columns``, ``statistics``), and of what."""
 
 
 class Relations:

@@ -111,7 +111,7 @@ class ScaleTracer(Tracer):
     def unknown(self, tensor: Tensor) -> Unknown:
         """The unknown of an activation, or of a bare parameter's entries."""
         name = self.name_of(tensor)
-        return ("rows", name) if name else ("activation", self._run_name, id(tensor))
+        return ("rows", name) if name else ("activation", self._run_name, str(id(tensor)))
 
     def carries(self, tensor: object) -> bool:
         """Whether a tensor carries channels: an activation, or a bare parameter that has met one."""
@@ -179,7 +179,8 @@ def _multiply(tracer: ScaleTracer, call: Call, tracked: list[Tensor]) -> None:
         tracer._relations.equal(result, *sides)  # by a number, or one that all channels share
     elif len(sides) == 2 and call.operator.startswith("mul"):
         place = f"both sides of a product in module '{tracer.module}' would carry the factor"
-        tracer._relations.product(result, *sides, place)
+        left, right = sides
+        tracer._relations.product(result, left, right, place)
     elif call.operator.startswith("mul"):
         tracer._relations.equal(result, *sides)
     else:
@@ -193,7 +194,7 @@ def _layer(tracer: ScaleTracer, call: Call, tracked: list[Tensor]) -> None:
     rows = _rows(tracer, weight, bias)
     tracer._relations.equal(rows, tracer.unknown(call.output))
     if tracer.carries(image):
-        tracer._relations.equal(("columns", tracer.name_of(weight)), tracer.unknown(image))
+        tracer._relations.equal(("columns", tracer.name_of(weight) or ""), tracer.unknown(image))
 
 
 def _norm(tracer: ScaleTracer, call: Call, tracked: list[Tensor]) -> None:
@@ -208,12 +209,12 @@ def _norm(tracer: ScaleTracer, call: Call, tracked: list[Tensor]) -> None:
     if mean is None or training:
         tracer.stop(image, call)
     else:
-        owner = tracer.name_of(mean).rpartition(".")[0]
+        owner = (tracer.name_of(mean) or "").rpartition(".")[0]
         tracer._relations.equal(("statistics", owner), tracer.unknown(image))
 
 
 def _rows(tracer: ScaleTracer, weight: Tensor, bias: Tensor | None) -> Unknown:
-    names = tuple(tracer.name_of(tensor) for tensor in (weight, bias) if tensor is not None)
+    names = tuple(tracer.name_of(tensor) or "" for tensor in (weight, bias) if tensor is not None)
     tracer._relations.tensors[("rows", names[0])] = names
     return ("rows", names[0])
 

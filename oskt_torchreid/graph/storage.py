@@ -59,8 +59,8 @@ def from_arrays(arrays: Mapping[str, np.ndarray], description: Mapping) -> Chann
     try:
         _check_arrays(arrays)
         shapes = [(int(blocks), int(length)) for blocks, length in description["axes"]]
-        axes = _cut(arrays["axes"], [blocks * length for blocks, length in shapes])
-        axes = [Axis(axis.reshape(shape)) for axis, shape in zip(axes, shapes, strict=True)]
+        channels = _cut(arrays["axes"], [blocks * length for blocks, length in shapes])
+        axes = [Axis(part.reshape(shape)) for part, shape in zip(channels, shapes, strict=True)]
         ties = tuple(
             Tie(str(name), int(number), role, axes[index]) for name, number, role, index in description["ties"]
         )
@@ -163,7 +163,9 @@ def _check_ids(graph: ChannelGraph) -> None:
     named = [(tie.tensor, tie.channels) for tie in graph.ties]
     named += [(split.module, part) for split in graph.splits for part in split.parts]
     named += [(route.module, part) for route in graph.routes for part in route.sources]
-    named += [(part.module, part.channels) for part in (*graph.reductions, *graph.norms, *graph.attentions)]
+    named += [(reduction.module, reduction.channels) for reduction in graph.reductions]
+    named += [(norm.module, norm.channels) for norm in graph.norms]
+    named += [(attention.module, attention.channels) for attention in graph.attentions]
     for name, channels in named:
         if channels.size and not 0 <= channels.min() <= channels.max() < len(everything):
             raise GraphError(f"the stored channel graph is damaged ('{name}' names unknown channels)")

@@ -61,9 +61,10 @@ class Tracer(Recording, TorchDispatchMode):
         if any(name or id(tensor) in self._shadows for name, tensor in zip(names, call.tensors, strict=True)):
             self._follow(call)
         lost = next(filter(None, map(self.adrift, call.tensors)), None)
-        for result in call.outputs if lost else ():
-            if id(result) not in self._shadows:
-                self.set_adrift(result, lost)
+        if lost is not None:
+            for result in call.outputs:
+                if id(result) not in self._shadows:
+                    self.set_adrift(result, lost)
         return output
 
 

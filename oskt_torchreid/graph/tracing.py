@@ -68,7 +68,8 @@ def build_graph(
     attentions = _attentions(recording, recorded, channel_of)
     axes = [axis.channels for axis in dict.fromkeys(tie.axis for tie in ties)]
     axes += [reduction.channels[None] for reduction in reductions]
-    axes += [blocked.channels for blocked in (*norms, *attentions)]
+    axes += [norm.channels for norm in norms]
+    axes += [attention.channels for attention in attentions]
     labels = _signature_classes(axes, gates, fixed, num_channels)
     state = model.state_dict(keep_vars=True)
     _check_coverage(recording, ties, {name: tuple(t.shape) for name, t in state.items() if t.is_floating_point()})

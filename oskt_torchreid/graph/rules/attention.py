@@ -22,8 +22,8 @@ from ..recording import Recording, compact
 def attention(recording: Recording, call: Call) -> None:
     """Fused attention of ``[batch, heads, tokens, size]`` (or of one head, without that axis)."""
     queries, keys, values = (call.arguments[name] for name in ("query", "key", "value"))
-    _check(recording, call, queries, keys, values)
-    heads = [_per_head(recording, tensor) for tensor in (queries, keys, values)]
+    shadows = _checked(recording, call, queries, keys, values)
+    heads = [_per_head(recording, shadow) for shadow in shadows]
     recording.unite(heads[0], heads[1])
     recording.unite(heads[0], heads[2])
     recording.record_attention(heads[0], heads[1], call.arguments.get("scale") is None)
@@ -34,11 +34,13 @@ def attention(recording: Recording, call: Call) -> None:
     recording.mark(call.outputs[0], heads[2].reshape(shape).expand(call.outputs[0].shape))
 
 
-def _check(recording: Recording, call: Call, *tensors: Tensor) -> None:
-    shadows = [recording.shadow(tensor) for tensor in tensors]
+def _checked(recording: Recording, call: Call, *tensors: Tensor) -> list[Tensor]:
+    """Shadows of queries, keys and values; raises ``GraphError`` where they cannot be followed."""
+    found = [recording.shadow(tensor) for tensor in tensors]
+    shadows = [shadow for shadow in found if shadow is not None]
     mask = call.arguments.get("attn_mask")
     reason = ""
-    if any(shadow is None for shadow in shadows):
+    if len(shadows) < len(found):
         reason = "takes queries, keys or values that no layer produces"
     elif len({tensor.shape[:-2] + tensor.shape[-1:] for tensor in tensors}) > 1:
         reason = f"has heads of different numbers or sizes {[tuple(tensor.shape) for tensor in tensors]}"
@@ -51,14 +53,14 @@ def _check(recording: Recording, call: Call, *tensors: Tensor) -> None:
             f"attention in module '{recording.module}' {reason}; it can be followed where linear layers give queries, "
             "keys and values of equally many heads of one size"
         )
+    return shadows
 
 
-def _per_head(recording: Recording, tensor: Tensor) -> Tensor:
+def _per_head(recording: Recording, shadow: Tensor) -> Tensor:
     """Channels of each head, shape ``[heads, size]``; those of all tokens are united."""
-    shadow = recording.shadow(tensor)
-    heads = tensor.shape[-3] if tensor.dim() > 2 else 1
-    along = compact(shadow).expand(*[-1] * (shadow.dim() - 1), tensor.shape[-1]).movedim(-2, 0)
-    along = along.reshape(along.shape[0], -1, tensor.shape[-1])
+    heads = shadow.shape[-3] if shadow.dim() > 2 else 1
+    along = compact(shadow).expand(*[-1] * (shadow.dim() - 1), shadow.shape[-1]).movedim(-2, 0)
+    along = along.reshape(along.shape[0], -1, shadow.shape[-1])
     along = along.expand(-1, heads, -1)
     if len(along) > 1:
         recording.unite(along, along[:1])

@@ -46,13 +46,12 @@ def multiply(recording: Recording, call: Call) -> None:
 
 
 def _meet(recording: Recording, call: Call, may_gate: bool) -> None:
-    left, right = call.args[0], call.args[1]
-    sides = [recording.shadow(side) for side in (left, right)]
-    if sides[0] is None or sides[1] is None:
-        _meet_constant(recording, call, sides)
+    left, right = (recording.shadow(side) for side in call.args[:2])
+    if left is None or right is None:
+        _meet_constant(recording, call, left, right)
         return
-    a, b = torch.broadcast_tensors(*(compact(side) for side in sides))
-    bare = any(recording.name_of(side) is not None for side in (left, right))
+    a, b = torch.broadcast_tensors(compact(left), compact(right))
+    bare = any(recording.name_of(side) is not None for side in call.args[:2])
     if may_gate and not bare and (count := [torch.unique(side).numel() for side in (a, b)])[0] != count[1]:
         gate, fine = (a, b) if count[0] < count[1] else (b, a)
         recording.gates.append((gate.reshape(-1).numpy(), fine.reshape(-1).numpy()))
@@ -63,8 +62,8 @@ def _meet(recording: Recording, call: Call, may_gate: bool) -> None:
     recording.mark(call.output, a.expand(call.output.shape))
 
 
-def _meet_constant(recording: Recording, call: Call, sides: list[Tensor | None]) -> None:
-    shadow, constant = (sides[0], call.args[1]) if sides[1] is None else (sides[1], call.args[0])
+def _meet_constant(recording: Recording, call: Call, left: Tensor | None, right: Tensor | None) -> None:
+    shadow, constant = (left, call.args[1]) if right is None else (right, call.args[0])
     if shadow is None:
         return
     if torch.is_tensor(constant):

@@ -67,17 +67,21 @@ def stack(recording: Recording, call: Call) -> None:
 
 def _join(recording: Recording, call: Call, parts: list[Tensor], shadows: list[Tensor | None]) -> None:
     axis = call.arguments.get("dim", 0) % call.output.dim()
-    for index, part in enumerate(parts):
-        if shadows[index] is None:
-            shadows[index] = spread(recording.fresh(part.shape[axis]), part, axis)
-            recording.fix(shadows[index], f"a constant is concatenated in '{recording.module}'")
-    compacted = [compact(shadow) for shadow in shadows]
+    known = [_constant(recording, part, axis) if s is None else s for part, s in zip(parts, shadows, strict=True)]
+    compacted = [compact(shadow) for shadow in known]
     widest = [max(part.shape[d] for part in compacted) for d in range(call.output.dim())]
     joined = [
         part.expand(*(shadow.shape[d] if d == axis else widest[d] for d in range(part.dim())))
-        for part, shadow in zip(compacted, shadows, strict=True)
+        for part, shadow in zip(compacted, known, strict=True)
     ]
     recording.mark(call.output, torch.cat(joined, axis).expand(call.output.shape))
+
+
+def _constant(recording: Recording, part: Tensor, axis: int) -> Tensor:
+    """Fresh channels of a constant that is concatenated; they keep their width."""
+    shadow = spread(recording.fresh(part.shape[axis]), part, axis)
+    recording.fix(shadow, f"a constant is concatenated in '{recording.module}'")
+    return shadow
 
 
 def copy(recording: Recording, call: Call) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from types import FunctionType
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,11 +15,10 @@ from ...errors import GraphError
 from ..channel_graph import ChannelGraph
 from .routing import WEIGHT, Routed, orders_of, replace, set_weights, split_length, weigh, weigh_input, weights_of
 
-AttributeRule = Callable[[nn.Module], None]
-_ATTRIBUTE_RULES: dict[type[nn.Module], AttributeRule] = {}
+M = TypeVar("M", bound=nn.Module)
 
 
-def register_attribute_rule(module_type: type[nn.Module], rule: AttributeRule) -> None:
+def register_attribute_rule(module_type: type[M], rule: Callable[[M], None]) -> None:
     """Sets the rule that corrects a module's own size attributes after its tensors have received new shapes.
 
     The rule changes the module in place; it also serves subclasses that have no rule of their own.
@@ -81,7 +81,7 @@ def _copy_structure(model: nn.Module, memo: dict[int, object]) -> list[nn.Module
 _IMMUTABLE = {type(None), bool, int, float, str, type, FunctionType}
 
 
-def _copied(value: object, memo: dict[int, object]) -> object:
+def _copied(value: Any, memo: dict[int, object]) -> object:
     kind = type(value)
     known = memo.get(id(value))
     if known is not None:
@@ -181,8 +181,9 @@ def check_code_fits(model: nn.Module, graph: ChannelGraph) -> None:
         for route in graph.routes:
             for call in route.calls:
                 model.get_submodule(route.module).get_submodule(call)
-        for part in (*graph.reductions, *graph.norms, *graph.attentions):
-            model.get_submodule(part.module)
+        weighted = [reduction.module for reduction in graph.reductions]
+        for module in (*weighted, *graph.module_blocks):
+            model.get_submodule(module)
     except AttributeError as error:
         raise GraphError(f"the channel graph belongs to another network: {error}") from error
 
@@ -190,50 +191,56 @@ def check_code_fits(model: nn.Module, graph: ChannelGraph) -> None:
 # ---- attributes that repeat a shape ----------------------------------------------------------------------------------
 
 
-def _convolution_attributes(module: nn.Module) -> None:
+def _convolution_attributes(module: nn.Conv1d | nn.Conv2d) -> None:
     rows, columns = module.weight.shape[:2]
     if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
         module.groups = rows
     module.out_channels, module.in_channels = rows, columns * module.groups
 
 
-def _transposed_attributes(module: nn.Module) -> None:
+def _transposed_attributes(module: nn.ConvTranspose1d | nn.ConvTranspose2d) -> None:
     columns, rows = module.weight.shape[:2]
     if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
         module.groups = columns
     module.in_channels, module.out_channels = columns, rows * module.groups
 
 
-def _linear_attributes(module: nn.Module) -> None:
+def _linear_attributes(module: nn.Linear) -> None:
     module.out_features, module.in_features = module.weight.shape
 
 
-def _norm_attributes(module: nn.Module) -> None:
+def _norm_attributes(module: nn.modules.batchnorm._NormBase) -> None:
     vector = module.weight if module.weight is not None else module.running_mean
     if vector is not None:
         module.num_features = len(vector)
 
 
-def _layer_norm_attributes(module: nn.Module) -> None:
+def _layer_norm_attributes(module: nn.LayerNorm | nn.RMSNorm) -> None:
     if module.weight is not None:
         module.normalized_shape = tuple(module.weight.shape)
 
 
-def _group_norm_attributes(module: nn.Module) -> None:
+def _group_norm_attributes(module: nn.GroupNorm) -> None:
     if module.weight is not None:
         each_by_itself = module.num_groups == module.num_channels
         module.num_channels = len(module.weight)
         module.num_groups = module.num_channels if each_by_itself else module.num_groups
 
 
-for _type in (nn.Conv1d, nn.Conv2d):
-    register_attribute_rule(_type, _convolution_attributes)
-for _type in (nn.ConvTranspose1d, nn.ConvTranspose2d):
-    register_attribute_rule(_type, _transposed_attributes)
-register_attribute_rule(nn.Linear, _linear_attributes)
-for _type in (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm):
-    register_attribute_rule(_type, _norm_attributes)
-for _type in (nn.LayerNorm, nn.RMSNorm):
-    register_attribute_rule(_type, _layer_norm_attributes)
-register_attribute_rule(nn.GroupNorm, _group_norm_attributes)
-register_attribute_rule(nn.PReLU, lambda module: setattr(module, "num_parameters", len(module.weight)))
+def _prelu_attributes(module: nn.PReLU) -> None:
+    module.num_parameters = len(module.weight)
+
+
+_ATTRIBUTE_RULES: dict[type[nn.Module], Callable[[Any], None]] = {
+    nn.Conv1d: _convolution_attributes,
+    nn.Conv2d: _convolution_attributes,
+    nn.ConvTranspose1d: _transposed_attributes,
+    nn.ConvTranspose2d: _transposed_attributes,
+    nn.Linear: _linear_attributes,
+    nn.modules.batchnorm._BatchNorm: _norm_attributes,
+    nn.modules.instancenorm._InstanceNorm: _norm_attributes,
+    nn.LayerNorm: _layer_norm_attributes,
+    nn.RMSNorm: _layer_norm_attributes,
+    nn.GroupNorm: _group_norm_attributes,
+    nn.PReLU: _prelu_attributes,
+}
