@@ -3,50 +3,21 @@
 Importing this package registers its engines, model names and data sets with torchreid; doing so again changes nothing.
 Where torchreid is absent, the method itself is there all the same (``graph``, ``chain``, ``deploy``), and what needs
 torchreid says so when it is asked for.
+
+What most programs use stands here; everything else in the parts: ``chain`` (widths, recalibration, scales of features),
+``graph`` (rules of operators), ``deploy`` (latency, parity), ``errors``, ``models``, ``vkd``, ``zoo``, ``baselines``.
 """
 
 from typing import Any
 
-from . import chain, graph
-from .chain.chain import WeightChain
-from .chain.distance import feature_scale
-from .chain.expansion import choose_widths, expand, width_plan
-from .chain.ladder import Ladder
-from .chain.network import trace
-from .chain.recalibration import recalibrate
-from .chain.student_file import load_student, save_plain, save_student
-from .deploy import Exported, export
-from .errors import (
-    ChainError,
-    CheckpointError,
-    ConfigError,
-    DataError,
-    ExportError,
-    GraphError,
-    MissingTorchreidError,
-    OsktError,
-    TrainingError,
-    WidthError,
-    ZooError,
-)
-from .graph import ChannelGraph, register_rule
-from .registry import build_engine, engine_names, register_engine
+from . import chain, deploy, errors, graph
+from .chain import Ladder, Refinement, WeightChain, expand, load_student, recalibrate, save_student, trace
+from .deploy import export
+from .errors import MissingTorchreidError, OsktError
+from .registry import register_engine
 
 try:
-    from .integration import (
-        NeckModel,
-        OSKTEngine,
-        SetModel,
-        VKDEngine,
-        distance_preservation_loss,
-        kd_loss,
-        rank,
-        register_backbone,
-        soft_margin_triplet_loss,
-        student_from,
-        without_neck,
-        zoo,
-    )
+    from .integration import OSKTEngine, SetModel, VKDEngine, models, register_backbone, vkd, zoo
 except MissingTorchreidError as _reason:
     _missing: MissingTorchreidError | None = _reason
 else:
@@ -55,48 +26,27 @@ else:
 __version__ = "0.1.0"
 
 __all__ = [
-    "ChainError",
-    "ChannelGraph",
-    "CheckpointError",
-    "ConfigError",
-    "DataError",
-    "ExportError",
-    "Exported",
-    "GraphError",
     "Ladder",
-    "NeckModel",
-    "MissingTorchreidError",
     "OSKTEngine",
     "OsktError",
+    "Refinement",
     "SetModel",
-    "TrainingError",
     "VKDEngine",
     "WeightChain",
-    "WidthError",
-    "ZooError",
-    "build_engine",
     "chain",
-    "choose_widths",
-    "distance_preservation_loss",
-    "engine_names",
+    "deploy",
+    "errors",
     "expand",
     "export",
-    "feature_scale",
     "graph",
-    "kd_loss",
     "load_student",
-    "rank",
+    "models",
     "recalibrate",
     "register_backbone",
     "register_engine",
-    "register_rule",
-    "save_plain",
     "save_student",
-    "soft_margin_triplet_loss",
-    "student_from",
     "trace",
-    "width_plan",
-    "without_neck",
+    "vkd",
     "zoo",
 ]
 

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from tensors import same_tensors
 
-from oskt_torchreid import CheckpointError
+from oskt_torchreid.errors import CheckpointError
 from oskt_torchreid.host.models import build
 from oskt_torchreid.models import load_weights
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from oskt_torchreid import ConfigError, trace
+from oskt_torchreid import trace
+from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.host import models
 from oskt_torchreid.models import BAM, load_backbone_weights
 

@@ -63,7 +63,7 @@ def test_the_widest_plan_within_the_budget(chain, way, share):
     assert choice.cost == cost(choice.widths) <= budget
     wider = ratios[np.searchsorted(ratios, choice.ratio) + 1]
     assert cost(ratio_plan(chain.graph, wider)) > budget
-    assert choice.widths == ratio_plan(chain.graph, choice.ratio) == oskt.width_plan(chain, choice.ratio)
+    assert choice.widths == ratio_plan(chain.graph, choice.ratio) == oskt.chain.width_plan(chain, choice.ratio)
     assert choice.cost > 0.9 * budget or len(ratios) < 50
 
 
@@ -152,7 +152,7 @@ def test_a_chain_of_uneven_widths_gives_its_own_widths_too():
     """Made like a stock model that keeps its feature whole; no group gets narrower than in the chain."""
     teacher = models.build("osnet_x0_5", NUM_CLASSES)
     top = arbitrary_chain(teacher, 0.25, SIZE)
-    chain = arbitrary_chain(teacher, oskt.width_plan(top, like="osnet_x0_25"), SIZE)
+    chain = arbitrary_chain(teacher, oskt.chain.width_plan(top, like="osnet_x0_25"), SIZE)
     ratios = ratios_of(chain)
     plans = [ratio_plan(chain.graph, ratio, chain.widths) for ratio in ratios]
     assert plans[0] == chain.widths and plans[-1] == chain.graph.sizes and ratios[0] < 0.6
@@ -187,8 +187,8 @@ def test_ratios_in_messages_can_be_typed_in():
     ]
     chain = arbitrary_chain(nn.Sequential(conv(3, 96), Head(96)), {"0": 32}, (3, 8, 8))
     with pytest.raises(WidthError, match="ask for a ratio of at least 0.3334, or"):
-        oskt.width_plan(chain, 0.333)
-    assert oskt.width_plan(chain, 0.3334) == chain.widths
+        oskt.chain.width_plan(chain, 0.333)
+    assert oskt.chain.width_plan(chain, 0.3334) == chain.widths
 
 
 def test_a_budget_whose_widths_had_to_be_lowered_says_so(caplog):
@@ -224,16 +224,16 @@ def test_bisection_by_hand():
 
 def test_widths_by_pattern(small):
     sizes = small.graph.sizes
-    plan = oskt.width_plan(small, {"conv2.*": 0.5, "conv3.*": 0.75, "conv1.conv": 9})
+    plan = oskt.chain.width_plan(small, {"conv2.*": 0.5, "conv3.*": 0.75, "conv1.conv": 9})
     assert plan["conv1.conv"] == 9
     conv2 = [name for name in sizes if name.startswith("conv2.")]
     assert conv2 and all(plan[name] == max(1, sizes[name] // 2) for name in conv2)
     assert all(plan[name] == sizes[name] for name in sizes if name.startswith("conv4."))
     with pytest.raises(WidthError, match=r"names channel group 'conv9.\*', which this network does not have"):
-        oskt.width_plan(small, {"conv9.*": 0.5})
+        oskt.chain.width_plan(small, {"conv9.*": 0.5})
     for wrong in (1.5, "half", True, -0.5):
         with pytest.raises(WidthError, match="width of group 'conv1.conv' is .*; give a whole number up to 16, or a r"):
-            oskt.width_plan(small, {"conv1.conv": wrong})
+            oskt.chain.width_plan(small, {"conv1.conv": wrong})
 
 
 # ---- latency -----------------------------------------------------------------------------------------------------

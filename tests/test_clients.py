@@ -48,7 +48,7 @@ def student():
     teacher = models.build("oskt_osnet_x0_5", 7)
     teacher.backbone.load_state_dict(build("osnet_x0_5").state_dict(), strict=False)
     chain = arbitrary_chain(teacher.eval(), 0.5, (3, 64, 32))
-    return oskt.without_neck(oskt.expand(chain, like="osnet_x0_25"))
+    return oskt.models.without_neck(oskt.expand(chain, like="osnet_x0_25"))
 
 
 def draw(folder, count, size=(60, 30)):
@@ -81,7 +81,7 @@ def test_torchreids_feature_extractor(tmp_path, student):
     """It takes stock weights alone, and the file that this package saves."""
     saved = oskt.expand(arbitrary_chain(build("osnet_x0_5"), 0.5, (3, 64, 32)), like="osnet_x0_25")
     paths = [tmp_path / "plain.pth", tmp_path / "saved.pth"]
-    oskt.save_plain(student, paths[0])
+    oskt.chain.save_plain(student, paths[0])
     oskt.save_student(saved, paths[1])
     pictures = draw(tmp_path, 3)
     said = run(EXTRACT + STRANGER, *paths, *pictures, folder=tmp_path)
@@ -114,7 +114,7 @@ np.save(sys.argv[2], reid(cv2.imread(sys.argv[3]), boxes))
 def test_boxmots_loader(student, tmp_path):
     """It knows a network by the name of its file, crops boxes of a frame and gives features of length 1."""
     pytest.importorskip("boxmot", reason="BoxMOT is not installed (pip install 'oskt_torchreid[clients]')")
-    oskt.save_plain(student, tmp_path / "osnet_x0_25_mine.pt")
+    oskt.chain.save_plain(student, tmp_path / "osnet_x0_25_mine.pt")
     (path,) = draw(tmp_path, 1, size=(300, 240))
     run(TRACK + STRANGER, tmp_path / "osnet_x0_25_mine.pt", tmp_path / "found.npy", path, folder=tmp_path)
     frame = transforms.ToTensor()(Image.open(path).convert("RGB"))

@@ -139,9 +139,9 @@ def test_the_worked_example():
     chain = labelled(small(torch.relu), [0, 1, 0, 0])
     widths = {**chain.graph.sizes, "last": 3}
     half = 0.5**0.5
-    assert oskt.feature_scale(chain, widths, "teacher").tolist() == pytest.approx([2**0.5, 1, 1])
-    assert oskt.feature_scale(chain, widths, "chain").tolist() == pytest.approx([half, 1, half])
-    assert oskt.feature_scale(chain, widths, "none").tolist() == [1, 1, 1]
+    assert oskt.chain.feature_scale(chain, widths, "teacher").tolist() == pytest.approx([2**0.5, 1, 1])
+    assert oskt.chain.feature_scale(chain, widths, "chain").tolist() == pytest.approx([half, 1, half])
+    assert oskt.chain.feature_scale(chain, widths, "none").tolist() == [1, 1, 1]
     plain, scaled = expand_to_plan(chain, widths), expand_to_plan(chain, widths, distance="teacher")
     factors = torch.tensor([2**0.5, 1, 1])
     moved = {
@@ -172,9 +172,9 @@ def test_what_passes_factors_on(tail):
 )
 def test_what_does_not(tail, operator):
     chain = labelled(small(tail), [0, 1, 0, 0])
-    with pytest.raises(GraphError, match=rf"features of Network cannot be scaled .*{operator}.*oskt.feature_scale"):
+    with pytest.raises(GraphError, match=rf"features of Network cannot be scaled .*{operator}.*chain.feature_scale"):
         oskt.expand(chain, {"last": 3}, distance="teacher")
-    assert len(oskt.feature_scale(chain, {**chain.graph.sizes, "last": 3}, "teacher")) == 3
+    assert len(oskt.chain.feature_scale(chain, {**chain.graph.sizes, "last": 3}, "teacher")) == 3
     assert oskt.expand(chain, {"last": 4}, distance="teacher"), "nothing is merged, so nothing is scaled"
 
 
@@ -202,7 +202,7 @@ def test_backbones_whose_features_cannot_be_scaled(name):
     images, plan = torch.randn(4, *input_size(name), dtype=torch.float64), between(chain)
     with pytest.raises(GraphError, match=f"'{NOT_FOLDABLE[name]}' in module 'conv9' does not commute"):
         expand_to_plan(chain, plan, distance="teacher")
-    student, scale = expand_to_plan(chain, plan), oskt.feature_scale(chain, plan, "teacher")
+    student, scale = expand_to_plan(chain, plan), oskt.chain.feature_scale(chain, plan, "teacher")
     with torch.no_grad():
         found = torch.pdist(student(images) * scale)
     assert torch.allclose(found, distances(teacher, images)[0], rtol=1e-6)

@@ -93,7 +93,7 @@ def test_a_student_with_a_neck_takes_its_place_without(tmp_path, capsys):
     chain = arbitrary_chain(models.build("oskt_osnet_x0_5", NUM_CLASSES), 0.5, SIZE)
     student = oskt.expand(chain, like="osnet_x0_25")
     assert all(name.startswith(("backbone.", "neck.", "classifier.")) for name in student.state_dict())
-    oskt.save_plain(oskt.without_neck(student), tmp_path / "osnet_x0_25.pth")
+    oskt.chain.save_plain(oskt.models.without_neck(student), tmp_path / "osnet_x0_25.pth")
     stock = models.build("osnet_x0_25", NUM_CLASSES)
     torchreid.utils.load_pretrained_weights(stock, str(tmp_path / "osnet_x0_25.pth"))
     said = capsys.readouterr().out

@@ -200,7 +200,7 @@ def test_a_file_that_is_no_chain_is_told_for_what_it_is(tmp_path, capsys, make, 
 
 
 def test_a_chain_that_is_given_as_a_student(folder):
-    with pytest.raises(oskt.CheckpointError, match="it is a weight chain, not a checkpoint: tools/expand.py makes"):
+    with pytest.raises(oskt.errors.CheckpointError, match="it is a weight chain, not a checkpoint: tools/expand.py"):
         oskt.load_student(folder / "chain.safetensors")
 
 

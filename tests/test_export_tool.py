@@ -131,6 +131,6 @@ def test_the_table_keeps_the_rows_of_other_backbones(tiny_net, tmp_path, capsys)
     assert COMMAND.main(["--table", "hidden_net"]) == 0
     row = parsed_rows(capsys.readouterr().out)["hidden_net"]
     assert " MB, " in row[4] and row[6] == "no: does not run on a batch of 1"
-    with pytest.raises(oskt.ConfigError, match="has no lines '<!-- exports:begin -->'"):
+    with pytest.raises(oskt.errors.ConfigError, match="has no lines '<!-- exports:begin -->'"):
         (tmp_path / "other.md").write_text("nothing")
         update_document(tmp_path / "other.md", rows[tiny_net])

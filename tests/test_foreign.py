@@ -146,13 +146,13 @@ def test_chain_and_student_files_with_the_network_itself(name: str, tmp_path) ->
     chain = oskt.WeightChain.from_teacher(model, width=0.5, input_size=size)
     assert chain.spec is None
     chain.save(tmp_path / "chain.safetensors")
-    with pytest.raises(oskt.ChainError, match=r"not a registered model; pass the teacher's network: .*model="):
+    with pytest.raises(oskt.errors.ChainError, match=r"not a registered model; pass the teacher's network: .*model="):
         oskt.WeightChain.load(tmp_path / "chain.safetensors")
     again = oskt.WeightChain.load(tmp_path / "chain.safetensors", model=MODELS[name][0]())
     assert all(torch.equal(rows, chain.rows[key]) for key, rows in again.rows.items())
     student = oskt.expand(again, width=0.75)
     oskt.save_student(student, tmp_path / "student.pth")
-    with pytest.raises(oskt.CheckpointError, match=r"not a registered model; pass its network: model="):
+    with pytest.raises(oskt.errors.CheckpointError, match=r"not a registered model; pass its network: model="):
         oskt.load_student(tmp_path / "student.pth")
     loaded = oskt.load_student(tmp_path / "student.pth", model=MODELS[name][0]())
     assert type(loaded) is type(model)
@@ -167,7 +167,9 @@ def test_files_of_a_network_with_other_norm_blocks(tmp_path) -> None:
     chain.save(tmp_path / "chain.safetensors")
     other = Decoder()
     other.stem_norm.num_groups = 2
-    with pytest.raises(oskt.ChainError, match="module 'stem_norm' of Decoder takes its channels as 2 heads or norm bl"):
+    with pytest.raises(
+        oskt.errors.ChainError, match="module 'stem_norm' of Decoder takes its channels as 2 heads or n"
+    ):
         oskt.WeightChain.load(tmp_path / "chain.safetensors", model=other)
 
 
@@ -247,7 +249,7 @@ def test_a_registered_network_is_a_name_everywhere(builder, registered, tmp_path
 def test_a_registered_network_has_a_neck(registered) -> None:
     name = registered(plain)
     model = torchreid.models.build_model(f"oskt_{name}", num_classes=5, loss="triplet", pretrained=False)
-    assert isinstance(model, oskt.NeckModel)
+    assert isinstance(model, oskt.models.NeckModel)
     assert models.identify(model) == models.ModelSpec(f"oskt_{name}", 5, "triplet")
     assert models.input_size(f"oskt_{name}") == (3, 16, 8)
     chain = oskt.WeightChain.from_teacher(model, width=0.5)
@@ -259,7 +261,7 @@ def test_where_a_name_is_not_registered_the_network_itself_will_do(registered, t
     chain = oskt.WeightChain.from_teacher(build_registered(registered(plain)), width=0.5)
     chain.save(tmp_path / "chain.safetensors")
     host_table(torchreid.models.build_model, "__model_factory").pop("my_net")
-    with pytest.raises(oskt.ChainError, match="'my_net'.*cannot be built here: unknown model 'my_net'"):
+    with pytest.raises(oskt.errors.ChainError, match="'my_net'.*cannot be built here: unknown model 'my_net'"):
         oskt.WeightChain.load(tmp_path / "chain.safetensors")
     assert oskt.WeightChain.load(tmp_path / "chain.safetensors", model=Decoder()).widths == chain.widths
 
@@ -298,7 +300,7 @@ def test_a_plain_builder_says_that_it_cannot_load_weights(registered, caplog) ->
 )
 def test_what_cannot_be_registered(arguments, message) -> None:
     known = set(models.model_names())
-    with pytest.raises(oskt.ConfigError, match=message):
+    with pytest.raises(oskt.errors.ConfigError, match=message):
         oskt.register_backbone(*arguments)
     assert set(models.model_names()) == known
 
@@ -352,7 +354,7 @@ def with_middle(forward: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
 def test_an_untraceable_network_says_why_and_what_to_do(builder, message) -> None:
     model = builder()
-    with pytest.raises(oskt.GraphError, match=message):
+    with pytest.raises(oskt.errors.GraphError, match=message):
         oskt.trace(model, IMAGE)
 
 
@@ -363,7 +365,7 @@ def test_what_fails_only_while_it_is_traced_is_told_apart() -> None:
         return images
 
     with pytest.raises(
-        oskt.GraphError, match="fails .* in module '1.0' .* while it is traced, and runs otherwise"
+        oskt.errors.GraphError, match="fails .* in module '1.0' .* while it is traced, and runs otherwise"
     ) as info:
         oskt.trace(with_middle(forward), IMAGE)
     assert isinstance(info.value.__cause__, RuntimeError)
@@ -371,13 +373,13 @@ def test_what_fails_only_while_it_is_traced_is_told_apart() -> None:
 
 @pytest.mark.parametrize("size", [(3, 64), (3, 0, 8), (3.0, 8, 8), 64])
 def test_an_impossible_input_size(size) -> None:
-    with pytest.raises(oskt.GraphError, match=r"input_size is .*; give \(channels, height, width\)"):
+    with pytest.raises(oskt.errors.GraphError, match=r"input_size is .*; give \(channels, height, width\)"):
         oskt.trace(Decoder(), size)
 
 
 def test_a_wrong_number_of_channels_of_the_image() -> None:
     with pytest.raises(
-        oskt.GraphError, match=r"\(4, 16, 8\) in module 'stem' .* 3 channels, but got 4 .*give the input_size"
+        oskt.errors.GraphError, match=r"\(4, 16, 8\) in module 'stem' .* 3 channels, but got 4 .*give the input_size"
     ):
         oskt.trace(Decoder(), (4, 16, 8))
 
@@ -407,16 +409,16 @@ def test_an_impossible_plan_names_groups_and_legal_sizes() -> None:
     graph = oskt.trace(uneven(), IMAGE)
     plan = {**graph.sizes, "left": 1}
     message = r"'whole' would get 4 channels and 'left' \+ 'right' beside it 3; legal is .* each of the 2, from 2 to 4"
-    with pytest.raises(oskt.WidthError, match=message):
+    with pytest.raises(oskt.errors.WidthError, match=message):
         check_plan(graph, plan)
     assert balanced(graph, plan)["whole"] == 3
     chain = oskt.WeightChain.from_teacher(uneven(), width=1.0, input_size=IMAGE)
-    with pytest.raises(oskt.WidthError, match=r"'grouped\[0\]' would get 3 .* 'grouped\[1\]' beside it 2"):
+    with pytest.raises(oskt.errors.WidthError, match=r"'grouped\[0\]' would get 3 .* 'grouped\[1\]' beside it 2"):
         expand_to_plan(chain, {**graph.sizes, "grouped[1]": 2})
 
 
 def test_blocks_of_a_group_norm_are_equally_wide() -> None:
     graph = oskt.trace(Decoder(), (3, 16, 8))
-    with pytest.raises(oskt.WidthError, match=r"blocks of a norm .* each of the 4, from 1 to 4"):
+    with pytest.raises(oskt.errors.WidthError, match=r"blocks of a norm .* each of the 4, from 1 to 4"):
         check_plan(graph, {**graph.sizes, "stem:1": 2})
     assert balanced(graph, {**graph.sizes, "stem:1": 2})["stem:3"] == 2

@@ -237,7 +237,7 @@ def test_a_ladder_takes_what_expand_takes():
     teacher = build("osnet_x1_0")
     graph = oskt.trace(teacher, SIZE)
     any_width = WeightChain.from_labels(teacher, graph, one_per_group(graph))
-    widths = [oskt.width_plan(any_width, like=name) for name in STOCK]
+    widths = [oskt.chain.width_plan(any_width, like=name) for name in STOCK]
     top = WeightChain.from_teacher(teacher, widths[0], graph=graph)
     below = WeightChain.from_student(sstudent_of(top), top, widths[1])
     ladder = Ladder((top, below))

@@ -113,7 +113,7 @@ def test_the_method_needs_torch_alone(room):
         print(oskt_torchreid.WeightChain.__name__)
         try:
             oskt_torchreid.OSKTEngine
-        except oskt_torchreid.ConfigError as reason:
+        except oskt_torchreid.errors.ConfigError as reason:
             print(reason)
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]

@@ -14,8 +14,8 @@ import torchreid
 from torch import nn
 
 import oskt_torchreid as oskt
-from oskt_torchreid import CheckpointError, ZooError
 from oskt_torchreid.chain import Refinement, WeightChain
+from oskt_torchreid.errors import CheckpointError, ZooError
 from oskt_torchreid.graph import rebuild
 from oskt_torchreid.models import VisionTransformer
 from oskt_torchreid.zoo.content import spread_columns
@@ -31,7 +31,7 @@ def small_resnet() -> nn.Module:
     """16 base planes and (1, 2, 1, 1) blocks, with a neck, last stride 1 and no tensor at its first value."""
     kind = torchreid.models.resnet
     stock = kind.ResNet(5, "triplet", kind.Bottleneck, [1, 2, 1, 1], last_stride=1)
-    model = oskt.NeckModel(stock, 5, "triplet")
+    model = oskt.models.NeckModel(stock, 5, "triplet")
     random = torch.Generator().manual_seed(3)
     tensors = {}
     for name, tensor in model.state_dict().items():
@@ -147,7 +147,7 @@ def test_a_chain_of_other_shapes_is_loaded_again_beside_its_teacher(written, loa
 
 
 def test_chains_of_other_networks_are_not_written(tmp_path):
-    chain = WeightChain.from_teacher(oskt.NeckModel(torchreid.models.resnet18(5, pretrained=False), 5), 0.25)
+    chain = WeightChain.from_teacher(oskt.models.NeckModel(torchreid.models.resnet18(5, pretrained=False), 5), 0.25)
     with pytest.raises(ZooError, match=r"NeckModel cannot be written in the authors' format.*'backbone\.layer1"):
         oskt.zoo.save_official(chain, tmp_path / "none")
     assert not (tmp_path / "none").exists()

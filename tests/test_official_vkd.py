@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 import oskt_torchreid as oskt
-from oskt_torchreid import ZooError
+from oskt_torchreid.errors import ZooError
 from oskt_torchreid.host import models
 from oskt_torchreid.vkd.model import SetModel
 from oskt_torchreid.zoo.vkd_format import BACKBONES, official_name

@@ -102,7 +102,7 @@ def test_a_preset_is_a_width(resnet):
     student = oskt.expand(resnet, "res50-s2")
     assert [student.conv1.out_channels, student.layer4[0].conv3.out_channels] == [16, 4 * 16 * 4]
     chain = oskt.WeightChain.from_labels(models.build("resnet50", NUM_CLASSES), resnet.graph, resnet.teacher_to_chain)
-    assert oskt.width_plan(chain, "res50-s6") == preset_plan("res50-s6", resnet.graph)
+    assert oskt.chain.width_plan(chain, "res50-s6") == preset_plan("res50-s6", resnet.graph)
     with pytest.raises(WidthError, match="width 8 of group 'conv1' is outside of"):
         oskt.expand(arbitrary_chain(models.build("resnet50", NUM_CLASSES), "res50-s3", TRACED), "res50-s1")
 
@@ -163,14 +163,14 @@ def test_vit_presets_expand(vits, name):
 )
 def test_presets_that_do_not_fit(resnet, name, message):
     with pytest.raises(WidthError, match=message):
-        oskt.width_plan(resnet, name)
+        oskt.chain.width_plan(resnet, name)
 
 
 def test_presets_of_another_network(vits):
     with pytest.raises(WidthError, match="preset 'res50-s1' belongs to a ResNet-50"):
-        oskt.width_plan(vits["s"], "res50-s1")
+        oskt.chain.width_plan(vits["s"], "res50-s1")
     with pytest.raises(WidthError, match="preset 'vit-b-264' belongs to a vision transformer of 768 channels and 12"):
-        oskt.width_plan(vits["s"], "vit-b-264")
+        oskt.chain.width_plan(vits["s"], "vit-b-264")
     other = arbitrary_chain(models.build("resnet34", NUM_CLASSES), 0.5, TRACED)
     with pytest.raises(WidthError, match="preset 'res50-s1' belongs to a ResNet-50"):
-        oskt.width_plan(other, "res50-s1")
+        oskt.chain.width_plan(other, "res50-s1")

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from oskt_torchreid import ConfigError, DataError, rank
+from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.host import ranking
 from oskt_torchreid.host.compat import torchreid
-from oskt_torchreid.host.ranking import rank_features
+from oskt_torchreid.host.ranking import rank, rank_features
 from oskt_torchreid.host.reranking import Reranking
 
 

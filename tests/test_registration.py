@@ -18,16 +18,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_registered_names():
     assert torchreid.engine.ImageOSKTEngine is oskt.OSKTEngine
-    assert torchreid.engine.build_engine is oskt.build_engine
-    assert {"softmax", "triplet", "oskt"} <= set(oskt.engine_names())
+    assert torchreid.engine.build_engine is oskt.registry.build_engine
+    assert {"softmax", "triplet", "oskt"} <= set(oskt.registry.engine_names())
     assert {"synthped", "synthped_medium"} <= set(image_dataset_names())
     assert {"oskt_osnet_x1_0", "oskt_resnet50", "osnet_x1_0"} <= set(model_names())
 
 
 def test_importing_again_changes_nothing():
-    before = model_names(), image_dataset_names(), oskt.engine_names()
+    before = model_names(), image_dataset_names(), oskt.registry.engine_names()
     importlib.reload(oskt)
-    assert (model_names(), image_dataset_names(), oskt.engine_names()) == before
+    assert (model_names(), image_dataset_names(), oskt.registry.engine_names()) == before
 
 
 def test_every_public_name_exists():
@@ -36,11 +36,11 @@ def test_every_public_name_exists():
 
 def test_torchreid_builds_the_wrapped_model():
     model = torchreid.models.build_model("oskt_osnet_x0_25", num_classes=5, loss="triplet", pretrained=False)
-    assert isinstance(model, oskt.NeckModel)
+    assert isinstance(model, oskt.models.NeckModel)
 
 
 def test_unknown_engine_is_named_with_the_nearest():
-    with pytest.raises(oskt.ConfigError, match=r"unknown engine 'okst'; did you mean 'oskt'"):
+    with pytest.raises(oskt.errors.ConfigError, match=r"unknown engine 'okst'; did you mean 'oskt'"):
         torchreid.engine.build_engine("okst", None, None)
 
 

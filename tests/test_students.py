@@ -62,7 +62,7 @@ def small():
 
 
 def test_a_ratio_is_the_plan_it_stands_for(small):
-    plan = oskt.width_plan(small, 0.75)
+    plan = oskt.chain.width_plan(small, 0.75)
     assert plan == ratio_plan(small.graph, 0.75)
     student = oskt.expand(small, 0.75)
     assert same(student.state_dict(), oskt.expand(small, plan).state_dict())
@@ -82,7 +82,7 @@ def test_no_two_tensors_of_a_student_share_memory(small, ratio):
 
 
 def test_a_partial_plan_leaves_other_groups_whole(small):
-    plan = oskt.width_plan(small, {"conv1.conv": 9})
+    plan = oskt.chain.width_plan(small, {"conv1.conv": 9})
     assert plan == {**small.graph.sizes, "conv1.conv": 9}
     assert oskt.trace(oskt.expand(small, plan), SIZE).sizes == plan
 
@@ -144,7 +144,7 @@ def test_students_like_stock_networks_load_strictly_into_them(chain, name):
 
 def test_a_name_a_network_and_a_state_dict_ask_for_the_same(chain):
     stock = models.build("osnet_x0_5", 7)
-    plans = [oskt.width_plan(chain, like=like) for like in ("osnet_x0_5", stock, stock.state_dict())]
+    plans = [oskt.chain.width_plan(chain, like=like) for like in ("osnet_x0_5", stock, stock.state_dict())]
     assert plans[0] == plans[1] == plans[2]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 import oskt_torchreid as oskt
-from oskt_torchreid import ConfigError, DataError
+from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.files import load_checkpoint
 from oskt_torchreid.host.compat import torchreid
 from oskt_torchreid.host.vkd_engine import VKDEngine, frozen_teacher
@@ -86,9 +86,9 @@ def test_one_step_is_the_papers_sum():
         goal_logits, goal_embeddings = engine.teacher(data["img"])
     terms = {
         "loss_x": functional.cross_entropy(logits, pids),
-        "loss_t": oskt.soft_margin_triplet_loss(embeddings, pids),
-        "loss_kd": oskt.kd_loss(logits, goal_logits, 4.0),
-        "loss_dp": oskt.distance_preservation_loss(embeddings, goal_embeddings),
+        "loss_t": oskt.host.losses.soft_margin_triplet_loss(embeddings, pids),
+        "loss_kd": oskt.host.losses.kd_loss(logits, goal_logits, 4.0),
+        "loss_dp": oskt.vkd.distance_preservation_loss(embeddings, goal_embeddings),
     }
     assert summary == pytest.approx({**{name: term.item() for name, term in terms.items()}, "acc": summary["acc"]})
     expected = terms["loss_x"] + terms["loss_t"] + 0.3 * terms["loss_kd"] + 0.02 * terms["loss_dp"]
@@ -122,7 +122,7 @@ def test_without_a_teacher_it_trains_one():
     engine = make_engine(teacher=None)
     summary = engine.forward_backward(engine.datamanager.train_loader[0])
     assert summary.keys() == {"loss_t", "loss_x", "acc"}
-    assert engine.loss.cross_entropy.eps == 0 and engine.loss.triplet is oskt.soft_margin_triplet_loss
+    assert engine.loss.cross_entropy.eps == 0 and engine.loss.triplet is oskt.host.losses.soft_margin_triplet_loss
 
 
 def test_mixed_precision_keeps_the_losses_in_32_bits():

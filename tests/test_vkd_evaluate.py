@@ -6,8 +6,9 @@ import torch
 from sets import SetManager, tiny
 from torch.nn import functional
 
-from oskt_torchreid import ConfigError, DataError, rank
+from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.host.compat import quiet, torchreid
+from oskt_torchreid.host.ranking import rank
 from oskt_torchreid.vkd.evaluate import SideFeatures, evaluate_model, evaluate_protocols, extract_side, protocol_table
 
 

@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-import oskt_torchreid as oskt
+from oskt_torchreid.errors import ConfigError
+from oskt_torchreid.host.losses import kd_loss, soft_margin_triplet_loss
+from oskt_torchreid.host.ranking import rank
+from oskt_torchreid.vkd import distance_preservation_loss
 from oskt_torchreid.vkd.losses import squared_distances
 
 REFERENCE = Path(os.environ.get("OSKT_REFERENCE") or Path(__file__).parents[2] / "shared" / "fixtures")
@@ -24,14 +27,14 @@ def reference():
 
 def test_distance_preservation_by_hand():
     student, teacher = torch.tensor([[0.0], [1], [2], [3]]), torch.tensor([[0.0], [1], [2], [5]])
-    assert oskt.distance_preservation_loss(student, teacher).item() == 29
-    assert oskt.distance_preservation_loss(student, student.clone()).item() == 0
+    assert distance_preservation_loss(student, teacher).item() == 29
+    assert distance_preservation_loss(student, student.clone()).item() == 0
 
 
 def test_distance_preservation_compares_networks_of_different_widths():
     student = torch.randn(5, 3, requires_grad=True)
     teacher = torch.randn(5, 7, requires_grad=True)
-    oskt.distance_preservation_loss(student, teacher).backward()
+    distance_preservation_loss(student, teacher).backward()
     assert student.grad.abs().sum() > 0 and teacher.grad is None
     expected = torch.cdist(teacher, teacher).square()
     torch.testing.assert_close(squared_distances(teacher), expected, atol=1e-5, rtol=1e-5)
@@ -39,21 +42,30 @@ def test_distance_preservation_compares_networks_of_different_widths():
 
 def test_distillation_teaches_the_student_alone():
     student, teacher = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
-    oskt.kd_loss(student, teacher, 4.0).backward()
+    kd_loss(student, teacher, 4.0).backward()
     assert student.grad.abs().sum() > 0 and teacher.grad is None
-    assert oskt.kd_loss(student, student).item() == pytest.approx(0, abs=1e-6)
+    assert kd_loss(student, student).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: oskt.kd_loss(torch.zeros(2, 3), torch.zeros(2, 4)), r"same classes.*\(2, 3\) of .* \(2, 4\)"),
-        (lambda: oskt.kd_loss(torch.zeros(2, 3), torch.zeros(2, 3), 0), "temperature of kd_loss is 0; allowed"),
-        (lambda: oskt.distance_preservation_loss(torch.zeros(2, 3), torch.zeros(3, 3)), "embeddings of the same sets"),
+        (
+            lambda: kd_loss(torch.zeros(2, 3), torch.zeros(2, 4)),
+            r"same classes.*\(2, 3\) of .* \(2, 4\)",
+        ),
+        (
+            lambda: kd_loss(torch.zeros(2, 3), torch.zeros(2, 3), 0),
+            "temperature of kd_loss is 0; allowed",
+        ),
+        (
+            lambda: distance_preservation_loss(torch.zeros(2, 3), torch.zeros(3, 3)),
+            "embeddings of the same sets",
+        ),
     ],
 )
 def test_bad_arguments(call, message):
-    with pytest.raises(oskt.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         call()
 
 
@@ -62,9 +74,9 @@ def test_losses_and_gradients_are_the_authors(reference):
     embeddings = reference["student_embeddings"].clone().requires_grad_()
     logits = reference["student_logits"].clone().requires_grad_()
     terms = {
-        "loss_kd": oskt.kd_loss(logits, reference["teacher_logits"], reference["temperature"]),
-        "loss_dp": oskt.distance_preservation_loss(embeddings, reference["teacher_embeddings"]),
-        "loss_triplet_soft_margin": oskt.soft_margin_triplet_loss(embeddings, reference["labels"]),
+        "loss_kd": kd_loss(logits, reference["teacher_logits"], reference["temperature"]),
+        "loss_dp": distance_preservation_loss(embeddings, reference["teacher_embeddings"]),
+        "loss_triplet_soft_margin": soft_margin_triplet_loss(embeddings, reference["labels"]),
         "loss_ce": functional.cross_entropy(logits, reference["labels"]),
     }
     for name, term in terms.items():
@@ -80,7 +92,7 @@ def test_losses_and_gradients_are_the_authors(reference):
 @needs_reference
 def test_cmc_and_average_precision_are_the_authors(reference):
     labels = [reference[name] for name in ("q_pids", "g_pids", "q_camids", "g_camids")]
-    found = oskt.rank(reference["distmat"], *labels, ap="trapezoid", max_rank=90)
+    found = rank(reference["distmat"], *labels, ap="trapezoid", max_rank=90)
     np.testing.assert_allclose(found.cmc, reference["cmc"].numpy(), atol=1e-6)
     assert found.mean_ap == pytest.approx(reference["mAP_trapezoid"], abs=1e-6)
-    assert oskt.rank(reference["distmat"], *labels).mean_ap != pytest.approx(found.mean_ap, abs=1e-3)
+    assert rank(reference["distmat"], *labels).mean_ap != pytest.approx(found.mean_ap, abs=1e-3)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 import oskt_torchreid as oskt
-from oskt_torchreid import CheckpointError, ConfigError, DataError
+from oskt_torchreid.errors import CheckpointError, ConfigError, DataError
 from oskt_torchreid.files import load_checkpoint, weights
 from oskt_torchreid.host import models
 from oskt_torchreid.models.last_relu import LastRelu, find_last_relu, remove_last_relu

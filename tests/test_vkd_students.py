@@ -7,7 +7,7 @@ from tensors import same_tensors
 from torch import nn
 
 import oskt_torchreid as oskt
-from oskt_torchreid import CheckpointError, ConfigError
+from oskt_torchreid.errors import CheckpointError, ConfigError
 from oskt_torchreid.host import models
 from oskt_torchreid.host.vkd_engine import VKDEngine
 from oskt_torchreid.vkd.students import last_stage_of
@@ -53,7 +53,7 @@ def changed_parts(student, teacher):
 
 def test_scratch_restarts_the_last_stage_and_the_head(teacher):
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    student = oskt.student_from(teacher)
+    student = oskt.vkd.student_from(teacher)
     assert changed_parts(student, teacher) == {"backbone.layer4", "neck", "classifier"}
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
     assert student.training and not teacher.training
@@ -64,35 +64,35 @@ def test_scratch_restarts_the_last_stage_and_the_head(teacher):
 
 
 def test_keep_and_other_classes(teacher):
-    assert changed_parts(oskt.student_from(teacher, last_stage="keep"), teacher) == {"neck", "classifier"}
-    assert not changed_parts(oskt.student_from(teacher, last_stage="keep", keep_head=True), teacher)
-    student = oskt.student_from(teacher, num_classes=3)
+    assert changed_parts(oskt.vkd.student_from(teacher, last_stage="keep"), teacher) == {"neck", "classifier"}
+    assert not changed_parts(oskt.vkd.student_from(teacher, last_stage="keep", keep_head=True), teacher)
+    student = oskt.vkd.student_from(teacher, num_classes=3)
     assert student.classifier.out_features == 3
     with pytest.raises(ConfigError, match="head tells 5 classes apart and cannot be kept for 3"):
-        oskt.student_from(teacher, num_classes=3, keep_head=True)
+        oskt.vkd.student_from(teacher, num_classes=3, keep_head=True)
     with pytest.raises(ConfigError, match="a student starts from a network of sets, got a Linear"):
-        oskt.student_from(nn.Linear(2, 2))
+        oskt.vkd.student_from(nn.Linear(2, 2))
 
 
 def test_published_weights_of_the_last_stage(teacher, tmp_path):
     published = models.build("resnet18", 1000)
     torch.save(published.state_dict(), tmp_path / "imagenet.pth")
-    student = oskt.student_from(teacher, last_stage=tmp_path / "imagenet.pth")
+    student = oskt.vkd.student_from(teacher, last_stage=tmp_path / "imagenet.pth")
     assert changed_parts(student, teacher) == {"backbone.layer4", "neck", "classifier"}
     stage = published.layer4.state_dict()
     assert all(torch.equal(stage[name], tensor) for name, tensor in student.backbone.layer4.state_dict().items())
-    again = oskt.student_from(teacher, last_stage=student)
+    again = oskt.vkd.student_from(teacher, last_stage=student)
     assert same_tensors(again.backbone.layer4, student.backbone.layer4)
     torch.save({f"layer4.{name}": tensor for name, tensor in stage.items()}, tmp_path / "part.pth")
     with pytest.raises(CheckpointError, match=r"part.pth' does not fit SetModel .* missing: backbone.conv1.weight"):
-        oskt.student_from(teacher, last_stage=tmp_path / "part.pth")
+        oskt.vkd.student_from(teacher, last_stage=tmp_path / "part.pth")
 
 
 def test_generations_train_on(tmp_path):
     """The student becomes the next teacher, as often as one likes."""
     teacher, manager = tiny(), SetManager()
     for generation in range(2):
-        student = oskt.student_from(teacher)
+        student = oskt.vkd.student_from(teacher)
         assert torch.equal(student.backbone.early[0].weight, teacher.backbone.early[0].weight)
         optimizer = torch.optim.SGD(student.parameters(), lr=0.05)
         engine = VKDEngine(manager, student, optimizer, teacher=teacher, use_gpu=False)

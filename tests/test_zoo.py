@@ -258,7 +258,7 @@ def test_the_command_from_a_file_put_there_by_hand(tmp_path, capsys):
 
 def test_weights_of_another_network_are_not_converted(tmp_path):
     torch.save(models.build("osnet_x0_5", 3).state_dict(), tmp_path / "osnet_x0_25_msmt17.pth")
-    with pytest.raises(oskt.CheckpointError, match="does not fit OSNet"):
+    with pytest.raises(oskt.errors.CheckpointError, match="does not fit OSNet"):
         oskt.zoo.convert("osnet_x0_25_msmt17", tmp_path / "out.pth", folder=tmp_path)
     assert not (tmp_path / "out.pth").exists()
 

@@ -14,7 +14,8 @@ sys.path.insert(0, str(ROOT))
 
 import oskt_torchreid as oskt  # noqa: E402
 from oskt_torchreid.files import atomic  # noqa: E402
-from oskt_torchreid.lab.reference import configuration_reference, interface_reference  # noqa: E402
+from oskt_torchreid.lab.interface_reference import interface_reference  # noqa: E402
+from oskt_torchreid.lab.reference import configuration_reference  # noqa: E402
 
 PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration_reference,

@@ -85,9 +85,9 @@ def check_output(arguments: argparse.Namespace) -> None:
     """Raises ``ConfigError`` where the student cannot take its place: at a folder's, or at one of the chains'."""
     output = Path(arguments.output)
     if output.is_dir():
-        raise oskt.ConfigError(f"-o is '{output}', a folder; give the path of a file in it, such as student.pth")
+        raise oskt.errors.ConfigError(f"-o is '{output}', a folder; give the path of a file in it, such as student.pth")
     if any(output.resolve() == Path(chain).resolve() for chain in arguments.chains):
-        raise oskt.ConfigError(f"-o is '{output}', the chain itself, which would be lost; give another path")
+        raise oskt.errors.ConfigError(f"-o is '{output}', the chain itself, which would be lost; give another path")
 
 
 def make_student(arguments: argparse.Namespace, chain: oskt.WeightChain, ladder: oskt.Ladder | None) -> None:
@@ -99,8 +99,8 @@ def make_student(arguments: argparse.Namespace, chain: oskt.WeightChain, ladder:
     student = expand_to_plan(nearest, choice.widths, arguments.attention, arguments.distance)
     half = arguments.half or (way == "size" and in_half_precision(value))
     if arguments.plain:
-        has_neck = isinstance(student, oskt.NeckModel)
-        oskt.save_plain(oskt.without_neck(student) if has_neck else student, arguments.output, half=half)
+        has_neck = isinstance(student, oskt.models.NeckModel)
+        oskt.chain.save_plain(oskt.models.without_neck(student) if has_neck else student, arguments.output, half=half)
     else:
         oskt.save_student(student, arguments.output, half=half)
     counts = Costs(chain).count([choice.widths])
@@ -116,7 +116,9 @@ def _form(arguments: argparse.Namespace, student: torch.nn.Module, way: str) -> 
     """What a student like a stock model has in common with it."""
     if way != "like":
         return ""
-    if isinstance(student, oskt.NeckModel) and not (arguments.plain or arguments.like.startswith(("oskt_", "neck_"))):
+    if isinstance(student, oskt.models.NeckModel) and not (
+        arguments.plain or arguments.like.startswith(("oskt_", "neck_"))
+    ):
         return ": its shapes under 'backbone.', and a neck; --plain writes the stock model's own form"
     return ": its shapes; the state dict loads strictly into it"
 

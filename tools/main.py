@@ -66,7 +66,7 @@ def logged(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(folder / "log.txt")
     except OSError as reason:
-        raise oskt_torchreid.ConfigError(
+        raise oskt_torchreid.errors.ConfigError(
             f"data.save_dir '{folder}' cannot be written ({reason.strerror}); give another folder"
         ) from reason
     screen = logging.StreamHandler()

@@ -51,7 +51,7 @@ def check_foldable(chain: WeightChain, distance: str) -> None:
         raise GraphError(
             f"the features of {type(chain.model).__name__} cannot be scaled for distance='{distance}': "
             f"{chain.features.obstacle}; expand with distance='none' and multiply the features by "
-            "oskt.feature_scale(chain, widths, distance)"
+            "oskt.chain.feature_scale(chain, widths, distance)"
         )
 
 

@@ -1,16 +1,12 @@
-"""Reference pages in Markdown, from the defaults of the configuration and from docstrings."""
+"""The reference of the configuration in Markdown, from its defaults."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import io
-import re
-import textwrap
 import tokenize
 from collections.abc import Iterator, Mapping
-from functools import cached_property
-from types import ModuleType
 from typing import Any
 
 from ..config import defaults, own_nodes
@@ -18,9 +14,6 @@ from ..config.defaults import CHOICES, LISTS, RANGES, default_tree
 from ..config.effects import effect_of
 
 _SOURCES = (defaults, own_nodes)
-_SECTIONS = ("Args", "Attributes", "Example", "Raises", "Returns", "Yields")
-_WRAPPED = ("__func__", "fget", "func")  # what methods of classes and properties keep their function in
-_ITEM = re.compile(r"^ {4}(\*{0,2}\w+): ")
 
 
 # ---- configuration ---------------------------------------------------------------------------------------------------
@@ -129,67 +122,3 @@ def _comment_of(line: int, comments: Mapping[int, str], alone: set[int]) -> str:
     while (line := line - 1) in alone and not comments[line].startswith("added"):
         before.insert(0, comments[line])
     return " ".join(before)
-
-
-# ---- interface -------------------------------------------------------------------------------------------------------
-
-
-def interface_reference(package: ModuleType) -> str:
-    """Every public name of a package, and of its public parts, with its docstring."""
-    parts = [
-        "# API reference",
-        f"The public names of `{package.__name__}`, made of their docstrings by `python tools/docs.py`.",
-    ]
-    modules = [package, *(part for name in package.__all__ if inspect.ismodule(part := getattr(package, name)))]
-    for module in modules:
-        parts.append(f"## {module.__name__}")
-        parts.append(_text_of(module))
-        for name in sorted(module.__all__, key=str.lower):
-            thing = getattr(module, name)
-            if not inspect.ismodule(thing):
-                parts += _entry_of(name, thing)
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _entry_of(name: str, thing: Any) -> list[str]:
-    entry = [f"### {name}{_signature(thing)}", _text_of(thing)]
-    if inspect.isclass(thing) and not issubclass(thing, Exception):
-        for own, member in vars(thing).items():
-            function = next((getattr(member, key) for key in _WRAPPED if getattr(member, key, None)), member)
-            if not own.startswith("_") and inspect.isfunction(function) and function.__doc__:
-                call = "" if isinstance(member, (property, cached_property)) else _signature(function)
-                entry += [f"#### {name}.{own}{call}", _text_of(function)]
-    return entry
-
-
-def _signature(thing: Any) -> str:
-    """Names of the arguments and their defaults."""
-    is_error = inspect.isclass(thing) and issubclass(thing, Exception)
-    if is_error or not (inspect.isclass(thing) or inspect.isroutine(thing)):
-        return ""
-    signature = inspect.signature(thing)
-    plain = [p.replace(annotation=p.empty) for name, p in signature.parameters.items() if name not in ("self", "cls")]
-    return re.sub(r"<.*? at 0x\w+>", "...", str(inspect.Signature(plain)))
-
-
-def _text_of(thing: Any) -> str:
-    """A docstring with its sections as lists."""
-    if not (inspect.ismodule(thing) or inspect.isclass(thing) or inspect.isroutine(thing)):
-        return ""
-    lines = inspect.cleandoc(thing.__doc__ or "").splitlines()
-    text: list[str] = []
-    section = ""
-    for line in lines:
-        if line.removesuffix(":") in _SECTIONS and line.endswith(":"):
-            section = line.removesuffix(":")
-            text += ["", f"*{section}*", ""]
-        elif section and line and not line.startswith(" "):
-            section = ""
-            text.append(line)
-        elif section and (item := _ITEM.match(line)):
-            text.append(f"* `{item.group(1)}`: {line[item.end() :]}")
-        elif section and line.startswith(" "):
-            text.append(("  " if text[-1].startswith(("*", "  ")) and text[-1][-1] != "*" else "") + line.strip())
-        else:
-            text.append(line)
-    return re.sub(r"\n{3,}", "\n\n", textwrap.dedent("\n".join(text)).strip())
