@@ -150,9 +150,9 @@ def _say(**facts):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set("fc.0.weight", lambda t: t.long()), r"'fc.0.weight' .* has 2 dimensions of torch.int64.*must have 2 of"),
-        (_set("fc.0.weight", lambda t: t > 0), "'fc.0.weight' .* of torch.bool"),
-        (_set("fc.0.weight", lambda t: t[0, 0]), "'fc.0.weight' .* has 0 dimensions of torch.float32"),
+        (_set("fc.0.weight", lambda t: t.long()), r"'fc.0.weight' .* is torch.int64 .* instead of torch.float32"),
+        (_set("fc.0.weight", lambda t: t > 0), "'fc.0.weight' .* is torch.bool .* instead of torch.float32"),
+        (_set("fc.0.weight", lambda t: t[0, 0]), "'fc.0.weight' .* has 0 dimensions, it must have 2"),
         (_set("fc.0.weight", lambda t: t.to_sparse()), r"torch.sparse_coo, torch.float32\), not a plain tensor"),
         (
             _set("fc.0.weight", lambda t: t * torch.nan),

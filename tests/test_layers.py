@@ -18,7 +18,7 @@ TORCH_ONLY = {"graph", "chain", "deploy", "config", "files", "networks", "batche
 ROOMS = {
     "errors": set(),
     "cli": set(),
-    "files": {"errors"},
+    "files": {"errors", "networks"},
     "registry": {"errors"},
     "networks": {"errors"},
     "batches": {"errors"},
@@ -28,7 +28,7 @@ ROOMS = {
     "chain": {"graph", "deploy"} | FOUNDATIONS,
     "vkd": {"graph", "host", "models"} | FOUNDATIONS,
     "host": {"chain", "vkd"} | FOUNDATIONS,
-    "models": {"graph", "chain", "host"} | FOUNDATIONS,
+    "models": {"graph", "host"} | FOUNDATIONS,
     "datasets": {"host", "vkd"} | FOUNDATIONS,
     "zoo": {"graph", "chain", "vkd", "host", "models"} | FOUNDATIONS,
     "baselines": {"graph", "chain", "host"} | FOUNDATIONS,

@@ -291,7 +291,7 @@ def test_published_weights_that_cannot_be_fetched(finished, data_root, tmp_path,
 
     folder, _, _ = finished
     monkeypatch.setattr("oskt_torchreid.runs.trainer.Trainer.train", None)
-    factory = models._factory()
+    factory = models._FACTORY
     monkeypatch.setitem(factory, "vkd_tiny_net", unreachable)
     with pytest.raises(ZooError, match="cannot fetch the ImageNet weights of 'vkd_tiny_net' .*model.pretrained=False"):
         run(configured(data_root, tmp_path, "model.pretrained=True"))

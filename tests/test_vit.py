@@ -428,7 +428,7 @@ def tiny_builder(num_classes, loss="softmax", pretrained=False, use_gpu=False):
 
 
 def test_a_run_starts_from_the_file_and_passes_the_choices_on(tmp_path, monkeypatch):
-    monkeypatch.setitem(models._factory(), "vit_tiny", tiny_builder)
+    monkeypatch.setitem(models._FACTORY, "vit_tiny", tiny_builder)
     path = file_of(passed(), tmp_path)
     choices = ["clustering=balanced", "attention=paper", "normalize_rows=no", "refine.vector_copies=True"]
     options = [
