@@ -154,7 +154,7 @@ class VisionTransformer(nn.Module):
         self.loss = loss
         self.feature = feature
         self.num_parts = num_parts
-        self.grid = tuple(side // patch_size for side in image_size)
+        self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
         self.feature_dim = embed_dim * (2 if num_parts else 1)
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
         for name in self._token_names() + self._position_names():
