@@ -38,7 +38,7 @@ class NeckModel(nn.Module):
     """
 
     has_neck = True
-    head_modules = ("neck", "classifier")
+    head_modules: tuple[str, ...] = ("neck", "classifier")
 
     def __init__(
         self,

@@ -167,7 +167,7 @@ class VisionTransformer(nn.Module):
         for name in self._neck_names():
             self.add_module(name, nn.BatchNorm1d(embed_dim))
         self.classifier = nn.Linear(self.feature_dim, num_classes, bias=False)
-        self.head_modules = (*self._neck_names(), "classifier")
+        self.head_modules: tuple[str, ...] = (*self._neck_names(), "classifier")
         self._initialise()
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
