@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
         try:
             batch = next(batches)
         except StopIteration:
-            if not count and hasattr(loader, "__len__") and len(loader):
+            if not count and isinstance(loader, Sized) and len(loader):
                 raise DataError("the data set gave no picture at all; mend the data set, or its class") from None
             return
         except OsktError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -91,10 +91,29 @@ def is_foreign_classifier(name: str) -> bool:
     return name in ("fc.weight", "fc.bias", "head.weight", "head.bias")
 
 
+@runtime_checkable
+class _HasFeatureDim(Protocol):
+    feature_dim: int
+
+
 def set_feature_dim(model: nn.Module, feature_dim: int) -> None:
     """Corrects, in place, the attribute that holds the feature's length in torchreid's models, where there is one."""
-    if isinstance(getattr(model, "feature_dim", None), int):
+    if isinstance(model, _HasFeatureDim) and isinstance(model.feature_dim, int):
         model.feature_dim = feature_dim
+
+
+def linear_of(model: nn.Module, name: str) -> nn.Linear:
+    """The linear layer of a name, such as a network's classifier.
+
+    Raises:
+        ConfigError: the module of this name is another one.
+    """
+    module = model.get_submodule(name)
+    if not isinstance(module, nn.Linear):
+        raise ConfigError(
+            f"'{name}' of {type(model).__name__} is a {type(module).__name__}; give the name of a linear layer"
+        )
+    return module
 
 
 # ---- tensors ---------------------------------------------------------------------------------------------------------

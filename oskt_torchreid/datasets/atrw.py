@@ -26,7 +26,7 @@ from ..errors import DataError
 from ..files import read_json
 from ..host.compat import torchreid
 from ..host.data import register_dataset
-from .protocols import check_protocol
+from .protocols import protocol_folder
 
 TEST_EVERY = 3
 SET_SIZE = 4
@@ -57,8 +57,8 @@ class ATRW(torchreid.data.ImageDataset):
     def __init__(self, root: str = "", **kwargs: Any) -> None:
         train, query, gallery = _tracklets(root, self.variant)
         others = [(paths[1:], identity, GALLERY_CAMERA) for paths, identity, _ in query]
-        query = [(paths[0], identity, camera) for paths, identity, camera in query]
-        super().__init__(_pictures(train), query, _pictures(others + gallery), **kwargs)
+        first = [(paths[0], identity, camera) for paths, identity, camera in query]
+        super().__init__(_pictures(train), first, _pictures(others + gallery), **kwargs)
 
 
 class ATRWVideo(torchreid.data.VideoDataset):
@@ -92,7 +92,7 @@ def register() -> None:
 
 def _tracklets(root: str, variant: str) -> tuple[list[Tracklet], list[Tracklet], list[Tracklet]]:
     """Train (labels from 0), query and gallery."""
-    folder = check_protocol(root, variant)
+    folder = protocol_folder(root, variant)
     known = _listed(folder)
     if variant == "atrw":
         tested = sorted(known)[TEST_EVERY - 1 :: TEST_EVERY]
@@ -113,7 +113,7 @@ def _tracklets(root: str, variant: str) -> tuple[list[Tracklet], list[Tracklet],
 
 
 def _pictures(tracklets: list[Tracklet]) -> list[tuple[str, int, int]]:
-    return [(path, *labels) for paths, *labels in tracklets for path in paths]
+    return [(path, identity, camera) for paths, identity, camera in tracklets for path in paths]
 
 
 def _sets(paths: list[str]) -> list[tuple[str, ...]]:

@@ -42,7 +42,7 @@ def check_batches(datamanager: Any, stage: str, batch_key: str) -> None:
 
 
 def _kind(dataset: Any) -> str:
-    items = getattr(dataset, "train", ())
+    items: Sequence[Item] = getattr(dataset, "train", ())
     return "pictures" if not len(items) or isinstance(items[0][0], str) else "tracklets"
 
 

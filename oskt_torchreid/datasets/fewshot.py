@@ -17,14 +17,13 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import atomic
-from .variants import register_variant
+from .checks import Item
+from .variants import Change, register_variant
 
 LIST_NAME = "few_shot_list.txt"
 
-Item = tuple[Any, ...]
 
-
-class FewShot:
+class FewShot(Change):
     """Mixed into a data set's class: its training part shrinks, query and gallery stay whole.
 
     Attributes:

@@ -20,7 +20,7 @@ from ..errors import DataError
 from ..host.compat import torchreid
 from ..host.data import register_dataset
 from .market_layout import GALLERY_FOLDER, QUERY_FOLDER, TRAIN_FOLDER
-from .protocols import check_protocol
+from .protocols import protocol_folder
 
 PARTS = {"train": TRAIN_FOLDER, "query": QUERY_FOLDER, "gallery": GALLERY_FOLDER}
 DISTRACTORS = "images"  # of the 500,000 that belong to Market-1501
@@ -52,7 +52,7 @@ class MarketLayout(torchreid.data.ImageDataset):
     variant: ClassVar[str]
 
     def __init__(self, root: str = "", market1501_500k: bool = False, **kwargs: Any) -> None:
-        self.data_dir = str(check_protocol(root, self.variant))
+        self.data_dir = str(protocol_folder(root, self.variant))
         parts = {part: self._pictures(part, folder) for part, folder in PARTS.items()}
         if market1501_500k:
             parts["gallery"] += self._pictures("gallery", DISTRACTORS)
@@ -76,9 +76,7 @@ class MarketLayout(torchreid.data.ImageDataset):
             visible = [entry for entry in entries if not entry.name.startswith(".")]
         visible.sort(key=lambda entry: entry.name)
         found = [entry for entry in visible if entry.name.lower().endswith(SUFFIXES)]
-        _check_names(what, found)
-        items = [(entry.path, *_numbers(entry.name)) for entry in found]
-        kept = [item for item in items if item[1] != JUNK]
+        kept = [item for item in _items(what, found) if item[1] != JUNK]
         if not kept:
             other = f"it has {len(visible)} entries, such as '{visible[0].name}'" if visible else "it is empty"
             raise DataError(
@@ -112,25 +110,22 @@ def register() -> None:
         register_dataset(dataset.variant, dataset, "image", replace=True)
 
 
-def _check_names(what: str, found: list[os.DirEntry[str]]) -> None:
-    """Raises DataError for folders with names of pictures, and for pictures with names of another kind."""
+def _items(what: str, found: list[os.DirEntry[str]]) -> list[Item]:
+    """Pictures by their names; raises DataError for folders with such names, and for names of another kind."""
     folders = [entry.name for entry in found if entry.is_dir()]
     if folders:
         raise DataError(
             f"{what} has a folder '{folders[0]}' with the name of a picture{_more(folders)}; move it away, or rename it"
         )
-    strange = [entry.name for entry in found if _NAME.match(entry.name) is None]
+    matches = [(entry, _NAME.match(entry.name)) for entry in found]
+    strange = [entry.name for entry, match in matches if match is None]
     if strange:
         raise DataError(
             f"{what} has a picture '{strange[0]}'{_more(strange)}, whose name does not say whom it shows; expected: "
             f"{_EXPECTED} (identity {JUNK} for junk); rename it, or move it away"
         )
+    return [(entry.path, int(match[1]), int(match[2])) for entry, match in matches if match]
 
 
 def _more(names: list[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
-
-
-def _numbers(name: str) -> tuple[int, int]:
-    identity, camera = _NAME.match(name).groups()
-    return int(identity), int(camera)

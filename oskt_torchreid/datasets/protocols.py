@@ -100,22 +100,23 @@ PROTOCOLS = {
 }
 
 
-def check_protocol(root: str | Path, name: str) -> Path | None:
-    """Checks that a data set is there with every list and split file that its protocol needs.
+def check_protocol(root: str | Path, name: str) -> None:
+    """Checks that a data set is there, as ``protocol_folder`` does; sets without a protocol are left to torchreid."""
+    if name in PROTOCOLS:
+        protocol_folder(root, name)
+
+
+def protocol_folder(root: str | Path, name: str) -> Path:
+    """The folder of a data set, with every list and split file that its protocol needs.
 
     Args:
         root: folder of all data sets.
-        name: of a data set; those that this module does not know are left to torchreid.
-
-    Returns:
-        The folder of the set; None for a set that this module does not know.
+        name: of ``PROTOCOLS``.
 
     Raises:
         DataError: what is missing, the path looked at, and where to get it.
     """
-    protocol = PROTOCOLS.get(name)
-    if protocol is None:
-        return None
+    protocol = PROTOCOLS[name]
     base = Path(root).expanduser().absolute()
     folder = next((base / part for part in protocol.folders if (base / part).is_dir()), base / protocol.folders[0])
     missing = [file for file in protocol.files if not (folder / file).exists()]

@@ -34,7 +34,8 @@ def _mars(root: Path, identities: int) -> None:
     """
     folder = root / "mars"
     for part, first, count in (("train", 1, identities), ("test", identities + 1, TEST_IDENTITIES)):
-        names, rows = [], []
+        names: list[str] = []
+        rows = []
         for person in range(first, first + count):
             for camera in range(1, CAMERAS + 1):
                 for tracklet in range(1, TRACKLETS + 1):
@@ -94,7 +95,8 @@ def _atrw(root: Path, identities: int) -> None:
     Every third identity is for the test, so there are half as many again as are asked for.
     """
     folder = root / "atrw"
-    lines, labels = [], []
+    lines: list[str] = []
+    labels: list[dict[str, object]] = []
     for identity in range(identities + (identities + 1) // 2):
         for _ in range(2 * FRAMES):
             name = f"{len(lines):06d}.jpg"

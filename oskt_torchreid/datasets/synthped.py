@@ -17,7 +17,21 @@ from .market_layout import GALLERY_FOLDER, QUERY_FOLDER, TRAIN_FOLDER, picture_f
 from .synthetic import PRESETS, SyntheticSettings
 
 
-class SynthPed(torchreid.data.ImageDataset):
+class DrawnSet:
+    """Mixed into a data set's class that has settings and draws itself.
+
+    Attributes:
+        drawn_on_first_use: The folder need not be there beforehand.
+        variant: Registered name of the class; names the folder too.
+        configured: Settings of the variant.
+    """
+
+    drawn_on_first_use: ClassVar[bool] = True
+    variant: ClassVar[str]
+    configured: ClassVar[SyntheticSettings]
+
+
+class SynthPed(DrawnSet, torchreid.data.ImageDataset):
     """Synthetic pedestrians, drawn below `root` on first use.
 
     Args:
@@ -25,18 +39,12 @@ class SynthPed(torchreid.data.ImageDataset):
         settings: What to draw; None = what `configure` set for this variant.
         **kwargs: As for every image data set of torchreid.
 
-    Attributes:
-        drawn_on_first_use: The folder need not be there beforehand.
-        variant: Registered name of the class; names the folder too.
-        configured: Settings of the variant.
-
     Raises:
         DataError: The root cannot be written, or foreign files lie where the set belongs.
     """
 
-    drawn_on_first_use: ClassVar[bool] = True
-    variant: ClassVar[str] = "synthped"
-    configured: ClassVar[SyntheticSettings] = PRESETS["quick"]
+    variant = "synthped"
+    configured = PRESETS["quick"]
 
     def __init__(self, root: str = "", settings: SyntheticSettings | None = None, **kwargs: Any):
         self.settings = settings or self.configured
@@ -82,7 +90,7 @@ def configure(settings: SyntheticSettings, variant: str = "synthped") -> None:
     configure_variant(VARIANTS, settings, variant)
 
 
-def configure_variant(variants: Mapping[str, type], settings: SyntheticSettings, variant: str) -> None:
+def configure_variant(variants: Mapping[str, type[DrawnSet]], settings: SyntheticSettings, variant: str) -> None:
     """`configure` for any table of variants, the first one of which gives the type of settings."""
     first = next(iter(variants))
     if variant not in variants:

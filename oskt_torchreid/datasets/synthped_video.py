@@ -11,14 +11,15 @@ from typing import Any, ClassVar
 
 from ..host.compat import torchreid
 from ..host.data import register_dataset
+from .checks import Item
 from .drawn_folder import drawn_folder
 from .synthetic import VIDEO_PRESETS, VideoSettings
 from .synthetic.renderer import TRAIN_SPLIT
-from .synthped import configure_variant
+from .synthped import DrawnSet, configure_variant
 from .tracklet_layout import TRACKLETS, tracklet_files
 
 
-class SynthPedVideo(torchreid.data.VideoDataset):
+class SynthPedVideo(DrawnSet, torchreid.data.VideoDataset):
     """Tracklets of synthetic pedestrians, drawn below `root` on first use.
 
     Args:
@@ -26,17 +27,11 @@ class SynthPedVideo(torchreid.data.VideoDataset):
         settings: What to draw; None = what `configure` set for this variant.
         **kwargs: As for every video data set of torchreid.
 
-    Attributes:
-        drawn_on_first_use: The folder need not be there beforehand.
-        variant: Registered name of the class; names the folder too.
-        configured: Settings of the variant.
-
     Raises:
         DataError: The root cannot be written, or foreign files lie where the set belongs.
     """
 
-    drawn_on_first_use: ClassVar[bool] = True
-    variant: ClassVar[str] = "synthped_video"
+    variant = "synthped_video"
     configured: ClassVar[VideoSettings] = VIDEO_PRESETS["quick"]
 
     def __init__(self, root: str = "", settings: VideoSettings | None = None, **kwargs: Any):
@@ -47,7 +42,9 @@ class SynthPedVideo(torchreid.data.VideoDataset):
 
     def _listing(self) -> tuple[list, list, list]:
         """(paths, person, camera) of train, query and gallery; train persons count from 0, cameras too."""
-        train, query, gallery = [], [], []
+        train: list[Item] = []
+        query: list[Item] = []
+        gallery: list[Item] = []
         tracklet = attrgetter("split", "identity", "person", "camera", "walk")
         for (split, identity, person, camera, walk), files in groupby(tracklet_files(self.settings), tracklet):
             paths = tuple(f"{self.dataset_dir}/{file.folder}/{file.name}" for file in files)

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ..errors import DataError
-from .fewshot import Item, few_identities, kept_count
-from .variants import register_variant
+from .checks import Item
+from .fewshot import few_identities, kept_count
+from .variants import Change, register_variant
 
 
-class HeldOut:
+class HeldOut(Change):
     """Mixed into a data set's class: some training identities take the place of query and gallery.
 
     Attributes:

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..host.data import dataset_class, register_dataset
 from ..host.guarded import CombinedInOrder
+from .checks import Item
+
+
+class Change:
+    """A class that is mixed in before a data set's own, and what it finds there: lists of items, and their counts."""
+
+    train: list[Item]
+    query: list[Item]
+    gallery: list[Item]
+    data: list[Item]
+    num_train_pids: int
+    num_train_cams: int
+    get_num_pids: Callable[[Sequence[Item]], int]
+    get_num_cams: Callable[[Sequence[Item]], int]
 
 
 def register_variant(name: str, suffix: str, kind: str, change: type, **settings: Any) -> str:
@@ -16,7 +31,7 @@ def register_variant(name: str, suffix: str, kind: str, change: type, **settings
         name: of a registered data set.
         suffix: what the variant's name has behind it.
         kind: "image" or "video".
-        change: class that is mixed in.
+        change: a ``Change``, which is mixed in.
         **settings: its class attributes, hashable.
 
     Raises:

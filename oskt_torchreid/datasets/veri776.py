@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import DataError
 from ..host.compat import torchreid
 from ..host.data import register_dataset
-from .protocols import check_protocol
+from .protocols import protocol_folder
 
 NAME = "veri776"
 _PICTURE = re.compile(r"(\d+)_c(\d+)_.*\.jpg", re.IGNORECASE)
@@ -38,7 +38,7 @@ class VeRi776(torchreid.data.ImageDataset):
     """
 
     def __init__(self, root: str = "", **kwargs: Any) -> None:
-        folder = check_protocol(root, NAME)
+        folder = protocol_folder(root, NAME)
         parts = {
             part: [(str(folder / f"image_{part}" / name), *labels_of(name)) for name in _listed(folder, part)]
             for part in ("train", "query", "test")
@@ -50,7 +50,7 @@ class VeRi776Video(torchreid.data.VideoDataset):
     """Tracklets; arguments and errors as of `VeRi776`."""
 
     def __init__(self, root: str = "", **kwargs: Any) -> None:
-        folder = check_protocol(root, NAME)
+        folder = protocol_folder(root, NAME)
         gallery = _test_tracklets(folder)
         super().__init__(_training_tracklets(folder), _query_tracklets(folder, gallery), gallery, **kwargs)
 

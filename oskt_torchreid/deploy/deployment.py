@@ -116,7 +116,8 @@ def _checked_size(size: Sequence[int]) -> tuple[int, int, int]:
     fits = isinstance(size, (tuple, list)) and len(size) == 3
     if not fits or not all(type(length) is int and length > 0 for length in size):
         raise ConfigError(f"the input size of an export is {size!r}; give (channels, height, width), each 1 or more")
-    return tuple(size)
+    channels, height, width = size
+    return channels, height, width
 
 
 def _check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:

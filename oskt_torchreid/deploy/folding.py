@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeGuard
+
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -31,37 +34,60 @@ def fold_norms(program: ExportedProgram) -> int:
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     kept = {given: name for given, name in names.items() if name in program.state_dict}
-    norms = [node for node in program.graph.nodes if node.target is _NORM and _foldable(node, kept)]
-    for norm in norms:
-        _fold(norm, program.state_dict, kept)
-        norm.replace_all_uses_with(norm.args[0])
-        program.graph.erase_node(norm)
+    norms = [node for node in program.graph.nodes if node.target is _NORM]
+    pairs = [pair for norm in norms if (pair := _pair_of(norm, kept))]
+    for pair in pairs:
+        _fold(pair, program.state_dict, kept)
+        pair.norm.replace_all_uses_with(pair.convolution)
+        program.graph.erase_node(pair.norm)
     program.graph_module.recompile()
-    return len(norms)
+    return len(pairs)
 
 
-def _foldable(norm: Node, names: dict[str, str]) -> bool:
-    convolution, weight, bias, *statistics, training = norm.args[:6]
-    if training or convolution.target is not _CONVOLUTION or len(convolution.users) > 1:
-        return False
-    _, kernel, offset = _inputs(convolution)
-    needed = (kernel, weight, bias, *statistics, *([] if offset is None else [offset]))
-    known = all(isinstance(node, Node) and node.name in names for node in needed)
-    return known and len(kernel.users) == len(bias.users) == 1
+class _Pair(NamedTuple):
+    """A convolution and the norm of its output, by the nodes that a fold reads.
+
+    Attributes:
+        convolution: its output goes to the norm alone.
+        norm: in evaluation.
+        kernel: of the convolution.
+        offset: the convolution's own bias; empty where it has none.
+        weights: of the norm: weight, bias, running mean and variance.
+        epsilon: of the norm.
+    """
+
+    convolution: Node
+    norm: Node
+    kernel: Node
+    offset: Sequence[Node]
+    weights: Sequence[Node]
+    epsilon: float
 
 
-def _fold(norm: Node, state: dict[str, Tensor], names: dict[str, str]) -> None:
+def _pair_of(norm: Node, names: Mapping[str, str]) -> _Pair | None:
+    """A norm and the convolution that it can be folded into; ``None`` where there is none."""
+    convolution, *weights, training, _, epsilon = norm.args[:8]
+    if training or not (isinstance(convolution, Node) and convolution.target is _CONVOLUTION):
+        return None
+    inner = [argument for argument in convolution.args[1:3] if argument is not None]
+    if not (_all_known(inner, names) and _all_known(weights, names) and isinstance(epsilon, (int, float))):
+        return None
+    kernel, *offset = inner
+    pair = _Pair(convolution, norm, kernel, offset, weights, epsilon)
+    used_once = all(len(node.users) == 1 for node in (convolution, kernel, weights[1]))
+    return pair if used_once else None
+
+
+def _all_known(arguments: Sequence[object], names: Mapping[str, str]) -> TypeGuard[Sequence[Node]]:
+    return all(isinstance(argument, Node) and argument.name in names for argument in arguments)
+
+
+def _fold(pair: _Pair, state: dict[str, Tensor], names: Mapping[str, str]) -> None:
     """Rows of the kernel are scaled; the norm's bias takes the place of the convolution's."""
-    convolution = norm.args[0]
-    images, kernel, offset = _inputs(convolution)
-    weight, bias, mean, variance = (state[names[node.name]].detach() for node in norm.args[1:5])
-    scale = weight / (variance + norm.args[7]).sqrt()
-    before = 0 if offset is None else state[names[offset.name]].detach()
+    convolution, norm, kernel, offset, weights, epsilon = pair
+    weight, bias, mean, variance = (state[names[node.name]].detach() for node in weights)
+    scale = weight / (variance + epsilon).sqrt()
+    before = state[names[offset[0].name]].detach() if offset else 0
     state[names[kernel.name]] = nn.Parameter(state[names[kernel.name]].detach() * scale[:, None, None, None])
-    state[names[norm.args[2].name]] = nn.Parameter((before - mean) * scale + bias)
-    convolution.args = (images, kernel, norm.args[2], *convolution.args[3:])
-
-
-def _inputs(convolution: Node) -> tuple[Node, Node, Node | None]:
-    images, kernel, offset, *_ = (*convolution.args, None)
-    return images, kernel, offset
+    state[names[weights[1].name]] = nn.Parameter((before - mean) * scale + bias)
+    convolution.args = (convolution.args[0], kernel, weights[1], *convolution.args[3:])

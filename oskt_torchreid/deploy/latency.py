@@ -63,7 +63,7 @@ class Timed:
     """
 
     def __init__(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
-        self.input_size = tuple(input_size)
+        self.input_size = input_size
         self._network = copy.deepcopy(model).eval()
 
     @cached_property

@@ -42,7 +42,8 @@ def to_onnx(network: nn.Module, input_size: tuple[int, int, int], opset: int = O
         program = _traced(network, images)
         fold_norms(program)
         try:
-            converted = torch.onnx.export(
+            # An ONNXProgram: only torch's older exporter, which has `dynamo=False`, gives None.
+            converted: Any = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=opset,
@@ -93,9 +94,9 @@ def _traced(network: nn.Module, images: torch.Tensor) -> ExportedProgram:
 def _refusal(program: ExportedProgram, error: Exception, what: str) -> str:
     """A message that names the operator and the module that an exporter stopped at."""
     text = "\n".join(str(reason) for reason in _causes(error))
-    stopped = re.search(r"translating node %(\w+)", text)
+    stopped = re.findall(r"translating node %(\w+)", text)[:1]
     for node in _decomposed_nodes(program) if stopped else ():
-        if node.name == stopped[1]:
+        if node.name in stopped:
             operator = node.meta.get("original_aten") or node.target
             return f"operator '{operator}' of {_owner(node)} is none of {what}; use others there"
     missing = re.search(r"op='([\w.:]+)'", text)

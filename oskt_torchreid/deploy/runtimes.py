@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,10 @@ def open_exported(path: str | Path, format: str, threads: int = 0, shown: str | 
         ExportError: a file that the runtime cannot read.
         ConfigError: the runtime is not installed.
     """
+    openers: dict[str, Callable[[str, int], Run]]
+    openers = {"onnx": run_onnx, "openvino": run_openvino, "torchscript": _run_torchscript}
     try:
-        return {"onnx": run_onnx, "openvino": run_openvino, "torchscript": _run_torchscript}[format](str(path), threads)
+        return openers[format](str(path), threads)
     except ConfigError:
         raise
     except Exception as error:  # each runtime has errors of its own

@@ -10,7 +10,7 @@ import pickletools
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ def _check_archive(path: Path, size: int) -> None:
             check_pickle(stream)
 
 
-def check_pickle(stream: BinaryIO) -> None:
+def check_pickle(stream: IO[bytes]) -> None:
     """Raises ``SuspectFile`` for a pickle that names more than data, or nests tuples deeply.
 
     It is read operation by operation, and nothing of it is run. Tuples may be keys of a mapping, and hashing one that
@@ -112,7 +112,7 @@ def check_pickle(stream: BinaryIO) -> None:
             raise SuspectFile(f"its description takes more than {MOST_OPERATIONS} operations")
         name = operation.name
         if name == "GLOBAL":
-            _check_name(argument)
+            _check_name(str(argument))
         elif name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID"):
             raise SuspectFile(f"it uses '{name}', which no file of torch.save does")
         if name in _MEMO_PUTS or name == "MEMOIZE":

@@ -116,4 +116,6 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadAccount:
     Raises:
         CheckpointError: a file that does not fit; the network is as it was.
     """
-    return (load_vit_weights if isinstance(model, VisionTransformer) else load_backbone_weights)(model, path)
+    if isinstance(model, VisionTransformer):
+        return load_vit_weights(model, path)
+    return load_backbone_weights(model, path)

@@ -80,19 +80,16 @@ def remove_last_relu(model: nn.Module, last: LastRelu, shared: bool = False) -> 
     if last.removable != YES:
         return
     owner = model.get_submodule(last.owner)
-    owner.passed_rectifications = frozenset(last.shared if shared else (last.place,))
-    owner.__class__ = _passing_class(type(owner))
+    owner.__class__ = _passing_class(type(owner), frozenset(last.shared if shared else (last.place,)))
 
 
-@functools.cache
-def _passing_class(kind: type[nn.Module]) -> type[nn.Module]:
-    """The same module, whose ``passed_rectifications`` (places in a call) are let through.
+def _passing_class(kind: type[nn.Module], passed: frozenset[int]) -> type[nn.Module]:
+    """The same module, which lets the rectifications of some places in a call through.
 
     A class, so that copies, state dicts and printed structures are those of the module.
     """
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        passed = self.passed_rectifications
         with _Rectifications(lambda place, value, rectify: value if place in passed else rectify()):
             return kind.forward(self, *args, **kwargs)
 

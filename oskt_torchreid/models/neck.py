@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..host.models import LOSSES, build, builder_of, input_size, register_model, skeleton
-from ..networks import parse_outputs
+from ..networks import linear_of, parse_outputs
 
-PREFIX = "oskt_"
-NECK_PREFIX = "neck_"
+PREFIX, NECK_PREFIX = "oskt_", "neck_"
 DEFAULT_INPUT = (3, 256, 128)
 # Re-identification networks keep a map of 1/16 of the input's height; classification networks end at 1/32.
 LAST_REDUCTION = 16
@@ -39,7 +38,7 @@ class NeckModel(nn.Module):
     """
 
     has_neck = True
-    head_modules = ("neck", "classifier")
+    head_modules: tuple[str, ...] = ("neck", "classifier")
 
     def __init__(
         self,
@@ -56,7 +55,7 @@ class NeckModel(nn.Module):
         name = classifier or find_classifier(backbone, input_size)
         self.loss = loss
         self.feature = feature
-        self.feature_dim = backbone.get_submodule(name).in_features
+        self.feature_dim = linear_of(backbone, name).in_features
         backbone.set_submodule(name, nn.Identity())
         self.replaced = name
         self.backbone = backbone
@@ -111,8 +110,7 @@ def set_last_stride(
     """
     calls, _ = _dry_run(model, input_size)
     names = _last_strided(model, calls, input_size)
-    for name in names:
-        model.get_submodule(name).stride = (stride, stride)
+    _set_strides(model, names, stride)
     return names
 
 
@@ -162,8 +160,7 @@ def build_for_neck(
     """
     layout = _layout(name)
     backbone = build(name, num_classes, loss, pretrained, use_gpu)
-    for strided in layout.last_strided:
-        backbone.get_submodule(strided).stride = (1, 1)
+    _set_strides(backbone, layout.last_strided, 1)
     return backbone, layout.classifier
 
 
@@ -224,7 +221,7 @@ def _last_strided(model: nn.Module, calls: list[_Call], size: tuple[int, int, in
         call
         for call in calls
         if isinstance(call.module, (nn.Conv2d, *pooling))
-        and _pair(call.module.stride) != (1, 1)
+        and call.module.stride not in (1, (1, 1), [1, 1])
         and call.output.shape[2:].numel() > 1  # global pooling reads the last map, it does not make one
     ]
     smallest = min((call.input.shape[2:].numel() for call in strided), default=0)
@@ -284,8 +281,10 @@ def _recorded_run(model: nn.Module, images: Tensor) -> tuple[list[_Call], Any]:
         return calls, model(images)
 
 
-def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+def _set_strides(model: nn.Module, convolutions: Sequence[str], stride: int) -> None:
+    for name, module in model.named_modules():
+        if name in convolutions and isinstance(module, nn.Conv2d):
+            module.stride = (stride, stride)
 
 
 def _keeps_size(module: nn.Module) -> bool:

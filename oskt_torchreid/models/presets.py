@@ -65,8 +65,8 @@ class ResNetPreset:
     def plan(self, graph: ChannelGraph) -> dict[str, int] | None:
         """Width per channel group; ``None`` for a graph that is not a ResNet-50's."""
         free = [group for group in graph.groups if not group.fixed]
-        stages = [_resnet_stage(group) for group in free]
-        if None in stages or len(free) != 1 + sum(2 * blocks + 1 for blocks in BLOCKS):
+        stages = [stage for group in free if (stage := _resnet_stage(group)) is not None]
+        if len(stages) != len(free) or len(free) != 1 + sum(2 * blocks + 1 for blocks in BLOCKS):
             return None
         plan = dict(graph.sizes)
         for group, stage in zip(free, stages, strict=True):

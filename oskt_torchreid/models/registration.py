@@ -6,7 +6,7 @@ import functools
 import inspect
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,9 +88,9 @@ def register_backbone(
         ConfigError: a name that is taken or no name, a builder that does not give a network, or an impossible size.
     """
     _check_name(name)
-    _check_size(name, input_size)
+    size = _checked_size(name, input_size)
     adapted, model = _tried(name, builder)
-    register_model(name, adapted, input_size=tuple(input_size), defined_in=type(model).__module__)
+    register_model(name, adapted, input_size=size, defined_in=type(model).__module__)
     for register in _WRAPPERS.values():
         register(name)
 
@@ -106,10 +106,12 @@ def _check_name(name: str) -> None:
         )
 
 
-def _check_size(name: str, size: tuple[int, int, int]) -> None:
+def _checked_size(name: str, size: Sequence[int]) -> tuple[int, int, int]:
     fits = isinstance(size, (tuple, list)) and len(size) == 3
     if not fits or not all(type(length) is int and length > 0 for length in size):
         raise ConfigError(f"input_size of '{name}' is {size!r}; give (channels, height, width), each 1 or more")
+    channels, height, width = size
+    return channels, height, width
 
 
 def _tried(name: str, builder: Callable[..., nn.Module]) -> tuple[Callable[..., nn.Module], nn.Module]:

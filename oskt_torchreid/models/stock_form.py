@@ -30,11 +30,12 @@ def without_neck(model: nn.Module) -> nn.Module:
     if not isinstance(model, NeckModel):
         raise ConfigError(f"{type(model).__name__} is no network with a neck (NeckModel); it is in its stock form")
     backbone, neck, weight = copy.deepcopy(model.backbone), model.neck, model.classifier.weight.detach()
-    scale = neck.weight.detach() * (neck.running_var + neck.eps).rsqrt()
+    own = neck.state_dict()
+    scale = own["weight"] * (own["running_var"] + neck.eps).rsqrt()
     classifier = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
     with torch.no_grad():
         classifier.weight.copy_(weight * scale)
-        classifier.bias.copy_(weight @ (neck.bias - scale * neck.running_mean))
+        classifier.bias.copy_(weight @ (own["bias"] - scale * own["running_mean"]))
     backbone.set_submodule(model.replaced, classifier)
     set_feature_dim(backbone, weight.shape[1])
     return backbone.train(model.training)

@@ -154,7 +154,7 @@ class VisionTransformer(nn.Module):
         self.loss = loss
         self.feature = feature
         self.num_parts = num_parts
-        self.grid = tuple(side // patch_size for side in image_size)
+        self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
         self.feature_dim = embed_dim * (2 if num_parts else 1)
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
         for name in self._token_names() + self._position_names():
@@ -167,7 +167,7 @@ class VisionTransformer(nn.Module):
         for name in self._neck_names():
             self.add_module(name, nn.BatchNorm1d(embed_dim))
         self.classifier = nn.Linear(self.feature_dim, num_classes, bias=False)
-        self.head_modules = (*self._neck_names(), "classifier")
+        self.head_modules: tuple[str, ...] = (*self._neck_names(), "classifier")
         self._initialise()
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:

@@ -58,8 +58,8 @@ class FrameFeatures:
 
     def followed_by(self, other: FrameFeatures) -> FrameFeatures:
         """Both sides' tracklets, these first."""
-        labels = ((self.starts, other.starts + len(self.frames)), (self.lengths, other.lengths))
-        labels += ((self.pids, other.pids), (self.camids, other.camids))
+        labels = [(self.starts, other.starts + len(self.frames)), (self.lengths, other.lengths)]
+        labels += [(self.pids, other.pids), (self.camids, other.camids)]
         return FrameFeatures(torch.cat([self.frames, other.frames]), *(np.concatenate(pair) for pair in labels))
 
     def set_embeddings(self, tracklets: np.ndarray, frames: np.ndarray) -> Tensor:
@@ -70,7 +70,8 @@ class FrameFeatures:
             frames: which frame of it ``[sets, N]``.
         """
         places = torch.from_numpy(self.starts[tracklets] + frames)
-        return sum(self.frames[place] for place in places.unbind(1)) / places.shape[1]
+        first, *others = places.unbind(1)
+        return sum((self.frames[place] for place in others), self.frames[first]) / places.shape[1]
 
     def side(self, count: int) -> SideFeatures:
         """A side whose tracklets have ``count`` evenly spaced frames each (shorter ones are cycled); 0: all frames."""
@@ -149,14 +150,14 @@ class _Round(NamedTuple):
         images: their first frames' features ``[queries, channels]``.
         pids: their identities ``[queries]``.
         pool: tracklets that gallery sets are drawn from, one set beginning in each.
-        index: of the pool.
+        identities: of the pool.
         weight: how many of the queries have a match in it.
     """
 
     images: Tensor
     pids: np.ndarray
     pool: FrameFeatures
-    index: IdentityIndex
+    identities: IdentityIndex
     weight: int
 
 
@@ -231,7 +232,9 @@ def _mean_ap(rounds: Sequence[_Round], strategy: str, count: int, random: np.ran
     """Mean over all queries with a match, for one draw of every set."""
     values = []
     for each in rounds:
-        drawn = [STRATEGIES[strategy](each.index, own, count, random.random) for own in range(len(each.index))]
+        drawn = [
+            STRATEGIES[strategy](each.identities, own, count, random.random) for own in range(len(each.identities))
+        ]
         tracklets, frames = (np.stack(part) for part in zip(*drawn, strict=True))
         distances = distance_matrix(each.images, each.pool.set_embeddings(tracklets, frames), "cosine")
         values.append(rank(distances, each.pids, each.pool.pids).mean_ap)

@@ -55,7 +55,7 @@ def camera_probe(
         DataError: fewer than two cameras.
     """
     identities, owners = np.unique(pids, return_inverse=True)
-    cameras, labels = np.unique(camids, return_inverse=True)
+    cameras, camera_of = np.unique(camids, return_inverse=True)
     if len(cameras) < 2:
         raise DataError(
             f"all {len(camids)} tracklets are of camera {camids[0]}, so there is no camera to read off; give data of "
@@ -66,7 +66,7 @@ def camera_probe(
     deal = np.random.default_rng(seed).permutation(len(identities)) % folds
     fold_of = deal[owners]
     features = functional.normalize(features.double(), dim=1)
-    labels = torch.from_numpy(labels)
+    labels = torch.from_numpy(camera_of)
     hits, chance = np.zeros(len(labels), bool), np.zeros(len(labels), bool)
     for fold in range(folds):
         held_out = torch.from_numpy(fold_of == fold)

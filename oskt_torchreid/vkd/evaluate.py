@@ -6,7 +6,7 @@ image's, the feature of its first frame; ``V2V``, ``I2V``, ``V2I`` and ``I2I`` t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +96,7 @@ def features_of_batches(
     if frames_at_once < 1:
         raise ConfigError(f"frames_at_once is {frames_at_once}; allowed: 1 or more")
     found = False
-    total = len(loader) if hasattr(loader, "__len__") else None
+    total = len(loader) if isinstance(loader, Sized) else None
     hidden = None if is_rank_zero() else True
     for batch in tqdm(batches_of(loader), side, total, disable=hidden, leave=False, unit="batch"):
         labels = (np.asarray(batch[name]).tolist() for name in ("pid", "camid"))
@@ -217,11 +217,11 @@ def evaluate_model(
         **options: of ``evaluate_protocols``.
     """
     with tracing_mode(model, training=False):
-        sides = [
+        query, gallery = (
             extract_side(lambda frames: model(frames.to(device, non_blocking=True)), loader, frames_at_once, side)
             for side, loader in (("query", query_loader), ("gallery", gallery_loader))
-        ]
-    return evaluate_protocols(*sides, **options)
+        )
+    return evaluate_protocols(query, gallery, **options)
 
 
 def protocol_table(results: Results) -> str:

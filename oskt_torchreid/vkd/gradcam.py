@@ -84,7 +84,7 @@ class ClassScore(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Scores ``[frames]`` of images ``[frames, 3, height, width]``."""
         with tracing_mode(self.network, training=True):  # the root alone: it gives class scores
-            outputs = parse_outputs(self.network(images), training=True, loss=self.network.loss)
+            outputs = parse_outputs(self.network(images), training=True, loss=getattr(self.network, "loss", ""))
         return outputs.logits[0][torch.arange(len(images)), self.labels]
 
     def of(self, part: slice) -> ClassScore:
@@ -103,10 +103,13 @@ class MapLayer(NamedTuple):
     name: str
     grid: tuple[int, int] | None = None
 
-    def as_map(self, tokens: Tensor) -> Tensor:
-        """Tokens ``[frames, tokens, channels]`` as a map ``[frames, channels, rows, columns]``."""
+    def as_map(self, output: Tensor) -> Tensor:
+        """The module's output, where it is tokens ``[frames, tokens, channels]``, as a map ``[frames, channels, rows,
+        columns]``."""
+        if self.grid is None:
+            return output
         rows, columns = self.grid
-        return tokens[:, -rows * columns :].unflatten(1, self.grid).permute(0, 3, 1, 2)
+        return output[:, -rows * columns :].unflatten(1, self.grid).permute(0, 3, 1, 2)
 
 
 def heat_maps(
@@ -128,18 +131,26 @@ def heat_maps(
             network does not have.
         GraphError: no module gives a map that the score depends on.
     """
-    if (goals is None) == (labels is None):
-        raise ConfigError("a heat map shows one score: give goals (similarity) or labels (class), and not both")
-    given = goals if labels is None else labels
-    if len(given) != len(frames):
-        raise ConfigError(f"{len(given)} goals or labels were given for {len(frames)} frames; give one for each")
     own = copy.deepcopy(network).eval().requires_grad_(False)
-    score = Similarity(own, goals) if labels is None else ClassScore(own, labels)
+    score: Similarity | ClassScore
+    if goals is not None and labels is None:
+        _check_count(goals, frames)
+        score = Similarity(own, goals)
+    elif labels is not None and goals is None:
+        _check_count(labels, frames)
+        score = ClassScore(own, labels)
+    else:
+        raise ConfigError("a heat map shows one score: give goals (similarity) or labels (class), and not both")
     package = _grad_cam()
     first = slice(0, 2)
     layer = find_map_layer(own, score.of(first), frames[first])
     parts = [slice(start, start + FRAMES_AT_ONCE) for start in range(0, len(frames), FRAMES_AT_ONCE)]
     return np.concatenate([_maps(package, score.of(part), layer, frames[part]) for part in parts])
+
+
+def _check_count(given: Tensor | Sequence[int], frames: Tensor) -> None:
+    if len(given) != len(frames):
+        raise ConfigError(f"{len(given)} goals or labels were given for {len(frames)} frames; give one for each")
 
 
 def find_map_layer(network: nn.Module, score: Callable[[Tensor], Tensor], images: Tensor) -> MapLayer:
@@ -159,17 +170,18 @@ def find_map_layer(network: nn.Module, score: Callable[[Tensor], Tensor], images
     """
     calls = _recorded_calls(network, score, images)
     times = Counter(call.name for call in calls)
-    grid = None
+    grid: tuple[int, int] | None = None
     found: list[MapLayer] = []
     for call in calls:
         spatial = call.output.dim() == 4 and call.output.shape[2:].numel() > 1
         if spatial:
-            grid = tuple(call.output.shape[2:])
+            rows, columns = call.output.shape[2:]
+            grid = rows, columns
         if times[call.name] > 1 or call.gradient is None or call.output._version != call.version:
             continue
         if spatial and call.gradient.any():
             found.append(MapLayer(call.name))
-        elif _is_token_map(call, grid) and call.gradient[:, -grid[0] * grid[1] :].any():
+        elif grid and _is_token_map(call, grid) and call.gradient[:, -grid[0] * grid[1] :].any():
             found.append(MapLayer(call.name, grid))
     if found:
         return found[-1]
@@ -213,9 +225,9 @@ def _recorded_calls(network: nn.Module, score: Callable[[Tensor], Tensor], image
     return calls
 
 
-def _is_token_map(call: _Call, grid: tuple[int, int] | None) -> bool:
+def _is_token_map(call: _Call, grid: tuple[int, int]) -> bool:
     """Whether an output ``[frames, tokens, channels]`` holds every patch of the grid, in the stream's width."""
-    if grid is None or call.output.dim() != 3 or not call.keeps_width:
+    if call.output.dim() != 3 or not call.keeps_width:
         return False
     return call.output.shape[1] >= grid[0] * grid[1]
 
@@ -240,8 +252,7 @@ def _no_map(calls: Sequence[_Call], grid: tuple[int, int] | None, images: Tensor
 def _maps(package: ModuleType, score: Similarity | ClassScore, layer: MapLayer, frames: Tensor) -> np.ndarray:
     """Maps of frames in one pass; the parameters need no gradients, so the images are made to."""
     module = score.network.get_submodule(layer.name)
-    reshape = layer.as_map if layer.grid else None
-    cam = package.GradCAM(score, [module], reshape_transform=reshape)
+    cam = package.GradCAM(score, [module], reshape_transform=layer.as_map)
     try:
         with torch.enable_grad():
             return cam(frames.detach().clone().requires_grad_(True), targets=[lambda value: value] * len(frames))

@@ -28,11 +28,26 @@ from ..models.vit import VitBuilder
 PREFIX = "vkd_"
 
 
-class FrameAverage:
+class FrameAverage(nn.Module):
     """Makes a network of single images one of sets: whatever it gives each frame is averaged over the frames.
 
-    Mixed in before the network's class. An image is a set of one frame.
+    Mixed in before the network's class, which has the attributes. An image is a set of one frame.
+
+    Attributes:
+        classifier: on the feature, without a bias.
+        feature: which feature evaluation gives, ``before`` or ``after`` the necks.
+        feature_dim: length of the feature.
+        head_modules: names of necks and classifier.
+        last_relu: where the last ReLU is, or was.
+        loss: ``softmax`` or ``triplet``.
     """
+
+    classifier: nn.Linear
+    feature: str
+    feature_dim: int
+    head_modules: tuple[str, ...]
+    last_relu: LastRelu
+    loss: str
 
     def forward(self, sets: Tensor) -> Any:
         """Set embeddings ``[sets, feature_dim]`` in evaluation; in training class scores ``[sets, classes]``, for the
@@ -99,7 +114,7 @@ class SetModel(FrameAverage, NeckModel):
             self.register_buffer("block_without_relu", torch.ones((), dtype=torch.bool))
 
 
-def as_set_model(network: nn.Module, num_classes: int, input_size: tuple[int, int, int]) -> nn.Module:
+def as_set_model(network: nn.Module, num_classes: int, input_size: tuple[int, int, int]) -> FrameAverage:
     """A network of sets, for the triplet loss, of any network of images; with it a narrow student learns from views.
 
     Args:
@@ -110,20 +125,28 @@ def as_set_model(network: nn.Module, num_classes: int, input_size: tuple[int, in
     Raises:
         ConfigError: no or several classifiers.
     """
-    if isinstance(network, VisionTransformer):
-        if not isinstance(network, FrameAverage):
-            network.__class__ = SetVisionTransformer  # the same parts in the class that averages them over frames
-    elif not isinstance(network, NeckModel):
+    if isinstance(network, FrameAverage):
+        sets = network
+    elif isinstance(network, VisionTransformer):
+        sets = _averaging(network, SetVisionTransformer)
+    elif isinstance(network, NeckModel):
+        sets = _averaging(network, SetModel)
+        sets.last_relu = find_last_relu(network.backbone, input_size)
+        remove_last_relu(network.backbone, sets.last_relu)
+    else:
         return SetModel(network, num_classes, "triplet", input_size=input_size)
-    elif not isinstance(network, SetModel):
-        network.__class__ = SetModel
-        network.last_relu = find_last_relu(network.backbone, input_size)
-        remove_last_relu(network.backbone, network.last_relu)
-    network.feature, network.loss = "before", "triplet"
-    if network.classifier.out_features != num_classes:
-        network.classifier = nn.Linear(network.feature_dim, num_classes, bias=False)
-        nn.init.normal_(network.classifier.weight, std=0.001)
-    return network
+    sets.feature, sets.loss = "before", "triplet"
+    if sets.classifier.out_features != num_classes:
+        sets.classifier = nn.Linear(sets.feature_dim, num_classes, bias=False)
+        nn.init.normal_(sets.classifier.weight, std=0.001)
+    return sets
+
+
+def _averaging(network: nn.Module, kind: type[FrameAverage]) -> FrameAverage:
+    """A network's own parts in the class that averages them over frames."""
+    sets = kind.__new__(kind)
+    sets.__dict__ = network.__dict__
+    return sets
 
 
 class SetVisionTransformer(FrameAverage, VisionTransformer):

@@ -10,7 +10,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..host.models import initialise
 from ..models import load_weights
-from .model import FrameAverage
+from .model import FrameAverage, class_count
 
 KEEP, SCRATCH = "keep", "scratch"
 _BLOCKS_OF_ONE_STAGE = 4  # a network that is one row of blocks restarts the last quarter of them
@@ -40,7 +40,7 @@ def student_from(
         raise ConfigError(
             f"a student starts from a network of sets, got a {type(teacher).__name__}; give a vkd_<backbone> model"
         )
-    classes = teacher.classifier.out_features
+    classes = class_count(teacher, "teacher")
     if keep_head and num_classes not in (None, classes):
         raise ConfigError(
             f"the teacher's head tells {classes} classes apart and cannot be kept for {num_classes}; set keep_head to "
@@ -66,7 +66,7 @@ def last_stage_of(model: nn.Module) -> tuple[str, ...]:
         model: network of sets, or any other.
     """
     place, parts = "", _weighted(model, getattr(model, "head_modules", ()))
-    while len(parts) == 1 and _weighted(*parts.values()):
+    while len(parts) == 1 and all(map(_weighted, parts.values())):
         ((place, module),) = parts.items()
         parts = _weighted(module, prefix=f"{place}.")
     stages = [name for name, module in parts.items() if _is_stage(module)]
@@ -94,7 +94,7 @@ def _last_quarter(names: list[str]) -> list[str]:
     return names[-max(1, len(names) // _BLOCKS_OF_ONE_STAGE) :]
 
 
-def _make_trainable(model: nn.Module) -> None:
+def _make_trainable(model: FrameAverage) -> None:
     """A teacher may have been frozen; only the necks' biases stay so, which keep their features centred."""
     model.requires_grad_(True)
     for name in model.head_modules:
@@ -105,8 +105,9 @@ def _make_trainable(model: nn.Module) -> None:
 
 def _restart(student: nn.Module, names: tuple[str, ...], source: str | Path | nn.Module) -> None:
     """Gives some modules fresh or published weights, in place."""
-    fresh = source
-    if not isinstance(source, nn.Module):
+    if isinstance(source, nn.Module):
+        fresh = source
+    else:
         fresh = copy.deepcopy(student)
         initialise(fresh)
         if source != SCRATCH:
@@ -115,7 +116,7 @@ def _restart(student: nn.Module, names: tuple[str, ...], source: str | Path | nn
         student.get_submodule(name).load_state_dict(fresh.get_submodule(name).state_dict())
 
 
-def _restart_head(student: nn.Module, num_classes: int) -> None:
+def _restart_head(student: FrameAverage, num_classes: int) -> None:
     for name in student.head_modules:
         module = getattr(student, name)
         if isinstance(module, nn.Linear):

@@ -128,7 +128,7 @@ def evenly_spaced(length: int | np.ndarray, count: int) -> np.ndarray:
         Frames within the tracklet, [count] or [length], of several [T, count]; the first one is 0.
     """
     if count == 0:
-        return np.arange(length)
+        return np.arange(int(length))
     length = np.asarray(length)[..., None]
     return np.arange(count) * np.maximum(1, length // count) % length
 

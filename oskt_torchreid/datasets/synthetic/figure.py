@@ -1,6 +1,8 @@
 """Draws one walking person on a layer: parts with a depth each, the far ones first."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -13,6 +15,9 @@ from .torso import draw_torso
 
 # Depths of parts that are always behind or in front of the rest, whatever the direction.
 _BEHIND, _IN_FRONT = -2.0, 2.0
+
+Part = tuple[float, Callable[[], None]]
+"""(depth, what draws it)."""
 
 
 class Figure:
@@ -40,15 +45,15 @@ class Figure:
         view = View(
             yaw, pitch, centre, top, size, 0.03 * self.appearance.gait[0], 0.008 * math.cos(2 * phase), self.body.hip_y
         )
-        parts = [(_IN_FRONT, lambda: draw_head(layer, self.appearance, self.body, self.wardrobe, view))]
+        parts: list[Part] = [(_IN_FRONT, lambda: draw_head(layer, self.appearance, self.body, self.wardrobe, view))]
         parts.append((0.0, lambda: draw_torso(layer, self.appearance, self.body, self.wardrobe, view)))
         parts.append((_BEHIND + 1.5, lambda: self._draw_hips(layer, view)))
         for side in (RIGHT, LEFT):
             leg = leg_at(self.appearance, self.body, side, phase)
             arm = arm_at(self.appearance, self.body, side, phase)
             arm_depth = view.depth((side * self.body.shoulder, 0.0, 0.0)) + 0.02
-            parts.append((_BEHIND + view.depth(leg.hip), lambda leg=leg: self._draw_leg(layer, leg, view)))
-            parts.append((arm_depth, lambda arm=arm: self._draw_arm(layer, arm, view)))
+            parts.append((_BEHIND + view.depth(leg.hip), partial(self._draw_leg, layer, leg, view)))
+            parts.append((arm_depth, partial(self._draw_arm, layer, arm, view)))
         parts.extend(self._bag_parts(layer, view))
         for _, draw in sorted(parts, key=lambda part: part[0]):
             draw()
@@ -110,7 +115,7 @@ class Figure:
     def _draw_hips(self, layer: np.ndarray, view: View) -> None:
         body, wardrobe = self.body, self.wardrobe
         if self.appearance.lower == "skirt":
-            rows = ((-0.07, 1.0, 1.0), (0.0, 1.15, 1.15), (0.19, 1.45, 1.7))
+            rows: tuple[tuple[float, float, float], ...] = ((-0.07, 1.0, 1.0), (0.0, 1.15, 1.15), (0.19, 1.45, 1.7))
         else:
             rows = ((-0.06, 1.05, 1.0), (0.045, 1.03, 1.0))
         left, right = [], []
@@ -128,11 +133,11 @@ class Figure:
     def _bag_side(self) -> int:
         return LEFT if self.appearance.left_handed else RIGHT
 
-    def _bag_parts(self, layer: np.ndarray, view: View) -> list:
-        """Parts (depth, draw) of a backpack or a shoulder bag; a hand bag hangs on its arm."""
+    def _bag_parts(self, layer: np.ndarray, view: View) -> list[Part]:
+        """Parts of a backpack or a shoulder bag; a hand bag hangs on its arm."""
         if self.appearance.bag == "backpack":
             depth = view.depth((0.0, 0.0, -self.body.depth - 0.1))
-            parts = [(depth, lambda: self._draw_backpack(layer, view))]
+            parts: list[Part] = [(depth, lambda: self._draw_backpack(layer, view))]
             if view.facing > 0.2:
                 parts.append((0.01, lambda: self._draw_backpack_straps(layer, view)))
             return parts

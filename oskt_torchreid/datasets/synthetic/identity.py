@@ -1,7 +1,8 @@
 """Who a person is: everything about the looks that stays the same from camera to camera."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,10 @@ class Appearance:
     tints: np.ndarray = dataclasses.field(repr=False, compare=False)
 
 
+Draw = Callable[[np.random.Generator], Any]
+"""Draws one attribute of `Appearance`."""
+
+
 def _one_of(*options: str) -> Callable[[np.random.Generator], str]:
     return lambda random: options[random.integers(len(options))]
 
@@ -69,12 +74,12 @@ def _normal(count: int) -> Callable[[np.random.Generator], tuple[float, ...]]:
 
 
 # A repeated option is a likelier one.
-_FAMILY_DRAWS = {
+_FAMILY_DRAWS: dict[str, Draw] = {
     "lower": _one_of("trousers", "trousers", "trousers", "shorts", "skirt", "coat"),
     "upper_colour": _row_of(CLOTH),
     "lower_colour": _row_of(LOWER_CLOTH),
 }
-_COLOUR_DRAWS = {
+_COLOUR_DRAWS: dict[str, Draw] = {
     "accent_colour": _row_of(CLOTH),
     "hair_colour": _row_of(HAIR),
     "bag_colour": _row_of(CLOTH),
@@ -83,7 +88,7 @@ _COLOUR_DRAWS = {
     # The kind of the pattern decides the mean colour of the garment, so it counts as a colour.
     "woven": lambda random: bool(random.random() < 0.85),
 }
-_FORM_DRAWS = {
+_FORM_DRAWS: dict[str, Draw] = {
     "pattern_scale": lambda random: int(random.integers(2)),
     "hair": _one_of("short", "short", "long", "tail", "bald"),
     "hat": _one_of("none", "none", "none", "none", "cap", "beanie"),
@@ -100,7 +105,7 @@ def _draw_pattern(random: np.random.Generator, woven: bool) -> str:
     return names[random.integers(len(names))]
 
 
-def _draw_family(settings: SyntheticSettings, split: int, family: int) -> dict:
+def _draw_family(settings: SyntheticSettings, split: int, family: int) -> dict[str, Any]:
     """The looks around which the look-alikes of one family vary."""
     random = stream(settings.seed, Purpose.FAMILY, split, family)
     looks = {name: draw(random) for name, draw in {**_FAMILY_DRAWS, **_COLOUR_DRAWS, **_FORM_DRAWS}.items()}
@@ -109,7 +114,7 @@ def _draw_family(settings: SyntheticSettings, split: int, family: int) -> dict:
     return looks
 
 
-def _draw_member(settings: SyntheticSettings, random: np.random.Generator, family: dict) -> Appearance:
+def _draw_member(settings: SyntheticSettings, random: np.random.Generator, family: Mapping[str, Any]) -> Appearance:
     """One variation of the looks of a family."""
     looks = dict(family)
     for name, draw in _COLOUR_DRAWS.items():

@@ -118,10 +118,6 @@ class SyntheticSettings:
 
     # What galleries hold, and the number of these per identity and camera.
     _gallery_items: ClassVar[tuple[str, str]] = ("pictures", "images_per_camera")
-    # Of tracklets alone, see `VideoSettings`.
-    turning: ClassVar[float] = 0.0
-    crossing: ClassVar[float] = 0.0
-    last_frame: ClassVar[int] = 0
 
     def __post_init__(self):
         check_ranges(self, _WHOLE_RANGES, _REAL_RANGES)
@@ -137,6 +133,21 @@ class SyntheticSettings:
                 f"{count} {items} leave {gallery} gallery {items} per query, but torchreid's ranking needs "
                 f"{MIN_GALLERY_PER_QUERY} or more; raise test_identities, cameras or {name}"
             )
+
+    @property
+    def turning(self) -> float:
+        """People turn in tracklets alone, see `VideoSettings`."""
+        return 0.0
+
+    @property
+    def crossing(self) -> float:
+        """Somebody passes in front in tracklets alone."""
+        return 0.0
+
+    @property
+    def last_frame(self) -> int:
+        """Of the walks that somebody may cross: in tracklets alone."""
+        return 0
 
     @property
     def picture_count(self) -> int:

@@ -166,6 +166,7 @@ def _draw_passer_by(random: np.random.Generator) -> PasserBy:
 def thing_layer(occluder: Occluder, height: int, width: int) -> np.ndarray:
     """A layer with an occluding pole, wall or edge."""
     layer = new_layer(height, width)
+    corners: list[tuple[float, float]]
     middle = 0.5 * width
     if occluder.kind == "pole":
         x = middle + occluder.side * (occluder.reach - 0.25) * width
