@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -141,7 +141,7 @@ class _Coverage:
         self._model = model
         self._name_of = {id(module): name for name, module in model.named_modules()}
         self._name_of.update({id(parameter): name for name, parameter in model.named_parameters()})
-        self._seen = {
+        self._seen: dict[tuple[str, str], np.ndarray] = {
             (tie.tensor, tie.role): np.zeros(tie.channels.size, bool)
             for tie in graph.ties
             if tie.tensor in graph.matrices
@@ -155,6 +155,8 @@ class _Coverage:
             GraphError: it couples positions that the channel graph does not, or has been met before.
         """
         root = self._tie(group[0].dep)
+        if root is None:
+            self._refuse(str(group[0].dep), "one of its groups begins where the network has no channels")
         channels = root[1][np.array(group[0].root_idxs)]
         if self._rooted[channels].any():
             self._refuse(root[0], "some of its channels belong to several of torch_pruning's groups")
@@ -194,7 +196,7 @@ class _Coverage:
         tie = next((ties[tensor] for tensor in tensors if tensor in ties), None)
         return None if tie is None else (tie.tensor, tie.channels.reshape(-1), role)
 
-    def _refuse(self, tensor: str, reason: str) -> None:
+    def _refuse(self, tensor: str, reason: str) -> NoReturn:
         raise GraphError(
             f"torch_pruning misunderstands {type(self._model).__name__} at '{tensor}': {reason}; use another baseline "
             "for this backbone"

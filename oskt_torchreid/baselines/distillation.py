@@ -135,6 +135,8 @@ class DistillationEngine(TransferEngine):
         ConfigError: a negative weight, or a teacher of other classes.
     """
 
+    model: DistilledStudent
+
     def __init__(
         self,
         datamanager: Any,
@@ -164,7 +166,7 @@ class DistillationEngine(TransferEngine):
             add_to_optimizer(optimizer, distilled.projections)
         super().__init__(datamanager, distilled, optimizer, scheduler, **options)
         self.weight_kl, self.weight_nd, self.temperature = weight_kl, weight_nd, temperature
-        self.teacher = copy.deepcopy(teacher).to(self.device, memory_format=self.memory_format)
+        self.teacher = copy.deepcopy(teacher).to(self.device).to(memory_format=self.memory_format)
         self.heads = heads
         self._directions: list[Tensor] = []
 

@@ -10,9 +10,10 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 from ..errors import ZooError
 from ..files.checks import LARGEST_FILE
@@ -24,11 +25,11 @@ _CHUNK = 2**20
 
 
 class Member(NamedTuple):
-    """A file in an archive: its name, how long it says to be, and itself."""
+    """A file in an archive: its name, how long it says to be, and what opens it."""
 
     name: str
     size: int
-    source: zipfile.ZipInfo | tarfile.TarInfo
+    open: Callable[[], IO[bytes]]
 
 
 def unpack(archive: str | Path, folder: str | Path) -> Path:
@@ -54,7 +55,7 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
         with opened_archive(archive) as opened:
             members = _checked(_members(opened), archive)
             for member in members:
-                _write(opened, member, temporary.joinpath(*PurePosixPath(member.name).parts), archive)
+                _write(member, temporary.joinpath(*PurePosixPath(member.name).parts), archive)
         temporary.mkdir(exist_ok=True)
         os.replace(temporary, folder)
     except ZooError:
@@ -89,13 +90,13 @@ def _members(opened: zipfile.ZipFile | tarfile.TarFile) -> Iterator[Member]:
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise ZooError(f"'{info.filename[:200]}' in it is a link or a device; only plain files are unpacked")
             if not info.is_dir():
-                yield Member(info.filename, info.file_size, info)
+                yield Member(info.filename, info.file_size, partial(opened.open, info))
     else:
-        for info in opened:
-            if not (info.isreg() or info.isdir()):
-                raise ZooError(f"'{info.name[:200]}' in it is a link or a device; only plain files are unpacked")
-            if info.isreg():
-                yield Member(info.name, info.size, info)
+        for entry in opened:
+            if not (entry.isreg() or entry.isdir()):
+                raise ZooError(f"'{entry.name[:200]}' in it is a link or a device; only plain files are unpacked")
+            if entry.isreg():
+                yield Member(entry.name, entry.size, partial(tarfile.ExFileObject, opened, entry))
 
 
 def _checked(members: Iterator[Member], archive: Path) -> list[Member]:
@@ -118,10 +119,9 @@ def _checked(members: Iterator[Member], archive: Path) -> list[Member]:
     return list(found.values())
 
 
-def _write(opened: zipfile.ZipFile | tarfile.TarFile, member: Member, target: Path, archive: Path) -> None:
+def _write(member: Member, target: Path, archive: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    source: BinaryIO = (opened.open if isinstance(opened, zipfile.ZipFile) else opened.extractfile)(member.source)
-    with source, open(target, "xb") as file:
+    with member.open() as source, open(target, "xb") as file:
         left = member.size
         while chunk := source.read(min(_CHUNK, left + 1)):
             left -= len(chunk)

@@ -10,9 +10,7 @@ from .. import files
 from ..chain.student_file import save_plain
 from ..errors import ZooError
 from ..host import models
-from ..models import VisionTransformer
-from ..models.backbone_weights import load_backbone_weights
-from ..models.vit_weights import load_vit_weights
+from ..models import load_weights
 from .archives import unpack
 from .catalogue import Entry, entry_named
 from .downloads import by_hand, cache_folder, place_of, verify
@@ -61,8 +59,7 @@ def _network(entry: Entry, path: Path) -> nn.Module:
     """The entry's network with the file's weights, and as many classes as these have."""
     content = files.load_checkpoint(path, ZooError)
     model = models.build(entry.model, _class_count(content), "softmax")
-    load = load_vit_weights if isinstance(model, VisionTransformer) else load_backbone_weights
-    load(model, path)
+    load_weights(model, path)
     return model.eval()
 
 

@@ -122,7 +122,8 @@ def fetch_drive(link: str, target: Path, is_folder: bool = False, seconds: float
 
     target.parent.mkdir(parents=True, exist_ok=True)
     fetch = gdown.download_folder if is_folder else gdown.download
-    options = {"quiet": False, "resume": True, "use_cookies": False, "timeout": seconds, "retries": ATTEMPTS - 1}
+    options: dict[str, Any] = {"quiet": False, "resume": True, "use_cookies": False}
+    options |= {"timeout": seconds, "retries": ATTEMPTS - 1}
     known = inspect.signature(fetch).parameters  # older versions know fewer
     try:
         got = fetch(link, output=str(target), **{name: value for name, value in options.items() if name in known})

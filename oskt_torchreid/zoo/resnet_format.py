@@ -103,7 +103,7 @@ def read_resnet(reader: StateReader, labels: LabelReader, loss: str) -> Official
     reader.close()
     labels.close()
     teacher = rebuild(skeleton, found.tensors)
-    for module in (teacher, teacher.backbone):
+    for module in (teacher, teacher.get_submodule("backbone")):
         set_feature_dim(module, found.widths[feature])
     return OfficialContent(teacher, (3, 256, 128), found.labels, found.rows, found.vectors, found.statistics)
 

@@ -231,5 +231,7 @@ def _skeleton(
     else:
         raise reader.error("base.pos_embed", f"has positions of {count} patches: neither a 2:1 grid nor a square")
     num_classes = len(tensors["classifier.weight"])
-    sizes = {"embed_dim": width, "depth": depth, "num_heads": heads, "patch_size": patch, "image_size": size}
-    return without_memory(lambda: VisionTransformer(num_classes, loss, **sizes)), (3, *size)
+    model = without_memory(
+        lambda: VisionTransformer(num_classes, loss, width, depth, heads, patch_size=patch, image_size=size)
+    )
+    return model, (3, *size)

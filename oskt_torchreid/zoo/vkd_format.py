@@ -138,7 +138,7 @@ def official_name(name: str, model: SetModel) -> str:
     if module == "" or not module.startswith("backbone."):
         return ""
     if inner[0] == "features":
-        place = _dense_place(inner[1:], model.backbone.features)
+        place = _dense_place(inner[1:], model.get_submodule("backbone.features"))
     elif hasattr(model.backbone, "layer1"):
         place = _residual_place(inner)
     else:
