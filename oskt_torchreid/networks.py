@@ -5,17 +5,21 @@ Names of models are resolved by whoever knows a factory: ``host`` registers torc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .errors import ConfigError
 
 DEFAULT_INPUT_SIZE = (3, 256, 128)
 _WRAPPER = "backbone."
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,52 @@ def linear_of(model: nn.Module, name: str) -> nn.Linear:
             f"'{name}' of {type(model).__name__} is a {type(module).__name__}; give the name of a linear layer"
         )
     return module
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+
+def is_image_size(size: object) -> TypeGuard[tuple[int, int, int]]:
+    """Whether a value is ``(channels, height, width)``, each 1 or more."""
+    return isinstance(size, (tuple, list)) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)
+
+
+Enter = Callable[[str, nn.Module, tuple, dict], None]
+Leave = Callable[[str, nn.Module, tuple, Any], Any]
+
+
+@contextlib.contextmanager
+def watched(
+    modules: Iterable[tuple[str, nn.Module]], enter: Enter | None = None, leave: Leave | None = None
+) -> Iterator[None]:
+    """Follows every call of some modules inside the block.
+
+    Args:
+        modules: names and modules, such as ``network.named_modules()``.
+        enter: called before each call, with the name, the module, and the arguments without and with names.
+        leave: called after it, with the name, the module, its arguments without names and its output; what it returns
+            takes the output's place, unless it is ``None``.
+    """
+    handles: list[RemovableHandle] = []
+    try:
+        for name, module in modules:
+            if enter is not None:
+                before = partial(enter, name)
+                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            if leave is not None:
+                handles.append(module.register_forward_hook(partial(leave, name)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def without_memory_or_on_cpu(run: Callable[[str], Result]) -> Result:
+    """What ``run`` finds out on the device ``meta``; on the CPU where a network's code cannot run without memory."""
+    try:
+        return run("meta")
+    except (RuntimeError, AssertionError, TypeError, ValueError):  # it reads values, or keeps tensors of its own
+        return run("cpu")
 
 
 # ---- tensors ---------------------------------------------------------------------------------------------------------

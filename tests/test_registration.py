@@ -4,6 +4,7 @@ import importlib
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,23 @@ def test_readme_script_runs(tmp_path):
     assert result.returncode == 0, result.stderr[-2000:]
     assert (tmp_path / "student.pth").is_file()
     assert (tmp_path / "chain.safetensors").is_file()
+
+
+def test_importing_builds_no_network():
+    script = """
+        import torchreid
+        from torch import nn
+
+        made, original = [], nn.Module.__init__
+
+        def noted(self, *args, **kwargs):
+            made.append(type(self).__name__)
+            original(self, *args, **kwargs)
+
+        nn.Module.__init__ = noted
+        import oskt_torchreid
+        assert oskt_torchreid.OSKTEngine and not made, made[:3]
+        nn.Linear(1, 1)
+        assert made == ["Linear"]
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, check=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +33,7 @@ from ..host.engine import TransferEngine
 from ..host.losses import kd_loss
 from ..host.models import unwrapped
 from ..host.optimization import add_to_optimizer
-from ..networks import parse_outputs
+from ..networks import parse_outputs, watched
 
 TEMPERATURE = 4.0
 RAMP_SHARE = 1 / 12  # of the iterations, in which the weight of L_kl grows from 0; the authors' 20 epochs of 240
@@ -71,19 +71,12 @@ def read_classifiers(model: nn.Module, heads: frozenset[str]) -> Iterator[dict[s
     """
     readings: dict[str, Reading] = {}
 
-    def recorder(head: str) -> Callable[..., None]:
-        def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            readings[head] = Reading(inputs[0].float(), output.float())
+    def leave(head: str, module: nn.Module, args: tuple, output: Tensor) -> None:
+        readings[head] = Reading(args[0].float(), output.float())
 
-        return record
-
-    names = sorted(heads)
-    handles = [model.get_submodule(n.rpartition(".")[0]).register_forward_hook(recorder(n)) for n in names]
-    try:
+    classifiers = ((name, model.get_submodule(name.rpartition(".")[0])) for name in sorted(heads))
+    with watched(classifiers, leave=leave):
         yield readings
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class DistilledStudent(nn.Module):

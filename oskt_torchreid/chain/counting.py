@@ -11,7 +11,7 @@ first weight has ``2 * 3`` numbers instead of ``4 * 3``, is applied once per ima
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from ..graph import ChannelGraph, rebuild
+from ..networks import watched, without_memory_or_on_cpu
 from .chain import WeightChain
 
 Plans = Sequence[Mapping[str, int]]
@@ -183,18 +184,16 @@ def record_operators(chain: WeightChain, input_size: tuple[int, ...]) -> Operato
         chain: only its structure is used, never its weights.
         input_size: ``(channels, height, width)`` of the image.
     """
-    try:
-        return _run(chain, input_size, "meta")
-    except RuntimeError:  # code that reads values of its tensors, or holds some outside of the state dict
-        return _run(chain, input_size, "cpu")
+    return without_memory_or_on_cpu(lambda device: _run(chain, input_size, device))
 
 
 def _run(chain: WeightChain, input_size: tuple[int, ...], device: str) -> Operators:
     state = chain.model.state_dict()
     zeros = {name: torch.zeros(tensor.shape, dtype=tensor.dtype, device=device) for name, tensor in state.items()}
     model = rebuild(chain.model, zeros).eval()
-    recorder = _Recorder(model, {attention.module for attention in chain.graph.attentions})
-    with torch.no_grad(), plain_attention(), recorder:
+    attentions = {attention.module: model.get_submodule(attention.module) for attention in chain.graph.attentions}
+    recorder = _Recorder(model, attentions)
+    with torch.no_grad(), plain_attention(), watched(attentions.items(), recorder.enter, recorder.leave), recorder:
         model(torch.zeros(1, *input_size, device=device))
     numbers = {name: zeros[name].numel() for name in recorder.weights}
     positions = {name: flops // numbers[name] for name, flops in recorder.weights.items()}
@@ -204,17 +203,21 @@ def _run(chain: WeightChain, input_size: tuple[int, ...], device: str) -> Operat
 class _Recorder(TorchDispatchMode):
     """Adds up torch's own operator counts, per weight that an operator multiplies with."""
 
-    def __init__(self, model: nn.Module, attentions: set[str]) -> None:
+    def __init__(self, model: nn.Module, attentions: Iterable[str]) -> None:
         super().__init__()
         self.weights: dict[str, int] = {}
         self.attentions = dict.fromkeys(attentions, 0)
         self.constant = 0
         self._inside: list[str] = []
         self._owner = {_storage(parameter): name for name, parameter in model.named_parameters()}
-        for name in attentions:
-            module = model.get_submodule(name)
-            module.register_forward_pre_hook(lambda *_, name=name: self._inside.append(name))
-            module.register_forward_hook(lambda *_: self._inside.pop() and None)
+
+    def enter(self, name: str, *_: object) -> None:
+        """An attention begins."""
+        self._inside.append(name)
+
+    def leave(self, *_: object) -> None:
+        """And ends."""
+        self._inside.pop()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204 - torch's signature
         output = function(*args, **(kwargs or {}))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..batches import batches_of, images_of
 from ..errors import DataError
+from ..networks import watched
 
 logger = logging.getLogger(__name__)
 
@@ -82,24 +83,24 @@ def _averaging(student: nn.Module, norms: list[Norm]) -> Iterator[None]:
     """
     modes = {module: module.training for module in student.modules()}
     momenta = [norm.momentum for norm in norms]
+    numbered = {str(number): norm for number, norm in enumerate(norms)}
     calls = dict.fromkeys(norms, 0)
 
-    def count(norm: Norm, _: tuple) -> None:
+    def count(number: str, *_: object) -> None:
+        norm = numbered[number]
         if not calls[norm] and norm.num_batches_tracked is not None:
             norm.num_batches_tracked.zero_()
         calls[norm] += 1
         norm.momentum = 1 / calls[norm]
 
-    handles = [norm.register_forward_pre_hook(count) for norm in norms]
     student.eval()
     student.training = True
     for norm in norms:
         norm.training = True
     try:
-        yield
+        with watched(numbered.items(), count):
+            yield
     finally:
-        for handle in handles:
-            handle.remove()
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         for module, training in modes.items():

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from .. import files
 from ..errors import CheckpointError, ConfigError, GraphError
@@ -22,7 +21,7 @@ from ..files import weights
 from ..files.checks import is_possible_image, is_possible_model
 from ..graph import ChannelGraph, rebuild
 from ..graph.surgery.rebuild import describe_code, restore_code
-from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, compare, resolver, set_feature_dim
+from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, compare, resolver, set_feature_dim, watched
 from . import network
 from .distance import DISTANCES
 
@@ -291,23 +290,19 @@ def _check_tensors_fit(student: nn.Module, input_size: tuple[int, ...], source: 
         input_size: ``(channels, height, width)`` of an image that it runs on.
         source: where the tensors come from, for the message.
     """
-    entered: list[nn.Module] = []
-    hook = register_module_forward_pre_hook(lambda module, _: entered.append(module))
+    entered: list[str] = [""]
     student.training = True
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), watched(student.named_modules(), lambda name, *_: entered.append(name)):
             student(torch.zeros(1, *input_size))
     except Exception as error:  # a user's network may raise anything
-        raise CheckpointError(_message(student, entered, source, error)) from error
+        raise CheckpointError(_message(student, entered[-1], source, error)) from error
     finally:
         student.training = False
-        hook.remove()
 
 
-def _message(student: nn.Module, entered: list[nn.Module], source: str, error: Exception) -> str:
-    names = {id(module): name for name, module in student.named_modules()}
-    module = entered[-1] if entered else student
-    name = names.get(id(module), "")
+def _message(student: nn.Module, name: str, source: str, error: Exception) -> str:
+    module = student.get_submodule(name)
     shapes = [f"'{name}.{key}' {tuple(tensor.shape)}".replace("'.", "'") for key, tensor in module.state_dict().items()]
     what = ", ".join(shapes[:4]) if shapes else f"what module '{name}' is given"
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

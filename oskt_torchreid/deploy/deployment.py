@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import ConfigError, ExportError
-from ..networks import parse_outputs, resolver
+from ..networks import DEFAULT_INPUT_SIZE, is_image_size, parse_outputs, resolver
 
 INPUT, OUTPUT = "images", "features"
-DEFAULT_SIZE = (3, 256, 128)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchreid's own default
 
 
@@ -89,7 +88,7 @@ class Deployment:
         record = getattr(model, "student_record", None)
         spec = None if record else resolver().identify(model)
         name = record.name if record else spec.name if spec else ""
-        known = record.input_size if record else resolver().input_size(name) if name else DEFAULT_SIZE
+        known = record.input_size if record else resolver().input_size(name) if name else DEFAULT_INPUT_SIZE
         size = _checked_size(known if input_size is None else input_size)
         _check_statistics(mean, std, size[0])
         network = Deployed(model, normalized)
@@ -113,8 +112,7 @@ class Deployment:
 
 
 def _checked_size(size: Sequence[int]) -> tuple[int, int, int]:
-    fits = isinstance(size, (tuple, list)) and len(size) == 3
-    if not fits or not all(type(length) is int and length > 0 for length in size):
+    if not is_image_size(size):
         raise ConfigError(f"the input size of an export is {size!r}; give (channels, height, width), each 1 or more")
     channels, height, width = size
     return channels, height, width

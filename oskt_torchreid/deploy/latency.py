@@ -62,7 +62,7 @@ class Timed:
         input_size: ``(channels, height, width)`` of an image.
     """
 
-    def __init__(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
+    def __init__(self, model: nn.Module, input_size: tuple[int, ...]) -> None:
         self.input_size = input_size
         self._network = copy.deepcopy(model).eval()
 
@@ -101,7 +101,7 @@ class Timed:
 
 def measure_latency(
     model: nn.Module,
-    input_size: tuple[int, int, int],
+    input_size: tuple[int, ...],
     batch: int = 1,
     threads: int | None = None,
     device: str = "cpu",

@@ -22,7 +22,7 @@ PRODUCER = "oskt_torchreid"
 _EXAMPLES = 2  # images of the traced batch; one would be taken for a length that never changes
 
 
-def to_onnx(network: nn.Module, input_size: tuple[int, int, int], opset: int = OPSET) -> Any:
+def to_onnx(network: nn.Module, input_size: tuple[int, ...], opset: int = OPSET) -> Any:
     """The network as an ONNX model whose batch size is free.
 
     Args:

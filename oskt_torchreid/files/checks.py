@@ -15,6 +15,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
+from ..networks import is_image_size
+
 LARGEST_FILE = 64 * 2**30
 LARGEST_HEADER = 2**25  # bytes of the description in a safetensors file
 LARGEST_JSON = 2**28
@@ -195,9 +197,7 @@ def _tensors_in(content: Any) -> Iterator[Tensor]:
 
 def is_possible_image(size: Sequence[int]) -> bool:
     """Whether ``(channels, height, width)`` can be of an image, so that a network can be run on it."""
-    if len(size) != 3 or not all(type(length) is int and length > 0 for length in size):
-        return False
-    return size[0] <= MOST_PLANES and size[1] * size[2] <= MOST_PIXELS
+    return is_image_size(size) and size[0] <= MOST_PLANES and size[1] * size[2] <= MOST_PIXELS
 
 
 def is_possible_model(num_classes: int, names: Iterable[str]) -> bool:

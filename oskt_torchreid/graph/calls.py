@@ -15,8 +15,8 @@ Calls of modules are followed for what a module's own code does between the modu
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import GraphError
+from ..networks import watched
 from .recording import Frame, Recording
 
 
@@ -147,28 +148,16 @@ class Frames:
         """Calls of modules whose own code moved channels, where all that went in and out is known."""
         return [passage for passage in self._passages.values() if passage is not None]
 
-    @contextlib.contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """Follows the calls of a network's modules; the network itself has no frame."""
-        handles = []
-        for name, module in model.named_modules():
-            if name:
-                handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
-                handles.append(module.register_forward_hook(self._leave))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def watching(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Follows the calls of a network's modules inside a block; the network itself has no frame."""
+        inside = ((name, module) for name, module in model.named_modules() if name)
+        return watched(inside, self._enter, self._leave)
 
-    def _enter(self, name: str) -> Callable:
-        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            given = args[0] if len(args) == 1 and not kwargs and torch.is_tensor(args[0]) else None
-            self._recording.running.append(Frame(name, given, [self._recording.plain_channels(given)]))
+    def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        given = args[0] if len(args) == 1 and not kwargs and torch.is_tensor(args[0]) else None
+        self._recording.running.append(Frame(name, given, [self._recording.plain_channels(given)]))
 
-        return hook
-
-    def _leave(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+    def _leave(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
         frame = self._recording.running.pop()
         channels = self._recording.plain_channels(output)
         if self._recording.running:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..networks import watched
 from .calls import Passage
 from .modules import Route
 from .tracer import tracing_mode
@@ -108,19 +109,11 @@ class _Observation:
 
     def run(self, module: nn.Module, training: bool) -> None:
         """Calls a module whose code, but not its children, believes itself in training or not; leaves it as it was."""
-        handles = []
-        for name, child in module.named_modules():
-            if child is not module:
-                handles.append(child.register_forward_pre_hook(self._before(name), with_kwargs=True))
-                handles.append(child.register_forward_hook(self._after))
-        try:
-            with tracing_mode(module), torch.inference_mode():
-                module.training = training
-                given = self._noise((_BATCH, *self.passage.shape[1:]))
-                output = module(given)
-        finally:
-            for handle in handles:
-                handle.remove()
+        children = ((name, child) for name, child in module.named_modules() if child is not module)
+        with watched(children, self._enter, self._leave), tracing_mode(module), torch.inference_mode():
+            module.training = training
+            given = self._noise((_BATCH, *self.passage.shape[1:]))
+            output = module(given)
         untouched = torch.equal(given, self.sources[0])  # what is written into the input, the caller sees as well
         self.arrived.append(output if untouched and torch.is_tensor(output) else None)
 
@@ -129,16 +122,13 @@ class _Observation:
         self.sources.append(noise.clone())  # code may write into what it is given
         return noise
 
-    def _before(self, name: str):
-        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            if self._depth == 0:
-                self.calls.append(name)
-                plain = len(args) == 1 and not kwargs and torch.is_tensor(args[0])
-                self.arrived.append(args[0].clone() if plain else None)
-            self._depth += 1
+    def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self._depth == 0:
+            self.calls.append(name)
+            plain = len(args) == 1 and not kwargs and torch.is_tensor(args[0])
+            self.arrived.append(args[0].clone() if plain else None)
+        self._depth += 1
 
-        return hook
-
-    def _after(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
+    def _leave(self, name: str, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         self._depth -= 1
         return self._noise(output.shape) if self._depth == 0 else None

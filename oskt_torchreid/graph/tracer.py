@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import GraphError
+from ..networks import DEFAULT_INPUT_SIZE, is_image_size
 from .calls import Call, Frames, rule_for
 from .recording import Recording, compact
 
@@ -154,10 +155,10 @@ def check_model(model: nn.Module) -> None:
 
 def check_input_size(input_size: tuple[int, ...]) -> None:
     """Raises ``GraphError`` unless a size is ``(channels, height, width)``."""
-    fits = isinstance(input_size, (tuple, list)) and len(input_size) == 3
-    if not fits or not all(type(length) is int and length > 0 for length in input_size):
+    if not is_image_size(input_size):
         raise GraphError(
-            f"input_size is {input_size!r}; give (channels, height, width), each 1 or more, such as (3, 256, 128)"
+            f"input_size is {input_size!r}; give (channels, height, width), each 1 or more, such as "
+            f"{DEFAULT_INPUT_SIZE}"
         )
 
 

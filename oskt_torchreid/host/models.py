@@ -13,7 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ConfigError
-from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, register_resolver
+from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, register_resolver, without_memory_or_on_cpu
 from ..registry import nearest
 from .compat import host_table, quiet, torchreid
 
@@ -109,13 +109,18 @@ def skeleton(name: str, num_classes: int, loss: str = "softmax") -> nn.Module:
 
 def without_memory(make: Callable[[], nn.Module]) -> nn.Module:
     """What `make` builds, on the meta device, printing nothing. Consumes no random numbers of torch."""
-    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
-        with contextlib.suppress(NotImplementedError, RuntimeError), torch.device("meta"), _NoInitialization():
+
+    def made(device: str) -> nn.Module:
+        if device == "cpu":
+            return make().to("meta")
+        with torch.device("meta"), _NoInitialization():
             model = make()
-            if not _keeps_plain_tensors(model):
-                return model
-        # A builder cannot run without memory that reads values of its tensors, or keeps some outside of the state dict.
-        return make().to("meta")
+        if _keeps_plain_tensors(model):
+            raise RuntimeError("tensors that are not in its state dict need their values")
+        return model
+
+    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
+        return without_memory_or_on_cpu(made)
 
 
 # What ``torch.nn.init`` fills tensors with.

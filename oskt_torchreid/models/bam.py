@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..host.models import build, register_model, skeleton
+from ..host.models import build, builder_of, register_model
 
 REDUCTION, DILATION = 16, 4
 BACKBONES = ("resnet50", "resnet101")
@@ -90,4 +90,4 @@ class BamBuilder:
 def register_bams() -> None:
     """Registers ``resnet50_bam`` and ``resnet101_bam``; doing it again changes nothing."""
     for name in BACKBONES:
-        register_model(f"{name}_bam", BamBuilder(name), defined_in=type(skeleton(name, 2)).__module__)
+        register_model(f"{name}_bam", BamBuilder(name), defined_in=builder_of(name).__module__)

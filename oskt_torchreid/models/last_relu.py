@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from ..networks import parse_outputs
-from .neck import DEFAULT_INPUT, run_on_meta
+from ..networks import DEFAULT_INPUT_SIZE, parse_outputs, watched
+from .neck import run_on_meta
 
 YES, NO, NONE = "yes", "no", "none"
 _RELUS = {functional.relu, functional.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
@@ -43,7 +43,7 @@ class LastRelu(NamedTuple):
     shared: tuple[int, ...] = ()
 
 
-def find_last_relu(model: nn.Module, input_size: tuple[int, int, int] = DEFAULT_INPUT) -> LastRelu:
+def find_last_relu(model: nn.Module, input_size: tuple[int, int, int] = DEFAULT_INPUT_SIZE) -> LastRelu:
     """Finds the last ReLU before a network's feature, where nothing but pooling and the like comes after it.
 
     A feature that depends on the weights through one rectification alone has its last ReLU there; if it depends on them
@@ -174,16 +174,12 @@ def _event(frames: list[_Frame]) -> _Event:
 def _frames(model: nn.Module) -> Iterator[list[_Frame]]:
     """The stack of running modules, outermost first, kept up to date while the block runs the model."""
     frames: list[_Frame] = []
-    handles = []
 
-    def leave(*_: Any) -> None:
+    def enter(name: str, module: nn.Module, *_: object) -> None:
+        frames.append(_Frame(name, module))
+
+    def leave(*_: object) -> None:
         frames.pop()
 
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda m, _, name=name: frames.append(_Frame(name, m))))
-        handles.append(module.register_forward_hook(leave))
-    try:
+    with watched(model.named_modules(), enter, leave):
         yield frames
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..host.models import LOSSES, build, builder_of, input_size, register_model, skeleton
-from ..networks import linear_of, parse_outputs
+from ..networks import DEFAULT_INPUT_SIZE, linear_of, parse_outputs, watched, without_memory_or_on_cpu
 
 PREFIX, NECK_PREFIX = "oskt_", "neck_"
-DEFAULT_INPUT = (3, 256, 128)
 # Re-identification networks keep a map of 1/16 of the input's height; classification networks end at 1/32.
 LAST_REDUCTION = 16
 Result = TypeVar("Result")
@@ -46,7 +45,7 @@ class NeckModel(nn.Module):
         num_classes: int,
         loss: str = "softmax",
         feature: str = "after",
-        input_size: tuple[int, int, int] = DEFAULT_INPUT,
+        input_size: tuple[int, int, int] = DEFAULT_INPUT_SIZE,
         classifier: str = "",
     ) -> None:
         super().__init__()
@@ -81,7 +80,7 @@ class NeckModel(nn.Module):
         return (logits, before) if self.loss == "triplet" else logits
 
 
-def find_classifier(backbone: nn.Module, input_size: tuple[int, int, int] = DEFAULT_INPUT) -> str:
+def find_classifier(backbone: nn.Module, input_size: tuple[int, int, int] = DEFAULT_INPUT_SIZE) -> str:
     """Name of the linear layer whose output the backbone returns as its logits in training.
 
     Raises:
@@ -91,7 +90,7 @@ def find_classifier(backbone: nn.Module, input_size: tuple[int, int, int] = DEFA
 
 
 def set_last_stride(
-    model: nn.Module, stride: int = 1, input_size: tuple[int, int, int] = DEFAULT_INPUT
+    model: nn.Module, stride: int = 1, input_size: tuple[int, int, int] = DEFAULT_INPUT_SIZE
 ) -> tuple[str, ...]:
     """Sets the stride of the convolutions that downsample last, those that see the smallest map.
 
@@ -253,31 +252,29 @@ def run_on_meta(model: nn.Module, size: tuple[int, int, int], run: Callable[[nn.
     Raises:
         ConfigError: the model cannot run on such an image.
     """
-    reasons = []
-    for where in ("meta", "cpu"):
-        if where == "cpu" and any(parameter.is_meta for parameter in model.parameters()):
-            continue  # there is nothing to compute with
-        try:
-            return run(copy.deepcopy(model).to(where), torch.zeros(1, *size, device=where))
-        except (RuntimeError, NotImplementedError, AssertionError, TypeError, ValueError) as reason:
-            reasons.append(str(reason))
-    raise ConfigError(
-        f"{type(model).__name__} cannot run on an input of size {size} ({reasons[-1]}); give the size it is made for"
-    )
+
+    def attempt(device: str) -> Result:
+        return run(copy.deepcopy(model).to(device), torch.zeros(1, *size, device=device))
+
+    has_memory = not any(parameter.is_meta for parameter in model.parameters())
+    try:
+        return without_memory_or_on_cpu(attempt) if has_memory else attempt("meta")
+    except (RuntimeError, AssertionError, TypeError, ValueError) as reason:
+        raise ConfigError(
+            f"{type(model).__name__} cannot run on an input of size {size} ({reason}); give the size it is made for"
+        ) from reason
 
 
 def _recorded_run(model: nn.Module, images: Tensor) -> tuple[list[_Call], Any]:
     calls: list[_Call] = []
 
-    def recorder(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: calls.append(_Call(name, module, inputs[0], output))
+    def leave(name: str, module: nn.Module, args: tuple, output: Tensor) -> None:
+        calls.append(_Call(name, module, args[0], output))
 
-    for name, module in model.named_modules():
-        if not list(module.children()):
-            module.register_forward_hook(recorder(name))
+    leaves = ((name, module) for name, module in model.named_modules() if not list(module.children()))
     model.eval()
     model.training = True
-    with torch.no_grad():
+    with torch.no_grad(), watched(leaves, leave=leave):
         return calls, model(images)
 
 

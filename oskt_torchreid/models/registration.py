@@ -14,6 +14,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..host.models import model_names, register_model, without_memory
+from ..networks import DEFAULT_INPUT_SIZE, is_image_size
 
 logger = logging.getLogger(__name__)
 _WRAPPERS: dict[str, Callable[[str], None]] = {}  # prefix of names -> what registers `<prefix><backbone>`
@@ -68,7 +69,7 @@ class PlainBuilder:
 
 
 def register_backbone(
-    name: str, builder: Callable[..., nn.Module], input_size: tuple[int, int, int] = (3, 256, 128)
+    name: str, builder: Callable[..., nn.Module], input_size: tuple[int, int, int] = DEFAULT_INPUT_SIZE
 ) -> None:
     """Makes a user's network a name for `torchreid.models.build_model`, and `oskt_<name>` the same with a neck.
 
@@ -107,8 +108,7 @@ def _check_name(name: str) -> None:
 
 
 def _checked_size(name: str, size: Sequence[int]) -> tuple[int, int, int]:
-    fits = isinstance(size, (tuple, list)) and len(size) == 3
-    if not fits or not all(type(length) is int and length > 0 for length in size):
+    if not is_image_size(size):
         raise ConfigError(f"input_size of '{name}' is {size!r}; give (channels, height, width), each 1 or more")
     channels, height, width = size
     return channels, height, width

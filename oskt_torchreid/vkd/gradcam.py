@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from ..errors import ConfigError, GraphError
 from ..graph.tracer import tracing_mode
-from ..networks import parse_outputs
+from ..networks import parse_outputs, watched
 from .model import class_count
 
 INSTALL = "pip install 'oskt_torchreid[analysis]'"
@@ -202,24 +202,17 @@ class _Call:
 def _recorded_calls(network: nn.Module, score: Callable[[Tensor], Tensor], images: Tensor) -> list[_Call]:
     calls: list[_Call] = []
 
-    def recorder(name: str) -> Callable[..., None]:
-        def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if torch.is_tensor(output):
-                given = inputs[0] if inputs and torch.is_tensor(inputs[0]) else None
-                keeps_width = given is not None and given.shape[-1] == output.shape[-1]
-                calls.append(_Call(name, output, output._version, keeps_width))
+    def leave(name: str, module: nn.Module, args: tuple, output: Any) -> None:
+        if torch.is_tensor(output):
+            given = args[0] if args and torch.is_tensor(args[0]) else None
+            keeps_width = given is not None and given.shape[-1] == output.shape[-1]
+            calls.append(_Call(name, output, output._version, keeps_width))
 
-        return record
-
-    hooks = [module.register_forward_hook(recorder(name)) for name, module in network.named_modules() if name]
-    try:
-        with torch.enable_grad():
-            total = score(images.detach().clone().requires_grad_(True)).sum()
-            differentiable = [call for call in calls if call.output.requires_grad]
-            gradients = torch.autograd.grad(total, [call.output for call in differentiable], allow_unused=True)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    inside = ((name, module) for name, module in network.named_modules() if name)
+    with watched(inside, leave=leave), torch.enable_grad():
+        total = score(images.detach().clone().requires_grad_(True)).sum()
+        differentiable = [call for call in calls if call.output.requires_grad]
+        gradients = torch.autograd.grad(total, [call.output for call in differentiable], allow_unused=True)
     for call, gradient in zip(differentiable, gradients, strict=True):
         call.gradient = gradient
     return calls

@@ -22,8 +22,9 @@ from ..files import load_checkpoint, weights
 from ..host import models
 from ..models import NeckModel, VisionTransformer, backbone_names, register_wrapper
 from ..models.last_relu import NONE, LastRelu, find_last_relu, remove_last_relu
-from ..models.neck import DEFAULT_INPUT, build_for_neck, last_strided
+from ..models.neck import build_for_neck, last_strided
 from ..models.vit import VitBuilder
+from ..networks import DEFAULT_INPUT_SIZE
 
 PREFIX = "vkd_"
 
@@ -101,7 +102,7 @@ class SetModel(FrameAverage, NeckModel):
         num_classes: int,
         loss: str = "triplet",
         feature: str = "before",
-        input_size: tuple[int, int, int] = DEFAULT_INPUT,
+        input_size: tuple[int, int, int] = DEFAULT_INPUT_SIZE,
         classifier: str = "",
         last_relu: LastRelu | None = None,
         whole_block: bool = False,

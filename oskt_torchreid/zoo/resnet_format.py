@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import ZooError
 from ..graph import rebuild
 from ..host import models
-from ..networks import set_feature_dim
+from ..networks import DEFAULT_INPUT_SIZE, set_feature_dim
 from .account import LabelReader, StateReader
 from .content import OfficialContent, RowLabels, spread, spread_columns
 
@@ -105,7 +105,7 @@ def read_resnet(reader: StateReader, labels: LabelReader, loss: str) -> Official
     teacher = rebuild(skeleton, found.tensors)
     for module in (teacher, teacher.get_submodule("backbone")):
         set_feature_dim(module, found.widths[feature])
-    return OfficialContent(teacher, (3, 256, 128), found.labels, found.rows, found.vectors, found.statistics)
+    return OfficialContent(teacher, DEFAULT_INPUT_SIZE, found.labels, found.rows, found.vectors, found.statistics)
 
 
 def _read_convolution(
