@@ -24,8 +24,7 @@ torch.set_num_threads(1)
 # process that a test forks can train any more.
 torch.ones(1, requires_grad=True).backward()
 
-VARIANTS = [*synthped.VARIANTS.values(), *synthped_video.VARIANTS.values()]
-REGISTERED = {variant: variant.configured for variant in VARIANTS}
+SYNTHETIC = (synthped, synthped_video)
 
 # Looking for cycles among all imported objects again and again took 17 of 200 s.
 gc.freeze()
@@ -44,8 +43,9 @@ def seeded():
 def registered_settings():
     """After every test the registered synthetic data sets draw what they draw at first, whatever a run configured."""
     yield
-    for variant, settings in REGISTERED.items():
-        variant.configured = settings
+    for module in SYNTHETIC:
+        for variant, settings in module.VARIANTS.items():
+            module.configure(settings, variant)
 
 
 @pytest.fixture(scope="module")

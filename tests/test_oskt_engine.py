@@ -248,14 +248,10 @@ def test_torchreid_builds_the_engine(market_root, tmp_path):
     settings = preset(
         "quick", height=64, width=32, train_identities=4, test_identities=8, cameras=3, images_per_camera=4
     )
-    before = synthped.SynthPed.configured
     synthped.configure(settings)
-    try:
-        manager = torchreid.data.ImageDataManager(
-            root=str(tmp_path), sources="synthped", height=32, width=16, batch_size_train=8, workers=0, use_gpu=False
-        )
-    finally:
-        synthped.configure(before)
+    manager = torchreid.data.ImageDataManager(
+        root=str(tmp_path), sources="synthped", height=32, width=16, batch_size_train=8, workers=0, use_gpu=False
+    )
     assert torchreid.engine.ImageOSKTEngine is oskt.OSKTEngine
     engine = torchreid.engine.build_engine("oskt", manager, teacher_of(manager), width=0.5, use_gpu=False)
     assert isinstance(engine, torchreid.engine.ImageOSKTEngine) and isinstance(engine, torchreid.engine.Engine)

@@ -19,7 +19,7 @@ from oskt_torchreid.datasets.stripes import normalised_per_camera, stripe_baseli
 from oskt_torchreid.datasets.synthetic import preset
 from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.host.compat import torchreid
-from oskt_torchreid.host.data import image_dataset_names
+from oskt_torchreid.host.data import dataset_class, image_dataset_names
 
 SETTINGS = preset("quick", height=64, width=32, train_identities=4, test_identities=8, cameras=3, images_per_camera=4)
 FEW = SETTINGS.replace(height=32, width=16, train_identities=2)
@@ -40,11 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def configured():
-    before = {name: variant.configured for name, variant in synthped.VARIANTS.items()}
     synthped.configure(SETTINGS)
-    yield
-    for name, settings in before.items():
-        synthped.configure(settings, name)
 
 
 def test_layout_is_that_of_market_1501(shared_root):
@@ -156,7 +152,12 @@ def test_registering_twice_changes_nothing():
     synthped.register()
     synthped.register()
     assert {"synthped", "synthped_medium"} <= set(image_dataset_names())
-    assert synthped.SynthPedMedium.configured == preset("medium")
+    registered = dataset_class("synthped_medium", "image")
+    synthped.configure(preset("medium"), "synthped_medium")
+    assert dataset_class("synthped_medium", "image") is registered, "the settings are those of the beginning"
+    synthped.configure(preset("medium", seed=7), "synthped_medium")
+    synthped.register()
+    assert dataset_class("synthped_medium", "image") is not registered, "registering keeps what was configured"
 
 
 def test_torchreid_reads_and_ranks_it(shared_root, configured):
@@ -171,7 +172,7 @@ def test_torchreid_reads_and_ranks_it(shared_root, configured):
     for _, person, camera, _ in manager.test_dataset["synthped"]["query"]:
         assert sum(item[1] != person or item[2] != camera for item in gallery) > 50
         assert any(item[1] == person and item[2] != camera for item in gallery)
-    train_persons = {item[1] for item in synthped.SynthPed(str(shared_root), verbose=False).train}
+    train_persons = {item[1] for item in synthped.SynthPed(str(shared_root), SETTINGS, verbose=False).train}
     assert train_persons == {0, 1, 2, 3}
 
 

@@ -11,9 +11,11 @@ from oskt_torchreid.datasets.drawn_folder import MANIFEST, drawn_folder, is_whol
 from oskt_torchreid.datasets.synthetic import PRESETS, VIDEO_PRESETS, Renderer, VideoSettings, video_preset
 from oskt_torchreid.datasets.synthetic.camera import Camera
 from oskt_torchreid.datasets.synthetic.walk import draw_walk
+from oskt_torchreid.datasets.synthped import with_settings
 from oskt_torchreid.datasets.tracklet_layout import TRACKLETS, tracklet_files
 from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.host.compat import quiet, torchreid
+from oskt_torchreid.host.data import dataset_class
 from oskt_torchreid.runs.trainer import configure_synthetic
 
 SIZE = {"height": 32, "width": 16, "train_identities": 4, "test_identities": 18, "cameras": 3, "walks": 2, "frames": 2}
@@ -185,8 +187,9 @@ def test_configuration_decides_what_is_drawn():
     names = ["data.type=video", "data.sources=['synthped_video']", "data.targets=['synthped_video']"]
     configure_synthetic(load_config(options=[*options, *names, "synthped_video.seed=4", "data.width=32"]))
     expected = {"height": 64, "width": 32, "seed": 4, "train_identities": 8, "walks": 3, "frames": 5}
-    assert synthped_video.SynthPedVideo.configured == video_preset("quick", **expected)
-    assert synthped_video.SynthPedVideoMedium.configured == video_preset("medium", **expected)
+    for name, kind in (("synthped_video", "quick"), ("synthped_video_medium", "medium")):
+        drawn = with_settings(synthped_video.SynthPedVideo, name, video_preset(kind, **expected))
+        assert dataset_class(name, "video") is drawn
 
 
 def test_configure_names_what_it_takes():

@@ -11,37 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 
 from ..errors import DataError
 from ..files import atomic
 from .checks import Item
-from .variants import Change, register_variant
+from .variants import Dataset, register_variant, replace_parts
 
 LIST_NAME = "few_shot_list.txt"
 
 
-class FewShot(Change):
-    """Mixed into a data set's class: its training part shrinks, query and gallery stay whole.
+def keep_few(dataset: Dataset, ratio: float, seed: int) -> None:
+    """Shrinks the training part of a data set, in place; query and gallery stay whole.
 
-    Attributes:
+    Args:
+        dataset: of torchreid.
         ratio: share of the training identities.
         seed: of the draw.
     """
-
-    ratio: ClassVar[float]
-    seed: ClassVar[int]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        whole = self.train
-        self.train = few_identities(whole, self.ratio, self.seed)
-        self.num_train_pids = self.get_num_pids(self.train)
-        self.num_train_cams = self.get_num_cams(self.train)
-        if self.data is whole:
-            self.data = self.train
+    replace_parts(dataset, train=few_identities(dataset.train, ratio, seed))
 
 
 def few_identities(items: Sequence[Item], ratio: float, seed: int) -> list[Item]:
@@ -85,7 +74,7 @@ def few_shot_dataset(name: str, ratio: float, seed: int, kind: str = "image") ->
     """
     if ratio == 1:
         return name
-    return register_variant(name, f"few-shot-{ratio:g}-{seed}", kind, FewShot, ratio=ratio, seed=seed)
+    return register_variant(name, f"few-shot-{ratio:g}-{seed}", kind, keep_few, ratio=ratio, seed=seed)
 
 
 def save_list(folder: str | Path, items: Sequence[Item], root: str | Path, ratio: float, seed: int) -> Path:

@@ -5,51 +5,40 @@ sources="synthped", height=128, width=64)` draws and reads them. Other settings 
 `synthped.configure(synthetic.preset("quick", seed=3))`.
 """
 
+import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from ..errors import ConfigError
 from ..host.compat import torchreid
-from ..host.data import register_image_dataset
+from ..host.data import image_dataset_names, register_dataset
 from ..registry import nearest
 from .drawn_folder import drawn_folder
 from .market_layout import GALLERY_FOLDER, QUERY_FOLDER, TRAIN_FOLDER, picture_files
 from .synthetic import PRESETS, SyntheticSettings
 
 
-class DrawnSet:
-    """Mixed into a data set's class that has settings and draws itself.
-
-    Attributes:
-        drawn_on_first_use: The folder need not be there beforehand.
-        variant: Registered name of the class; names the folder too.
-        configured: Settings of the variant.
-    """
-
-    drawn_on_first_use: ClassVar[bool] = True
-    variant: ClassVar[str]
-    configured: ClassVar[SyntheticSettings]
-
-
-class SynthPed(DrawnSet, torchreid.data.ImageDataset):
+class SynthPed(torchreid.data.ImageDataset):
     """Synthetic pedestrians, drawn below `root` on first use.
 
     Args:
         root: Folder of all data sets.
-        settings: What to draw; None = what `configure` set for this variant.
+        settings: What to draw.
+        name: Of the registered set; the folder is named after it.
         **kwargs: As for every image data set of torchreid.
 
     Raises:
         DataError: The root cannot be written, or foreign files lie where the set belongs.
     """
 
-    variant = "synthped"
-    configured = PRESETS["quick"]
+    drawn_on_first_use = True  # the folder need not be there beforehand
 
-    def __init__(self, root: str = "", settings: SyntheticSettings | None = None, **kwargs: Any):
-        self.settings = settings or self.configured
+    def __init__(
+        self, root: str = "", settings: SyntheticSettings = PRESETS["quick"], name: str = "synthped", **kwargs: Any
+    ):
+        self.settings = settings
         self.root = root
-        self.dataset_dir = str(drawn_folder(root, self.variant, self.settings))
+        self.dataset_dir = str(drawn_folder(root, name, settings))
         super().__init__(*self._listing(), **kwargs)
 
     def _listing(self) -> tuple[list, list, list]:
@@ -61,20 +50,15 @@ class SynthPed(DrawnSet, torchreid.data.ImageDataset):
         return parts[TRAIN_FOLDER], parts[QUERY_FOLDER], parts[GALLERY_FOLDER]
 
 
-class SynthPedMedium(SynthPed):
-    """The harder set, for benchmarks."""
-
-    variant = "synthped_medium"
-    configured = PRESETS["medium"]
-
-
-VARIANTS: dict[str, type[SynthPed]] = {variant.variant: variant for variant in (SynthPed, SynthPedMedium)}
+VARIANTS = {"synthped": PRESETS["quick"], "synthped_medium": PRESETS["medium"]}
+"""What the registered names stand for at first; the second is the harder set, for benchmarks."""
 
 
 def register() -> None:
     """Makes all variants known to torchreid; doing it again changes nothing."""
-    for name, variant in VARIANTS.items():
-        register_image_dataset(name, variant)
+    for name, settings in VARIANTS.items():
+        if name not in image_dataset_names():
+            register_dataset(name, with_settings(SynthPed, name, settings), "image")
 
 
 def configure(settings: SyntheticSettings, variant: str = "synthped") -> None:
@@ -87,21 +71,38 @@ def configure(settings: SyntheticSettings, variant: str = "synthped") -> None:
     Raises:
         ConfigError: An unknown variant, or settings of another type.
     """
-    configure_variant(VARIANTS, settings, variant)
+    check_variant(VARIANTS, settings, variant)
+    register_dataset(variant, with_settings(SynthPed, variant, settings), "image", replace=True)
 
 
-def configure_variant(variants: Mapping[str, type[DrawnSet]], settings: SyntheticSettings, variant: str) -> None:
-    """`configure` for any table of variants, the first one of which gives the type of settings."""
+def check_variant(variants: Mapping[str, SyntheticSettings], settings: object, variant: str) -> None:
+    """Raises `ConfigError` unless a variant is known, and settings are of the type that all variants take."""
     first = next(iter(variants))
     if variant not in variants:
         raise ConfigError(
             f"unknown variant '{variant}' of {first}{nearest(variant, variants)} (variants: {', '.join(variants)})"
         )
-    taken = type(variants[first].configured)
+    taken = type(variants[first])
     if not isinstance(settings, taken):
         maker = "preset" if taken is SyntheticSettings else "video_preset"
         raise ConfigError(
             f"{first} takes {taken.__name__}, but got {type(settings).__name__}; make them by "
             f'oskt_torchreid.datasets.synthetic.{maker}("quick", seed=...)'
         )
-    variants[variant].configured = settings
+
+
+@functools.cache
+def with_settings(drawn: type, name: str, settings: SyntheticSettings) -> type:
+    """The class of a data set that draws itself, for torchreid's table: it is made of a root and torchreid's keywords.
+
+    Args:
+        drawn: `SynthPed` or the like.
+        name: That it is registered under.
+        settings: What it draws.
+    """
+
+    def initialise(self: Any, root: str = "", **kwargs: Any) -> None:
+        super(registered, self).__init__(root, settings=settings, name=name, **kwargs)
+
+    registered: type = type(drawn.__name__, (drawn,), {"__init__": initialise, "__doc__": drawn.__doc__})
+    return registered

@@ -7,37 +7,43 @@ query, the others are in the gallery.
 
 from itertools import groupby
 from operator import attrgetter
-from typing import Any, ClassVar
+from typing import Any
 
 from ..host.compat import torchreid
-from ..host.data import register_dataset
+from ..host.data import register_dataset, video_dataset_names
 from .checks import Item
 from .drawn_folder import drawn_folder
 from .synthetic import VIDEO_PRESETS, VideoSettings
 from .synthetic.renderer import TRAIN_SPLIT
-from .synthped import DrawnSet, configure_variant
+from .synthped import check_variant, with_settings
 from .tracklet_layout import TRACKLETS, tracklet_files
 
 
-class SynthPedVideo(DrawnSet, torchreid.data.VideoDataset):
+class SynthPedVideo(torchreid.data.VideoDataset):
     """Tracklets of synthetic pedestrians, drawn below `root` on first use.
 
     Args:
         root: Folder of all data sets.
-        settings: What to draw; None = what `configure` set for this variant.
+        settings: What to draw.
+        name: Of the registered set; the folder is named after it.
         **kwargs: As for every video data set of torchreid.
 
     Raises:
         DataError: The root cannot be written, or foreign files lie where the set belongs.
     """
 
-    variant = "synthped_video"
-    configured: ClassVar[VideoSettings] = VIDEO_PRESETS["quick"]
+    drawn_on_first_use = True  # the folder need not be there beforehand
 
-    def __init__(self, root: str = "", settings: VideoSettings | None = None, **kwargs: Any):
-        self.settings = settings or self.configured
+    def __init__(
+        self,
+        root: str = "",
+        settings: VideoSettings = VIDEO_PRESETS["quick"],
+        name: str = "synthped_video",
+        **kwargs: Any,
+    ):
+        self.settings = settings
         self.root = root
-        self.dataset_dir = str(drawn_folder(root, self.variant, self.settings, TRACKLETS))
+        self.dataset_dir = str(drawn_folder(root, name, settings, TRACKLETS))
         super().__init__(*self._listing(), **kwargs)
 
     def _listing(self) -> tuple[list, list, list]:
@@ -55,22 +61,15 @@ class SynthPedVideo(DrawnSet, torchreid.data.VideoDataset):
         return train, query, gallery
 
 
-class SynthPedVideoMedium(SynthPedVideo):
-    """The harder set, for benchmarks."""
-
-    variant = "synthped_video_medium"
-    configured = VIDEO_PRESETS["medium"]
-
-
-VARIANTS: dict[str, type[SynthPedVideo]] = {
-    variant.variant: variant for variant in (SynthPedVideo, SynthPedVideoMedium)
-}
+VARIANTS = {"synthped_video": VIDEO_PRESETS["quick"], "synthped_video_medium": VIDEO_PRESETS["medium"]}
+"""What the registered names stand for at first; the second is the harder set, for benchmarks."""
 
 
 def register() -> None:
     """Makes all variants known to torchreid; doing it again changes nothing."""
-    for name, variant in VARIANTS.items():
-        register_dataset(name, variant, "video")
+    for name, settings in VARIANTS.items():
+        if name not in video_dataset_names():
+            register_dataset(name, with_settings(SynthPedVideo, name, settings), "video")
 
 
 def configure(settings: VideoSettings, variant: str = "synthped_video") -> None:
@@ -83,4 +82,5 @@ def configure(settings: VideoSettings, variant: str = "synthped_video") -> None:
     Raises:
         ConfigError: An unknown variant, or settings of another type.
     """
-    configure_variant(VARIANTS, settings, variant)
+    check_variant(VARIANTS, settings, variant)
+    register_dataset(variant, with_settings(SynthPedVideo, variant, settings), "video", replace=True)

@@ -9,34 +9,23 @@ sees b and d (labels 0 and 1); of a and of c the first picture of each camera is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
 
 from ..errors import DataError
 from .checks import Item
 from .fewshot import few_identities, kept_count
-from .variants import Change, register_variant
+from .variants import Dataset, register_variant, replace_parts
 
 
-class HeldOut(Change):
-    """Mixed into a data set's class: some training identities take the place of query and gallery.
+def validate_on_some(dataset: Dataset, share: float, seed: int) -> None:
+    """Puts some training identities of a data set in the place of query and gallery, in place.
 
-    Attributes:
+    Args:
+        dataset: of torchreid.
         share: of the training identities that are held out.
         seed: of the draw.
     """
-
-    share: ClassVar[float]
-    seed: ClassVar[int]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        before = {"train": self.train, "query": self.query, "gallery": self.gallery}
-        self.train, self.query, self.gallery = hold_out(self.train, self.share, self.seed)
-        self.num_train_pids = self.get_num_pids(self.train)
-        self.num_train_cams = self.get_num_cams(self.train)
-        for name, items in before.items():
-            if self.data is items:
-                self.data = getattr(self, name)
+    train, query, gallery = hold_out(dataset.train, share, seed)
+    replace_parts(dataset, train=train, query=query, gallery=gallery)
 
 
 def hold_out(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item], list[Item], list[Item]]:
@@ -87,4 +76,4 @@ def validation_dataset(name: str, share: float, seed: int, kind: str = "image") 
     """
     if share == 0:
         return name
-    return register_variant(name, f"validation-{share:g}-{seed}", kind, HeldOut, share=share, seed=seed)
+    return register_variant(name, f"validation-{share:g}-{seed}", kind, validate_on_some, share=share, seed=seed)

@@ -1,18 +1,18 @@
-"""Variants of registered data sets: the same class, with one of this package's changes mixed in before it."""
+"""Variants of registered data sets: the same class, whose objects are changed once they are read."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from ..host.data import dataset_class, register_dataset
 from ..host.guarded import CombinedInOrder
 from .checks import Item
 
 
-class Change:
-    """A class that is mixed in before a data set's own, and what it finds there: lists of items, and their counts."""
+class Dataset(Protocol):
+    """What a change finds in a data set of torchreid: lists of items, and their counts."""
 
     train: list[Item]
     query: list[Item]
@@ -20,29 +20,56 @@ class Change:
     data: list[Item]
     num_train_pids: int
     num_train_cams: int
-    get_num_pids: Callable[[Sequence[Item]], int]
-    get_num_cams: Callable[[Sequence[Item]], int]
+
+    def get_num_pids(self, data: Sequence[Item]) -> int:
+        """Number of identities."""
+
+    def get_num_cams(self, data: Sequence[Item]) -> int:
+        """Number of cameras."""
 
 
-def register_variant(name: str, suffix: str, kind: str, change: type, **settings: Any) -> str:
+def register_variant(name: str, suffix: str, kind: str, change: Callable[..., None], **settings: Any) -> str:
     """Registers a variant and returns its name; doing it again changes nothing.
 
     Args:
         name: of a registered data set.
         suffix: what the variant's name has behind it.
         kind: "image" or "video".
-        change: a ``Change``, which is mixed in.
-        **settings: its class attributes, hashable.
+        change: a function of a ``Dataset``, which it changes in place, and of the settings.
+        **settings: hashable.
 
     Raises:
         ConfigError: unknown name.
     """
     variant = f"{name}-{suffix}"
-    register_dataset(variant, _mixed(change, dataset_class(name, kind), tuple(settings.items())), kind)
+    register_dataset(variant, _changed(dataset_class(name, kind), change, tuple(settings.items())), kind)
     return variant
 
 
+def replace_parts(dataset: Dataset, **parts: list[Item]) -> None:
+    """Puts items in the place of some parts of a data set, whose counts and chosen part follow.
+
+    Args:
+        dataset: changed in place.
+        **parts: items of ``train``, ``query`` or ``gallery``.
+    """
+    before = {name: getattr(dataset, name) for name in parts}
+    for name, items in parts.items():
+        setattr(dataset, name, items)
+    dataset.num_train_pids = dataset.get_num_pids(dataset.train)
+    dataset.num_train_cams = dataset.get_num_cams(dataset.train)
+    for name, items in before.items():
+        if dataset.data is items:
+            dataset.data = getattr(dataset, name)
+
+
 @functools.cache
-def _mixed(change: type, whole: type, settings: tuple[tuple[str, Any], ...]) -> type:
-    bases = (change, whole) if issubclass(whole, CombinedInOrder) else (change, CombinedInOrder, whole)
-    return type(f"{change.__name__}{whole.__name__}", bases, {**dict(settings), "__doc__": whole.__doc__})
+def _changed(whole: type, change: Callable[..., None], settings: tuple[tuple[str, Any], ...]) -> type:
+    def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
+        super(changed, self).__init__(*args, **kwargs)
+        change(self, **dict(settings))
+
+    functools.update_wrapper(initialise, whole.__init__)  # torchreid's arguments are those of the class
+    bases = (whole,) if issubclass(whole, CombinedInOrder) else (CombinedInOrder, whole)
+    changed: type = type(whole.__name__, bases, {"__init__": initialise, "__doc__": whole.__doc__})
+    return changed

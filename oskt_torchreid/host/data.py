@@ -100,18 +100,17 @@ def register_dataset(name: str, dataset: type, kind: str, replace: bool = False)
         name: of the data set.
         dataset: its class.
         kind: "image" or "video".
-        replace: put the class in the place of torchreid's own, which reads less.
+        replace: put the class in the place of one of torchreid or of this package.
 
     Raises:
-        ConfigError: another class has the name, one of torchreid's own without `replace`.
+        ConfigError: another class has the name, one of torchreid or of this package without `replace`.
     """
     known = _datasets(kind).get(name)
     if known is dataset:
         return
-    own = known is not None and known.__module__.partition(".")[0] == torchreid.__name__.partition(".")[0]
     if known is None:
         _REGISTER[kind](name, dataset)
-    elif replace and own:
+    elif replace and _is_known(known):
         _datasets(kind)[name] = dataset
     else:
         raise ConfigError(
