@@ -78,6 +78,20 @@ def inner_names(names: Iterable[str]) -> dict[str, str]:
     return inner or {name: name for name in names}
 
 
+def linear_of(model: nn.Module, name: str) -> nn.Linear:
+    """The linear layer of a name, such as a network's classifier.
+
+    Raises:
+        ConfigError: the module of this name is another one.
+    """
+    module = model.get_submodule(name)
+    if not isinstance(module, nn.Linear):
+        raise ConfigError(
+            f"'{name}' of {type(model).__name__} is a {type(module).__name__}; give the name of a linear layer"
+        )
+    return module
+
+
 def is_classifier(name: str) -> bool:
     """Whether a tensor belongs to the classifier of torchreid's models."""
     return name.startswith("classifier")
@@ -100,20 +114,6 @@ def set_feature_dim(model: nn.Module, feature_dim: int) -> None:
     """Corrects, in place, the attribute that holds the feature's length in torchreid's models, where there is one."""
     if isinstance(model, _HasFeatureDim) and isinstance(model.feature_dim, int):
         model.feature_dim = feature_dim
-
-
-def linear_of(model: nn.Module, name: str) -> nn.Linear:
-    """The linear layer of a name, such as a network's classifier.
-
-    Raises:
-        ConfigError: the module of this name is another one.
-    """
-    module = model.get_submodule(name)
-    if not isinstance(module, nn.Linear):
-        raise ConfigError(
-            f"'{name}' of {type(model).__name__} is a {type(module).__name__}; give the name of a linear layer"
-        )
-    return module
 
 
 # ---- names of models -------------------------------------------------------------------------------------------------
