@@ -27,7 +27,7 @@ ROOMS = {
     "deploy": FOUNDATIONS,
     "chain": {"graph", "deploy"} | FOUNDATIONS,
     "vkd": {"graph", "host", "models"} | FOUNDATIONS,
-    "host": {"chain", "vkd"} | FOUNDATIONS,
+    "host": {"config", "chain", "vkd"} | FOUNDATIONS,
     "models": {"graph", "chain", "host"} | FOUNDATIONS,
     "datasets": {"host", "vkd"} | FOUNDATIONS,
     "zoo": {"graph", "chain", "vkd", "host", "models"} | FOUNDATIONS,
