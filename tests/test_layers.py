@@ -32,7 +32,7 @@ ROOMS = {
     "datasets": {"host", "vkd"} | FOUNDATIONS,
     "zoo": {"graph", "chain", "vkd", "host", "models"} | FOUNDATIONS,
     "baselines": {"graph", "chain", "host"} | FOUNDATIONS,
-    "report": {"vkd"} | FOUNDATIONS,
+    "report": {"config", "vkd"} | FOUNDATIONS,
     "integration": {"vkd", "host", "models", "datasets", "zoo"} | FOUNDATIONS,
     "runs": {"config", "graph", "chain", "vkd", "host", "models", "datasets", "deploy", "baselines", "report"}
     | FOUNDATIONS,

@@ -12,6 +12,7 @@ from torch import nn
 from ...chain.chain import WeightChain
 from ...chain.losses import row_dispersion
 from ...chain.sstudent import Refinement
+from ...config import Config
 from ...files import load_checkpoint
 from ...files.weights import check_state_dict, state_dict_of
 from ...host.oskt_engine import OSKTEngine
@@ -23,7 +24,7 @@ _TEACHER = "teacher."  # before its names in a checkpoint of refinement
 _NORMALIZE = {"auto": None, "yes": True, "no": False}
 
 
-def clustering_choices(oskt: Any) -> dict[str, Any]:
+def clustering_choices(oskt: Config) -> dict[str, Any]:
     """How the ``oskt`` node says that channels are clustered: arguments of ``WeightChain.from_teacher``."""
     return {
         "clustering": oskt.clustering,
@@ -33,7 +34,7 @@ def clustering_choices(oskt: Any) -> dict[str, Any]:
 
 
 def refine(
-    trainer: Trainer, chain: WeightChain, teacher: nn.Module, node: Any, folder: Path, continued: bool, path: Path
+    trainer: Trainer, chain: WeightChain, teacher: nn.Module, node: Config, folder: Path, continued: bool, path: Path
 ) -> Facts:
     """Trains a chain together with the network that it was made of, and saves it.
 
@@ -65,7 +66,7 @@ def refine(
     return {"refined_teacher": measured(engine), "row_dispersion": engine.dispersion}
 
 
-def evaluated_refinement(trainer: Trainer, teacher: nn.Module, node: Any, folder: Path, facts: Facts) -> Facts:
+def evaluated_refinement(trainer: Trainer, teacher: nn.Module, node: Config, folder: Path, facts: Facts) -> Facts:
     """The facts of a finished refinement, its teacher measured again; without the numbers where its weights are gone.
 
     Args:
