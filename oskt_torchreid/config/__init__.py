@@ -1,10 +1,16 @@
 """One configuration tree: torchreid's keys and defaults, unchanged, and the nodes of this package."""
 
+from yacs.config import CfgNode
+
 from .effects import Effect, effect_of, leaves, settings
 from .loading import check_config, default_config, digest, get, given_keys, load_config, merged, save_resolved
 from .yaml_files import read_yaml
 
+Config = CfgNode
+"""The tree of settings, or one of its nodes."""
+
 __all__ = [
+    "Config",
     "Effect",
     "check_config",
     "default_config",

@@ -92,7 +92,7 @@ def check_variant(variants: Mapping[str, SyntheticSettings], settings: object, v
 
 
 @functools.cache
-def with_settings(drawn: type, name: str, settings: SyntheticSettings) -> type:
+def with_settings(drawn: Any, name: str, settings: SyntheticSettings) -> type:
     """The class of a data set that draws itself, for torchreid's table: it is made of a root and torchreid's keywords.
 
     Args:
@@ -101,8 +101,11 @@ def with_settings(drawn: type, name: str, settings: SyntheticSettings) -> type:
         settings: What it draws.
     """
 
-    def initialise(self: Any, root: str = "", **kwargs: Any) -> None:
-        super(registered, self).__init__(root, settings=settings, name=name, **kwargs)
+    class Registered(drawn):
+        __doc__ = drawn.__doc__
 
-    registered: type = type(drawn.__name__, (drawn,), {"__init__": initialise, "__doc__": drawn.__doc__})
-    return registered
+        def __init__(self, root: str = "", **kwargs: Any) -> None:
+            super().__init__(root, settings=settings, name=name, **kwargs)
+
+    Registered.__name__ = Registered.__qualname__ = drawn.__name__
+    return Registered

@@ -64,12 +64,16 @@ def replace_parts(dataset: Dataset, **parts: list[Item]) -> None:
 
 
 @functools.cache
-def _changed(whole: type, change: Callable[..., None], settings: tuple[tuple[str, Any], ...]) -> type:
-    def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
-        super(changed, self).__init__(*args, **kwargs)
-        change(self, **dict(settings))
+def _changed(whole: Any, change: Callable[..., None], settings: tuple[tuple[str, Any], ...]) -> type:
+    in_order: Any = whole if issubclass(whole, CombinedInOrder) else type("InOrder", (CombinedInOrder, whole), {})
 
-    functools.update_wrapper(initialise, whole.__init__)  # torchreid's arguments are those of the class
-    bases = (whole,) if issubclass(whole, CombinedInOrder) else (CombinedInOrder, whole)
-    changed: type = type(whole.__name__, bases, {"__init__": initialise, "__doc__": whole.__doc__})
-    return changed
+    class Changed(in_order):
+        __doc__ = whole.__doc__
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            change(self, **dict(settings))
+
+    functools.update_wrapper(Changed.__init__, whole.__init__)  # torchreid's arguments are those of the class
+    Changed.__name__ = Changed.__qualname__ = whole.__name__
+    return Changed

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -48,7 +49,7 @@ def _find_torchreid() -> ModuleType:
     return found
 
 
-torchreid = _find_torchreid()
+torchreid: Any = _find_torchreid()  # which has no types
 
 
 def device(use_gpu: bool = True) -> torch.device:
@@ -61,7 +62,7 @@ def seed_everything(seed: int) -> None:
     torchreid.utils.set_random_seed(seed)
 
 
-def host_table(function: object, name: str) -> dict:
+def host_table(function: object, name: str) -> dict[str, Any]:
     """A table that torchreid keeps private in the module of one of its public functions.
 
     Args:

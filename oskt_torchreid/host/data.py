@@ -8,10 +8,12 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from ..config import Config
 from ..errors import ConfigError, DataError, OsktError, first_line
 from ..registry import nearest
 from .compat import host_table, quiet, torchreid
 from .guarded import guarded
+from .interfaces import DataManager
 from .pictures import install_reader
 
 _PACKAGES = (torchreid.__name__.partition(".")[0], __package__.partition(".")[0])
@@ -72,7 +74,7 @@ def has_splits(name: str, kind: str) -> bool:
     known = _datasets(kind).get(name)
     if known is None:
         return False
-    taken = inspect.signature(known.__init__).parameters.values()
+    taken = inspect.signature(known).parameters.values()
     own = not _is_known(known)
     return any(each.name == "split_id" or (each.kind is each.VAR_KEYWORD and own) for each in taken)
 
@@ -119,8 +121,8 @@ def register_dataset(name: str, dataset: type, kind: str, replace: bool = False)
 
 
 def build_datamanager(
-    config: Any, batch_size: int = 0, types: Sequence[str] = ("image",), batch_key: str = "train.batch_size"
-) -> Any:
+    config: Config, batch_size: int = 0, types: Sequence[str] = ("image",), batch_key: str = "train.batch_size"
+) -> DataManager:
     """Builds torchreid's data manager from a configuration.
 
     Args:
@@ -164,7 +166,7 @@ def build_datamanager(
     return _with_reader(built)
 
 
-def _with_reader(datamanager: Any) -> Any:
+def _with_reader(datamanager: DataManager) -> DataManager:
     """Lets loaders' workers begin by importing this package, which those that are no copies of a process have not."""
     parts = [part for loaders in datamanager.test_loader.values() for part in loaders.values()]
     for loader in (datamanager.train_loader, *parts):
@@ -189,7 +191,7 @@ def _needs(arguments: Mapping[str, Any], datasets: Sequence[Any], reason: Except
     return f"{sampler}: {type(reason).__name__}: {first_line(reason)}"
 
 
-def unaugmented_loader(datamanager: Any) -> DataLoader:
+def unaugmented_loader(datamanager: DataManager) -> DataLoader:
     """The training images of an image data manager, each once and in order, as they are seen in evaluation."""
     loader = datamanager.train_loader
     images = copy.copy(loader.dataset)
@@ -246,7 +248,7 @@ def _check_folder(root: Path, name: str, dataset: type) -> None:
         )
 
 
-def _manager_arguments(config: Any) -> dict[str, Any]:
+def _manager_arguments(config: Config) -> dict[str, Any]:
     """Keyword arguments of `ImageDataManager`, as torchreid's own script takes them from its tree."""
     data, sampler = config.data, config.sampler
     return {
@@ -277,7 +279,7 @@ def _manager_arguments(config: Any) -> dict[str, Any]:
     }
 
 
-def _video_arguments(config: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+def _video_arguments(config: Config, arguments: dict[str, Any]) -> dict[str, Any]:
     """Those of `arguments` that `VideoDataManager` takes too, and its own."""
     taken = inspect.signature(torchreid.data.VideoDataManager).parameters
     video = {"seq_len": config.video.seq_len, "sample_method": config.video.sample_method}

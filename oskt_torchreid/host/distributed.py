@@ -11,8 +11,8 @@ names in checkpoints, and costs little for networks of this size.
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as processes
@@ -78,7 +78,7 @@ def broadcast(make: Callable[[], T]) -> T:
     """What `make` gives in the first process, in all of them; the others wait for it and do not call it."""
     if world_size() == 1:
         return make()
-    content = [make() if is_rank_zero() else None]
+    content: list[Any] = [make() if is_rank_zero() else None]
     processes.broadcast_object_list(content, src=0)
     return content[0]
 
@@ -157,6 +157,12 @@ def check_share(batch_size: int, num_instances: int = 0, stage: str = "") -> Non
     )
 
 
+class _SizedSampler(Protocol):
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[int]: ...
+
+
 class SharedSampler(Sampler[int]):
     """This process's share of the batches that a sampler gives, all processes drawing the same order.
 
@@ -167,7 +173,7 @@ class SharedSampler(Sampler[int]):
         batch_size: images of a whole batch.
     """
 
-    def __init__(self, sampler: Sampler[int], batch_size: int) -> None:
+    def __init__(self, sampler: _SizedSampler, batch_size: int) -> None:
         self.sampler = sampler
         self.batch_size = batch_size
         self.share = batch_size // world_size()
@@ -194,7 +200,7 @@ def share_of(loader: Any) -> Any:
     """
     if world_size() == 1 or loader is None:
         return loader
-    if not isinstance(loader, DataLoader) or not loader.batch_size:
+    if not isinstance(loader, DataLoader) or not loader.batch_size or not isinstance(loader.sampler, Sized):
         raise ConfigError(
             f"several processes share the batches of a torch DataLoader with a batch_size, and this is a "
             f"{type(loader).__name__}; train in one process, or give the data manager such a loader"

@@ -25,6 +25,7 @@ from ..networks import parse_outputs
 from .compat import quiet, torchreid
 from .distributed import agree, average, features_by_shares, whole_batch, world_size
 from .evaluation import Rankings, evaluate_target
+from .interfaces import EngineData
 from .labels import in_order, unordered_labels
 from .losses import ReidLoss
 from .models import unwrapped
@@ -40,6 +41,7 @@ from .run_checks import (
     check_optimizer,
     check_parts,
     make_folder,
+    require_optimizer,
     too_few_images,
 )
 
@@ -67,7 +69,7 @@ class TransferEngine(ResumableEngine):
 
     def __init__(
         self,
-        datamanager: Any,
+        datamanager: EngineData,
         model: nn.Module,
         optimizer: Optimizer | None = None,
         scheduler: LRScheduler | None = None,
@@ -115,7 +117,7 @@ class TransferEngine(ResumableEngine):
         Where several processes train, all take the first one's weights.
         """
         if model is not None:
-            model.to(self.device, memory_format=self.memory_format)
+            model.to(self.device).to(memory_format=self.memory_format)
             agree(model)
             self._frozen_parameters += [p for p in model.parameters() if not p.requires_grad]
         super().register_model(name, model, optim, sched)
@@ -241,25 +243,26 @@ class TransferEngine(ResumableEngine):
                 f"the loss ({', '.join(summary)}) depends on nothing that is trained in epoch {self.epoch + 1}: open "
                 "more layers (open_layers, train.open_layers), or give their outputs a weight in the loss"
             )
-        self.optimizer.zero_grad()
+        optimizer = require_optimizer(self.optimizer)
+        optimizer.zero_grad()
         loss.backward()
         if world_size() > 1:
-            self._terminated = average(self._shared(), self._terminated, self.device)
-        self.optimizer.step()
+            self._terminated = average(self._shared(optimizer), self._terminated, self.device)
+        optimizer.step()
         self.loss.step()
         if self.schedule_per_iteration and self.scheduler is not None:
             self.scheduler.step()
         self.last_summary = summary
 
-    def _shared(self) -> Iterator[Tensor]:
+    def _shared(self, optimizer: Optimizer) -> Iterator[Tensor]:
         """What the processes average after a backward pass: gradients, and running statistics, each of its share."""
-        groups = [group["params"] for group in self.optimizer.param_groups]
+        groups = [group["params"] for group in optimizer.param_groups]
         for parameter in chain(*groups, *(loss.parameters() for loss in self.losses())):
             if parameter.grad is not None:
                 yield parameter.grad
         for module in chain(*(model.modules() for model in self._models.values())):
-            if isinstance(module, _NormBase) and module.training and module.running_mean is not None:
-                yield from (module.running_mean, module.running_var)
+            if isinstance(module, _NormBase) and module.training:
+                yield from (kept for kept in (module.running_mean, module.running_var) if kept is not None)
 
     def check_finite(self, loss: Tensor, summary: dict[str, float]) -> None:
         """Raises TrainingError, with the place and the terms, for a loss that is not finite."""
@@ -286,7 +289,8 @@ class TransferEngine(ResumableEngine):
 
     def get_current_lr(self, names: Any = None) -> float:
         """Learning rate of the first model that has an optimiser."""
-        optimizers = [self._optims[name] for name in self.get_model_names(names) if self._optims[name] is not None]
+        own = (self._optims[name] for name in self.get_model_names(names))
+        optimizers = [optimizer for optimizer in own if optimizer is not None]
         return float(optimizers[0].param_groups[-1]["lr"]) if optimizers else 0.0
 
     # Evaluation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,10 +14,23 @@ from torch.nn import functional
 from ..batches import batches_of, check_items
 from .compat import logger, torchreid
 from .distributed import is_rank_zero
-from .ranking import INTERPOLATED, REPORTED_RANKS, Part, Ranking, distance_matrix, distance_parts, rank_parts
+from .ranking import INTERPOLATED, REPORTED_RANKS, Labels, Part, Ranking, distance_matrix, distance_parts, rank_parts
 from .reranking import Reranking
 
 RERANKED = "reranked_"  # before the names of numbers that are of re-ranked distances
+
+
+class Extractor(Protocol):
+    """An engine, as far as an evaluation needs it."""
+
+    device: torch.device
+    datamanager: Any
+
+    def parse_data_for_eval(self, data: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, identities and cameras of a batch."""
+
+    def extract_features(self, input: Tensor) -> Tensor:
+        """Features ``[batch, channels]`` of images."""
 
 
 class Rankings(NamedTuple):
@@ -38,7 +51,7 @@ class Rankings(NamedTuple):
 
 @torch.no_grad()
 def evaluate_target(
-    engine: Any,
+    engine: Extractor,
     dataset_name: str,
     query_loader: Iterable[Any],
     gallery_loader: Iterable[Any],
@@ -80,17 +93,18 @@ def evaluate_target(
     labels = (q_pids, g_pids, q_camids, g_camids)
     whole = visrank or use_metric_cuhk03
     distances = distance_matrix(queries, gallery, dist_metric) if whole else None
-    parts = _parts_of(distances) if whole else distance_parts(queries, gallery, dist_metric, engine.device)
+    parts = distance_parts(queries, gallery, dist_metric, engine.device) if distances is None else _parts_of(distances)
     plain = _ranked(parts, distances, labels, use_metric_cuhk03)
     logger.info("%s: mAP: %.1f%%, %s", dataset_name, 100 * plain.mean_ap, _curve_text(plain, ranks))
     reranked = None
     if rerank:
         chosen = Reranking(queries, gallery, dist_metric, device=engine.device)
         distances = chosen.matrix() if whole else None
-        reranked = _ranked(_parts_of(distances) if whole else chosen.parts(), distances, labels, use_metric_cuhk03)
+        parts = chosen.parts() if distances is None else _parts_of(distances)
+        reranked = _ranked(parts, distances, labels, use_metric_cuhk03)
         text = _curve_text(reranked, ranks)
         logger.info("%s, re-ranked: mAP: %.1f%%, %s", dataset_name, 100 * reranked.mean_ap, text)
-    if visrank and is_rank_zero():
+    if visrank and distances is not None and is_rank_zero():
         _visualize(engine, dataset_name, distances, save_dir, visrank_topk)
     return Rankings(plain, reranked)
 
@@ -100,7 +114,7 @@ def _parts_of(distances: np.ndarray) -> Iterable[Part]:
     return [(slice(0, len(distances)), torch.from_numpy(distances))]
 
 
-def _ranked(parts: Iterable[Part], distances: np.ndarray | None, labels: tuple[Any, ...], cuhk03: bool) -> Ranking:
+def _ranked(parts: Iterable[Part], distances: np.ndarray | None, labels: Labels, cuhk03: bool) -> Ranking:
     """The ranking of distances that come in parts; CUHK03's classic protocol takes all of them at once."""
     if cuhk03:
         np.random.seed(0)  # it draws one picture of each identity again and again; the engine puts the state back
@@ -109,7 +123,7 @@ def _ranked(parts: Iterable[Part], distances: np.ndarray | None, labels: tuple[A
     return rank_parts(parts, shape, labels, (INTERPOLATED,))[INTERPOLATED]
 
 
-def _features(engine: Any, loader: Iterable[Any]) -> tuple[Tensor, np.ndarray, np.ndarray]:
+def _features(engine: Extractor, loader: Iterable[Any]) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """Features ``[images, channels]`` on the CPU, identities and cameras."""
     features, pids, camids = [], [], []
     for batch in batches_of(loader):
@@ -125,7 +139,7 @@ def _curve_text(ranking: Ranking, ranks: Sequence[int]) -> str:
     return ", ".join(f"rank-{place}: {100 * ranking.at(place):.1f}%" for place in ranks)
 
 
-def _visualize(engine: Any, dataset_name: str, distmat: np.ndarray, save_dir: str, topk: int) -> None:
+def _visualize(engine: Extractor, dataset_name: str, distmat: np.ndarray, save_dir: str, topk: int) -> None:
     manager = engine.datamanager
     torchreid.utils.visualize_ranked_results(
         distmat,

@@ -29,11 +29,13 @@ _BASE = torchreid.data.Dataset.__init__.__code__
 Item = tuple[Any, ...]
 
 
-class CombinedInOrder:
+class CombinedInOrder(torchreid.data.Dataset):
     """Mixed into a data set's class: where all parts are put together, training identities are numbered from 0 before.
 
     torchreid numbers those of the test from the number of training identities on, whatever these are called.
     """
+
+    train: list[Item]
 
     def combine_all(self) -> None:
         """As torchreid's."""
@@ -42,7 +44,7 @@ class CombinedInOrder:
 
 
 @contextlib.contextmanager
-def guarded(table: dict[str, Callable[..., Any]], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+def guarded(table: dict[str, Any], names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Has torchreid make data sets by `guarded_dataset`; afterwards the table is as it was.
 
     Args:

@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..registry import register_engine
 from .compat import device
 from .engine import TransferEngine
+from .interfaces import EngineData
 from .losses import ReidLoss
 
 
@@ -17,7 +18,7 @@ class SoftmaxEngine(TransferEngine):
 
     def __init__(
         self,
-        datamanager: Any,
+        datamanager: EngineData,
         model: nn.Module,
         optimizer: Optimizer | None = None,
         scheduler: LRScheduler | None = None,
@@ -34,7 +35,7 @@ class TripletEngine(TransferEngine):
 
     def __init__(
         self,
-        datamanager: Any,
+        datamanager: EngineData,
         model: nn.Module,
         optimizer: Optimizer | None = None,
         margin: float | None = 0.3,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..config import Config
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..networks import Outputs
 from .compat import torchreid
@@ -29,7 +30,7 @@ class CenterLoss(nn.Module):
         self.num_classes = num_classes
         self.weight = weight
         self.lr = lr
-        self.centers = nn.UninitializedParameter()
+        self.centers: nn.Parameter | nn.UninitializedParameter = nn.UninitializedParameter()
 
     def forward(self, features: Tensor, pids: Tensor) -> Tensor:
         """Scalar, not yet weighted, of features [batch, channels] and labels [batch]."""
@@ -42,8 +43,14 @@ class CenterLoss(nn.Module):
     def step(self) -> None:
         """Moves the centers along their gradient, freed of the loss's weight, and clears it."""
         if self.centers.grad is not None:
-            self.centers -= self.lr / self.weight * self.centers.grad
+            self.centers.sub_(self.lr / self.weight * self.centers.grad)
             self.centers.grad = None
+
+    def fits(self, learned: Any) -> bool:
+        """Whether this is what a loss of as many identities has learnt: its centers, or nothing yet."""
+        if not isinstance(learned, dict) or not learned.keys() <= {"centers"}:
+            return False
+        return all(torch.is_tensor(each) and each.shape[:-1] == (self.num_classes,) for each in learned.values())
 
 
 class ReidLoss(nn.Module):
@@ -122,7 +129,8 @@ class ReidLoss(nn.Module):
             summary["loss_x"] = loss_x.item()
             summary["acc"] = torchreid.metrics.accuracy(outputs.logits[0], pids)[0].item()
         if self.center is not None:
-            loss_c = self._center_term(outputs.features, pids)
+            _check_center_term(outputs.features)
+            loss_c = self.center(outputs.features[0], pids)
             total = total + self.center.weight * loss_c
             summary["loss_c"] = loss_c.item()
         return total, summary
@@ -140,10 +148,7 @@ class ReidLoss(nn.Module):
 
     def check_learned(self, learned: Any, source: str) -> None:
         """Raises CheckpointError unless `load_learned` can take these."""
-        wanted = set() if self.center is None else {"centers"}
-        fits = isinstance(learned, dict) and set(learned) <= wanted
-        for centers in learned.values() if fits else ():
-            fits = torch.is_tensor(centers) and centers.dim() == 2 and len(centers) == self.center.num_classes
+        fits = learned == {} if self.center is None else self.center.fits(learned)
         if not fits:
             raise CheckpointError(
                 f"{source} is a checkpoint of another run: what its loss has learnt does not fit this loss (center "
@@ -152,7 +157,7 @@ class ReidLoss(nn.Module):
 
     def load_learned(self, learned: dict[str, Tensor], device: torch.device) -> None:
         """Continues from what `learned` gave."""
-        if "centers" in learned:
+        if self.center is not None and "centers" in learned:
             self.center.centers = nn.Parameter(learned["centers"].to(device))
 
     def _check_classes(self, logits: tuple[Tensor, ...]) -> None:
@@ -162,12 +167,6 @@ class ReidLoss(nn.Module):
                 f"the model tells {known} identities apart, and the training data have {self.num_classes}; build it "
                 f"with num_classes={self.num_classes} (num_train_pids of the data manager)"
             )
-
-    def _center_term(self, features: tuple[Tensor, ...], pids: Tensor) -> Tensor:
-        _require(features, "center loss (loss.center.weight)", "features (build it with loss='triplet')")
-        if len(features) > 1:
-            raise ConfigError(f"the center loss is for models of one branch, got {len(features)}; set its weight to 0")
-        return self.center(features[0], pids)
 
     def _triplet_term(self, features: tuple[Tensor, ...], pids: Tensor) -> Tensor:
         _require(features, "triplet loss (weight_t)", "features (build it with loss='triplet')")
@@ -181,7 +180,7 @@ class ReidLoss(nn.Module):
         return torchreid.losses.DeepSupervision(self.triplet, features, pids)
 
 
-def loss_from_config(config: Any, num_classes: int, use_gpu: bool) -> ReidLoss:
+def loss_from_config(config: Config, num_classes: int, use_gpu: bool) -> ReidLoss:
     """The loss that `loss.name` and its nodes ask for; softmax leaves the triplet term out."""
     triplet = config.loss.triplet
     is_triplet = config.loss.name == "triplet"
@@ -244,6 +243,12 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
     scores = functional.log_softmax(student_logits / temperature, dim=1)
     goal = functional.log_softmax(teacher_logits.detach() / temperature, dim=1)
     return temperature**2 * functional.kl_div(scores, goal, reduction="batchmean", log_target=True)
+
+
+def _check_center_term(features: tuple[Tensor, ...]) -> None:
+    _require(features, "center loss (loss.center.weight)", "features (build it with loss='triplet')")
+    if len(features) > 1:
+        raise ConfigError(f"the center loss is for models of one branch, got {len(features)}; set its weight to 0")
 
 
 def _require(branches: tuple[Tensor, ...], term: str, what: str) -> None:

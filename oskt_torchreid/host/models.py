@@ -164,7 +164,7 @@ def identify(model: nn.Module) -> ModelSpec | None:
         for num_classes in _class_counts(model):
             twin = skeleton(name, num_classes, loss if loss in LOSSES else "softmax")
             if _shapes(twin) == shapes and str(twin) == str(model):
-                return ModelSpec(name, num_classes, twin.loss if hasattr(twin, "loss") else "softmax")
+                return ModelSpec(name, num_classes, getattr(twin, "loss", "softmax"))
             if _shapes(twin).keys() != shapes.keys() or _kernels(twin) != kernels:
                 break  # another class count changes neither names nor kernels
     return None
@@ -226,12 +226,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def initialise(model: nn.Module) -> None:
     """Gives every layer fresh weights, in place: torch's own, then the model's own initialisation where it has one."""
-    for module in model.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-    for module in model.modules():
-        if hasattr(module, "_init_params"):  # the name that torchreid's models use
-            module._init_params()
+    for method in ("reset_parameters", "_init_params"):  # the names that torch's layers and torchreid's models use
+        for module in model.modules():
+            if hasattr(module, method):
+                getattr(module, method)()
 
 
 class _Factory:

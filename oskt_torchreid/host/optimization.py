@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..config import Config
 from ..errors import ConfigError
 from ..registry import nearest
 from .compat import torchreid
@@ -20,7 +21,7 @@ NEW_LAYERS = "new_layers"  # marks that of new layers, by their names
 Curve = Callable[[float], float]
 
 
-def build_optimizer(parameters: nn.Module | Iterable[Any], config: Any, stage: Any = None) -> Optimizer:
+def build_optimizer(parameters: nn.Module | Iterable[Any], config: Config, stage: Config | None = None) -> Optimizer:
     """Builds torchreid's optimiser.
 
     Args:
@@ -110,7 +111,8 @@ def add_to_optimizer(optimizer: Optimizer, module: nn.Module, layer_of: Callable
     """
     first = optimizer.param_groups[0]
     biases = next((group for group in optimizer.param_groups if group.get(BIASES)), first)
-    new = next((group for group in optimizer.param_groups if NEW_LAYERS in group), {NEW_LAYERS: ()})
+    none: dict[str, Any] = {NEW_LAYERS: ()}
+    new = next((group for group in optimizer.param_groups if NEW_LAYERS in group), none)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             is_new = layer_of(name) in new[NEW_LAYERS]
@@ -168,7 +170,7 @@ def _trainable(parameters: Any) -> list[nn.Parameter]:
     return [parameter for parameter in parameters if parameter.requires_grad]
 
 
-def build_scheduler(optimizer: Optimizer, stage: Any, iterations_per_epoch: int) -> LRScheduler:
+def build_scheduler(optimizer: Optimizer, stage: Config, iterations_per_epoch: int) -> LRScheduler:
     """Builds the learning rate schedule of a training stage.
 
     Args:
@@ -204,7 +206,7 @@ def build_scheduler(optimizer: Optimizer, stage: Any, iterations_per_epoch: int)
     )
 
 
-def warmup_multi_step(stage: Any) -> Curve:
+def warmup_multi_step(stage: Config) -> Curve:
     """Share of the learning rate at an epoch: a linear warm-up, then `gamma` for every step size passed.
 
     Warm-up begins at `warmup_factor` and ends at 1 after `warmup_epochs`; milestones within it count already.
@@ -216,7 +218,7 @@ def warmup_multi_step(stage: Any) -> Curve:
     return lambda epoch: warmup(epoch) * stage.gamma ** bisect_right(milestones, epoch)
 
 
-def warmup_cosine(stage: Any) -> Curve:
+def warmup_cosine(stage: Config) -> Curve:
     """Share of the learning rate at an epoch: a linear warm-up, then half a cosine down to `min_lr_factor`.
 
     The cosine counts from epoch 0, as timm's and TransReID's does, so that it has begun to fall when warm-up ends:
@@ -234,12 +236,12 @@ def warmup_cosine(stage: Any) -> Curve:
     return curve
 
 
-def _warmup(stage: Any) -> Curve:
+def _warmup(stage: Config) -> Curve:
     length, start = stage.warmup_epochs, stage.warmup_factor
     return lambda epoch: start + (1 - start) * epoch / length if epoch < length else 1.0
 
 
-_CURVES: dict[str, Callable[[Any], Curve]] = {
+_CURVES: dict[str, Callable[[Config], Curve]] = {
     "warmup_multi_step": warmup_multi_step,
     "warmup_cosine": warmup_cosine,
 }

@@ -20,6 +20,7 @@ from ..networks import Outputs, parse_outputs
 from ..registry import register_engine
 from .distributed import whole_batch
 from .engine import TransferEngine
+from .interfaces import EngineData
 from .losses import ReidLoss
 from .models import unwrapped
 from .optimization import add_to_optimizer, layer_names
@@ -53,9 +54,11 @@ class OSKTEngine(TransferEngine):
         **options: of ``TransferEngine``.
     """
 
+    model: Refinement
+
     def __init__(
         self,
-        datamanager: Any,
+        datamanager: EngineData,
         model: nn.Module,
         optimizer: Optimizer | None = None,
         scheduler: LRScheduler | None = None,

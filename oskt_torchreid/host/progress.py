@@ -1,7 +1,7 @@
 """Progress bars with ETA, silent without a terminal: of a training run, with losses and rate, and of an evaluation."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -25,16 +25,33 @@ class NoWriter:
         """Closes nothing."""
 
 
+class Progressing(Protocol):
+    """An engine that trains, as far as its progress bar is concerned."""
+
+    epoch: int
+    start_epoch: int
+    max_epoch: int
+    last_summary: dict[str, float]
+
+    def get_current_lr(self) -> float:
+        """The learning rate."""
+
+    def skip_done(self, batches: Iterator[Any]) -> int:
+        """Draws the batches once more that an interrupted epoch has seen, and says how many they are."""
+
+    def batch_done(self) -> None:
+        """Told after every batch."""
+
+
 class ProgressLoader:
     """A data loader that moves its engine's progress bar; everything else is the wrapped loader's.
 
     Args:
         loader: data loader to iterate.
-        engine: gives epoch, start_epoch, max_epoch, last_summary and get_current_lr, and is told of every batch: by
-            `skip_done` of those of an interrupted epoch, by `batch_done` after each.
+        engine: what trains on the batches.
     """
 
-    def __init__(self, loader: Any, engine: Any) -> None:
+    def __init__(self, loader: Any, engine: Progressing) -> None:
         self.loader = loader
         self.engine = engine
         self._bar: tqdm | None = None

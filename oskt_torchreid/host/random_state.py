@@ -17,10 +17,12 @@ def random_state(device: torch.device) -> State:
     The result holds tensors and plain values alone, so that a checkpoint with it is read without running code.
     """
     version, numbers, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    state = {
+    numpy = np.random.get_state(legacy=False)
+    kind, words = numpy["bit_generator"], numpy["state"]
+    has_gauss, cached = int(numpy["has_gauss"]), float(numpy["gauss"])
+    state: State = {
         "python": [version, torch.tensor(numbers), gauss],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": [kind, torch.from_numpy(words["key"].astype(np.int64)), int(words["pos"]), has_gauss, cached],
         "torch": torch.get_rng_state(),
     }
     if device.type == "cuda":

@@ -26,6 +26,9 @@ PAIRS_AT_ONCE = 1 << 25  # of queries and gallery, which bounds the memory of di
 Part = tuple[slice, Tensor]
 """Some queries, and their distances ``[queries, gallery]``."""
 
+Labels = tuple[Any, Any, Any, Any]
+"""Identities and cameras, ``(q_pids, g_pids, q_camids, g_camids)``; cameras may be ``None``, of both sides."""
+
 
 class Ranking(NamedTuple):
     """A CMC curve, ``cmc[k]`` the share of queries with a match among the first ``k + 1``, and the mean AP."""
@@ -85,13 +88,13 @@ def rank(
     rows = rows_at_once(distances.shape[1])
     parts = ((slice(start, start + rows), distances[start : start + rows]) for start in range(0, len(distances), rows))
     labels = (q_pids, g_pids, q_camids, g_camids)
-    return rank_parts(parts, tuple(distances.shape), labels, (ap,), max_rank)[ap]
+    return rank_parts(parts, (len(distances), distances.shape[1]), labels, (ap,), max_rank)[ap]
 
 
 def rank_features(
     queries: Tensor,
     gallery: Tensor,
-    labels: tuple[Any, Any, Any, Any],
+    labels: Labels,
     metric: str = "euclidean",
     aps: Iterable[str] = (INTERPOLATED,),
     max_rank: int = MAX_RANK,
@@ -138,13 +141,7 @@ def distance_parts(
 
 
 def distance_matrix(queries: Tensor, gallery: Tensor, metric: str = "cosine") -> np.ndarray:
-    """torchreid's distances ``[queries, gallery]``: ``cosine`` (1 - similarity) or ``euclidean`` (squared).
-
-    Args:
-        queries: features ``[queries, channels]``.
-        gallery: features ``[gallery, channels]``.
-        metric: name of the distance.
-    """
+    """All of torchreid's distances at once, ``[queries, gallery]``; arguments of ``rank_features``."""
     return torchreid.metrics.compute_distance_matrix(queries, gallery, metric).numpy()
 
 
@@ -159,7 +156,7 @@ def rows_at_once(gallery: int) -> int:
 def rank_parts(
     parts: Iterable[Part],
     shape: tuple[int, int],
-    labels: tuple[Any, Any, Any, Any],
+    labels: Labels,
     aps: Iterable[str],
     max_rank: int = MAX_RANK,
 ) -> dict[str, Ranking]:
@@ -176,7 +173,7 @@ def rank_parts(
     for ap in aps:
         if ap not in (INTERPOLATED, TRAPEZOID):
             raise ConfigError(f"average precision is '{ap}'; allowed: {INTERPOLATED}, {TRAPEZOID}")
-    gallery = _Gallery(*_checked_labels(shape, labels))
+    gallery = _checked_gallery(shape, labels)
     found = [_places_of(distances, gallery, part) for part, distances in parts]
     query, place = (np.concatenate(lists) for lists in zip(*found, strict=True))
     if not len(query):
@@ -212,13 +209,12 @@ class _Gallery:
 
     Attributes:
         q_pids: of each query.
-        q_camids: of each query; ``None`` where cameras leave nothing out.
-        g_camids: of the gallery.
+        camids: of queries and gallery; ``None`` where cameras leave nothing out.
         by_pid: gallery entries in the order of their identities.
     """
 
-    def __init__(self, q_pids: np.ndarray, g_pids: np.ndarray, q_camids: Any, g_camids: Any) -> None:
-        self.q_pids, self.q_camids, self.g_camids = q_pids, q_camids, g_camids
+    def __init__(self, q_pids: np.ndarray, g_pids: np.ndarray, camids: tuple[np.ndarray, np.ndarray] | None) -> None:
+        self.q_pids, self.camids = q_pids, camids
         self.by_pid = np.argsort(g_pids, kind="stable")
         self._sorted_pids = g_pids[self.by_pid]
 
@@ -234,22 +230,30 @@ class _Gallery:
         query = np.repeat(np.arange(len(pids)), last - first)
         offset = np.arange(len(query)) - np.repeat(np.cumsum(last - first) - (last - first), last - first)
         entry = self.by_pid[first[query] + offset]
-        if self.q_camids is None:
+        if self.camids is None:
             return query, entry, np.ones(len(query), bool)
-        return query, entry, self.q_camids[part][query] != self.g_camids[entry]
+        q_camids, g_camids = self.camids
+        return query, entry, q_camids[part][query] != g_camids[entry]
 
 
-def _checked_labels(shape: tuple[int, int], given: tuple[Any, Any, Any, Any]) -> list[np.ndarray | None]:
-    if (given[2] is None) != (given[3] is None):
+def _checked_gallery(shape: tuple[int, int], labels: Labels) -> _Gallery:
+    q_pids, g_pids, q_camids, g_camids = labels
+    if (q_camids is None) != (g_camids is None):
         raise DataError("cameras are given of one side only; give those of queries and gallery, or of neither")
-    labels = [None if side is None else np.asarray(side) for side in given]
-    for name, side, count in zip(("q_pids", "g_pids", "q_camids", "g_camids"), labels, shape * 2, strict=True):
-        if side is not None and side.shape != (count,):
+    pids = _checked_labels(shape, "pids", q_pids, g_pids)
+    camids = None if q_camids is None else _checked_labels(shape, "camids", q_camids, g_camids)
+    return _Gallery(*pids, camids)
+
+
+def _checked_labels(shape: tuple[int, int], kind: str, queries: Any, gallery: Any) -> tuple[np.ndarray, np.ndarray]:
+    sides = np.asarray(queries), np.asarray(gallery)
+    for side, labels, count in zip("qg", sides, shape, strict=True):
+        if labels.shape != (count,):
             raise DataError(
-                f"{name} has shape {side.shape}, and the distance matrix is of {shape[0]} queries and {shape[1]} "
-                "gallery entries; there must be one label for each"
+                f"{side}_{kind} has shape {labels.shape}, and the distance matrix is of {shape[0]} queries and "
+                f"{shape[1]} gallery entries; there must be one label for each"
             )
-    return labels
+    return sides
 
 
 def _places_of(distances: Tensor, gallery: _Gallery, part: slice) -> tuple[np.ndarray, np.ndarray]:

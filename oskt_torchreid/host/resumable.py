@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.tensorboard import SummaryWriter
 
 from ..errors import CheckpointError, Terminated
@@ -27,6 +29,7 @@ from .checkpoints import Position, check_optimizer_state, check_training, positi
 from .compat import device, quiet, torchreid
 from .data import forget_patches
 from .distributed import all_gather, broadcast, is_rank_zero, set_own_state, share_of, spread_random_numbers, world_size
+from .interfaces import EngineData
 from .losses import ReidLoss
 from .progress import NoWriter, ProgressLoader
 from .random_state import random_state
@@ -49,8 +52,17 @@ class ResumableEngine(torchreid.engine.Engine):
     """
 
     loss: ReidLoss
+    # What torchreid's engine has, without types
+    epoch: int
+    model: nn.Module
+    train_loader: ProgressLoader
+    test_loader: Mapping[str, Mapping[str, Any]]
+    writer: SummaryWriter | NoWriter | None
+    _models: dict[str, nn.Module]
+    _optims: dict[str, Optimizer | None]
+    _scheds: dict[str, LRScheduler | None]
 
-    def __init__(self, datamanager: Any, use_gpu: bool = True) -> None:
+    def __init__(self, datamanager: EngineData, use_gpu: bool = True) -> None:
         super().__init__(datamanager, use_gpu)
         self.device = device(use_gpu)
         self.max_epoch = 0
@@ -107,20 +119,20 @@ class ResumableEngine(torchreid.engine.Engine):
         settings.apply_defaults()
         self.check_run(settings.arguments)
         position, self._resumed = self._resumed, None
-        self._run_folder = Path(save_dir)
-        self._kept_epoch = position.epoch if position and self._file(LAST_GOOD).is_file() else 0
+        folder = self._run_folder = Path(save_dir)
+        self._kept_epoch = position.epoch if position and _last_good(folder).is_file() else 0
         self.curve, self._evaluated = (list(position.curve), position.evaluated) if position else ([], 0)
         try:
             synchronised = synchronised_norms(self.networks() if self.sync_batch_norm else ())
             with quiet(), on_termination(self._note_termination), synchronised:
                 if not settings.arguments["test_only"]:
-                    self._begin()
+                    self._begin(folder)
                 if position is not None and position.epoch == settings.arguments["start_epoch"]:
                     self._go_on(position, settings.arguments)
                 super().run(save_dir, *args, **kwargs)
             if self._kept_epoch and is_rank_zero():
                 for name in self.get_model_names():
-                    self._file(LAST_GOOD, name).unlink(missing_ok=True)
+                    _last_good(folder, name).unlink(missing_ok=True)
             self.check_termination("at the end of training")
         finally:
             self._run_folder = self._within = None
@@ -130,12 +142,12 @@ class ResumableEngine(torchreid.engine.Engine):
                 self.writer.close()
                 self.writer = None  # a later run writes where it is told to
 
-    def _begin(self) -> None:
+    def _begin(self, folder: Path) -> None:
         """Makes ready the folder, which the first process alone writes to, and what all processes must agree on."""
         if is_rank_zero():
             for name in self.get_model_names():
-                remove_leftovers(self._file("", name))
-            self.writer = self.writer or SummaryWriter(log_dir=str(self._run_folder))
+                remove_leftovers(folder / name)
+            self.writer = self.writer or SummaryWriter(log_dir=str(folder))
         else:
             self.writer = NoWriter()
         if world_size() > 1:
@@ -173,14 +185,12 @@ class ResumableEngine(torchreid.engine.Engine):
 
     def _keep(self, epochs: int, batches: int = 0) -> bool:
         """Writes the state of a run after so many epochs and batches, unless it is not finite; says if it was."""
-        if self._run_folder is None or not self._is_finite():
+        folder = self._run_folder
+        if folder is None or not self._is_finite():
             return False
         for name in self.get_model_names():
-            save_checkpoint(self._file(LAST_GOOD, name), self._state(name, epochs - 1, math.nan, batches))
+            save_checkpoint(_last_good(folder, name), self._state(name, epochs - 1, math.nan, batches))
         return True
-
-    def _file(self, kind: str, name: str = "model") -> Path:
-        return self._run_folder / name / kind
 
     def _is_finite(self) -> bool:
         models = self._models.values()
@@ -325,5 +335,10 @@ class ResumableEngine(torchreid.engine.Engine):
 
 def _left_by(folder: str | Path, max_epoch: int) -> tuple[Path, Path]:
     """What a run leaves while it trains, and when it has."""
-    folder = Path(folder) / "model"
-    return folder / LAST_GOOD, folder / f"model.pth.tar-{max_epoch}"
+    folder = Path(folder)
+    return _last_good(folder), folder / "model" / f"model.pth.tar-{max_epoch}"
+
+
+def _last_good(folder: Path, name: str = "model") -> Path:
+    """The file of the last state of a model that a run has kept."""
+    return folder / name / LAST_GOOD

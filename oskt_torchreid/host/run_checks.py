@@ -112,13 +112,19 @@ def _is_whole(value: Any, lowest: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
 
 
-def check_optimizer(optimizer: Optimizer | None, model: nn.Module) -> None:
-    """Raises TrainingError unless an optimiser trains anything of a network."""
+def require_optimizer(optimizer: Optimizer | None) -> Optimizer:
+    """The optimiser itself; raises TrainingError where there is none."""
     if optimizer is None:
         raise TrainingError(
             "there is no optimiser, so that nothing would be trained; give the engine one (optimizer=...), or set "
             "test_only to evaluate the network as it is"
         )
+    return optimizer
+
+
+def check_optimizer(optimizer: Optimizer | None, model: nn.Module) -> None:
+    """Raises TrainingError unless an optimiser trains anything of a network."""
+    optimizer = require_optimizer(optimizer)
     own = {id(parameter) for parameter in model.parameters()}
     if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
         raise TrainingError(

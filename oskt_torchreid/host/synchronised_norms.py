@@ -45,7 +45,7 @@ class _Synchronised(nn.modules.batchnorm._BatchNorm):
         mean = _Mean.apply(images.mean(axes))
         centred = images - mean.view(shape)
         variance = _Mean.apply(centred.pow(2).mean(axes))
-        if self.track_running_stats and self.running_mean is not None:
+        if self.track_running_stats:
             self._follow(mean.detach(), variance.detach(), input.numel() // input.shape[1] * world_size())
         outputs = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
@@ -54,7 +54,9 @@ class _Synchronised(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Moves the running statistics as torch does, with the unbiased variance."""
+        """Moves the running statistics, where there are any, as torch does, with the unbiased variance."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
         self.num_batches_tracked += 1
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
@@ -73,7 +75,7 @@ class _Synchronised3d(_Synchronised, nn.BatchNorm3d):
     pass
 
 
-_TWINS = {
+_TWINS: dict[type[nn.Module], type[_Synchronised]] = {
     nn.BatchNorm1d: _Synchronised1d,
     nn.BatchNorm2d: _Synchronised2d,
     nn.BatchNorm3d: _Synchronised3d,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from ..vkd.views import check_view_counts, student_views
 from .compat import device
 from .distributed import whole_batch
 from .engine import TransferEngine
+from .interfaces import EngineData
 from .losses import ReidLoss
 from .models import unwrapped
 from .random_state import random_state, set_random_state
@@ -33,6 +34,14 @@ logger = logging.getLogger(__name__)
 TEMPERATURE, ALPHA, BETA = 10.0, 0.1, 1e-4  # the paper's
 STUDENT_VIEWS = 2
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+class Evaluation(TypedDict):
+    """Arguments of ``evaluate_protocols`` that an engine is made with."""
+
+    protocols: tuple[str, ...]
+    query_in_gallery: bool
+    no_camera: bool
 
 
 class VKDEngine(TransferEngine):
@@ -70,7 +79,7 @@ class VKDEngine(TransferEngine):
 
     def __init__(
         self,
-        datamanager: Any,
+        datamanager: EngineData,
         model: nn.Module,
         optimizer: Optimizer | None = None,
         scheduler: LRScheduler | None = None,
@@ -105,13 +114,13 @@ class VKDEngine(TransferEngine):
         super().__init__(datamanager, model, optimizer, scheduler, loss, use_gpu, **options)
         self.num_student_views = num_student_views
         self.temperature, self.alpha, self.beta = temperature, alpha, beta
-        self.evaluation = {"protocols": tuple(protocols), "query_in_gallery": query_in_gallery, "no_camera": no_camera}
+        self.evaluation = Evaluation(protocols=tuple(protocols), query_in_gallery=query_in_gallery, no_camera=no_camera)
         self.frames_at_once = frames_at_once
         self.protocols: dict[str, Results] = {}
         self.teacher: nn.Module | None = None
         self.same_classes = False
         if teacher is not None:
-            self.teacher = frozen_teacher(teacher).to(self.device, memory_format=self.memory_format)
+            self.teacher = frozen_teacher(teacher).to(self.device).to(memory_format=self.memory_format)
             self.same_classes = _compare_classes(teacher, model)
 
     # Training

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import get, merged, save_resolved
+from ..config import Config, get, merged, save_resolved
 from ..errors import ConfigError
 from ..registry import nearest
 from ..report.protocols import read_set_rows
@@ -33,7 +33,7 @@ TERMS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name on the command line: name in the table, and the changes that leave it out."""
 
 
-def ablate(config: Any, terms: Sequence[str] = tuple(TERMS), seeds: Sequence[int] = (), processes: int = 1) -> Path:
+def ablate(config: Config, terms: Sequence[str] = tuple(TERMS), seeds: Sequence[int] = (), processes: int = 1) -> Path:
     """Runs a configuration, then its student with each term left out, and writes a table.
 
     Args:
@@ -69,7 +69,7 @@ def ablate(config: Any, terms: Sequence[str] = tuple(TERMS), seeds: Sequence[int
     return folder / FOLDER
 
 
-def check_terms(config: Any, terms: Sequence[str], seeds: Sequence[int]) -> None:
+def check_terms(config: Config, terms: Sequence[str], seeds: Sequence[int]) -> None:
     """Raises ``ConfigError`` for terms that cannot be left out, or no terms."""
     if config.engine != "vkd":
         raise ConfigError(f"engine is '{config.engine}'; terms of the loss are left out of runs of engine 'vkd'")
@@ -93,7 +93,7 @@ def check_terms(config: Any, terms: Sequence[str], seeds: Sequence[int]) -> None
         check_loss(merged(config, TERMS[term][1]), term)
 
 
-def check_loss(config: Any, term: str) -> None:
+def check_loss(config: Config, term: str) -> None:
     """Raises ``ConfigError`` where nothing would be left of the loss of labels."""
     triplet = config.loss.triplet
     if not max(triplet.weight_t, triplet.weight_x):
@@ -103,7 +103,7 @@ def check_loss(config: Any, term: str) -> None:
         )
 
 
-def _jobs(config: Any, terms: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+def _jobs(config: Config, terms: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     """A run per seed with all terms, then one per term and seed."""
     teacher = {"vkd.teacher": str(Path(config.data.save_dir) / "teacher" / NETWORK_NAME)}
     changed = {"all": (WHOLE, {}), **{term: TERMS[term] for term in terms}}

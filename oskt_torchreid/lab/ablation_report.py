@@ -10,6 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from ..config import Config
 from ..files import atomic, write_json
 from ..report.protocols import INTERPOLATED, SetRow
 from .comparison_report import Spread
@@ -49,7 +50,7 @@ def ablation_table(teacher: SetRow, measurements: Sequence[TermMeasurement]) -> 
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=align)
 
 
-def write_ablation(folder: Path, teacher: SetRow, measurements: Sequence[TermMeasurement], config: Any) -> None:
+def write_ablation(folder: Path, teacher: SetRow, measurements: Sequence[TermMeasurement], config: Config) -> None:
     """Writes ``ablation.json`` and ``ablation.md``, each whole or not at all.
 
     Args:
@@ -72,7 +73,7 @@ def write_ablation(folder: Path, teacher: SetRow, measurements: Sequence[TermMea
         temporary.write_text(text, encoding="utf-8")
 
 
-def _paragraphs(teacher: SetRow, measurements: Sequence[TermMeasurement], config: Any) -> Iterator[str]:
+def _paragraphs(teacher: SetRow, measurements: Sequence[TermMeasurement], config: Config) -> Iterator[str]:
     node = config.vkd
     seeds = ", ".join(str(seed) for seed in dict.fromkeys(m.seed for m in measurements))
     yield f"# Terms of VKD: {config.model.name} on {', '.join(config.data.targets)}"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from ..config import get
+from ..config import Config, get
 from ..files import atomic, write_json
 from ..report.tables import human_count
 from .curves import comparison_plot, convergence_plot
@@ -201,7 +201,7 @@ def making_table(measurements: Sequence[Measurement]) -> str:
 
 def write_comparison(
     folder: Path,
-    config: Any,
+    config: Config,
     measurements: Sequence[Measurement],
     refinements: Sequence[Mapping[str, Any]],
     rates: Mapping[str, Mapping[str, float]],
@@ -231,7 +231,7 @@ def write_comparison(
 
 
 def _paragraphs(
-    config: Any,
+    config: Config,
     measurements: Sequence[Measurement],
     refinements: Sequence[Mapping[str, Any]],
     rates: Mapping[str, Mapping[str, float]],

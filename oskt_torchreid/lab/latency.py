@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from tqdm import tqdm
 
 from ..chain.network import trace
 from ..chain.student_file import load_student
-from ..config import load_config
+from ..config import Config, load_config
 from ..config.loading import RESOLVED_NAME
 from ..deploy import Latency
 from ..deploy.latency import Timed
@@ -82,7 +81,7 @@ def _measured(timed: Timed, setting: Setting, device: str, repeats: int) -> Late
     return timed.measure(setting.batch, setting.threads, device, setting.backend, repeats=repeats)
 
 
-def _of_run(folder: Path, config: Any, rows: Sequence[Row]) -> Iterator[tuple[Row, nn.Module]]:
+def _of_run(folder: Path, config: Config, rows: Sequence[Row]) -> Iterator[tuple[Row, nn.Module]]:
     """Teacher and students; controls have the shapes of students, and so their latency."""
     found = 0
     for row in rows:

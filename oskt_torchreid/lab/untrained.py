@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from tabulate import tabulate
 from torch import nn
@@ -13,6 +12,7 @@ from ..chain.chain import WeightChain
 from ..chain.distance import DISTANCES, check_foldable
 from ..chain.expansion import STATISTICS, expand_to_plan, width_plan
 from ..chain.recalibration import recalibrate
+from ..config import Config
 from ..host.compat import seed_everything
 from ..runs.oskt.specification import StudentSpec
 from ..runs.trainer import Trainer
@@ -20,7 +20,7 @@ from ..runs.trainer import Trainer
 RECALIBRATED = "recalibrated"
 
 
-def untrained_table(config: Any, chain: WeightChain, students: Sequence[str], batches: int = 24) -> str:
+def untrained_table(config: Config, chain: WeightChain, students: Sequence[str], batches: int = 24) -> str:
     """mAP (in %) of students as they are expanded, a row per student and a column per choice.
 
     Statistics vary with features as they are, distances with the S-student's own statistics.

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..files import atomic
 from ..vkd.analysis import TIME, VIEWS, Curve
 from ..vkd.camera_probe import CameraProbe
-from .plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
+from .plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, Style
 
 _COLOURS = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"))
 _BARS = ((BLUE, "white"), (ORANGE, "black"), (GREEN, "white"))  # of each kind, and of the number in it
@@ -30,7 +30,8 @@ Probes = Mapping[str, Mapping[str, CameraProbe]]
 
 def curve_table(curves: Curves) -> str:
     """Markdown: mAP in %, a row per curve and a column per number of frames."""
-    rows, counts = [], ()
+    rows: list[tuple[str, ...]] = []
+    counts: tuple[int, ...] = ()
     for network, kinds in curves.items():
         for kind, curve in kinds.items():
             counts = tuple(curve)
@@ -56,8 +57,8 @@ def curve_plot(curves: Curves, path: str | Path, frames_of: str, title: str = ""
     figure, axes = _figure((6.4, 4.0), title)
     for (network, kinds), (color, marker) in zip(curves.items(), _COLOURS, strict=False):
         for kind, curve in kinds.items():
-            style = {"color": color, "marker": marker, "linestyle": _DASHES[kind], "markersize": 6}
-            hollow = {"markerfacecolor": "white"} if _DASHES[kind] != "-" else {}
+            style: Style = {"color": color, "marker": marker, "linestyle": _DASHES[kind], "markersize": 6}
+            hollow: Style = {"markerfacecolor": "white"} if _DASHES[kind] != "-" else {}
             values = [100 * value for value in curve.values()]
             axes.plot(list(curve), values, label=_label(network, kind), **style, **hollow)
     counts = sorted({count for kinds in curves.values() for curve in kinds.values() for count in curve})

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ..errors import ConfigError
 from ..files import atomic
@@ -56,9 +57,9 @@ def heat_map_sheet(rows: Sequence[HeatMapRow], path: str | Path, title: str = ""
     # The name of a network stands above a frame and needs its room.
     cell = max(_CELL * width / height, _LETTER * max(map(len, names)))
     size = (1.9 + count * (len(names) * cell + _GAP), 1.0 + len(rows) * _CELL * 1.06)
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, hspace=0.02, wspace=0.02)
+    figure = Figure(figsize=size, dpi=150, layout=layout)
     FigureCanvasAgg(figure)  # draws without a display and leaves pyplot's state alone
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, hspace=0.02, wspace=0.02)
     if title:
         figure.suptitle(title, fontsize=9, wrap=True)
     # Between two groups of frames a narrow column stays empty.

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -32,6 +33,9 @@ _NAME_LENGTH = 30  # of letters; the path of a file would leave no room for the 
 _ROWS_KEY = "Rows"  # of a picture's metadata: a digest of what it shows
 _TICK_ROOM = 0.14  # least distance of two ticks, as a share of the axis
 _MARGIN = 1.6  # room beside the smallest and largest network, as a factor
+
+Style = dict[str, Any]
+"""Arguments by name of what draws."""
 
 
 def size_vs_map(rows: Sequence[Row], path: str | Path, title: str = "") -> None:
@@ -76,7 +80,7 @@ def _digest_of(path: Path) -> str | None:
 
 def _draw_teacher(axes: Axes, rows: Iterable[Row]) -> None:
     for row in rows:
-        if row.kind == "teacher":
+        if row.kind == "teacher" and row.best_map is not None:
             value = 100 * row.best_map
             axes.axhline(value, color=BLACK, linewidth=1, linestyle="--", zorder=1)
             axes.plot(row.params, value, "*", color=BLACK, markersize=13, label=f"teacher ({value:.1f})", zorder=4)
@@ -88,13 +92,13 @@ def _draw_students(axes: Axes, rows: Iterable[Row]) -> None:
     for row in students:
         # On a dotted line at the foot of the picture, upright: networks of nearly one size stay readable.
         axes.axvline(row.params, color=GREEN, linewidth=0.5, linestyle=":", alpha=0.6, zorder=0)
-        place = {"textcoords": ("offset points", "axes fraction"), "rotation": 90, "fontsize": 8, "color": GREEN}
+        place: Style = {"textcoords": ("offset points", "axes fraction"), "rotation": 90, "fontsize": 8, "color": GREEN}
         axes.annotate(short_name(row.name), (row.params, 0), xytext=(-3, 0.02), ha="right", va="bottom", **place)
-    s_students = [row for row in rows if row.kind == "s-student"]
+    kept = (row for row in rows if row.kind == "s-student")
+    s_students = [(row.params, 100 * row.best_map) for row in kept if row.best_map is not None]
     if s_students:
-        values = [100 * row.best_map for row in s_students]
-        style = {"color": BLUE, "markersize": 5, "linestyle": "none", "zorder": 5}
-        axes.plot([row.params for row in s_students], values, "D", label="S-student, refined", **style)
+        style: Style = {"color": BLUE, "markersize": 5, "linestyle": "none", "zorder": 5}
+        axes.plot(*zip(*s_students, strict=True), "D", label="S-student, refined", **style)
 
 
 def _draw_controls(axes: Axes, rows: Iterable[Row]) -> None:
@@ -108,7 +112,7 @@ def _draw_controls(axes: Axes, rows: Iterable[Row]) -> None:
 
 def _series(axes: Axes, rows: Sequence[Row], marker: str, color: str, label: str) -> None:
     """Draws one family: filled markers after fine-tuning, hollow ones before it."""
-    style = {"marker": marker, "color": color, "markersize": 8, "linewidth": 1.2, "zorder": 3}
+    style: Style = {"marker": marker, "color": color, "markersize": 8, "linewidth": 1.2, "zorder": 3}
     after = [(row.params, 100 * row.map_after) for row in rows if row.map_after is not None]
     before = [(row.params, 100 * row.map_before) for row in rows if row.map_before is not None]
     if before:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from ..config import Config
 from ..files import atomic, write_json
 from .results import Row, read_versioned
 from .tables import human_count
@@ -49,9 +50,14 @@ class SetRow:
         first = next(iter(self.protocols))
         targets = {name: _plain_names(protocols[first]) for name, protocols in self.targets.items()}
         numbers = _plain_names(self.protocols[first])
-        sizes = {"params": self.params, "flops": self.flops, "epochs": self.epochs, "seconds": self.seconds}
-        measured = {"map_after": numbers["mAP"], "rank1_after": numbers["rank1"], "targets": targets}
-        return Row(self.name, self.kind, **sizes, **measured)
+        return Row(
+            *(self.name, self.kind, self.params, self.flops),
+            map_after=numbers["mAP"],
+            rank1_after=numbers["rank1"],
+            epochs=self.epochs,
+            seconds=self.seconds,
+            targets=targets,
+        )
 
     def on(self, target: str) -> SetRow:
         """The row with the numbers of one target alone."""
@@ -115,7 +121,7 @@ def _rows(content: Mapping[str, Any]) -> list[SetRow]:
     return [SetRow(**row) for row in content["rows"]]
 
 
-def write_set_report(folder: Path, rows: Sequence[SetRow], config: Any, facts: Mapping[str, Any]) -> None:
+def write_set_report(folder: Path, rows: Sequence[SetRow], config: Config, facts: Mapping[str, Any]) -> None:
     """Writes ``results.json`` and ``results.md``, each whole or not at all."""
     content = {
         "format_version": FORMAT_VERSION,

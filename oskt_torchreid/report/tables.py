@@ -56,7 +56,7 @@ def _table(rows: Sequence[Row], style: str) -> str:
 
 
 def _cells(row: Row, reranked: bool) -> tuple[str, ...]:
-    numbers = (row.map_before, row.rank1_before, row.map_after, row.rank1_after)
+    numbers: tuple[float | None, ...] = (row.map_before, row.rank1_before, row.map_after, row.rank1_after)
     if reranked:
         numbers += (row.reranked.get("mAP"), row.reranked.get("rank1"))
     return (

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
-from ..config import get
+from ..config import Config, get
 from ..datasets.checks import check_batches, check_matches, check_pictures
 from ..errors import ConfigError, TrainingError
 from ..host.distributed import is_rank_zero
+from ..host.interfaces import DataManager
 from ..host.losses import loss_from_config
 from ..host.optimization import build_optimizer, build_scheduler, check_layers
 from ..host.run_checks import check_batch
@@ -40,7 +40,7 @@ class StageToCome:
     images: int = 1
 
 
-def stages_to_come(config: Any, plan: RunPlan) -> list[StageToCome]:
+def stages_to_come(config: Config, plan: RunPlan) -> list[StageToCome]:
     """The training stages of a run of OSKT, in order."""
     oskt, teacher = config.oskt, plan.teacher
     narrow = _ratio(plan, plan.chain_widths)
@@ -94,7 +94,7 @@ def check_stages(trainer: Trainer, stages: Sequence[StageToCome], no_camera: boo
     check_memory(needed, config.use_gpu)
 
 
-def _check_training(config: Any, stage: StageToCome, manager: Any) -> None:
+def _check_training(config: Config, stage: StageToCome, manager: DataManager) -> None:
     """Builds what a stage trains with: raises ``ConfigError`` where that cannot be, and leaves the network as it is."""
     node, loss = get(config, stage.key), loss_from_config(config, manager.num_train_pids, use_gpu=False)
     build_scheduler(build_optimizer(stage.model, config, node), node, len(manager.train_loader))

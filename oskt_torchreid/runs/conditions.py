@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fnmatch import fnmatch
-from typing import Any
 
 from ..baselines import baseline
-from ..config import get, leaves
+from ..config import Config, get, leaves
 from ..host.compat import device
 from ..host.data import has_splits
 from ..host.distributed import world_size
@@ -39,7 +38,7 @@ _SAMPLERS = {
 }
 
 
-def idle_keys(config: Any) -> dict[str, str]:
+def idle_keys(config: Config) -> dict[str, str]:
     """Dotted keys that do nothing in a run, and why.
 
     Example: ``train.stepsize`` does nothing where ``train.lr_scheduler is 'cosine'``, which is its reason then.
@@ -61,7 +60,7 @@ def idle_keys(config: Any) -> dict[str, str]:
     return dict(reversed(found))  # of several reasons the first
 
 
-def left_out_keys(config: Any) -> dict[str, str]:
+def left_out_keys(config: Config) -> dict[str, str]:
     """The keys of stages that are left out: for want of epochs, or because a given teacher or chain is in their place.
 
     They are told, and never refused: a command stays as it is when that is added to it.
@@ -84,7 +83,7 @@ def left_out_keys(config: Any) -> dict[str, str]:
     return reasons
 
 
-def _without_epochs(config: Any, stage: str) -> list[str]:
+def _without_epochs(config: Config, stage: str) -> list[str]:
     """The keys of a stage of no epochs that do nothing then."""
     node, controls = get(config, stage), config.oskt.controls
     # Controls are given the epochs of refinement and fine-tuning together, at the resolutions of both.
@@ -98,12 +97,12 @@ def _without_epochs(config: Any, stage: str) -> list[str]:
     return [key for key in own if key not in used]
 
 
-def train_schedule(config: Any) -> list[str]:
+def train_schedule(config: Config) -> list[str]:
     """The keys of the train node that are of its own stage alone."""
     return [key for key in leaves(config.train, "train.") if any(fnmatch(key, f"train.{name}") for name in SCHEDULE)]
 
 
-def _of_training(config: Any) -> Reasons:
+def _of_training(config: Config) -> Reasons:
     train = config.train
     if not train.staged_lr:
         yield from _each("train.staged_lr is False", "train.new_layers", "train.base_lr_mult")
@@ -117,7 +116,7 @@ def _of_training(config: Any) -> Reasons:
         yield "train.sync_batch_norm", "there is one process"
 
 
-def _of_schedule(config: Any, stage: str) -> Reasons:
+def _of_schedule(config: Config, stage: str) -> Reasons:
     node = get(config, stage)
     for key, schedules in SCHEDULE_KEYS.items():
         if node.lr_scheduler not in schedules:
@@ -126,7 +125,7 @@ def _of_schedule(config: Any, stage: str) -> Reasons:
         yield f"{stage}.warmup_factor", f"{stage}.warmup_epochs is 0"
 
 
-def _of_data(config: Any, engine: str) -> Reasons:
+def _of_data(config: Config, engine: str) -> Reasons:
     data = config.data
     names = list(dict.fromkeys([*data.sources, *data.targets]))
     if not any(has_splits(name, data.type) for name in names):
@@ -140,7 +139,7 @@ def _of_data(config: Any, engine: str) -> Reasons:
         yield "validation.seed", "validation.share is 0"
 
 
-def _of_losses(config: Any) -> Reasons:
+def _of_losses(config: Config) -> Reasons:
     loss, triplet = config.loss, config.loss.triplet
     if not loss.center.weight:
         yield "loss.center.lr", "loss.center.weight is 0"
@@ -156,7 +155,7 @@ def _of_losses(config: Any) -> Reasons:
         yield "loss.triplet.margin", "loss.triplet.soft_margin is True"
 
 
-def _of_evaluation(config: Any) -> Reasons:
+def _of_evaluation(config: Config) -> Reasons:
     test = config.test
     if not test.visrank:
         yield "test.visrank_topk", "test.visrank is False"
@@ -168,7 +167,7 @@ def _of_evaluation(config: Any) -> Reasons:
         yield "test.normalize_feature", "test.dist_metric is 'cosine'"
 
 
-def _of_chain(config: Any) -> Reasons:
+def _of_chain(config: Config) -> Reasons:
     oskt = config.oskt
     if oskt.ladder:
         yield "oskt.width", "oskt.ladder has the widths of the chains"
@@ -176,7 +175,7 @@ def _of_chain(config: Any) -> Reasons:
         yield "oskt.refine.lambda_schedule", "oskt.refine.lambda is 0"
 
 
-def _of_students(config: Any) -> Reasons:
+def _of_students(config: Config) -> Reasons:
     """What depends on which networks there are."""
     oskt = config.oskt
     students = students_of(config)
@@ -207,7 +206,7 @@ def _of_students(config: Any) -> Reasons:
         yield from _each("oskt.students and oskt.ladder ask for no latency", *leaves(oskt.latency, "oskt.latency."))
 
 
-def _of_sets(config: Any) -> Reasons:
+def _of_sets(config: Config) -> Reasons:
     node = config.vkd
     if not node.student.endswith(".safetensors"):
         yield "vkd.student_width", "vkd.student is no chain's file"

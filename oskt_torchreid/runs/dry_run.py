@@ -7,14 +7,13 @@ import copy
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from ..chain.counting import Costs
 from ..chain.expansion import expand_to_plan
-from ..config import get
+from ..config import Config, get
 from ..datasets import synthped, synthped_video
 from ..datasets.stand_in import CAMERAS, VIEWS, make_stand_in
 from ..datasets.synthetic import preset
@@ -39,7 +38,7 @@ TEST_PAIRS = 60  # identities times cameras: torchreid's ranking wants galleries
 
 
 def rehearse(
-    config: Any, built: BuiltNetworks | None = None, step: bool = True, given: Sequence[str] = ()
+    config: Config, built: BuiltNetworks | None = None, step: bool = True, given: Sequence[str] = ()
 ) -> Rehearsal:
     """Builds networks, widths, data loaders, losses, optimisers and schedules, and makes one step.
 
@@ -71,7 +70,7 @@ def rehearse(
     return replace(rehearsal, facts=(*rehearsal.facts, *look_at_data(config, trainer, rehearsal.stages)))
 
 
-def _on_stand_ins(config: Any, method: str, built: BuiltNetworks | None, step: bool) -> Rehearsal:
+def _on_stand_ins(config: Config, method: str, built: BuiltNetworks | None, step: bool) -> Rehearsal:
     """Builds everything, and makes the one step, on data that are made for it."""
     with _rehearsal_config(config) as small:
         if method == "vkd":
@@ -90,7 +89,7 @@ def _on_stand_ins(config: Any, method: str, built: BuiltNetworks | None, step: b
 
 
 @contextlib.contextmanager
-def _rehearsal_config(config: Any) -> Iterator[Any]:
+def _rehearsal_config(config: Config) -> Iterator[Config]:
     """The configuration on stand-in data that are there for the while."""
     small = config.clone()
     small.defrost()
@@ -117,7 +116,7 @@ def _rehearsal_config(config: Any) -> Iterator[Any]:
         yield small
 
 
-def _built(small: Any, num_classes: int) -> BuiltNetworks:
+def _built(small: Config, num_classes: int) -> BuiltNetworks:
     """The networks of a run of OSKT, with fresh weights."""
     plan = make_plan(small, num_classes)
     chain = stand_in_chain(plan.teacher, plan.graph, plan.chain_widths)
@@ -125,30 +124,32 @@ def _built(small: Any, num_classes: int) -> BuiltNetworks:
     counts = Costs(chain).count([plan.graph.sizes, *widths.values()])
     sizes = zip(("teacher", *widths), counts.params.tolist(), counts.flops.tolist(), strict=True)
     first = next((student.widths for student in plan.students if student.spec.of_chain), plan.chain_widths)
-    return BuiltNetworks(plan, tuple(sizes), expand_to_plan(chain, first), chain)
+    names = tuple(student.name for student in plan.students)
+    return BuiltNetworks(plan.teacher, tuple(sizes), expand_to_plan(chain, first), names, chain)
 
 
-def _oskt_stages(config: Any, small: Any, trainer: Trainer, built: BuiltNetworks) -> tuple[StageRehearsal, ...]:
+def _oskt_stages(config: Config, small: Config, trainer: Trainer, built: BuiltNetworks) -> tuple[StageRehearsal, ...]:
     """Stages of a run of OSKT, in order."""
-    plan, stages = built.plan, []
+    stages = []
     if not config.oskt.chain:
         if not config.oskt.teacher:
-            stages.append(_stage(config, small, trainer, "train", plan.teacher, "teacher"))
+            stages.append(_stage(config, small, trainer, "train", built.teacher, "teacher"))
         stages.append(_refine_stage(config, small, trainer, built))
-    if plan.students:
-        names = ", ".join(student.name for student in plan.students)
-        stages.append(_stage(config, small, trainer, "oskt.finetune", built.student, names))
+    if built.students:
+        stages.append(_stage(config, small, trainer, "oskt.finetune", built.student, ", ".join(built.students)))
     return tuple(stages)
 
 
-def _stage(config: Any, small: Any, trainer: Trainer, key: str, model: nn.Module, networks: str) -> StageRehearsal:
+def _stage(
+    config: Config, small: Config, trainer: Trainer, key: str, model: nn.Module, networks: str
+) -> StageRehearsal:
     optimizer = build_optimizer(model, small, get(small, key))
     return rehearsed_stage(config, small, trainer, key, networks, optimizer)
 
 
-def _refine_stage(config: Any, small: Any, trainer: Trainer, built: BuiltNetworks) -> StageRehearsal:
+def _refine_stage(config: Config, small: Config, trainer: Trainer, built: BuiltNetworks) -> StageRehearsal:
     """The refinement's engine is built too: it adds the S-student's parameters to the optimiser."""
-    node, teacher = get(small, "oskt.refine"), built.plan.teacher
+    node, teacher = get(small, "oskt.refine"), built.teacher
     optimizer = build_optimizer(teacher, small, node)
     OSKTEngine(
         trainer.datamanager(node.batch_size),
@@ -164,7 +165,7 @@ def _refine_stage(config: Any, small: Any, trainer: Trainer, built: BuiltNetwork
     return rehearsed_stage(config, small, trainer, "oskt.refine", "teacher, S-student", optimizer)
 
 
-def _one_step(small: Any, trainer: Trainer, model: nn.Module) -> dict[str, float]:
+def _one_step(small: Config, trainer: Trainer, model: nn.Module) -> dict[str, float]:
     """One training step of a network on a batch of the stand-in data; the network changes."""
     datamanager = trainer.datamanager(small.train.batch_size)
     loss = loss_from_config(small, trainer.num_classes, use_gpu=False)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from ..config import get
+from ..config import Config, get
 from ..datasets.checks import check_batches, check_matches, check_pictures, counts_of, pictures_of
 from ..datasets.manager import drawn_sets, missing_sets
 from ..host.pictures import read_picture
@@ -17,7 +16,7 @@ from .trainer import Trainer
 DECODED = 10
 
 
-def look_at_data(config: Any, trainer: Trainer, stages: Sequence[StageRehearsal]) -> Facts:
+def look_at_data(config: Config, trainer: Trainer, stages: Sequence[StageRehearsal]) -> Facts:
     """Reads data sets that are there; draws and fetches none.
 
     Args:

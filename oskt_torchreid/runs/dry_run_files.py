@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..chain import WeightChain, load_student
+from ..config import Config
 from ..errors import ConfigError, OsktError
 from ..files import load_checkpoint
 from ..files.weights import state_dict_of
@@ -15,7 +16,7 @@ from .oskt.specification import students_of
 Reader = Callable[[str], Any]
 
 
-def look_at_files(config: Any) -> None:
+def look_at_files(config: Config) -> None:
     """Reads the files of earlier runs that are there; those that an earlier run has yet to make are passed over.
 
     Raises:
@@ -32,7 +33,7 @@ def look_at_files(config: Any) -> None:
             raise type(error)(f"{key} is '{path}': {error}") from error
 
 
-def _given(config: Any) -> Iterator[tuple[str, str, Reader]]:
+def _given(config: Config) -> Iterator[tuple[str, str, Reader]]:
     """Key, path and reader of every file that this run would read."""
     engine, oskt, vkd = config.engine or config.loss.name, config.oskt, config.vkd
     yield "model.load_weights", config.model.load_weights, _state

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from ..chain.student_file import load_student
-from ..config import merged
+from ..config import Config, merged
 from ..deploy import Exported, ExportedNetwork, export, open_exported
 from ..deploy.deployment import Deployed
 from ..deploy.quantization import CALIBRATION_IMAGES
@@ -19,6 +19,7 @@ from ..errors import CheckpointError, ConfigError
 from ..files import load_checkpoint, weights
 from ..host import models
 from ..host.data import unaugmented_loader
+from ..host.interfaces import DataManager
 from ..models import build_model
 from ..networks import is_classifier
 from .trainer import Trainer
@@ -36,7 +37,7 @@ class ExportReport(NamedTuple):
     map_after: float | None = None
 
 
-def load_network(source: str, model_name: str = "", config: Any = None) -> nn.Module:
+def load_network(source: str, model_name: str = "", config: Config | None = None) -> nn.Module:
     """The network of a file, or the one that a registered name builds.
 
     Args:
@@ -69,7 +70,7 @@ def load_network(source: str, model_name: str = "", config: Any = None) -> nn.Mo
 
 
 def export_with_data(
-    model: nn.Module, path: str | Path, config: Any, calibration_images: int = CALIBRATION_IMAGES, **options: Any
+    model: nn.Module, path: str | Path, config: Config, calibration_images: int = CALIBRATION_IMAGES, **options: Any
 ) -> ExportReport:
     """Exports a network for the pictures of a data set, and measures network and file on it.
 
@@ -104,14 +105,13 @@ def export_with_data(
     return ExportReport(exported, before, after)
 
 
-def _spread_loader(datamanager: Any, count: int) -> DataLoader:
+def _spread_loader(datamanager: DataManager, count: int) -> DataLoader:
     """Evenly spaced training images, as they are seen in evaluation."""
-    loader = unaugmented_loader(datamanager)
-    images = loader.dataset
-    places = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).astype(int))
-    workers = {"num_workers": loader.num_workers, "worker_init_fn": loader.worker_init_fn}
-    return DataLoader(Subset(images, places.tolist()), loader.batch_size, **workers)
+    loader, there = unaugmented_loader(datamanager), len(datamanager.train_loader.dataset)
+    places = np.unique(np.linspace(0, there - 1, min(count, there)).astype(int))
+    images = Subset(loader.dataset, places.tolist())
+    return DataLoader(images, loader.batch_size, num_workers=loader.num_workers, worker_init_fn=loader.worker_init_fn)
 
 
-def _untrained(config: Any) -> Any:
+def _untrained(config: Config) -> Config:
     return merged(config, {"model.pretrained": False})

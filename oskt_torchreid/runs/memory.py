@@ -93,7 +93,7 @@ def check_memory(stages: dict[str, tuple[int, int]], use_gpu: bool) -> None:
 
 def _memory(use_gpu: bool) -> tuple[int, int]:
     """Bytes of memory in all, and those that are free."""
-    where: Any = device(use_gpu)
+    where = device(use_gpu)
     if where.type == "cuda":
         free, total = torch.cuda.mem_get_info(where)
         return total, free

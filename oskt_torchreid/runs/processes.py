@@ -163,7 +163,8 @@ def _between_pieces(*_: object) -> None:
 
     Of a process that ended by itself the pool would believe the worst, and terminate the others at once.
     """
-    if not multiprocessing.parent_process().is_alive():
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
         os._exit(128 + signal.SIGTERM)
 
 
@@ -178,7 +179,10 @@ def _work_off(work: Callable[..., None], piece: tuple) -> None:
 
 def _end_with_parent() -> None:
     """Ends this process, hours before its piece might, when the one that would hear of the result is gone."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE)
     os._exit(1)

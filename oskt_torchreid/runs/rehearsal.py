@@ -6,20 +6,17 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tabulate import tabulate
 from torch import nn
 from torch.optim import Optimizer
 
 from ..chain.chain import WeightChain
-from ..config import get
+from ..config import Config, get
 from ..errors import ConfigError
 from ..host.optimization import build_scheduler
 from ..models import find_classifier
-from .oskt.plan import RunPlan
 from .trainer import Trainer, network_size
-from .vkd.plan import SetPlan
 
 Facts = tuple[tuple[str, str], ...]
 Network = tuple[str, int, int]
@@ -58,15 +55,17 @@ class BuiltNetworks:
     """Networks of a run, which do not depend on the data.
 
     Attributes:
-        plan: of the run, with its teacher.
+        teacher: of the run.
         sizes: (name, parameters, multiply-adds) of each network, without classifiers.
         student: the first student; of a run of OSKT without any, one of the chain's width.
+        students: names of all, of a run of OSKT.
         chain: of a run of OSKT, with arbitrary clusters.
     """
 
-    plan: RunPlan | SetPlan
+    teacher: nn.Module
     sizes: tuple[Network, ...]
     student: nn.Module
+    students: tuple[str, ...] = ()
     chain: WeightChain | None = None
 
 
@@ -104,7 +103,7 @@ class Rehearsal:
 
 
 def rehearsed_stage(
-    config: Any, small: Any, trainer: Trainer, key: str, networks: str, optimizer: Optimizer
+    config: Config, small: Config, trainer: Trainer, key: str, networks: str, optimizer: Optimizer
 ) -> StageRehearsal:
     """Runs the schedule through, without training; the optimiser's rates are at their end afterwards."""
     node = get(small, key)
@@ -122,7 +121,7 @@ def rehearsed_stage(
     return StageRehearsal(key, networks, node.max_epoch, batch_size, name, tuple(rates), _marks(node))
 
 
-def _marks(node: Any) -> tuple[int, ...]:
+def _marks(node: Config) -> tuple[int, ...]:
     """Epochs at which a schedule begins, turns or ends."""
     last = node.max_epoch - 1
     marks = {0, last}
@@ -132,16 +131,16 @@ def _marks(node: Any) -> tuple[int, ...]:
     return tuple(sorted(mark for mark in marks if 0 <= mark <= last))
 
 
-def network_cost(model: nn.Module, small: Any) -> tuple[int, int]:
+def network_cost(model: nn.Module, small: Config) -> tuple[int, int]:
     """Parameters and multiply-adds of a network for one image, without its classifier where it has one."""
     size = (3, small.data.height, small.data.width)
-    heads = frozenset()
+    heads: frozenset[str] = frozenset()
     with contextlib.suppress(ConfigError):  # several classifiers: they are counted
         heads = frozenset({f"{find_classifier(model, size)}.weight"})
     return network_size(model, heads, size)
 
 
-def facts_of(config: Any) -> Facts:
+def facts_of(config: Config) -> Facts:
     """What is not in the tables, of a run on images."""
     test = config.test
     tested = f"{', '.join(config.data.targets)}, {test.dist_metric}{', L2-normalised' * test.normalize_feature}"
@@ -160,7 +159,7 @@ def facts_of(config: Any) -> Facts:
     )
 
 
-def sampler_text(node: Any) -> str:
+def sampler_text(node: Config) -> str:
     """How batches are put together."""
     kinds = {"Identity": ("num_instances", "images of an identity"), "Domain": ("num_cams", "cameras")}
     kinds["Dataset"] = "num_datasets", "data sets"
@@ -168,7 +167,7 @@ def sampler_text(node: Any) -> str:
     return node.train_sampler + "".join(said)
 
 
-def data_facts(config: Any, tested: str) -> Facts:
+def data_facts(config: Config, tested: str) -> Facts:
     """Data sets, how networks are tested on them, and what is done to images."""
     data = config.data
     return (
@@ -178,7 +177,7 @@ def data_facts(config: Any, tested: str) -> Facts:
     )
 
 
-def few_shot_facts(config: Any) -> Facts:
+def few_shot_facts(config: Config) -> Facts:
     """The subset of the identities, where there is one."""
     few = config.few_shot
     if few.ratio == 1:
@@ -191,7 +190,7 @@ def file_facts(files: Mapping[str, str]) -> Facts:
     return tuple((name, f"{path} ({_presence(path)})") for name, path in files.items() if path)
 
 
-def loss_text(config: Any) -> str:
+def loss_text(config: Config) -> str:
     """The terms of the re-identification loss."""
     loss = config.loss
     smooth = " with smoothed labels" if loss.softmax.label_smooth else ""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ..config import get, merged
+from ..config import Config, get, merged
 from ..errors import CheckpointError, ConfigError
 from ..files import remove_leftovers
 from ..host.compat import seed_everything
@@ -29,7 +28,7 @@ from .vkd.run import run_sets
 RESUME_AUTO = "auto"
 
 
-def run(config: Any, given: Sequence[str] = ()) -> Results:
+def run(config: Config, given: Sequence[str] = ()) -> Results:
     """Runs what the configuration asks for; stages that are done with the same configuration are not done again.
 
     Args:
@@ -78,7 +77,7 @@ def run(config: Any, given: Sequence[str] = ()) -> Results:
     return train_only(config, trainer, model, folder, method, resume)
 
 
-def _run_oskt(config: Any, folder: Path) -> Results:
+def _run_oskt(config: Config, folder: Path) -> Results:
     evaluates = config.test.evaluate
     if processes_of(config) > 1 and not evaluates:
         prepare_processes()  # beside reading the data, or drawing it
@@ -94,7 +93,7 @@ def _run_oskt(config: Any, folder: Path) -> Results:
     return job.complete()
 
 
-def _checked_resume(config: Any, method: str) -> str:
+def _checked_resume(config: Config, method: str) -> str:
     """The checkpoint that ``model.resume`` names; empty where the run goes on by itself.
 
     Raises:
@@ -119,7 +118,7 @@ def _checked_resume(config: Any, method: str) -> str:
     return path
 
 
-def _check_processes(config: Any, method: str) -> None:
+def _check_processes(config: Config, method: str) -> None:
     """Raises ``ConfigError`` unless several processes can share every batch, and measure nothing each by itself."""
     if world_size() == 1:
         return

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from ..chain.network import trace
+from ..config import Config
 from ..errors import GraphError
 from ..files import sha256
 from ..files.weights import load_weights
@@ -22,7 +22,9 @@ from .trainer import Trainer, measured, network_size
 logger = logging.getLogger(__name__)
 
 
-def train_only(config: Any, trainer: Trainer, model: nn.Module, folder: Path, method: str, resume: str = "") -> Results:
+def train_only(
+    config: Config, trainer: Trainer, model: nn.Module, folder: Path, method: str, resume: str = ""
+) -> Results:
     """One network, trained and evaluated as torchreid's own script does; ``test.evaluate`` evaluates only.
 
     An engine that somebody has registered is called with the arguments of ``TransferEngine``, its loss that of
@@ -62,7 +64,7 @@ def train_only(config: Any, trainer: Trainer, model: nn.Module, folder: Path, me
     return results
 
 
-def engine_of(config: Any) -> type[TransferEngine]:
+def engine_of(config: Config) -> type[TransferEngine]:
     """The engine that trains one network: somebody's own where ``engine`` names one, else that of the loss."""
     method = config.engine or config.loss.name
     own = method not in (config.loss.name, "oskt", "vkd")
@@ -70,7 +72,7 @@ def engine_of(config: Any) -> type[TransferEngine]:
 
 
 def _evaluated(
-    config: Any, trainer: Trainer, model: nn.Module, stage: Stage, evaluate: Callable[[Facts], Facts]
+    config: Config, trainer: Trainer, model: nn.Module, stage: Stage, evaluate: Callable[[Facts], Facts]
 ) -> tuple[Facts, int]:
     """Numbers without any training, and the epochs behind them: of the given weights, else of those in the folder."""
     facts = None if config.model.load_weights else stage.evaluated(evaluate)
@@ -87,7 +89,7 @@ def _evaluated(
     return trainer.evaluate(model, stage.folder), 0
 
 
-def _stage(config: Any, trainer: Trainer, folder: Path, method: str) -> Stage:
+def _stage(config: Config, trainer: Trainer, folder: Path, method: str) -> Stage:
     """The training of the network as a stage in the run's own folder."""
     weights = sha256(config.model.load_weights) if config.model.load_weights else None
     recipe = trainer.recipe("train", engine=method, **{"the file model.load_weights": weights})

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..config import digest
 from ..errors import CheckpointError, ConfigError, TrainingError
@@ -142,7 +142,7 @@ class Stage:
                 "copy the file to another place, or choose another data.save_dir"
             )
 
-    def _is_ours(self, content: Facts | None) -> bool:
+    def _is_ours(self, content: Facts | None) -> TypeGuard[Facts]:
         return content is not None and not self.recipe.changed_weights(content["settings"])
 
     def _has_outputs(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..chain.counting import multiply_adds
-from ..config import Effect, get, save_resolved, settings
+from ..config import Config, Effect, get, save_resolved, settings
 from ..datasets import synthped, synthped_video
 from ..datasets.checks import data_digest
 from ..datasets.fewshot import save_list
@@ -22,6 +22,7 @@ from ..datasets.synthetic import preset, video_preset
 from ..host.compat import seed_everything
 from ..host.distributed import broadcast, rank_zero_first
 from ..host.engine import TransferEngine
+from ..host.interfaces import DataManager
 from ..host.losses import loss_from_config
 from ..host.optimization import build_optimizer, build_scheduler
 from .conditions import idle_keys
@@ -51,25 +52,25 @@ class Trainer:
         resume: a checkpoint beside the configuration's files that a stage goes on from.
     """
 
-    def __init__(self, config: Any, resume: str = "") -> None:
+    def __init__(self, config: Config, resume: str = "") -> None:
         self.config = config
         self.given = [*given_files(config), *([resume] if resume else [])]
-        self._managers: dict[Any, Any] = {}
+        self._managers: dict[Hashable, DataManager] = {}
         configure_synthetic(config)
 
-    def datamanager(self, batch_size: int, batch_key: str = "train.batch_size") -> Any:
+    def datamanager(self, batch_size: int, batch_key: str = "train.batch_size") -> DataManager:
         """torchreid's data manager for a training batch size, which a key of the configuration says; made once."""
         if batch_size not in self._managers:
             with rank_zero_first():
                 self._managers[batch_size] = build_datamanager(self.config, batch_size, batch_key=batch_key)
         return self._managers[batch_size]
 
-    def stage_datamanager(self, stage: Any, key: str = "train") -> Any:
+    def stage_datamanager(self, stage: Config, key: str = "train") -> DataManager:
         """The data manager of a stage, given by the node of its schedule and that node's key."""
         return self.datamanager(stage.batch_size, f"{key}.batch_size")
 
     @property
-    def first_datamanager(self) -> Any:
+    def first_datamanager(self) -> DataManager:
         """The data manager of the first stage, for what is the same in all."""
         return self.datamanager(self.config.train.batch_size)
 
@@ -120,7 +121,7 @@ class Trainer:
     def train(
         self,
         model: nn.Module,
-        stage: Any,
+        stage: Config,
         folder: Path,
         continued: bool = False,
         engine: EngineBuilder = TransferEngine,
@@ -162,7 +163,7 @@ class Trainer:
             trainer.test(**self._test_settings(), **self._extras(folder))
         return trainer
 
-    def check_resume(self, model: nn.Module, stage: Any, resume: str, run_key: str) -> None:
+    def check_resume(self, model: nn.Module, stage: Config, resume: str, run_key: str) -> None:
         """Raises ``CheckpointError`` unless a training can go on from a checkpoint.
 
         Args:
@@ -176,7 +177,7 @@ class Trainer:
         engine.resume(resume)
 
     def _engine(
-        self, model: nn.Module, stage: Any, build: EngineBuilder = TransferEngine, key: str = "train"
+        self, model: nn.Module, stage: Config, build: EngineBuilder = TransferEngine, key: str = "train"
     ) -> TransferEngine:
         config = self.config
         datamanager = self.stage_datamanager(stage, key)
@@ -195,7 +196,7 @@ class Trainer:
             sync_batch_norm=config.train.sync_batch_norm,
         )
 
-    def _start(self, engine: TransferEngine, stage: Any, folder: Path, continued: bool, resume: str) -> int:
+    def _start(self, engine: TransferEngine, stage: Config, folder: Path, continued: bool, resume: str) -> int:
         """The epoch that training starts from; the engine has then loaded what there is to go on from."""
         engine.run_key = broadcast(lambda: attempt_key(folder))
         found = None
@@ -239,7 +240,7 @@ class Trainer:
         }
 
 
-def given_files(config: Any) -> list[str]:
+def given_files(config: Config) -> list[str]:
     """The files that a configuration tells a run to read."""
     oskt, vkd = config.oskt, config.vkd
     named = [config.model.load_weights, oskt.teacher, oskt.chain, vkd.teacher, vkd.student, vkd.last_stage_weights]
@@ -247,7 +248,7 @@ def given_files(config: Any) -> list[str]:
     return [path for path in named if path]
 
 
-def configure_synthetic(config: Any) -> None:
+def configure_synthetic(config: Config) -> None:
     """Sets what the registered synthetic data sets draw, those that the configuration uses."""
     names = {*config.data.sources, *config.data.targets}
     size = {"height": config.data.height, "width": config.data.width}
@@ -286,7 +287,7 @@ def network_size(model: nn.Module, head: frozenset[str], image_size: tuple[int, 
     return params, multiply_adds(model, image_size)
 
 
-def schedule(config: Any, key: str, **changes: Any) -> Any:
+def schedule(config: Config, key: str, **changes: Any) -> Config:
     """A copy of the schedule node at ``key``, some of its values changed."""
     node = get(config, key).clone()
     node.defrost()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from typing import Any
 
-from ..config import default_config, get, leaves
+from ..config import Config, default_config, get, leaves
 from ..datasets import synthped, synthped_video
 from ..errors import ConfigError
 from .conditions import BY_MACHINE, idle_keys, left_out_keys, train_schedule
@@ -62,7 +62,7 @@ def data_nodes(names: Iterable[str]) -> list[str]:
     return [node for node, known in DATA_NODES.items() if names & set(known)]
 
 
-def unused_nodes(config: Any) -> dict[str, str]:
+def unused_nodes(config: Config) -> dict[str, str]:
     """Nodes and single keys that say nothing about this run, and why."""
     engine, data = config.engine or config.loss.name, config.data
     reasons = {node: f"engine is '{engine}'" for node in ("oskt", "vkd") if node != engine}
@@ -86,7 +86,7 @@ def refused_keys(engine: str) -> dict[str, str]:
     return {key: reason for key in keys for pattern, reason in patterns.items() if fnmatch(key, pattern)}
 
 
-def check_use(config: Any, given: Iterable[str] = ()) -> None:
+def check_use(config: Config, given: Iterable[str] = ()) -> None:
     """Refuses values by which nothing would happen.
 
     Nodes of another engine or optimiser, schedules in ``train`` where stages have their own, and keys that do nothing
@@ -116,7 +116,7 @@ def check_use(config: Any, given: Iterable[str] = ()) -> None:
     _check_nodes(config, default, given)
 
 
-def _check_nodes(config: Any, default: Any, given: Iterable[str]) -> None:
+def _check_nodes(config: Config, default: Config, given: Iterable[str]) -> None:
     reasons = unused_nodes(config)
     told = {*DATA_NODES, *BY_MACHINE, *left_out_keys(config)}
     for key in given:

@@ -6,9 +6,8 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from ...config import save_resolved
+from ...config import Config, save_resolved
 from ...errors import TrainingError
 from ...files import write_json
 from ...report import read_results
@@ -22,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 RATES_NAME, DATA_NAME = "rates.json", "comparison.json"
 SOURCE_METHOD = "source-trained"
-Work = Callable[[Any], None]
+Work = Callable[[Config], None]
 
 
-def compare(config: Any, processes: int = 1) -> Path:
+def compare(config: Config, processes: int = 1) -> Path:
     """Runs a whole comparison; what was run before with the same configuration is not run again.
 
     Args:
@@ -54,7 +53,7 @@ def compare(config: Any, processes: int = 1) -> Path:
     return folder
 
 
-def tune(config: Any, folder: Path, processes: int) -> Rates:
+def tune(config: Config, folder: Path, processes: int) -> Rates:
     """Chooses every learning rate on held-out training identities, and writes down what was tried."""
     rates: dict[str, dict[str, float]] = {}
     tried: dict[str, dict[str, dict[str, float]]] = {}
@@ -80,12 +79,12 @@ def tune(config: Any, folder: Path, processes: int) -> Rates:
     return rates | of_students
 
 
-def run_all(config: Any, jobs: Sequence[Job], processes: int, title: str, work: Work | None = None) -> None:
+def run_all(config: Config, jobs: Sequence[Job], processes: int, title: str, work: Work | None = None) -> None:
     """Runs jobs that do not depend on one another; the first failure stops those that have not begun."""
     in_processes(work or _run_apart, [(job.config(config),) for job in jobs], processes, title)
 
 
-def _run_apart(config: Any) -> None:
+def _run_apart(config: Config) -> None:
     """One run, perhaps in a process of its own; its messages go to its own folder."""
     folder = Path(config.data.save_dir)
     try:
@@ -95,7 +94,7 @@ def _run_apart(config: Any) -> None:
         clear_checkpoints(folder)
 
 
-def try_apart(config: Any) -> None:
+def try_apart(config: Config) -> None:
     """The same of a candidate: a rate at which a loss stops being finite is not chosen, and stops nothing else."""
     try:
         _run_apart(config)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...baselines import baseline
-from ...config import get, merged
+from ...config import Config, get, merged
 from ...datasets.synthetic import preset
 from ...datasets.synthped import VARIANTS
 from ...errors import ConfigError
@@ -47,7 +47,7 @@ class Job:
     changes: Changes
     labels: dict[str, Any] = field(default_factory=dict)
 
-    def config(self, config: Any) -> Any:
+    def config(self, config: Config) -> Config:
         """The configuration of this run."""
         folder = str(Path(config.data.save_dir) / self.folder)
         return merged(config, {**self.changes, "data.save_dir": folder})
@@ -64,7 +64,7 @@ def split_name(name: str) -> tuple[str, float] | None:
     return (spec.method or CHAIN_METHOD, float(spec.value)) if spec.way == "width" else None
 
 
-def check_comparison(config: Any) -> None:
+def check_comparison(config: Config) -> None:
     """Raises ``ConfigError`` for what would only fail after hours: methods, ablations, seeds, identities."""
     node = config.comparison
     for name in node.methods:
@@ -90,18 +90,18 @@ def check_comparison(config: Any) -> None:
         )
 
 
-def _is_drawn(config: Any) -> bool:
+def _is_drawn(config: Config) -> bool:
     return all(name in VARIANTS for name in (*config.data.sources, *config.data.targets))
 
 
-def passes_changes(config: Any) -> Changes:
+def passes_changes(config: Config) -> Changes:
     """As many epochs as refinement and fine-tuning take together, at low resolution where refinement had it."""
     refine, finetune = get(config, "oskt.refine"), get(config, "oskt.finetune")
     keys = ("max_epoch", "half_resolution_epochs")
     return {f"oskt.finetune.{key}": refine[key] + finetune[key] for key in keys}
 
 
-def ablations(config: Any) -> list[tuple[str, Changes]]:
+def ablations(config: Config) -> list[tuple[str, Changes]]:
     """Name and changes of each entry "name: KEY=VALUE ..." of ``comparison.ablations``."""
     entries = []
     for text in config.comparison.ablations:
@@ -121,7 +121,7 @@ def tuned(rates: Rates, scenario: str) -> Changes:
 # ---- measuring ---------------------------------------------------------------------------------------------------
 
 
-def seed_jobs(config: Any, rates: Rates, step: str) -> list[Job]:
+def seed_jobs(config: Config, rates: Rates, step: str) -> list[Job]:
     """All runs of a step, for every pair of data seed and training seed.
 
     Args:
@@ -151,7 +151,7 @@ def seed_jobs(config: Any, rates: Rates, step: str) -> list[Job]:
     return jobs
 
 
-def _rest(config: Any, rates: Rates, folder: Path, data_seed: int) -> Iterator[tuple[str, str, Changes]]:
+def _rest(config: Config, rates: Rates, folder: Path, data_seed: int) -> Iterator[tuple[str, str, Changes]]:
     """Scenario, folder and changes of what follows once teacher and chain are there."""
     node = config.comparison
     teacher = {"oskt.teacher": str(folder / "finetune" / TEACHER_NAME)}
@@ -174,7 +174,7 @@ def _rest(config: Any, rates: Rates, folder: Path, data_seed: int) -> Iterator[t
         yield f"ablation:{name}", f"ablations/{name.replace('/', '-')}", {**changes, **changed}
 
 
-def source_jobs(config: Any, rates: Rates) -> list[Job]:
+def source_jobs(config: Config, rates: Rates) -> list[Job]:
     """Narrow networks, trained on the source for equal passes, and fine-tuned on few identities of other people."""
     node = config.comparison
     jobs = []
@@ -198,12 +198,12 @@ def source_jobs(config: Any, rates: Rates) -> list[Job]:
     return jobs
 
 
-def transferable(config: Any) -> list[str]:
+def transferable(config: Config) -> list[str]:
     """Methods that need no class scores of a teacher, whose identities are others."""
     return [CHAIN_METHOD, *(name for name in config.comparison.methods if not baseline(name).distils)]
 
 
-def transfer_changes(config: Any, identities: int, data_seed: int, share: float = 1.0) -> Changes:
+def transfer_changes(config: Config, identities: int, data_seed: int, share: float = 1.0) -> Changes:
     """Other people and cameras, few of them to learn from.
 
     Args:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from ...config import get
+from ...config import Config, get
 from .jobs import (
     CHAIN_METHOD,
     CHAIN_NAME,
@@ -25,7 +24,7 @@ Tried = Mapping[str, Mapping[str, Mapping[str, float]]]
 """mAP by scenario, method and rate."""
 
 
-def tuning_jobs(config: Any, step: str, rates: Rates | None = None) -> list[Job]:
+def tuning_jobs(config: Config, step: str, rates: Rates | None = None) -> list[Job]:
     """Runs that learning rates are chosen from.
 
     Args:
@@ -51,7 +50,7 @@ def tuning_jobs(config: Any, step: str, rates: Rates | None = None) -> list[Job]
     ]
 
 
-def further_jobs(config: Any, rates: Rates, tried: Tried) -> list[Job]:
+def further_jobs(config: Config, rates: Rates, tried: Tried) -> list[Job]:
     """Runs that prolong a grid by one step, for the methods whose best rate is its first or last.
 
     Example: the best of 0.003, 0.009 and 0.027 is 0.027, so 0.081 is tried.
@@ -71,7 +70,7 @@ def further_jobs(config: Any, rates: Rates, tried: Tried) -> list[Job]:
     return _student_jobs(config, rates, [(*key, methods) for key, methods in wanted.items()])
 
 
-def _student_jobs(config: Any, rates: Rates, wanted: Iterable[tuple[str, float, Sequence[str]]]) -> list[Job]:
+def _student_jobs(config: Config, rates: Rates, wanted: Iterable[tuple[str, float, Sequence[str]]]) -> list[Job]:
     """A run for each scenario, rate and list of methods; an empty list stands for all of the scenario's."""
     folder, node = Path(config.data.save_dir) / "tuning", config.comparison
     chain = folder / f"refine-{rates['refine'][CHAIN_METHOD]:g}" / CHAIN_NAME
@@ -85,7 +84,7 @@ def _student_jobs(config: Any, rates: Rates, wanted: Iterable[tuple[str, float, 
     return jobs
 
 
-def _held_out(config: Any) -> Changes:
+def _held_out(config: Config) -> Changes:
     """What every tuning run has in common."""
     node = config.comparison
     return {
@@ -97,13 +96,13 @@ def _held_out(config: Any) -> Changes:
     }
 
 
-def _teacher(config: Any, rates: Rates) -> Changes:
+def _teacher(config: Config, rates: Rates) -> Changes:
     """The teacher of the rate that was chosen."""
     folder = Path(config.data.save_dir) / "tuning" / f"teacher-{rates['teacher'][TEACHER]:g}"
     return {"oskt.teacher": str(folder / TEACHER_NAME)}
 
 
-def _scenarios(config: Any) -> dict[str, tuple[list[str], Changes]]:
+def _scenarios(config: Config) -> dict[str, tuple[list[str], Changes]]:
     """Methods and changed keys of every scenario that rates are chosen for."""
     node = config.comparison
     scenarios: dict[str, tuple[list[str], Changes]] = {"finetune": ([CHAIN_METHOD, *node.methods], {})}
@@ -116,5 +115,5 @@ def _scenarios(config: Any) -> dict[str, tuple[list[str], Changes]]:
     return scenarios
 
 
-def _rates_alike(config: Any, rate: float) -> Changes:
+def _rates_alike(config: Config, rate: float) -> Changes:
     return {"oskt.finetune.lr": rate, **{f"oskt.control_lr.{name}": rate for name in config.comparison.methods}}

@@ -13,7 +13,7 @@ from ...baselines import DistillationEngine, baseline, make_baseline
 from ...chain.network import trace
 from ...chain.relabelling import relabel
 from ...chain.student_file import load_student, save_student
-from ...config import leaves
+from ...config import Config, leaves
 from ...files import sha256
 from ...graph import ChannelGraph
 from ...host.compat import seed_everything
@@ -39,7 +39,7 @@ def run_baseline(
     teacher: nn.Module,
     graph: ChannelGraph,
     widths: dict[str, int],
-    node: Any,
+    node: Config,
     folder: Path,
     teacher_key: str,
     evaluate_before: bool = True,
@@ -76,13 +76,13 @@ def run_baseline(
     return student, run_control(trainer, student, node, folder, recipe, engine, evaluate_before, making)
 
 
-def _schedule_of(node: Any, method: str) -> dict[str, Any]:
+def _schedule_of(node: Config, method: str) -> dict[str, Any]:
     """The settings of a training, whose values may be others than the configuration's, under its keys."""
     schedule = leaves(node, "oskt.finetune.")
     return {f"oskt.control_lr.{method}": schedule.pop("oskt.finetune.lr"), **schedule}
 
 
-def run_file(trainer: Trainer, path: Path, node: Any, folder: Path) -> tuple[nn.Module, Facts | None]:
+def run_file(trainer: Trainer, path: Path, node: Config, folder: Path) -> tuple[nn.Module, Facts | None]:
     """A student that an earlier run saved, evaluated, trained on this run's data and evaluated again.
 
     Args:
@@ -101,7 +101,7 @@ def run_file(trainer: Trainer, path: Path, node: Any, folder: Path) -> tuple[nn.
 def run_control(
     trainer: Trainer,
     student: nn.Module,
-    node: Any,
+    node: Config,
     folder: Path,
     recipe: Recipe,
     engine: EngineBuilder = TransferEngine,
@@ -132,7 +132,7 @@ def run_control(
 def finetuned(
     trainer: Trainer,
     network: nn.Module,
-    node: Any,
+    node: Config,
     folder: Path,
     continued: bool,
     engine: EngineBuilder = TransferEngine,
@@ -150,7 +150,7 @@ def finetuned(
 
 
 def _distilling(
-    node: Any, teacher: nn.Module, graph: ChannelGraph, *arguments: Any, **options: Any
+    node: Config, teacher: nn.Module, graph: ChannelGraph, *arguments: Any, **options: Any
 ) -> DistillationEngine:
     return DistillationEngine(
         *arguments,

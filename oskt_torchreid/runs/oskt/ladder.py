@@ -11,7 +11,7 @@ from typing import Any
 from ...chain.chain import WeightChain
 from ...chain.expansion import expand_to_plan, width_plan
 from ...chain.ladder import Ladder
-from ...config import get
+from ...config import Config, get
 from ...errors import ConfigError
 from ...files import sha256
 from ...host.distributed import broadcast
@@ -46,7 +46,7 @@ def plan_rungs(anything: WeightChain, entries: Sequence[tuple[str, dict[str, Any
 
 
 def refine_rung(
-    trainer: Trainer, config: Any, folder: Path, number: int, widths: Widths, above: WeightChain, above_key: str
+    trainer: Trainer, config: Config, folder: Path, number: int, widths: Widths, above: WeightChain, above_key: str
 ) -> tuple[WeightChain, str, Facts]:
     """Clusters the S-student of the chain above and refines both, as the first chain was refined with its teacher.
 

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -18,6 +17,7 @@ from ...chain.expansion import width_plan
 from ...chain.ladder import nearest_rung
 from ...chain.network import trace
 from ...chain.student_file import load_student
+from ...config import Config
 from ...errors import CheckpointError, ConfigError, WidthError
 from ...files import load_checkpoint
 from ...files.weights import load_weights, state_dict_of
@@ -77,7 +77,7 @@ class RunPlan:
     rungs: tuple[dict[str, int], ...] = ()
 
 
-def make_plan(config: Any, num_classes: int) -> RunPlan:
+def make_plan(config: Config, num_classes: int) -> RunPlan:
     """Builds the teacher's network and every width plan.
 
     Raises:
@@ -104,7 +104,7 @@ def make_plan(config: Any, num_classes: int) -> RunPlan:
     return RunPlan(teacher, graph, rungs[0], students, tuple(config.oskt.controls), rungs=rungs[1:])
 
 
-def check_start(config: Any) -> None:
+def check_start(config: Config) -> None:
     """Raises ``ConfigError`` where a run would start from two things, or from none."""
     oskt = config.oskt
     for key in ("controls", "ladder"):
@@ -124,7 +124,7 @@ def check_start(config: Any) -> None:
         )
 
 
-def _teacher(config: Any, num_classes: int) -> tuple[nn.Module, int]:
+def _teacher(config: Config, num_classes: int) -> tuple[nn.Module, int]:
     """The teacher's network, with the weights of its checkpoint, or those that its training starts from.
 
     Returns:
@@ -173,7 +173,7 @@ def _load_teacher(teacher: nn.Module, path: str, size: tuple[int, int, int], num
     return known
 
 
-def _checked_students(config: Any) -> list[StudentSpec]:
+def _checked_students(config: Config) -> list[StudentSpec]:
     """The students that are asked for; files of earlier runs are read.
 
     Raises:
@@ -200,7 +200,7 @@ def _check_file(spec: StudentSpec) -> None:
 
 
 def _plans_of(
-    config: Any,
+    config: Config,
     chain: WeightChain,
     teacher: nn.Module,
     students: Sequence[StudentSpec],
@@ -222,12 +222,13 @@ def _plans_of(
     )
 
 
-def _plan_of_chain(config: Any, num_classes: int) -> RunPlan:
+def _plan_of_chain(config: Config, num_classes: int) -> RunPlan:
     """Students of a chain that an earlier run refined, perhaps on other data; baselines where its teacher is given."""
     oskt = config.oskt
     chain = WeightChain.load(oskt.chain)
-    name = chain.spec.name if chain.spec else ""
-    if bare_name(name) != bare_name(config.model.name):
+    spec = chain.spec
+    name = spec.name if spec else ""
+    if spec is None or bare_name(name) != bare_name(config.model.name):
         raise ConfigError(
             f"'{oskt.chain}' is a chain of '{name}', but model.name is '{config.model.name}'; set it to '{name}'"
         )
@@ -240,10 +241,10 @@ def _plan_of_chain(config: Any, num_classes: int) -> RunPlan:
             "oskt.teacher, or drop the student"
         )
     if oskt.teacher:
-        teacher = build_registered(chain.spec.name, chain.spec.num_classes, chain.spec.loss)
+        teacher = build_registered(spec.name, spec.num_classes, spec.loss)
         load_weights(teacher, oskt.teacher)
         check_baselines(baselines, teacher, chain.graph)
-    _check_distillation(_distilled((), asked), chain.spec.num_classes, num_classes)
+    _check_distillation(_distilled((), asked), spec.num_classes, num_classes)
     check_foldable(chain, oskt.distance)
     students = _plans_of(config, chain, teacher, asked, (chain.widths,))
     return RunPlan(teacher, chain.graph, chain.widths, students, (), chain)
@@ -274,7 +275,7 @@ def _check_distillation(distilled: Sequence[str], known: int, num_classes: int) 
         )
 
 
-def _widths(config: Any, chain: WeightChain, wanted: Sequence[StudentSpec]) -> dict[str, dict[str, int]]:
+def _widths(config: Config, chain: WeightChain, wanted: Sequence[StudentSpec]) -> dict[str, dict[str, int]]:
     """Widths of each student; one with a latency budget keeps those that were chosen when it was first measured."""
     known, measure = chosen_widths(config), latency_measure(config)
     plans = {}

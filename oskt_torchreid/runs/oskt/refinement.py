@@ -13,6 +13,7 @@ from ...baselines.partitions import CLUSTERINGS
 from ...chain.chain import WeightChain
 from ...chain.losses import row_dispersion
 from ...chain.sstudent import Refinement
+from ...config import Config
 from ...files import load_checkpoint
 from ...files.weights import check_state_dict, state_dict_of
 from ...host.oskt_engine import OSKTEngine
@@ -24,7 +25,7 @@ _TEACHER = "teacher."  # before its names in a checkpoint of refinement
 _NORMALIZE = {"auto": None, "yes": True, "no": False}
 
 
-def clustering_choices(oskt: Any, seed: int = 0) -> dict[str, Any]:
+def clustering_choices(oskt: Config, seed: int = 0) -> dict[str, Any]:
     """How the ``oskt`` node says that channels are clustered: arguments of ``WeightChain.from_teacher``.
 
     Args:
@@ -40,7 +41,7 @@ def clustering_choices(oskt: Any, seed: int = 0) -> dict[str, Any]:
 
 
 def refine(
-    trainer: Trainer, chain: WeightChain, teacher: nn.Module, node: Any, folder: Path, continued: bool, path: Path
+    trainer: Trainer, chain: WeightChain, teacher: nn.Module, node: Config, folder: Path, continued: bool, path: Path
 ) -> Facts:
     """Trains a chain together with the network that it was made of, and saves it.
 
@@ -72,7 +73,7 @@ def refine(
     return {"refined_teacher": measured(engine), "row_dispersion": engine.dispersion}
 
 
-def evaluated_refinement(trainer: Trainer, teacher: nn.Module, node: Any, folder: Path, facts: Facts) -> Facts:
+def evaluated_refinement(trainer: Trainer, teacher: nn.Module, node: Config, folder: Path, facts: Facts) -> Facts:
     """The facts of a finished refinement, its teacher measured again; without the numbers where its weights are gone.
 
     Args:

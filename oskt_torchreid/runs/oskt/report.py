@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...config import Config
 from ...report import Results, Row, size_vs_map, write_markdown, write_results
 
 
-def write_report(folder: Path, results: Results, config: Any) -> None:
+def write_report(folder: Path, results: Results, config: Config) -> None:
     """Writes ``results.json``, ``results.md`` and ``size_vs_map.png``, each whole or not at all."""
     title = f"{config.model.name} on {', '.join(config.data.targets)}"
     write_results(folder / "results.json", results.rows, results.facts)
@@ -46,7 +47,7 @@ def row_of(name: str, kind: str, size: tuple[int, int], facts: Mapping[str, Any]
     )
 
 
-def notes(results: Results, config: Any) -> list[str]:
+def notes(results: Results, config: Config) -> list[str]:
     """How the rows were made, and what they cost."""
     refine, finetune = config.oskt.refine, config.oskt.finetune
     if config.test.evaluate:
@@ -68,7 +69,7 @@ def notes(results: Results, config: Any) -> list[str]:
     return lines
 
 
-def _recalibrated(config: Any) -> str:
+def _recalibrated(config: Config) -> str:
     batches = config.oskt.recalibrate
     return f" have norm statistics that are re-estimated from up to {batches} batches of images," if batches else ""
 
@@ -78,7 +79,7 @@ def counted_epochs(count: int) -> str:
     return f"{count} epoch" if count == 1 else f"{count} epochs"
 
 
-def _origin(results: Results, config: Any) -> str:
+def _origin(results: Results, config: Config) -> str:
     """Where the chain comes from."""
     if config.oskt.chain:
         return f"the chain '{config.oskt.chain}' of an earlier run"

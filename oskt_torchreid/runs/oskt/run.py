@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -17,7 +16,7 @@ from ...chain.expansion import expand_to_plan
 from ...chain.recalibration import recalibrate
 from ...chain.relabelling import relabel
 from ...chain.student_file import load_student, save_student
-from ...config import digest, get
+from ...config import Config, digest, get
 from ...files import sha256
 from ...host.compat import seed_everything
 from ...host.distributed import broadcast, world_size
@@ -39,7 +38,7 @@ EXPANDED_NAME = "expanded.pth"
 EXPANSION_KEYS = ("oskt.distance", "oskt.statistics", "oskt.recalibrate", "oskt.attention", "oskt.curves")
 
 
-def processes_of(config: Any) -> int:
+def processes_of(config: Config) -> int:
     """How many networks are trained at a time; one, which all share, where several processes make the run."""
     return config.oskt.processes if world_size() == 1 else 1
 
@@ -55,7 +54,9 @@ class OSKTRun:
         keeps_results: whether rows are written and logged; not so where another process does.
     """
 
-    def __init__(self, config: Any, trainer: Trainer, plan: RunPlan, folder: Path, keeps_results: bool = True) -> None:
+    def __init__(
+        self, config: Config, trainer: Trainer, plan: RunPlan, folder: Path, keeps_results: bool = True
+    ) -> None:
         self.config = config
         self.trainer = trainer
         self.plan = plan
@@ -183,7 +184,7 @@ class OSKTRun:
         """The next chain of a ladder."""
         rungs = self.facts.setdefault("rungs", [])
         number = len(rungs) + 2
-        if self.evaluates_only:
+        if self.evaluates_only or above is None:
             path = self.folder / rung_name(number)
             rungs.append({})
             if not path.is_file():
@@ -200,6 +201,9 @@ class OSKTRun:
         batches = config.oskt.recalibrate
         recipe = trainer.recipe("oskt.finetune", *EXPANSION_KEYS, widths=student.widths, **{"the chain": chain_key})
         stage = trainer.stage(self.folder / "students" / student.spec.folder, recipe, EXPANDED_NAME, STUDENT_NAME)
+        if chain is None:
+            self._student_without_chain(student, stage, node.max_epoch)
+            return
         network, making = self._expanded(student, chain)
 
         def work(continued: bool) -> Facts:
@@ -211,24 +215,27 @@ class OSKTRun:
             save_student(network.cpu().eval(), stage.folder / STUDENT_NAME, half=student.spec.is_half)
             return {"before": before, **making, **facts}
 
-        def evaluate(facts: Facts) -> Facts:
-            before = trainer.evaluate(load_student(stage.folder / EXPANDED_NAME))
-            after = trainer.evaluate(load_student(stage.folder / STUDENT_NAME), stage.folder)
-            return {"finetune_seconds": None, **facts, "before": before, "after": after, "curve": []}
-
-        facts, epochs = self._complete(stage, work, evaluate), node.max_epoch
-        if facts is None and network is not None:
-            facts, epochs = {"before": trainer.evaluate(network, stage.folder), "finetune_seconds": None}, 0
+        facts, epochs = self._complete(stage, work, partial(self._evaluated, stage)), node.max_epoch
         if facts is None:
-            logger.info("%s: there is neither the student nor a chain, so it is not evaluated", student.name)
-            return
-        network = network if network is not None else load_student(stage.folder / STUDENT_NAME)
+            facts, epochs = {"before": trainer.evaluate(network, stage.folder), "finetune_seconds": None}, 0
         self._row(student.name, "student", network, facts, epochs)
 
-    def _expanded(self, student: StudentPlan, chain: WeightChain | None) -> tuple[nn.Module | None, Facts]:
+    def _student_without_chain(self, student: StudentPlan, stage: Stage, epochs: int) -> None:
+        """Evaluates a student that is there, where nothing is trained and the chain is not there."""
+        facts = stage.evaluated(partial(self._evaluated, stage))
+        if facts is None:
+            logger.info("%s: there is neither the student nor a chain, so it is not evaluated", student.name)
+        else:
+            self._row(student.name, "student", load_student(stage.folder / STUDENT_NAME), facts, epochs)
+
+    def _evaluated(self, stage: Stage, facts: Facts) -> Facts:
+        """The facts of a student that is there, measured again."""
+        before = self.trainer.evaluate(load_student(stage.folder / EXPANDED_NAME))
+        after = self.trainer.evaluate(load_student(stage.folder / STUDENT_NAME), stage.folder)
+        return {"finetune_seconds": None, **facts, "before": before, "after": after, "curve": []}
+
+    def _expanded(self, student: StudentPlan, chain: WeightChain) -> tuple[nn.Module, Facts]:
         """A student as the chain gives it, with a classifier for this run's identities, and how long that took."""
-        if chain is None:
-            return None, {}
         oskt = self.config.oskt
         seed_everything(self.config.train.seed)
         start = time.perf_counter()
@@ -266,7 +273,7 @@ class OSKTRun:
         title: str,
         method: str,
         widths: dict[str, int],
-        node: Any,
+        node: Config,
         folder: Path,
         teacher_key: str,
         evaluate_before: bool = True,
@@ -312,7 +319,7 @@ _LEFT: dict[tuple[Path, str], list[Callable[[], None]]] = {}
 """And the calls that are left of it, by its folder and what they make."""
 
 
-def _complete_network(config: Any, folder: Path, kind: str, number: int) -> None:
+def _complete_network(config: Config, folder: Path, kind: str, number: int) -> None:
     """One student or control of a run whose teacher, and for students chain, are made, in a process of its own."""
     with logged(folder / "log.txt"):
         if folder not in _BEGUN:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...baselines import baseline
 from ...chain.budgets import EXAMPLES, HALF, UNITS, parse_amount
-from ...config import digest, get, read_yaml
+from ...config import Config, digest, get, read_yaml
 from ...deploy import measure_latency
 from ...errors import ConfigError, WidthError
 from ...files import read_json, write_json
@@ -117,12 +117,12 @@ class StudentSpec:
         return {way: value}
 
 
-def students_of(config: Any) -> list[StudentSpec]:
+def students_of(config: Config) -> list[StudentSpec]:
     """The students that a run of OSKT makes."""
     return [StudentSpec.parse(text) for text in config.oskt.students]
 
 
-def asks_for_latency(texts: Iterable[Any]) -> str:
+def asks_for_latency(texts: Iterable[object]) -> str:
     """The first of some students or rungs that has a budget of latency; empty where none has."""
     named = (str(text) for text in texts)
     return next((text for text in named if text.rpartition(":")[2].startswith("latency=")), "")
@@ -159,21 +159,21 @@ def read_widths(path: str | Path) -> dict[str, float]:
 # ---- latency -----------------------------------------------------------------------------------------------------
 
 
-def latency_measure(config: Any) -> Any:
+def latency_measure(config: Config) -> Any:
     """The measuring function that ``oskt.latency`` describes."""
     node = config.oskt.latency
     settings = {"batch": node.batch, "device": node.device, "backend": node.backend}
     return partial(measure_latency, threads=node.threads or None, **settings)
 
 
-def chosen_widths(config: Any) -> dict[str, dict[str, int]]:
+def chosen_widths(config: Config) -> dict[str, dict[str, int]]:
     """Widths that an earlier call with this configuration measured, per student; a second measurement would differ."""
     path = Path(config.data.save_dir) / CHOSEN_NAME
     content = read_json(path) if path.is_file() else {}
     return content["students"] if content.get("digest") == _digest(config) else {}
 
 
-def keep_chosen_widths(config: Any, widths: dict[str, dict[str, int]]) -> None:
+def keep_chosen_widths(config: Config, widths: dict[str, dict[str, int]]) -> None:
     """Writes the widths of the students with a latency budget beside the run's results, if there are any."""
     students = {name: plan for name, plan in widths.items() if asks_for_latency([name])}
     if students:
@@ -181,6 +181,6 @@ def keep_chosen_widths(config: Any, widths: dict[str, dict[str, int]]) -> None:
         write_json(Path(config.data.save_dir) / CHOSEN_NAME, content)
 
 
-def _digest(config: Any) -> str:
+def _digest(config: Config) -> str:
     oskt = [get(config, f"oskt.{key}") for key in ("width", "ladder", "chain", "latency")]
     return digest("latency", config.model, config.data.height, config.data.width, *oskt)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
+from ...config import Config
 from ...files import save_checkpoint, sha256
 from ...files.weights import load_weights
 from ...host.distributed import broadcast
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 TEACHER_NAME = "teacher.pth"
 
 
-def make_teacher(config: Any, trainer: Trainer, teacher: nn.Module, folder: Path) -> tuple[Facts | None, str]:
+def make_teacher(config: Config, trainer: Trainer, teacher: nn.Module, folder: Path) -> tuple[Facts | None, str]:
     """Trains the teacher, or takes the given one; with ``test.evaluate`` measures the one that is there.
 
     Args:
@@ -51,7 +51,7 @@ def make_teacher(config: Any, trainer: Trainer, teacher: nn.Module, folder: Path
         return {"seconds": 0.0, **facts, **trainer.evaluate(teacher, folder)}
 
     if not config.test.evaluate:
-        facts = stage.complete(work, evaluate)
+        facts: Facts | None = stage.complete(work, evaluate)
         load_weights(teacher, path)
     elif given:
         facts = {"seconds": 0.0, **trainer.evaluate(teacher, folder)}
@@ -63,7 +63,7 @@ def make_teacher(config: Any, trainer: Trainer, teacher: nn.Module, folder: Path
     return facts, broadcast(lambda: sha256(path) if path.is_file() else given)
 
 
-def _recipe(config: Any, trainer: Trainer, given: str) -> Recipe:
+def _recipe(config: Config, trainer: Trainer, given: str) -> Recipe:
     """What the teacher is made from: a file, or its training."""
     if given:
         return trainer.recipe(**{"the file oskt.teacher": given})

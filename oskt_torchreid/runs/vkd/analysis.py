@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ...chain.student_file import load_student
-from ...config import load_config, merged
+from ...config import Config, load_config, merged
 from ...config.loading import RESOLVED_NAME
 from ...errors import ConfigError
 from ...files import load_checkpoint
 from ...graph.tracer import tracing_mode
 from ...host.compat import device
+from ...host.interfaces import DataManager
 from ...report.analysis import Curves, curve_plot, curve_table, probe_plot, probe_table
 from ...vkd.analysis import COUNTS, DRAWS, FrameFeatures, extract_frames, gallery_curve, views_curves
 from ...vkd.camera_probe import FOLDS, camera_probe
@@ -39,13 +40,13 @@ class SetRun:
         title: what was run, for pictures.
     """
 
-    config: Any
+    config: Config
     trainer: SetTrainer
     networks: dict[str, nn.Module]
     title: str
 
     @property
-    def manager(self) -> Any:
+    def manager(self) -> DataManager:
         """The data manager of sets."""
         return self.trainer.datamanager(self.config.vkd.teacher_stage.batch_size)
 
@@ -64,7 +65,8 @@ class SetRun:
         loaders = self.manager.test_loader[self.target]
         for name, network in self.networks.items():
             embed = functools.partial(self.embed, network)
-            yield name, *(extract_frames(embed, loaders[side], side=f"{name}: {side}") for side in ("query", "gallery"))
+            query = extract_frames(embed, loaders["query"], side=f"{name}: query")
+            yield name, query, extract_frames(embed, loaders["gallery"], side=f"{name}: gallery")
 
 
 def open_run(folder: str | Path, options: Sequence[str] = (), **changes: Any) -> SetRun:
@@ -99,10 +101,10 @@ def open_run(folder: str | Path, options: Sequence[str] = (), **changes: Any) ->
     return SetRun(config, trainer, networks, f"{config.model.name} on {', '.join(config.data.targets)}")
 
 
-def _network(config: Any, trainer: SetTrainer, name: str, path: Path) -> nn.Module:
+def _network(config: Config, trainer: SetTrainer, name: str, path: Path) -> nn.Module:
     if "oskt" in load_checkpoint(path):  # a student that was expanded from a chain
         size = (3, config.data.height, config.data.width)
-        network = as_set_model(load_student(path), trainer.num_classes, size)
+        network: nn.Module = as_set_model(load_student(path), trainer.num_classes, size)
     else:
         backbone = config.model.name if name == "teacher" else config.vkd.student or config.model.name
         network = load_set_model(PREFIX + backbone.removeprefix(PREFIX), path)

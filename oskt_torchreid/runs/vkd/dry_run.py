@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ...config import get
+from ...config import Config, get
 from ...datasets.synthetic import video_preset
 from ...host.losses import loss_from_config
 from ...host.optimization import build_optimizer
@@ -34,7 +33,7 @@ HEAD = frozenset({"classifier.weight"})  # of every network of sets
 TEACHER, STUDENT = "vkd.teacher_stage", "vkd.student_stage"
 
 
-def shrink_sets(small: Any, identities: int) -> None:
+def shrink_sets(small: Config, identities: int) -> None:
     """Takes files of earlier runs out of a configuration, in place, and makes batches and synthetic sets small."""
     node, drawn = small.vkd, small.synthped_video
     node.teacher = node.last_stage_weights = ""
@@ -47,7 +46,7 @@ def shrink_sets(small: Any, identities: int) -> None:
     drawn.num_train, drawn.num_test, drawn.frames = identities, -(-TEST_TRACKLETS // cameras), FRAMES
 
 
-def rehearse_sets(config: Any, small: Any, built: BuiltNetworks | None = None, step: bool = True) -> Rehearsal:
+def rehearse_sets(config: Config, small: Config, built: BuiltNetworks | None = None, step: bool = True) -> Rehearsal:
     """What `rehearse` does for `engine: vkd`.
 
     Args:
@@ -64,7 +63,7 @@ def rehearse_sets(config: Any, small: Any, built: BuiltNetworks | None = None, s
     built = built or _built(small, trainer.num_classes, step)
     stages = []
     if not config.vkd.teacher:
-        optimizer = build_optimizer(built.plan.teacher, small, get(small, TEACHER))
+        optimizer = build_optimizer(built.teacher, small, get(small, TEACHER))
         stages.append(rehearsed_stage(config, small, trainer, TEACHER, "teacher", optimizer))
     optimizer = build_optimizer(built.student, small, get(small, STUDENT))
     generations = config.vkd.generations
@@ -74,7 +73,7 @@ def rehearse_sets(config: Any, small: Any, built: BuiltNetworks | None = None, s
     return Rehearsal(_facts(config), tuple(stages), built.sizes, terms, built)
 
 
-def _built(small: Any, num_classes: int, step: bool) -> BuiltNetworks:
+def _built(small: Config, num_classes: int, step: bool) -> BuiltNetworks:
     """Teacher and student, with weights where a step or a chain needs them."""
     has_weights = step or student_kind(small) == CHAIN
     with contextlib.nullcontext() if has_weights else torch.device("meta"):
@@ -83,15 +82,15 @@ def _built(small: Any, num_classes: int, step: bool) -> BuiltNetworks:
     size = (3, small.data.height, small.data.width)
     cost = network_size(plan.teacher, HEAD, size)
     other = cost if plan.student == SELF else network_size(student, HEAD, size)
-    return BuiltNetworks(plan, (("teacher", *cost), ("student", *other)), student)
+    return BuiltNetworks(plan.teacher, (("teacher", *cost), ("student", *other)), student)
 
 
-def _one_step(small: Any, trainer: SetTrainer, built: BuiltNetworks) -> dict[str, float]:
+def _one_step(small: Config, trainer: SetTrainer, built: BuiltNetworks) -> dict[str, float]:
     """One step of distillation on a batch of the stand-in data; the student changes."""
     node = small.vkd
     datamanager = trainer.stage_datamanager(node.student_stage)
     settings = {key: node[key] for key in ("temperature", "alpha", "beta", "num_student_views")}
-    engine = trainer.engine(teacher=built.plan.teacher, **settings)(
+    engine = trainer.engine(teacher=built.teacher, **settings)(
         datamanager,
         built.student,
         build_optimizer(built.student, small, node.student_stage),
@@ -102,7 +101,7 @@ def _one_step(small: Any, trainer: SetTrainer, built: BuiltNetworks) -> dict[str
     return engine.forward_backward(next(iter(datamanager.train_loader)))
 
 
-def _facts(config: Any) -> Facts:
+def _facts(config: Config) -> Facts:
     """What is not in the tables."""
     node, per_identity = config.vkd, config.sampler.num_instances
     taught = node.teacher_stage
@@ -133,7 +132,7 @@ def _facts(config: Any) -> Facts:
     return (*facts, *file_facts(files))
 
 
-def _start_text(config: Any) -> str:
+def _start_text(config: Config) -> str:
     node = config.vkd
     if node.student.endswith(CHAIN_SUFFIX):
         return f"width {node.student_width:g} of the chain '{Path(node.student).name}'"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import nn
 
 from ...chain.chain import WeightChain
 from ...chain.expansion import expand, expand_to_plan, width_plan
 from ...chain.network import trace
+from ...chain.student_file import StudentRecord
+from ...config import Config
 from ...errors import ConfigError, WidthError
 from ...host.compat import seed_everything
 from ...host.models import build
@@ -17,7 +18,7 @@ from ...models import build_fetching
 from ...models import load_weights as load_any_weights
 from ...models.neck import PREFIX as NECK_PREFIX
 from ...models.neck import last_strided
-from ...vkd.model import PREFIX, as_set_model, load_set_model
+from ...vkd.model import PREFIX, as_set_model, class_count, load_set_model
 from ...vkd.students import KEEP, SCRATCH, student_from
 from ..oskt.plan import narrowest_chain
 from ..oskt.specification import StudentSpec
@@ -45,7 +46,7 @@ class SetPlan:
     published: nn.Module | None = None
 
 
-def plan_sets(config: Any, num_classes: int) -> SetPlan:
+def plan_sets(config: Config, num_classes: int) -> SetPlan:
     """Builds the teacher and reads what the student is made of.
 
     Raises:
@@ -74,7 +75,7 @@ def plan_sets(config: Any, num_classes: int) -> SetPlan:
     return plan
 
 
-def _published(config: Any, name: str, num_classes: int) -> nn.Module | None:
+def _published(config: Config, name: str, num_classes: int) -> nn.Module | None:
     """A network with ImageNet weights, where a last stage of students restarts with them."""
     node = config.vkd
     if not node.reinit_last_stage or node.last_stage_weights != IMAGENET:
@@ -82,7 +83,7 @@ def _published(config: Any, name: str, num_classes: int) -> nn.Module | None:
     return build_fetching(name, num_classes, "triplet", pretrained=True, remedy=_REMEDY)
 
 
-def check_set_start(config: Any) -> None:
+def check_set_start(config: Config) -> None:
     """Raises ``ConfigError`` where a run would train nothing, or networks without embeddings."""
     node = config.vkd
     if config.loss.name != "triplet":
@@ -104,7 +105,7 @@ def check_set_start(config: Any) -> None:
         )
 
 
-def student_kind(config: Any) -> str:
+def student_kind(config: Config) -> str:
     """How the first student is made: ``self``, ``cross`` or ``chain``."""
     asked = config.vkd.student
     if not asked:
@@ -112,13 +113,15 @@ def student_kind(config: Any) -> str:
     return CHAIN if asked.endswith(CHAIN_SUFFIX) or "=" in asked else CROSS
 
 
-def student_label(config: Any) -> str:
+def student_label(config: Config) -> str:
     """What the first student is, where it is not of its teacher's widths: a backbone, ``width=0.5``, ..."""
     node = config.vkd
     return f"width={node.student_width:g}" if node.student.endswith(CHAIN_SUFFIX) else node.student
 
 
-def start_student(config: Any, plan: SetPlan, teacher: nn.Module, num_classes: int, generation: int = 1) -> nn.Module:
+def start_student(
+    config: Config, plan: SetPlan, teacher: nn.Module, num_classes: int, generation: int = 1
+) -> nn.Module:
     """A student before its training; from the second generation on it is of its teacher's architecture.
 
     Args:
@@ -141,7 +144,7 @@ def start_student(config: Any, plan: SetPlan, teacher: nn.Module, num_classes: i
     if kind == CROSS:
         name = PREFIX + node.student.removeprefix(PREFIX)
         return build_fetching(name, num_classes, "triplet", bool(config.model.pretrained))
-    same = teacher.classifier.out_features == num_classes
+    same = class_count(teacher, "teacher") == num_classes
     restarts = node.reinit_last_stage
     last_stage = plan.published or node.last_stage_weights or SCRATCH
     return student_from(teacher, num_classes, last_stage if restarts else KEEP, same and not restarts)
@@ -149,18 +152,20 @@ def start_student(config: Any, plan: SetPlan, teacher: nn.Module, num_classes: i
 
 def _of_sets(student: nn.Module, num_classes: int, size: tuple[int, int, int]) -> nn.Module:
     """An expanded student as a network of sets; its record, which its file holds, names that network."""
-    record = student.student_record
+    record: StudentRecord = vars(student)["student_record"]
     name = record.name.removeprefix(NECK_PREFIX).removeprefix(PREFIX)
     if not getattr(student, "has_neck", False):
         record = record.inside("backbone")
         for strided in last_strided(name) if name else ():  # as vkd_<name> has it
-            student.get_submodule(strided).stride = (1, 1)
+            convolution = student.get_submodule(strided)
+            if isinstance(convolution, nn.Conv2d):
+                convolution.stride = (1, 1)
     network = as_set_model(student, num_classes, size)
-    changes = {"name": name and PREFIX + name, "num_classes": num_classes, "loss": "triplet"}
-    return replace(record, **changes).attach(network)
+    name = name and PREFIX + name
+    return replace(record, name=name, num_classes=num_classes, loss="triplet").attach(network)
 
 
-def _teacher(config: Any, num_classes: int) -> nn.Module:
+def _teacher(config: Config, num_classes: int) -> nn.Module:
     name = PREFIX + config.model.name.removeprefix(PREFIX)
     if config.vkd.teacher:
         return load_set_model(name, config.vkd.teacher)
@@ -170,7 +175,7 @@ def _teacher(config: Any, num_classes: int) -> nn.Module:
     return teacher
 
 
-def _checked_chain(config: Any, teacher: nn.Module) -> WeightChain | None:
+def _checked_chain(config: Config, teacher: nn.Module) -> WeightChain | None:
     """The chain that is there already, after a look at whether it or the teacher gives the student."""
     node = config.vkd
     chain, key = None, "vkd.student"
@@ -186,5 +191,5 @@ def _checked_chain(config: Any, teacher: nn.Module) -> WeightChain | None:
     return chain
 
 
-def _size(config: Any) -> tuple[int, int, int]:
+def _size(config: Config) -> tuple[int, int, int]:
     return 3, config.data.height, config.data.width

@@ -12,19 +12,20 @@ from torch import nn
 
 from ...chain.network import trace
 from ...chain.student_file import save_student
-from ...config import Effect, get, settings
+from ...config import Config, Effect, get, settings
 from ...datasets.set_manager import build_set_datamanager
 from ...files import save_checkpoint, sha256
 from ...files.weights import load_weights
 from ...host.compat import seed_everything
 from ...host.distributed import broadcast, rank_zero_first
+from ...host.interfaces import DataManager
 from ...host.vkd_engine import VKDEngine
 from ...report import Results
 from ...report.protocols import SetRow, write_set_report
 from ..checks import StageToCome, check_evaluation, check_stages
 from ..recipes import Recipe
 from ..stages import Facts, Stage, require_any
-from ..trainer import Trainer, network_size
+from ..trainer import EngineBuilder, Trainer, network_size
 from .plan import SetPlan, plan_sets, start_student, student_label
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class SetTrainer(Trainer):
         batch_key: str = "vkd.teacher_stage.batch_size",
         num_views: int = 0,
         strategy: str = "",
-    ) -> Any:
+    ) -> DataManager:
         """The data manager of sets for a training batch; made once per size, number of views and strategy.
 
         Args:
@@ -60,13 +61,13 @@ class SetTrainer(Trainer):
                 self._managers[key] = build_set_datamanager(self.config, *key, batch_key=batch_key)
         return self._managers[key]
 
-    def stage_datamanager(self, stage: Any, key: str = TEACHER_STAGE) -> Any:
+    def stage_datamanager(self, stage: Config, key: str = TEACHER_STAGE) -> DataManager:
         """That of a stage; the teacher's may have views of its own."""
         views, strategy = stage.get("num_views", 0), stage.get("strategy", "")
         return self.datamanager(stage.batch_size, f"{key}.batch_size", views, strategy)
 
     @property
-    def first_datamanager(self) -> Any:
+    def first_datamanager(self) -> DataManager:
         """That of the first stage: the teacher's, or the student's under a given one."""
         key = STUDENT_STAGE if self.config.vkd.teacher else TEACHER_STAGE
         return self.stage_datamanager(get(self.config, key), key)
@@ -79,7 +80,7 @@ class SetTrainer(Trainer):
         numbers = {**shared.numbers, **settings(self.config, _SET_KEYS, Effect.NUMBERS)}
         return Recipe(weights, numbers, shared.idle)
 
-    def engine(self, **options: Any) -> Any:
+    def engine(self, **options: Any) -> partial[VKDEngine]:
         """What builds a VKD engine with the configuration's evaluation."""
         node = self.config.vkd
         evaluation = {"protocols": tuple(node.protocols), "query_in_gallery": node.query_in_gallery}
@@ -102,7 +103,7 @@ class VKDRun:
         folder: where everything is kept.
     """
 
-    def __init__(self, config: Any, trainer: SetTrainer, plan: SetPlan, folder: Path) -> None:
+    def __init__(self, config: Config, trainer: SetTrainer, plan: SetPlan, folder: Path) -> None:
         self.config = config
         self.trainer = trainer
         self.plan = plan
@@ -214,7 +215,13 @@ class VKDRun:
         return self.trainer.recipe(STUDENT_STAGE, *(f"vkd.{key}" for key in (*keys, *start)), **made)
 
     def _trained(
-        self, model: nn.Module, stage: Any, folder: Path, continued: bool, engine: Any, key: str = TEACHER_STAGE
+        self,
+        model: nn.Module,
+        stage: Config,
+        folder: Path,
+        continued: bool,
+        engine: EngineBuilder,
+        key: str = TEACHER_STAGE,
     ) -> Facts:
         trained = self.trainer.train(model, stage, folder, continued, engine, key=key)
         protocols = dict(trained.protocols) or self.trainer.protocols(model)  # after no epoch
@@ -230,7 +237,7 @@ class VKDRun:
         logger.info("%s: %s", name, row.summary())
 
 
-def run_sets(config: Any, folder: Path) -> Results:
+def run_sets(config: Config, folder: Path) -> Results:
     """Runs what ``engine: vkd`` asks for; finished stages are not made again."""
     trainer = SetTrainer(config)
     plan = plan_sets(config, trainer.num_classes)
@@ -243,7 +250,7 @@ def run_sets(config: Any, folder: Path) -> Results:
     return job.complete()
 
 
-def _stages_to_come(config: Any, plan: SetPlan) -> list[StageToCome]:
+def _stages_to_come(config: Config, plan: SetPlan) -> list[StageToCome]:
     node = config.vkd
     views = node.teacher_stage.num_views or node.num_views
     stages = [] if node.teacher else [StageToCome(TEACHER_STAGE, plan.teacher, images=views)]
