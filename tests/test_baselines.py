@@ -14,7 +14,8 @@ from oskt_torchreid.baselines.selection import by_score, row_norms, select_chann
 from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.chain.expansion import expand_to_plan
 from oskt_torchreid.chain.network import trace as trace_reid
-from oskt_torchreid.config.defaults import CHOICES, default_tree
+from oskt_torchreid.config.nodes import oskt as oskt_node
+from oskt_torchreid.config.tree import default_tree
 from oskt_torchreid.errors import ChainError, ConfigError, WidthError
 from oskt_torchreid.graph import trace
 from oskt_torchreid.graph.plans import ratio_plan
@@ -186,7 +187,7 @@ def test_scratch_is_initialised_as_the_network_itself(traced):
 
 
 def test_every_method_has_a_name_a_summary_and_a_rate():
-    assert set(CHOICES["oskt.controls"]) == set(BASELINES) == set(default_tree()["oskt"]["control_lr"])
+    assert set(oskt_node.BASELINES) == set(BASELINES) == set(default_tree()["oskt"]["control_lr"])
     assert len({method.summary for method in BASELINES.values()}) == len(BASELINES)
 
 

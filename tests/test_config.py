@@ -2,8 +2,18 @@
 
 import pytest
 
+from oskt_torchreid.baselines import partitions
+from oskt_torchreid.chain.clustering import CLUSTERINGS
+from oskt_torchreid.chain.distance import DISTANCES
+from oskt_torchreid.chain.expansion import STATISTICS
+from oskt_torchreid.chain.narrowing import ATTENTIONS
 from oskt_torchreid.config import default_config, digest, get, load_config, save_resolved
+from oskt_torchreid.config.tree import every_key
+from oskt_torchreid.datasets.checks import HOW
+from oskt_torchreid.deploy.latency import BACKENDS, DEVICES
 from oskt_torchreid.errors import ConfigError
+from oskt_torchreid.host.optimization import SCHEDULES
+from oskt_torchreid.host.ranking import METRICS
 
 
 def write(folder, text):
@@ -66,6 +76,24 @@ def test_values_take_the_type_of_the_default():
 def test_bad_options(option, message):
     with pytest.raises(ConfigError, match=message):
         load_config(options=[option])
+
+
+@pytest.mark.parametrize(
+    ("key", "known"),
+    [
+        ("data.check", HOW),
+        ("test.dist_metric", METRICS),
+        ("train.lr_scheduler", SCHEDULES),
+        ("oskt.clustering", {*CLUSTERINGS, *partitions.CLUSTERINGS}),
+        ("oskt.attention", ATTENTIONS),
+        ("oskt.statistics", STATISTICS),
+        ("oskt.distance", DISTANCES),
+        ("oskt.latency.backend", BACKENDS),
+        ("oskt.latency.device", DEVICES),
+    ],
+)
+def test_choices_are_those_that_the_parts_know(key, known):
+    assert set(every_key()[key].allowed.choices) == set(known)
 
 
 def test_option_without_value():

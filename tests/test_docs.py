@@ -13,10 +13,9 @@ import torch
 from runs import TINY
 from test_tools import tool
 
-from oskt_torchreid.config import defaults
-from oskt_torchreid.config.defaults import default_tree
+from oskt_torchreid.config.tree import every_key
 from oskt_torchreid.host import models
-from oskt_torchreid.lab.reference import _flattened, configuration_reference
+from oskt_torchreid.lab.reference import configuration_reference
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -62,19 +61,19 @@ def test_the_check_notices_a_page_that_is_not_current(monkeypatch, capsys):
     assert "not current: api.md; run `python tools/docs.py`" in capsys.readouterr().err
 
 
-def test_the_configuration_page_has_every_key_with_its_comment():
-    text = configuration_reference()
-    keys = [key for key, _ in _flattened(default_tree())]
-    assert len(keys) > 150 and all(f"| `{key}` | " in text for key in keys)
+def test_the_configuration_page_has_every_key_with_its_meaning():
+    text, keys = configuration_reference(), every_key()
+    assert len(keys) > 150 and all(f"| `{name}` | " in text and key.meaning for name, key in keys.items())
     for line in (
         "| `oskt.attention` | `'folded'` | `folded`, `paper` | weights | queries and keys of students made exact;",
-        "| `train.warmup_epochs` | `0` | from 0 | weights | epochs in which the rate rises linearly, from |",
-        "| `oskt.refine.warmup_epochs` | `0` | from 0 | weights | epochs in which the rate rises linearly, from |",
+        "| `train.warmup_epochs` | `0` | from 0 | weights | warmup_multi_step, warmup_cosine: epochs in which the rate",
+        "| `oskt.refine.warmup_epochs` | `0` | from 0 | weights | warmup_multi_step, warmup_cosine: epochs in which",
         "| `validation.share` | `0.0` | 0 to 0.9 | weights | ",
-        "| `vkd.student` | `''` |  | weights | Backbone; or a chain file, expanded to student_width; or width=0.5,",
+        "| `vkd.student` | `''` |  | weights | backbone; or a chain file, expanded to student_width; or width=0.5,",
     ):
         assert line in text, line
-    assert defaults.__doc__
+    assert "Added by this package: `model.neck`, `model.last_stride`.\n" in text
+    assert text.count("Added by this package.\n") == 7
 
 
 @pytest.mark.parametrize("words", WRITTEN, ids=" ".join)

@@ -12,8 +12,8 @@ from yacs.config import CfgNode
 
 from oskt_torchreid.config import Effect, default_config, effect_of, get, leaves, load_config
 from oskt_torchreid.config import loading as loading_module
-from oskt_torchreid.config.effects import EFFECTS
-from oskt_torchreid.config.own_nodes import BASELINES
+from oskt_torchreid.config.nodes.oskt import BASELINES
+from oskt_torchreid.config.tree import every_key
 from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.runs import run
 from oskt_torchreid.runs.stages import Stage
@@ -134,13 +134,17 @@ def watched(request, tiny_net, tmp_path_factory):
     return engine, watch
 
 
-def test_every_key_has_one_effect_and_the_table_no_others():
-    for key in KEYS:
-        assert effect_of(key) in Effect
-    for name in EFFECTS:
-        assert any(key == name or key.startswith(f"{name}.") for key in KEYS), name
+def test_every_key_has_a_row_and_the_table_no_others():
+    assert list(every_key()) == list(KEYS)
     with pytest.raises(KeyError):
         effect_of("nothing.of_the_kind")
+
+
+def test_rows_say_what_a_key_means_and_have_defaults_that_are_allowed():
+    for name, key in every_key().items():
+        assert key.meaning and not key.meaning.endswith("."), name
+        if key.allowed:
+            key.allowed.check(name, key.default)
 
 
 def never_used(engine):

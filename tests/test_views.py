@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from oskt_torchreid.config.defaults import CHOICES
+from oskt_torchreid.config.tree import every_key
 from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.host.compat import torchreid
 from oskt_torchreid.host.pictures import read_picture
@@ -161,8 +161,9 @@ def test_a_draw_looks_at_one_identity_alone(name):
 
 
 def test_the_configuration_knows_all_strategies():
-    assert CHOICES["vkd.strategy"] == tuple(STRATEGIES)
-    assert CHOICES["vkd.teacher_stage.strategy"] == ("", *STRATEGIES)
+    keys = every_key()
+    assert keys["vkd.strategy"].allowed.choices == tuple(STRATEGIES)
+    assert keys["vkd.teacher_stage.strategy"].allowed.choices == ("", *STRATEGIES)
 
 
 def test_unknown_strategy_names_the_nearest():

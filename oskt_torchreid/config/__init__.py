@@ -2,8 +2,11 @@
 
 from yacs.config import CfgNode
 
-from .effects import Effect, effect_of, leaves, settings
-from .loading import check_config, default_config, digest, get, given_keys, load_config, merged, save_resolved
+from .checking import check_config
+from .effects import effect_of, settings
+from .keys import Effect
+from .loading import default_config, digest, get, given_keys, load_config, merged, save_resolved
+from .tree import leaves
 from .yaml_files import read_yaml
 
 Config = CfgNode

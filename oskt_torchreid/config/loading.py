@@ -1,4 +1,4 @@
-"""Reading, checking and saving the configuration tree.
+"""Reading, merging and saving the configuration tree.
 
 Order of precedence: defaults, configuration file, flags of the command line, trailing options. Every source is checked
 against the defaults: an unknown key, a value of another type or out of range is an error that names the nearest key.
@@ -8,7 +8,6 @@ import ast
 import contextlib
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,10 +18,10 @@ from yacs.config import CfgNode
 
 from ..errors import ConfigError
 from ..files import atomic
-from ..files.checks import MOST_PIXELS
 from ..registry import nearest
-from .defaults import LARGEST_NUMBER, LISTS, LONGEST_NAME, LONGEST_TEXT, NUMBERS_OR_WORDS, choices, default_tree, ranges
-from .effects import leaves
+from .allowed import BetweenOrName, Value
+from .checking import check_config, check_value
+from .tree import default_tree, every_key, leaves
 from .yaml_files import read_yaml
 
 RESOLVED_NAME = "config.yaml"
@@ -36,7 +35,7 @@ def default_config() -> CfgNode:
 
 
 def load_config(
-    config_file: str | Path = "", options: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+    config_file: str | Path = "", options: Sequence[str] = (), flags: Mapping[str, object] | None = None
 ) -> CfgNode:
     """Reads a run's configuration.
 
@@ -66,7 +65,7 @@ def load_config(
     return config
 
 
-def merged(config: CfgNode, changes: Mapping[str, Any], source: str = "the changes") -> CfgNode:
+def merged(config: CfgNode, changes: Mapping[str, object], source: str = "the changes") -> CfgNode:
     """A frozen copy of a tree, some of its values changed.
 
     Args:
@@ -86,73 +85,6 @@ def merged(config: CfgNode, changes: Mapping[str, Any], source: str = "the chang
     return changed
 
 
-def check_config(config: CfgNode) -> None:
-    """Checks ranges and choices of a whole tree.
-
-    Raises:
-        ConfigError: first value that is not allowed, with what is.
-    """
-    for key, allowed in choices().items():
-        value = get(config, key)
-        for item in value if isinstance(value, list) else [value]:
-            if item not in allowed:
-                shown = ", ".join(repr(choice) for choice in allowed)
-                raise ConfigError(f"{key} is {item!r}{nearest(str(item), map(str, allowed))}; allowed: {shown}")
-    for key, (lowest, highest) in ranges().items():
-        value = get(config, key)
-        if not isinstance(value, str) and not lowest <= value <= highest:
-            raise ConfigError(f"{key} is {value}; allowed: {lowest} to {highest}")
-    for key in LISTS:
-        _check_list(key, get(config, key))
-    _check_together(config)
-
-
-def _check_list(key: str, values: list[Any]) -> None:
-    """Raises ConfigError unless a list has as many entries as it may have, each in its range."""
-    fewest, most, lowest, highest = LISTS[key]
-    if not fewest <= len(values) <= most:
-        number = f"exactly {fewest}" if fewest == most else f"at least {fewest}"
-        raise ConfigError(f"{key} is {values!r}, which has {len(values)} entries; give {number}")
-    for value in values:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if (lowest, highest) != (0, 0) and not (is_number and lowest <= value <= highest):
-            raise ConfigError(f"{key} is {values!r}; each entry must be a number from {lowest:g} to {highest:g}")
-
-
-_TWICE = {
-    "data.sources": "each of its people would have two labels",
-    "data.targets": "it would be shown twice",
-    "oskt.students": "it would be made twice",
-    "oskt.controls": "it would be made twice",
-    "vkd.protocols": "it would be evaluated twice",
-}
-
-
-def _check_together(config: CfgNode) -> None:
-    """Raises ConfigError for values that are each allowed, but not together."""
-    height, width = config.data.height, config.data.width
-    if height * width > MOST_PIXELS:
-        raise ConfigError(
-            f"data.height {height} times data.width {width} are {height * width} pixels; allowed: up to {MOST_PIXELS}"
-        )
-    for key, harm in _TWICE.items():
-        names = list(get(config, key))
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ConfigError(f"{key} names '{twice}' twice, so that {harm}; name it once")
-    if config.loss.center.weight and config.loss.name != "triplet":
-        raise ConfigError(
-            f"loss.center.weight is {config.loss.center.weight}, and networks give features to a loss with "
-            f"loss.name=triplet alone, not with '{config.loss.name}'; set one of the two"
-        )
-    sgd = config.sgd
-    if config.train.optim == "sgd" and sgd.nesterov and (sgd.momentum == 0 or sgd.dampening != 0):
-        raise ConfigError(
-            f"sgd.nesterov needs sgd.momentum above 0 and sgd.dampening 0; they are {sgd.momentum} and "
-            f"{sgd.dampening}: change them, or set sgd.nesterov=False"
-        )
-
-
 def get(config: CfgNode, key: str) -> Any:
     """Value of a dotted key such as 'oskt.refine.lambda' (a Python keyword, so no attribute path reaches it)."""
     for name in key.split("."):
@@ -168,7 +100,7 @@ def save_resolved(config: CfgNode, folder: str | Path) -> Path:
     return path
 
 
-def digest(*parts: Any) -> str:
+def digest(*parts: object) -> str:
     """Short digest of configuration nodes and plain values; equal content in any key order gives equal digests."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -211,14 +143,14 @@ def _pairs(options: Sequence[str]) -> list[tuple[str, str]]:
         if equals and _KEY.fullmatch(key):
             pairs.append((key, value))
             continue
-        value = next(words, None)
-        if value is None:
+        following = next(words, None)
+        if following is None:
             raise ConfigError(f"option '{word}' has no value; write '{word} VALUE' or '{word}=VALUE'")
-        pairs.append((word, value))
+        pairs.append((word, following))
     return pairs
 
 
-def _merge(config: CfgNode, content: Mapping[str, Any], source: str, prefix: str = "") -> None:
+def _merge(config: CfgNode, content: Mapping[str, object], source: str, prefix: str = "") -> None:
     """Merges nested keys of a file into `config`, which changes."""
     for name, value in content.items():
         key = f"{prefix}{name}"
@@ -230,14 +162,14 @@ def _merge(config: CfgNode, content: Mapping[str, Any], source: str, prefix: str
             _assign(config, str(name), value, key, source)
 
 
-def _nested(key: str, value: Any) -> str:
+def _nested(key: str, value: object) -> str:
     """A dotted key as YAML has it: ``train: {lr: 0.1}``."""
     *groups, name = key.split(".")
     shown = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
     return "".join(f"{group}: {{" for group in groups) + f"{name}: {shown}" + "}" * len(groups)
 
 
-def _set(config: CfgNode, key: str, value: Any, source: str) -> None:
+def _set(config: CfgNode, key: str, value: object, source: str) -> None:
     """Sets a dotted key of `config`, which changes."""
     node, *names = config, *key.split(".")
     for name in names[:-1]:
@@ -247,7 +179,7 @@ def _set(config: CfgNode, key: str, value: Any, source: str) -> None:
     _assign(node, names[-1], value, key, source)
 
 
-def _assign(node: CfgNode, name: str, value: Any, key: str, source: str) -> None:
+def _assign(node: CfgNode, name: str, value: object, key: str, source: str) -> None:
     if name not in node:
         _unknown(key, source)
     if isinstance(node[name], CfgNode):
@@ -264,44 +196,27 @@ def _unknown(key: str, source: str) -> None:
     raise ConfigError(f"unknown key '{key}' in {source}{hint or '; see the README for the keys'}")
 
 
-def _check_value(value: Any, key: str, source: str) -> None:
-    """Raises ConfigError for what no key means, alone or in a list: nothing computes with it, no file is named so."""
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            _check_value(item, key, source)
-    elif isinstance(value, int) and abs(value) > LARGEST_NUMBER:
-        raise ConfigError(f"{key} in {source} is a whole number beyond {LARGEST_NUMBER}; no key means such a one")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{key} in {source} is {value}; it must be a finite number")
-    elif isinstance(value, str):
-        _check_text(value, key, source)
-
-
-def _check_text(text: str, key: str, source: str) -> None:
-    longest = max(len(part.encode(errors="surrogateescape")) for part in text.split("/"))
-    if "\0" in text or len(text) > LONGEST_TEXT or longest > LONGEST_NAME:
-        raise ConfigError(
-            f"{key} in {source} is {text[:40]!r}... of {len(text)} characters; allowed: up to {LONGEST_TEXT}, "
-            f"{LONGEST_NAME} bytes between two slashes, and no NUL"
-        )
-
-
-def _coerce(value: Any, default: Any, key: str, source: str) -> Any:
+def _coerce(value: Any, default: Value, key: str, source: str) -> Value:
     """`value` as the type of `default`; words of the command line and YAML's '3e-4' are read as Python literals."""
     if isinstance(value, str) and not isinstance(default, str):
         # What is no literal stays a string, which the type check below reports.
         with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             value = ast.literal_eval(value)
-    _check_value(value, key, source)
+    check_value(value, key, source)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if isinstance(default, list) and isinstance(value, tuple):
         value = list(value)
     if isinstance(default, list) and isinstance(value, list) and default:
         value = [_coerce(item, default[0], f"{key}[{index}]", source) for index, item in enumerate(value)]
-    if type(value) is not type(default) and not (key in NUMBERS_OR_WORDS and isinstance(value, str)):
+    if type(value) is not type(default) and not (isinstance(value, str) and _may_be_name(key)):
         raise ConfigError(
             f"{key} in {source} is {value!r} ({type(value).__name__}); expected {type(default).__name__} such as "
             f"{default!r}"
         )
     return value
+
+
+def _may_be_name(key: str) -> bool:
+    row = every_key().get(key)
+    return row is not None and isinstance(row.allowed, BetweenOrName)

@@ -6,10 +6,10 @@ What decides it are other keys and the data; two keys also depend on the machine
 from __future__ import annotations
 
 from collections.abc import Iterator
-from fnmatch import fnmatch
 
 from ..baselines import baseline
 from ..config import Config, get, leaves
+from ..config.nodes.training import STAGE_KEYS
 from ..host.compat import device
 from ..host.data import has_splits
 from ..host.distributed import world_size
@@ -21,11 +21,8 @@ Reasons = Iterator[tuple[str, str]]
 BY_MACHINE = ("train.mixed_precision", "train.sync_batch_norm")
 """Keys that do nothing on one machine and something on another."""
 
-SCHEDULE = (
-    *("lr", "weight_decay", "max_epoch", "start_epoch", "batch_size", "fixbase_epoch", "open_layers", "lr_scheduler"),
-    *("stepsize", "gamma", "per_iteration", "warmup_*", "min_lr_factor", "half_resolution_epochs"),
-)
-"""Patterns of the keys of the train node that are of its own stage alone."""
+SCHEDULE = (*STAGE_KEYS, "start_epoch", "fixbase_epoch", "open_layers")
+"""The keys of the train node that are of its own stage alone."""
 
 _STAGES = {
     "oskt": ("train", "oskt.refine", "oskt.finetune"),
@@ -99,7 +96,7 @@ def _without_epochs(config: Config, stage: str) -> list[str]:
 
 def train_schedule(config: Config) -> list[str]:
     """The keys of the train node that are of its own stage alone."""
-    return [key for key in leaves(config.train, "train.") if any(fnmatch(key, f"train.{name}") for name in SCHEDULE)]
+    return [f"train.{name}" for name in config.train if name in SCHEDULE]
 
 
 def _of_training(config: Config) -> Reasons:

@@ -1,0 +1,105 @@
+"""Keys of OSKT: teacher, chain and its refinement, students, and the methods that the chain is compared with."""
+
+from __future__ import annotations
+
+from ...registry import baseline_names
+from ..allowed import MOST_PROCESSES, AtLeast, Between, BetweenOrName, OneOf, Registered
+from ..keys import NEITHER, Key, Node
+from .training import stage_node
+
+BASELINES = ("scratch", "slice", "first", "norm", "kmeans", "depgraph", "kd++")
+"""Names of this package's own methods that the chain is compared with; anybody may register more."""
+
+
+def known_baselines() -> tuple[str, ...]:
+    """Names of all methods that the chain can be compared with, those of others included."""
+    return tuple(dict.fromkeys([*BASELINES, *baseline_names()]))
+
+
+def _rates() -> Node:
+    # Freshly inherited and untrained narrow networks want a higher rate than refined students.
+    return {name: Key(3e-3, "learning rate of networks by this method", AtLeast(0)) for name in known_baselines()}
+
+
+OSKT: Node = {
+    "teacher": Key("", "checkpoint; empty: train one first, with the train node"),
+    "width": Key(0.25, "chain width ratio, or a preset such as res50-s1", BetweenOrName(1e-6, 1)),
+    "ladder": Key([], "several chains instead of one, from wide to narrow: [0.5, 0.25], or like=NAME for widths"),
+    "chain": Key("", "refined chain file: no teacher and no refinement, students alone, on whatever data"),
+    "clustering": Key(
+        "ward",
+        "how rows are clustered; balanced: equally large under layer and group norms; to compare: kmeans, random",
+        OneOf("ward", "balanced", "kmeans", "random"),
+    ),
+    "normalize_rows": Key(
+        "auto", "cluster rows of unit length; auto: where there is attention", OneOf("auto", "yes", "no")
+    ),
+    "attention": Key(
+        "folded", "queries and keys of students made exact; paper: left as they come", OneOf("folded", "paper")
+    ),
+    "refine": {
+        **stage_node(max_epoch=60, lr=3.5e-4),
+        "lambda": Key(1.0, "weight of the refining loss", AtLeast(0)),
+        "lambda_schedule": Key(
+            "linear",
+            "linear: from 0 to lambda over all iterations; constant suits long schedules",
+            OneOf("constant", "linear"),
+        ),
+        "sstudent_weight": Key(1.0, "weight of the S-student's loss; 0: it only follows", AtLeast(0)),
+        "vector_copies": Key(False, "norm parameters and biases of the S-student's own, refined as rows are"),
+    },
+    # Which networks there are; each is made once.
+    "students": Key(
+        ["width=0.25"],
+        "width=0.5, like=NAME, ...; by a baseline instead of the chain: slice:width=0.5, kd++:like=osnet_x0_25, ...; "
+        "file=PATH: a student of an earlier run",
+        effect=NEITHER,
+        if_twice="it would be made twice",
+    ),
+    # Chooses widths, which are compared themselves.
+    "latency": {
+        "batch": Key(1, "images in a timed batch", AtLeast(1), NEITHER),
+        "threads": Key(0, "threads of timed batches; 0: torch's own number", Between(0, MOST_PROCESSES), NEITHER),
+        "device": Key("cpu", "device that batches are timed on", OneOf("cpu", "cuda"), NEITHER),
+        "backend": Key("pytorch", "runtime of timed batches", OneOf("pytorch", "onnxruntime", "openvino"), NEITHER),
+    },
+    "statistics": Key(
+        "own",
+        "running statistics of students: own of the S-student, merged, initial (0 and 1)",
+        OneOf("own", "merged", "initial"),
+    ),
+    "distance": Key(
+        "none",
+        "whose distances students' features have before fine-tuning: chain, teacher",
+        OneOf("none", "chain", "teacher"),
+    ),
+    "recalibrate": Key(
+        24, "batches of training images that re-estimate norm statistics before fine-tuning; 0: none", AtLeast(0)
+    ),
+    "finetune": stage_node(max_epoch=60, lr=3.5e-4),
+    "processes": Key(
+        1,
+        "networks trained at a time (controls beside the refinement); of more use than threads",
+        Between(1, MOST_PROCESSES),
+        NEITHER,
+    ),
+    "curves": Key(False, "evaluate students and controls after every epoch of fine-tuning, and keep the numbers"),
+    "controls": Key(
+        [],
+        "baselines at the chain's width, fine-tuned as long as the students",
+        Registered(known_baselines),
+        NEITHER,
+        if_twice="it would be made twice",
+    ),
+    "control_lr": _rates,
+    "distillation": {
+        "start": Key(
+            "scratch",
+            "kd++: baseline that the student begins as",
+            OneOf(*(name for name in BASELINES if name != "kd++")),
+        ),
+        "temperature": Key(4.0, "kd++: temperature of the class scores", AtLeast(1e-6)),
+        "weight_kl": Key(1.0, "kd++: weight of the divergence of class scores", AtLeast(0)),
+        "weight_nd": Key(1.0, "kd++: weight of the norm and direction loss", AtLeast(0)),
+    },
+}
