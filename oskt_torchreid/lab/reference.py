@@ -11,7 +11,7 @@ import tokenize
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..config import defaults, own_nodes
 from ..config.defaults import CHOICES, LISTS, RANGES, default_tree
@@ -79,9 +79,17 @@ def _flattened(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
             yield prefix + name, value
 
 
+class _Returned(NamedTuple):
+    """A dictionary that a function returns, and the comments of its source, see ``_comment_lines``."""
+
+    content: ast.Dict
+    comments: dict[int, str]
+    alone: set[int]
+
+
 def _comments() -> dict[str, str]:
     """Comment of each dotted key: the one behind it, or those in the lines before it."""
-    dictionaries: dict[str, tuple[ast.Dict, dict[int, str], set[int]]] = {}
+    dictionaries: dict[str, _Returned] = {}
     for module in _SOURCES:
         source = inspect.getsource(module)
         beside, alone = _comment_lines(source)
@@ -89,7 +97,7 @@ def _comments() -> dict[str, str]:
             if isinstance(node, ast.FunctionDef):
                 returned = [part.value for part in ast.walk(node) if isinstance(part, ast.Return)]
                 for content in (part for part in returned if isinstance(part, ast.Dict)):
-                    dictionaries[node.name] = (content, beside, alone)
+                    dictionaries[node.name] = _Returned(content, beside, alone)
     return dict(_keyed("default_tree", "", dictionaries))
 
 
@@ -101,24 +109,22 @@ def _comment_lines(source: str) -> tuple[dict[int, str], set[int]]:
     return comments, {number for number in comments if lines[number - 1].lstrip().startswith("#")}
 
 
-def _keyed(function: str, prefix: str, dictionaries: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _keyed(function: str, prefix: str, dictionaries: Mapping[str, _Returned]) -> Iterator[tuple[str, str]]:
     if function in dictionaries:
-        yield from _keys_of(*dictionaries[function], prefix, dictionaries)
+        yield from _keys_of(dictionaries[function], prefix, dictionaries)
 
 
-def _keys_of(
-    node: ast.Dict, comments: dict[int, str], alone: set[int], prefix: str, dictionaries: Mapping[str, Any]
-) -> Iterator[tuple[str, str]]:
-    for key, value in zip(node.keys, node.values, strict=True):
+def _keys_of(returned: _Returned, prefix: str, dictionaries: Mapping[str, _Returned]) -> Iterator[tuple[str, str]]:
+    for key, value in zip(returned.content.keys, returned.content.values, strict=True):
         called = value.func.id if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) else ""
         if key is None:
             yield from _keyed(called, prefix, dictionaries)
             continue
-        name = f"{prefix}{key.value}"
+        name = f"{prefix}{ast.literal_eval(key)}"
         if isinstance(value, ast.Dict):
-            yield from _keys_of(value, comments, alone, f"{name}.", dictionaries)
+            yield from _keys_of(returned._replace(content=value), f"{name}.", dictionaries)
         yield from _keyed(called, f"{name}.", dictionaries)
-        if comment := _comment_of(key.lineno, comments, alone):
+        if comment := _comment_of(key.lineno, returned.comments, returned.alone):
             yield name, comment
 
 
