@@ -200,7 +200,7 @@ def test_mistakes_are_found_first(tmp_path, options, match):
 def test_spread_by_hand():
     assert Spread.of([0.5, None, 0.7]) == Spread(pytest.approx(0.6), pytest.approx(0.02**0.5), 2)
     assert Spread.of([0.5]).percent() == "50.0" and Spread.of([0.5, 0.7]).percent() == "60.0 ± 14.1"
-    assert Spread.of([None]) is None
+    assert Spread.of([None]).count == 0 and Spread.of([None]).percent() == "-"
 
 
 def test_tables_by_hand():

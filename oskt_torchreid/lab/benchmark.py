@@ -116,9 +116,9 @@ def measure_refine(planes: int, batch: int, size: tuple[int, int], rounds: int, 
             if round_ >= WARM_UP:
                 times.append(time.perf_counter() - start)
     teacher_ms, refine_ms = (1e3 * statistics.median(times) for times in seconds)
-    peaks = [_fresh_peak(kind, batch, size) for kind in (0, planes)] if memory else [0, 0]
+    teacher_peak, refine_peak = (_fresh_peak(kind, batch, size) if memory else 0 for kind in (0, planes))
     weights = sum(p.numel() * p.element_size() for p in models.skeleton(BACKBONE, NUM_CLASSES).parameters())
-    return RefineCost(planes, batch, teacher_ms, refine_ms, *peaks, weights)
+    return RefineCost(planes, batch, teacher_ms, refine_ms, teacher_peak, refine_peak, weights)
 
 
 def _make_step(planes: int, batch: int, size: tuple[int, int]) -> Callable[[], None]:
@@ -136,7 +136,7 @@ def _make_step(planes: int, batch: int, size: tuple[int, int]) -> Callable[[], N
         loss = torch.zeros(())
         for logits in outputs if planes else (outputs,):
             loss = loss + criterion(parse_outputs(logits, True, "softmax"), pids)[0]
-        if planes:
+        if isinstance(network, Refinement):
             loss = loss + refining_loss(network.sstudent.row_pairs(teacher))
         optimizer.zero_grad()
         loss.backward()

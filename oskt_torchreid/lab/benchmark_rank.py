@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..host.compat import torchreid
-from ..host.ranking import INTERPOLATED, distance_matrix, rank, rank_features, rank_parts
+from ..host.ranking import INTERPOLATED, Labels, Ranking, distance_matrix, rank, rank_features, rank_parts
 from ..host.reranking import Reranking
 from .benchmark import in_fresh_process, process_memory
 
@@ -51,7 +51,7 @@ class RankCost:
     rank1: float
 
 
-def made_up_sides(size: GallerySize, seed: int = 0) -> tuple[Tensor, Tensor, tuple[np.ndarray, ...]]:
+def made_up_sides(size: GallerySize, seed: int = 0) -> tuple[Tensor, Tensor, Labels]:
     """Features and labels of a size: identities are clusters that overlap."""
     random = torch.Generator().manual_seed(seed)
     centers = torch.randn(size.identities, CHANNELS, generator=random)
@@ -60,8 +60,9 @@ def made_up_sides(size: GallerySize, seed: int = 0) -> tuple[Tensor, Tensor, tup
         own = torch.randint(0, size.identities, (count,), generator=random)
         sides.append(centers[own] + 3 * torch.randn(count, CHANNELS, generator=random))
         pids.append(own.numpy())
-    camids = [torch.randint(0, size.cameras, (len(own),), generator=random).numpy() for own in pids]
-    return *sides, (*pids, *camids)
+    (queries, gallery), (q_pids, g_pids) = sides, pids
+    q_camids, g_camids = (torch.randint(0, size.cameras, (len(own),), generator=random).numpy() for own in pids)
+    return queries, gallery, (q_pids, g_pids, q_camids, g_camids)
 
 
 def compare_with_torchreid(size: GallerySize = MARKET1501) -> list[RankCost]:
@@ -90,10 +91,10 @@ def _measured(size: GallerySize, rerank: bool, threads: int) -> RankCost:
     queries, gallery, labels = made_up_sides(size)
     before = process_memory("VmRSS")
 
-    def plain() -> tuple:
+    def plain() -> Ranking:
         return rank_features(queries, gallery, labels)[INTERPOLATED]
 
-    def reranked() -> tuple:
+    def reranked() -> Ranking:
         parts, shape = Reranking(queries, gallery).parts(), (len(queries), len(gallery))
         return rank_parts(parts, shape, labels, (INTERPOLATED,))[INTERPOLATED]
 
@@ -102,7 +103,7 @@ def _measured(size: GallerySize, rerank: bool, threads: int) -> RankCost:
     return RankCost(cost.name, cost.seconds, extra, cost.mean_ap, cost.rank1)
 
 
-def _timed(name: str, action: Callable[[], tuple]) -> RankCost:
+def _timed(name: str, action: Callable[[], tuple[np.ndarray, float]]) -> RankCost:
     start = time.perf_counter()
     cmc, mean_ap = action()
     return RankCost(name, time.perf_counter() - start, 0, float(mean_ap), float(cmc[0]))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -75,7 +76,7 @@ def measure_distillation(
     return DistillationCost(*(1e3 * statistics.median(times) for times in seconds))
 
 
-def _engine(batch: dict[str, torch.Tensor], model: torch.nn.Module, use_gpu: bool, **options: object) -> VKDEngine:
+def _engine(batch: dict[str, torch.Tensor], model: torch.nn.Module, use_gpu: bool, **options: Any) -> VKDEngine:
     """An engine in training mode on one batch in memory."""
     manager = SimpleNamespace(train_loader=[batch], test_loader={}, num_train_pids=NUM_CLASSES)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-4)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..vkd.index import IdentityIndex, Tracklet
 from ..vkd.sets import uniform_numbers
-from ..vkd.views import STRATEGIES
+from ..vkd.views import STRATEGIES, Strategy
 
 MARS_TRACKLETS, MARS_IDENTITIES, MARS_CAMERAS = 8298, 625, 6
 WARM_UP = 3
@@ -46,10 +46,11 @@ def measure_draws(sets: int = 32, num_views: int = 8, rounds: int = 30) -> tuple
     index = IdentityIndex(tracklets)
     build_ms = 1e3 * (time.perf_counter() - start)
     anchors = np.random.default_rng(1).integers(len(tracklets), size=(WARM_UP + rounds, sets)).tolist()
-    costs = [
-        DrawCost(name, _median_ms(lambda own, draw=draw: draw(index, own, num_views, uniform_numbers), anchors))
-        for name, draw in STRATEGIES.items()
-    ]
+
+    def drawn_by(draw: Strategy) -> Callable[[int], object]:
+        return lambda own: draw(index, own, num_views, uniform_numbers)
+
+    costs = [DrawCost(name, _median_ms(drawn_by(draw), anchors)) for name, draw in STRATEGIES.items()]
     return build_ms, [*costs, DrawCost("scan", _median_ms(lambda own: _scan(tracklets, own, num_views), anchors))]
 
 

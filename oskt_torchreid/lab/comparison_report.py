@@ -32,16 +32,18 @@ class Spread:
     count: int
 
     @classmethod
-    def of(cls, values: Iterable[float | None]) -> Spread | None:
-        """Of the values that were measured; ``None`` where none was."""
+    def of(cls, values: Iterable[float | None]) -> Spread:
+        """Of the values that were measured; where none was, the count is 0 and the mean is not a number."""
         found = np.array([value for value in values if value is not None], float)
         if not found.size:
-            return None
+            return cls(math.nan, 0.0, 0)
         deviation = float(found.std(ddof=1)) if found.size > 1 else 0.0
         return cls(float(found.mean()), deviation, int(found.size))
 
     def percent(self) -> str:
-        """``61.8 +- 2.3``, in %."""
+        """``61.8 +- 2.3``, in %; ``-`` where nothing was measured."""
+        if not self.count:
+            return "-"
         spread = f" ± {100 * self.deviation:.1f}" if self.count > 1 else ""
         return f"{100 * self.mean:.1f}{spread}"
 
@@ -73,8 +75,7 @@ def map_table(measurements: Sequence[Measurement], before: bool = False) -> str:
 
 
 def _cell(measurements: Iterable[Measurement], before: bool) -> str:
-    spread = Spread.of(m.row.map_before if before else m.row.map_after for m in measurements)
-    return spread.percent() if spread else "-"
+    return Spread.of(m.row.map_before if before else m.row.map_after for m in measurements).percent()
 
 
 # ---- parts of the report -----------------------------------------------------------------------------------------
@@ -95,7 +96,7 @@ def gain(measurements: Sequence[Measurement], width: float, other: Sequence[Meas
         for method in methods_of(pool)
         if method != CHAIN_METHOD
     }
-    found = {method: spread for method, spread in spreads.items() if spread}
+    found = {method: spread for method, spread in spreads.items() if spread.count}
     if not found:
         return "no baseline to compare with"
     best = min(found, key=lambda method: found[method].mean)
@@ -140,16 +141,16 @@ def ablation_table(measurements: Sequence[Measurement]) -> str:
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True, stralign="right")
 
 
-def _differences(ours: Iterable[Measurement], theirs: Iterable[Measurement]) -> Spread | None:
+def _differences(ours: Iterable[Measurement], theirs: Iterable[Measurement]) -> Spread:
     """How much higher mAP is here than there, over pairs of runs of the same seeds."""
     there = {(m.data_seed, m.seed): m.row.map_after for m in theirs}
     pairs = ((m.row.map_after, there.get((m.data_seed, m.seed))) for m in ours)
-    return Spread.of(here - other for here, other in pairs if None not in (here, other))
+    return Spread.of(here - other for here, other in pairs if here is not None and other is not None)
 
 
-def _points(spread: Spread | None) -> str:
+def _points(spread: Spread) -> str:
     """``+2.3 ± 0.4``, mean and standard error in points of mAP; the error where there are several."""
-    if spread is None:
+    if not spread.count:
         return "-"
     error = f" ± {100 * spread.deviation / math.sqrt(spread.count):.1f}" if spread.count > 1 else ""
     return f"{100 * spread.mean:+.1f}{error}"
@@ -192,7 +193,7 @@ def making_table(measurements: Sequence[Measurement]) -> str:
     rows = []
     for method in methods_of(chosen):
         spread = Spread.of(m.row.expand_seconds for m in chosen if m.method == method)
-        rows.append((method, f"{1000 * spread.mean:.0f}" if spread else "-"))
+        rows.append((method, f"{1000 * spread.mean:.0f}" if spread.count else "-"))
     return tabulate(rows, ("method", "ms"), tablefmt="github", disable_numparse=True, stralign="right")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -13,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..errors import ConfigError
 from ..files import atomic
-from ..report.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, size_axis
+from ..report.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, Style, size_axis
 from .measurements import Measurement
 
 # Okabe and Ito's colours, told apart by markers and dashes too.
@@ -56,7 +57,7 @@ def comparison_plot(measurements: Sequence[Measurement], path: str | Path, title
             color, marker, line = styles[method]
             sizes, means, deviations = (np.array(column) for column in zip(*points, strict=True))
             sizes = sizes * _ASIDE ** (index - (len(found) - 1) / 2)  # or bars of one size would hide one another
-            style = {"color": color, "marker": marker, "markersize": 5, "linestyle": line, "linewidth": 1.2}
+            style: Style = {"color": color, "marker": marker, "markersize": 5, "linestyle": line, "linewidth": 1.2}
             panel_axes.errorbar(sizes, means, deviations, capsize=2, label=method, **style)
         _draw_teacher(panel_axes, measurements)
         size_axis(panel_axes, (size for points in found.values() for size, _, _ in points))
@@ -130,8 +131,8 @@ def _panel(measurements: Sequence[Measurement], panel: str) -> dict[str, list[tu
     for method in dict.fromkeys(m.method for m in chosen):
         for width in sorted({m.width for m in chosen if m.method == method}):
             rows = [m.row for m in chosen if (m.method, m.width) == (method, width)]
-            values = [row.map_before if panel == "before" else row.map_after for row in rows]
-            values = 100 * np.array([value for value in values if value is not None])
+            measured = [row.map_before if panel == "before" else row.map_after for row in rows]
+            values = 100 * np.array([value for value in measured if value is not None])
             if values.size:
                 deviation = values.std(ddof=1) if values.size > 1 else 0.0
                 found.setdefault(method, []).append((rows[0].params, values.mean(), deviation))
@@ -153,9 +154,10 @@ def _figure(panels: int, title: str) -> tuple[Figure, list[Axes]]:
 
 
 def _draw_teacher(axes: Axes, measurements: Sequence[Measurement]) -> None:
-    values = [100 * m.row.map_after for m in measurements if m.method == "teacher"]
+    found = (m.row.map_after for m in measurements if m.method == "teacher")
+    values = [100 * value for value in found if value is not None]
     if values:
-        axes.axhline(np.mean(values), color=BLACK, linewidth=1, linestyle="--", zorder=0, label="teacher")
+        axes.axhline(float(np.mean(values)), color=BLACK, linewidth=1, linestyle="--", zorder=0, label="teacher")
 
 
 def _finish(figure: Figure, axes: Sequence[Axes], path: str | Path) -> None:
@@ -164,9 +166,9 @@ def _finish(figure: Figure, axes: Sequence[Axes], path: str | Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_ylim(bottom=0)
     axes[0].set_ylabel("mAP (%)")
-    entries: dict[str, object] = {}
+    entries: dict[str, Artist] = {}
     for panel in axes:
         entries |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(entries.values(), entries.keys(), loc="outside right center", frameon=False, fontsize=9)
+    figure.legend(list(entries.values()), list(entries), loc="outside right center", frameon=False, fontsize=9)
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png")

@@ -16,7 +16,7 @@ from tabulate import tabulate
 from ..deploy import Latency
 from ..errors import ConfigError
 from ..files import atomic, write_json
-from ..report.plots import BLACK, BLUE, GREEN, short_name
+from ..report.plots import BLACK, BLUE, GREEN, Style, short_name
 from ..report.tables import human_count
 
 STOCK = "stock"
@@ -135,7 +135,7 @@ def _draw(axes: Axes, measured: Sequence[tuple[LatencyRow, Latency]]) -> None:
 
 
 def _upright(axes: Axes, place: float, name: str, color: str, height: float) -> None:
-    where = {"textcoords": ("offset points", "axes fraction"), "rotation": 90, "fontsize": 7, "color": color}
+    where: Style = {"textcoords": ("offset points", "axes fraction"), "rotation": 90, "fontsize": 7, "color": color}
     axes.annotate(name, (place, 0), xytext=(-3, height), ha="right", va="bottom", **where)
 
 

@@ -124,10 +124,10 @@ def choose_rates(folder: Path, candidates: Sequence[Job]) -> tuple[dict, dict]:
         path = folder / job.folder / "results.json"
         for row in read_results(path).rows if path.is_file() else ():
             method, _ = split_name(row.name) or (TEACHER, 1.0)
-            if (method == TEACHER) == (scenario == "teacher"):
+            if row.map_after is not None and (method == TEACHER) == (scenario == "teacher"):
                 tried[scenario][method][f"{rate:g}"] = row.map_after
     chosen = {
-        scenario: {method: float(max(curve, key=curve.get)) for method, curve in methods.items()}
+        scenario: {method: float(max(curve, key=curve.__getitem__)) for method, curve in methods.items()}
         for scenario, methods in tried.items()
     }
     return chosen, {scenario: dict(methods) for scenario, methods in tried.items()}
@@ -139,13 +139,12 @@ def measurements_of(folder: Path, job: Job) -> list[Measurement]:
     for row in read_results(folder / job.folder / "results.json").rows:
         if row.name.startswith("file="):
             width = float(Path(row.name).parent.name.rpartition("=")[2])
-            named = SOURCE_METHOD, width
+            named: tuple[str, float] | None = (SOURCE_METHOD, width)
         else:
             named = split_name(row.name)
         if named is None:
             if job.scenario != "finetune":
                 continue
             named = TEACHER, 1.0
-        scenario = job.scenario
-        found.append(Measurement(scenario, *named, job.labels["data_seed"], job.labels["seed"], row))
+        found.append(Measurement(job.scenario, *named, job.labels["data_seed"], job.labels["seed"], row))
     return found

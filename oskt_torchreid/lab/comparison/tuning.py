@@ -24,7 +24,7 @@ Tried = Mapping[str, Mapping[str, Mapping[str, float]]]
 """mAP by scenario, method and rate."""
 
 
-def tuning_jobs(config: Config, step: str, rates: Rates | None = None) -> list[Job]:
+def tuning_jobs(config: Config, step: str, rates: Rates) -> list[Job]:
     """Runs that learning rates are chosen from.
 
     Args:
@@ -63,7 +63,7 @@ def further_jobs(config: Config, rates: Rates, tried: Tried) -> list[Job]:
     wanted: dict[tuple[str, float], list[str]] = {}
     for scenario, methods in tried.items():
         for method, curve in methods.items():
-            grid, best = sorted(map(float, curve)), float(max(curve, key=curve.get))
+            grid, best = sorted(map(float, curve)), float(max(curve, key=curve.__getitem__))
             if len(grid) > 1 and best in (grid[0], grid[-1]):
                 beside = grid[1] if best == grid[0] else grid[-2]
                 wanted.setdefault((scenario, float(f"{best * best / beside:g}")), []).append(method)

@@ -12,7 +12,7 @@ from typing import Any
 from ...baselines import baseline
 from ...chain.budgets import EXAMPLES, HALF, UNITS, parse_amount
 from ...config import Config, digest, get, read_yaml
-from ...deploy import measure_latency
+from ...deploy import Latency, measure_latency
 from ...errors import ConfigError, WidthError
 from ...files import read_json, write_json
 from ...graph.plans import PRESETS
@@ -159,7 +159,7 @@ def read_widths(path: str | Path) -> dict[str, float]:
 # ---- latency -----------------------------------------------------------------------------------------------------
 
 
-def latency_measure(config: Config) -> Any:
+def latency_measure(config: Config) -> partial[Latency]:
     """The measuring function that ``oskt.latency`` describes."""
     node = config.oskt.latency
     settings = {"batch": node.batch, "device": node.device, "backend": node.backend}
