@@ -4,7 +4,6 @@ torchreid's loop is kept, and `resumable` adds what a run needs to go on after a
 package overrides `compute_losses`, or `forward_backward` where one backward pass is not enough.
 """
 
-import inspect
 import math
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -17,22 +16,18 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_map
-from tqdm import tqdm
 
 from ..batches import check_items
 from ..errors import TrainingError
 from ..networks import parse_outputs
-from .compat import quiet, torchreid
-from .distributed import agree, average, features_by_shares, whole_batch, world_size
-from .evaluation import Rankings, evaluate_target
+from .compat import torchreid
+from .distributed import agree, average, whole_batch, world_size
+from .evaluating import EvaluatingEngine
 from .interfaces import EngineData
 from .labels import in_order, unordered_labels
 from .losses import ReidLoss
 from .models import unwrapped
 from .optimization import check_layers
-from .progress import batch_bar
-from .random_state import random_state, set_random_state
-from .resumable import LAST_GOOD, ResumableEngine
 from .run_checks import (
     check_arguments,
     check_batch,
@@ -44,11 +39,10 @@ from .run_checks import (
     require_optimizer,
     too_few_images,
 )
+from .saving import LAST_GOOD
 
-_TEST = inspect.signature(torchreid.engine.Engine.test)
 
-
-class TransferEngine(ResumableEngine):
+class TransferEngine(EvaluatingEngine):
     """Trains one model with a re-identification loss.
 
     Args:
@@ -92,11 +86,8 @@ class TransferEngine(ResumableEngine):
         self.schedule_per_iteration = schedule_per_iteration
         self.half_resolution_epochs = half_resolution_epochs
         self.last_summary: dict[str, float] = {}
-        self.results: dict[str, dict[str, float]] = {}
         self._frozen_parameters: list[nn.Parameter] = []
         self._frozen_modules: list[nn.Module] = []
-        self._test_bar: tqdm | None = None  # while an evaluation runs
-        self._rankings: list[Rankings] = []  # of the last evaluation, one per target
         self.model = model
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -292,69 +283,6 @@ class TransferEngine(ResumableEngine):
         own = (self._optims[name] for name in self.get_model_names(names))
         optimizers = [optimizer for optimizer in own if optimizer is not None]
         return float(optimizers[0].param_groups[-1]["lr"]) if optimizers else 0.0
-
-    # Evaluation
-
-    def extract_features(self, input: Tensor) -> Tensor:
-        """Features [batch, channels] of images [batch, 3, height, width]."""
-        self.check_termination()
-
-        def embed(images: Tensor) -> Tensor:
-            return self.model(images.to(self.device).contiguous(memory_format=self.memory_format))
-
-        features = features_by_shares(embed, input)
-        if self._test_bar is not None:
-            self._test_bar.update()
-        return features
-
-    def test(self, *args: Any, **kwargs: Any) -> float:
-        """Evaluates on every target as torchreid does, and keeps the numbers in `results[target]`.
-
-        With `rerank`, re-ranked numbers stand beside the plain ones (`reranked_mAP`). Random numbers are left as they
-        are, so that a run does not depend on when it is evaluated.
-
-        Returns:
-            Rank-1 of the last target, as a fraction; re-ranked with `rerank`.
-        """
-        settings = _TEST.bind(self, *args, **kwargs)
-        settings.apply_defaults()
-        random = random_state(self.device)
-        batches = sum(len(loader) for parts in self.test_loader.values() for loader in parts.values())
-        self._rankings = []
-        with quiet(), batch_bar(batches, "evaluation", leave=False) as self._test_bar:
-            try:
-                rank1 = super().test(*args, **kwargs)
-            finally:
-                self._test_bar = None
-        set_random_state(random, self.device)
-        for target, rankings in zip(self.test_loader, self._rankings, strict=True):
-            self.results[target] = rankings.numbers(settings.arguments["ranks"])
-        self.note_evaluation()
-        return float(rank1)
-
-    def note_evaluation(self) -> None:
-        """Adds the first target's numbers to the curve of the run, while there is one."""
-        if self._run_folder is not None:
-            first = next(iter(self.results.values()))
-            self.curve.append({"epoch": self.epoch + 1, "mAP": first["mAP"], "rank1": first["rank1"]})
-
-    def _evaluate(
-        self, dataset_name: str = "", query_loader: Any = None, gallery_loader: Any = None, **settings: Any
-    ) -> tuple[float, float]:
-        """What torchreid's `test` calls for every target; returns rank-1 and mAP as fractions."""
-        rankings = evaluate_target(self, dataset_name, query_loader, gallery_loader, **settings)
-        self._rankings.append(rankings)
-        reported = rankings.reranked or rankings.plain
-        return float(reported.cmc[0]), float(reported.mean_ap)
-
-    def evaluate(self, **kwargs: Any) -> dict[str, float]:
-        """Numbers of the first target as fractions: mAP, rank1, rank5, rank10, rank20; `results` has all targets'.
-
-        Args:
-            **kwargs: of `test`: dist_metric, normalize_feature, ...
-        """
-        self.test(**kwargs)
-        return dict(self.results[next(iter(self.test_loader))])
 
 
 def publish(name: str, thing: Any) -> None:
