@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,30 +11,24 @@ from pathlib import Path
 from torch import nn
 
 from ...chain.chain import WeightChain
-from ...chain.expansion import expand_to_plan
-from ...chain.recalibration import recalibrate
-from ...chain.relabelling import relabel
-from ...chain.student_file import load_student, save_student
 from ...config import Config, digest, get
 from ...files import sha256
-from ...host.compat import seed_everything
 from ...host.distributed import broadcast, world_size
 from ...report import Results, Row, write_results
 from ..processes import Workers, logged
 from ..stages import Facts, Stage, require_any
 from ..trainer import Trainer, network_size, schedule
-from .baselines import STUDENT_NAME, finetuned, run_baseline, run_file
+from .baselines import run_baseline, run_file
 from .ladder import log_ladder, refine_rung, rung_name
-from .plan import RunPlan, StudentPlan, make_plan
+from .plan import RunPlan, StudentPlan
 from .refinement import CLUSTERING_KEYS, clustering_choices, evaluated_refinement, refine
 from .report import counted_epochs, row_of, write_report
+from .students import StudentOfChain
 from .teachers import make_teacher
 
 logger = logging.getLogger(__name__)
 
 CHAIN_NAME = "chain.safetensors"
-EXPANDED_NAME = "expanded.pth"
-EXPANSION_KEYS = ("oskt.distance", "oskt.statistics", "oskt.recalibrate", "oskt.attention", "oskt.curves")
 
 
 def processes_of(config: Config) -> int:
@@ -92,11 +85,12 @@ class OSKTRun:
         """``students``, after processes of their own have completed them, and the controls beside the refinement."""
         with Workers(_complete_network, processes, "students and controls") as workers:
             longest_first = reversed(range(len(controls)))
-            workers.add([(self.config, self.folder, "controls", number) for number in longest_first])
+            job = (self.config, self.plan, self.folder, teacher_key)
+            workers.add([(*job, "controls", number) for number in longest_first])
             students = self.students(teacher_key)
             channels = [sum(student.widths.values()) for student in self.plan.students]
             widest_first = sorted(range(len(students)), key=channels.__getitem__, reverse=True)
-            workers.add([(self.config, self.folder, "students", number) for number in widest_first], ahead=True)
+            workers.add([(*job, "students", number) for number in widest_first], ahead=True)
         return students
 
     def make_teacher(self) -> str:
@@ -196,52 +190,19 @@ class OSKTRun:
 
     def _student(self, student: StudentPlan, chain: WeightChain | None, chain_key: str) -> None:
         """Expands a student, evaluates it untrained, fine-tunes it and evaluates it again."""
-        config, trainer = self.config, self.trainer
-        node = get(config, "oskt.finetune")
-        batches = config.oskt.recalibrate
-        recipe = trainer.recipe("oskt.finetune", *EXPANSION_KEYS, widths=student.widths, **{"the chain": chain_key})
-        stage = trainer.stage(self.folder / "students" / student.spec.folder, recipe, EXPANDED_NAME, STUDENT_NAME)
+        made = StudentOfChain(self.config, self.trainer, student, self.folder, chain_key)
         if chain is None:
-            self._student_without_chain(student, stage, node.max_epoch)
+            facts = made.stage.evaluated(made.evaluated)
+            if facts is None:
+                logger.info("%s: there is neither the student nor a chain, so it is not evaluated", student.name)
+            else:
+                self._row(student.name, "student", made.saved(), facts, made.epochs)
             return
-        network, making = self._expanded(student, chain)
-
-        def work(continued: bool) -> Facts:
-            if batches:
-                recalibrate(network, trainer.datamanager(node.batch_size).train_loader, batches)
-            save_student(network, stage.folder / EXPANDED_NAME)
-            before = trainer.evaluate(network)
-            facts = finetuned(trainer, network, node, stage.folder, continued)
-            save_student(network.cpu().eval(), stage.folder / STUDENT_NAME, half=student.spec.is_half)
-            return {"before": before, **making, **facts}
-
-        facts, epochs = self._complete(stage, work, partial(self._evaluated, stage)), node.max_epoch
+        network, making = made.expanded(chain)
+        facts, epochs = self._complete(made.stage, made.work(network, making), made.evaluated), made.epochs
         if facts is None:
-            facts, epochs = {"before": trainer.evaluate(network, stage.folder), "finetune_seconds": None}, 0
+            facts, epochs = {"before": self.trainer.evaluate(network, made.stage.folder), "finetune_seconds": None}, 0
         self._row(student.name, "student", network, facts, epochs)
-
-    def _student_without_chain(self, student: StudentPlan, stage: Stage, epochs: int) -> None:
-        """Evaluates a student that is there, where nothing is trained and the chain is not there."""
-        facts = stage.evaluated(partial(self._evaluated, stage))
-        if facts is None:
-            logger.info("%s: there is neither the student nor a chain, so it is not evaluated", student.name)
-        else:
-            self._row(student.name, "student", load_student(stage.folder / STUDENT_NAME), facts, epochs)
-
-    def _evaluated(self, stage: Stage, facts: Facts) -> Facts:
-        """The facts of a student that is there, measured again."""
-        before = self.trainer.evaluate(load_student(stage.folder / EXPANDED_NAME))
-        after = self.trainer.evaluate(load_student(stage.folder / STUDENT_NAME), stage.folder)
-        return {"finetune_seconds": None, **facts, "before": before, "after": after, "curve": []}
-
-    def _expanded(self, student: StudentPlan, chain: WeightChain) -> tuple[nn.Module, Facts]:
-        """A student as the chain gives it, with a classifier for this run's identities, and how long that took."""
-        oskt = self.config.oskt
-        seed_everything(self.config.train.seed)
-        start = time.perf_counter()
-        network = expand_to_plan(chain, student.widths, distance=oskt.distance, statistics=oskt.statistics)
-        making = {"expand_seconds": time.perf_counter() - start}
-        return relabel(network, chain.graph.heads, self.trainer.num_classes), making
 
     def _control(self, name: str, teacher_key: str, equal_passes: bool) -> None:
         """A baseline at the chain's widths, given the students' epochs, or as many as refinement and they together."""
@@ -313,21 +274,9 @@ class OSKTRun:
         logger.info("%s: mAP %s (%d parameters)", name, shown, row.params)
 
 
-_BEGUN: dict[Path, tuple[OSKTRun, str]] = {}
-"""Of a process that completes networks of a run: the run, by its folder, and its teacher's digest, made once."""
-_LEFT: dict[tuple[Path, str], list[Callable[[], None]]] = {}
-"""And the calls that are left of it, by its folder and what they make."""
-
-
-def _complete_network(config: Config, folder: Path, kind: str, number: int) -> None:
+def _complete_network(config: Config, plan: RunPlan, folder: Path, teacher_key: str, kind: str, number: int) -> None:
     """One student or control of a run whose teacher, and for students chain, are made, in a process of its own."""
     with logged(folder / "log.txt"):
-        if folder not in _BEGUN:
-            trainer = Trainer(config)
-            plan = make_plan(config, trainer.num_classes)
-            part = OSKTRun(config, trainer, plan, folder, keeps_results=False)
-            _BEGUN[folder] = part, part.make_teacher()
-        if (folder, kind) not in _LEFT:
-            part, teacher_key = _BEGUN[folder]
-            _LEFT[folder, kind] = part.students(teacher_key) if kind == "students" else part.controls(teacher_key)
-        _LEFT[folder, kind][number]()
+        run = OSKTRun(config, Trainer(config), plan, folder, keeps_results=False)
+        networks = run.students(teacher_key) if kind == "students" else run.controls(teacher_key)
+        networks[number]()

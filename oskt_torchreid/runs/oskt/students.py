@@ -1,0 +1,86 @@
+"""A student of a run's chain: expanded, evaluated untrained, fine-tuned, and evaluated again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from ...chain.chain import WeightChain
+from ...chain.expansion import expand_to_plan
+from ...chain.recalibration import recalibrate
+from ...chain.relabelling import relabel
+from ...chain.student_file import load_student, save_student
+from ...config import Config, get
+from ...host.compat import seed_everything
+from ..stages import Facts
+from ..trainer import Trainer
+from .baselines import STUDENT_NAME, finetuned
+from .plan import StudentPlan
+
+EXPANDED_NAME = "expanded.pth"
+EXPANSION_KEYS = ("oskt.distance", "oskt.statistics", "oskt.recalibrate", "oskt.attention", "oskt.curves")
+
+
+class StudentOfChain:
+    """What is made of one student, and where it is kept.
+
+    Args:
+        config: whole tree.
+        trainer: of the run.
+        plan: of the student.
+        folder: of the run.
+        chain_key: digest of the chain's file; empty where there is none.
+    """
+
+    def __init__(self, config: Config, trainer: Trainer, plan: StudentPlan, folder: Path, chain_key: str) -> None:
+        self._config, self._trainer, self._plan = config, trainer, plan
+        self._node = get(config, "oskt.finetune")
+        recipe = trainer.recipe("oskt.finetune", *EXPANSION_KEYS, widths=plan.widths, **{"the chain": chain_key})
+        self.stage = trainer.stage(folder / "students" / plan.spec.folder, recipe, EXPANDED_NAME, STUDENT_NAME)
+
+    @property
+    def epochs(self) -> int:
+        """That it is fine-tuned for."""
+        return self._node.max_epoch
+
+    def expanded(self, chain: WeightChain) -> tuple[nn.Module, Facts]:
+        """The student as the chain gives it, with a classifier for this run's identities, and how long that took."""
+        oskt = self._config.oskt
+        seed_everything(self._config.train.seed)
+        start = time.perf_counter()
+        network = expand_to_plan(chain, self._plan.widths, distance=oskt.distance, statistics=oskt.statistics)
+        making = {"expand_seconds": time.perf_counter() - start}
+        return relabel(network, chain.graph.heads, self._trainer.num_classes), making
+
+    def work(self, network: nn.Module, making: Facts) -> Callable[[bool], Facts]:
+        """The work of the stage: the network is trained in place.
+
+        Args:
+            network: as it was expanded.
+            making: facts of that.
+        """
+        trainer, folder, batches = self._trainer, self.stage.folder, self._config.oskt.recalibrate
+
+        def work(continued: bool) -> Facts:
+            if batches:
+                recalibrate(network, trainer.datamanager(self._node.batch_size).train_loader, batches)
+            save_student(network, folder / EXPANDED_NAME)
+            before = trainer.evaluate(network)
+            facts = finetuned(trainer, network, self._node, folder, continued)
+            save_student(network.cpu().eval(), folder / STUDENT_NAME, half=self._plan.spec.is_half)
+            return {"before": before, **making, **facts}
+
+        return work
+
+    def evaluated(self, facts: Facts) -> Facts:
+        """The facts of the student that is there, measured again."""
+        before = self._trainer.evaluate(load_student(self.stage.folder / EXPANDED_NAME))
+        after = self._trainer.evaluate(self.saved(), self.stage.folder)
+        return {"finetune_seconds": None, **facts, "before": before, "after": after, "curve": []}
+
+    def saved(self) -> nn.Module:
+        """The student that is there."""
+        return load_student(self.stage.folder / STUDENT_NAME)
