@@ -1,11 +1,11 @@
 """Model compression for torchreid: one trained teacher, one weight chain, deployable students of any size.
 
 Importing this package registers its engines, model names and data sets with torchreid; doing so again changes nothing.
-Where torchreid is absent, the method itself is there all the same (``graph``, ``chain``, ``deploy``), and what needs
+Where torchreid is absent, the method itself is there all the same (`graph`, `chain`, `deploy`), and what needs
 torchreid says so when it is asked for.
 
-What most programs use stands here; everything else in the parts: ``chain`` (widths, recalibration, scales of features),
-``graph`` (rules of operators), ``deploy`` (latency, parity), ``errors``, ``models``, ``vkd``, ``zoo``, ``baselines``.
+What most programs use stands here; everything else in the parts: `chain` (widths, recalibration, scales of features),
+`graph` (rules of operators), `deploy` (latency, parity), `errors`, `models`, `vkd`, `zoo`, `baselines`.
 """
 
 from typing import Any

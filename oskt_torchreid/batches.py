@@ -40,11 +40,11 @@ def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
 
 
 def check_items(batch: Any, num_classes: int | None = None) -> None:
-    """Raises ``DataError`` unless a batch is what torchreid's data sets give, images and labels by name.
+    """Raises `DataError` unless a batch is what torchreid's data sets give, images and labels by name.
 
     Args:
-        batch: ``img`` ``[batch, 3, height, width]`` (sets ``[batch, views, 3, height, width]``), ``pid`` ``[batch]``.
-        num_classes: identities that labels must be below; ``None``: any.
+        batch: `img` `[batch, 3, height, width]` (sets `[batch, views, 3, height, width]`), `pid` `[batch]`.
+        num_classes: identities that labels must be below; `None`: any.
     """
     if not isinstance(batch, Mapping) or not all(torch.is_tensor(batch.get(name)) for name in ("img", "pid")):
         raise DataError(
@@ -65,14 +65,14 @@ def check_items(batch: Any, num_classes: int | None = None) -> None:
 
 
 def images_of(batch: Any, number: int) -> Tensor:
-    """The images of a batch: a tensor, a dict with one under ``img`` (torchreid), or a tuple that begins with one.
+    """The images of a batch: a tensor, a dict with one under `img` (torchreid), or a tuple that begins with one.
 
     Args:
         batch: what a loader gave.
         number: of the batch, for messages.
 
     Returns:
-        ``[batch, channels, height, width]``, floating point.
+        `[batch, channels, height, width]`, floating point.
 
     Raises:
         DataError: anything else.

@@ -1,6 +1,6 @@
 """What networks for re-identification have in common, as far as torch alone can tell: outputs, classifiers, names.
 
-Names of models are resolved by whoever knows a factory: ``host`` registers torchreid's.
+Names of models are resolved by whoever knows a factory: `host` registers torchreid's.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def is_classifier(name: str) -> bool:
 def is_foreign_classifier(name: str) -> bool:
     """Whether a tensor belongs to a classifier as other programs name it (torchvision, timm).
 
-    torchreid's own ``fc.0.weight``, a layer that makes a shorter feature, does not.
+    torchreid's own `fc.0.weight`, a layer that makes a shorter feature, does not.
     """
     return name in ("fc.weight", "fc.bias", "head.weight", "head.bias")
 
@@ -124,7 +124,7 @@ def linear_of(model: nn.Module, name: str) -> nn.Linear:
 
 
 def is_image_size(size: object) -> TypeGuard[tuple[int, int, int]]:
-    """Whether a value is ``(channels, height, width)``, each 1 or more."""
+    """Whether a value is `(channels, height, width)`, each 1 or more."""
     return isinstance(size, (tuple, list)) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)
 
 
@@ -139,10 +139,10 @@ def watched(
     """Follows every call of some modules inside the block.
 
     Args:
-        modules: names and modules, such as ``network.named_modules()``.
+        modules: names and modules, such as `network.named_modules()`.
         enter: called before each call, with the name, the module, and the arguments without and with names.
         leave: called after it, with the name, the module, its arguments without names and its output; what it returns
-            takes the output's place, unless it is ``None``.
+            takes the output's place, unless it is `None`.
     """
     handles: list[RemovableHandle] = []
     try:
@@ -159,7 +159,7 @@ def watched(
 
 
 def without_memory_or_on_cpu(run: Callable[[str], Result]) -> Result:
-    """What ``run`` finds out on the device ``meta``; on the CPU where a network's code cannot run without memory."""
+    """What `run` finds out on the device `meta`; on the CPU where a network's code cannot run without memory."""
     try:
         return run("meta")
     except (RuntimeError, AssertionError, TypeError, ValueError):  # it reads values, or keeps tensors of its own
@@ -236,13 +236,13 @@ class Resolver(Protocol):
     """Who knows the names of models."""
 
     def identify(self, model: nn.Module) -> ModelSpec | None:
-        """What rebuilds a model; ``None`` where no name does."""
+        """What rebuilds a model; `None` where no name does."""
 
     def input_size(self, name: str) -> tuple[int, int, int]:
-        """``(channels, height, width)`` that a model is made for."""
+        """`(channels, height, width)` that a model is made for."""
 
     def builder_of(self, name: str) -> Callable[..., nn.Module]:
-        """What builds a model; raises ``ConfigError`` for an unknown name."""
+        """What builds a model; raises `ConfigError` for an unknown name."""
 
     def skeleton(self, name: str, num_classes: int, loss: str = "softmax") -> nn.Module:
         """The model on the meta device, shared: copy it before changing it."""

@@ -11,7 +11,7 @@ from oskt_torchreid.graph.plans import full_plan
 
 
 def arbitrary_chain(model: nn.Module, width: object, size: tuple[int, int, int]) -> WeightChain:
-    """Channel ``i`` of a group of ``K`` clusters belongs to cluster ``i mod K``."""
+    """Channel `i` of a group of `K` clusters belongs to cluster `i mod K`."""
     graph = trace(model, size)
     widths = full_plan(graph, width)
     return WeightChain.from_labels(model, graph, {g.name: np.arange(g.size) % widths[g.name] for g in graph.groups})

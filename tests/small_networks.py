@@ -20,7 +20,7 @@ class Head(nn.Module):
 
 
 class Network(nn.Module):
-    """Parts by name and a forward function of them: ``Network(lambda self, images: ..., first=nn.Conv2d(...))``."""
+    """Parts by name and a forward function of them: `Network(lambda self, images: ..., first=nn.Conv2d(...))`."""
 
     def __init__(self, forward, **parts):
         super().__init__()
@@ -58,7 +58,7 @@ class TinyNet(nn.Module):
 
 
 class HalfAndHalf(nn.Module):
-    """Instance norm on the first ``half`` channels, batch norm on the rest."""
+    """Instance norm on the first `half` channels, batch norm on the rest."""
 
     def __init__(self, width):
         super().__init__()
@@ -101,7 +101,7 @@ def groups_of(traced):
 
 
 def ties_of(traced):
-    """``(axis, role, channels)`` of every tie per tensor name; one block is given without its list."""
+    """`(axis, role, channels)` of every tie per tensor name; one block is given without its list."""
     result = {}
     for tie in traced.ties:
         channels = tie.channels.tolist()

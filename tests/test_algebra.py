@@ -14,7 +14,7 @@ EXAMPLE = AxisMap(blocks=1, length=3, teacher_to_student=torch.tensor([0, 1, 0, 
 
 
 def dense(axis: AxisMap) -> torch.Tensor:
-    """The 0/1 matrix ``[student positions, teacher positions]`` of an axis."""
+    """The 0/1 matrix `[student positions, teacher positions]` of an axis."""
     matrix = torch.zeros(axis.blocks * axis.length, len(axis.teacher_to_student), dtype=torch.float64)
     for teacher, student in enumerate(axis.teacher_to_student.tolist()):
         matrix[student, teacher] = 1

@@ -117,7 +117,7 @@ def test_half_of_resnet50_is_off_without():
 
 
 def small(tail):
-    """Four channels into a feature of four, and two classes; ``tail`` stands between the norm and the feature."""
+    """Four channels into a feature of four, and two classes; `tail` stands between the norm and the feature."""
 
     def forward(self, images):
         feature = tail(self.norm(self.last(self.first(images)))).mean((2, 3))

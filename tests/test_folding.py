@@ -72,7 +72,7 @@ def test_a_folded_program_computes_what_the_network_does(case):
 
 
 def test_rows_by_hand():
-    """Channel ``k``: scale ``weight / sqrt(variance)`` = 2, 1, 1/2, 0; mean 1, bias 3; kernel 1 and bias 5 before."""
+    """Channel `k`: scale `weight / sqrt(variance)` = 2, 1, 1/2, 0; mean 1, bias 3; kernel 1 and bias 5 before."""
     network = Network(straight, conv=conv(1, 4, bias=True), norm=nn.BatchNorm2d(4, eps=0.0)).eval()
     with torch.no_grad():
         network.conv.weight.fill_(1.0), network.conv.bias.fill_(5.0)

@@ -191,7 +191,7 @@ def test_refinement_of_a_network_with_transposed_convolutions() -> None:
 
 
 def test_a_transposed_weight_turned_rows_first() -> None:
-    """The worked example of ``rows_first``: each row's columns are those of its block, and turning twice is nothing."""
+    """The worked example of `rows_first`: each row's columns are those of its block, and turning twice is nothing."""
     layer = nn.ConvTranspose2d(6, 4, 1, groups=2, bias=False)
     row = oskt.graph.Tie("weight", dimension=1, role="row", axis=oskt.graph.Axis(np.arange(4).reshape(2, 2)))
     turned = rows_first(layer.weight, row)
@@ -217,7 +217,7 @@ def full(num_classes: int, loss: str, pretrained: bool, use_gpu: bool) -> nn.Mod
 
 @pytest.fixture
 def registered():
-    """``registered(builder)`` gives a builder a name that leaves torchreid's factory after the test."""
+    """`registered(builder)` gives a builder a name that leaves torchreid's factory after the test."""
     factory = host_table(torchreid.models.build_model, "__model_factory")
     before = dict(factory)
 

@@ -30,7 +30,7 @@ def rule_table(monkeypatch):
 
 
 def in_module(forward):
-    """A small network whose module ``middle`` runs ``forward`` on four channels."""
+    """A small network whose module `middle` runs `forward` on four channels."""
     return nn.Sequential(conv(3, 4), nn.Sequential(Network(lambda self, images: forward(images))), Head(4))
 
 

@@ -35,7 +35,7 @@ def interruptible():
 
 @pytest.fixture
 def command():
-    """``tools/main.py`` as a function of its words."""
+    """`tools/main.py` as a function of its words."""
     return tool("main").main
 
 

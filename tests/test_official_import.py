@@ -157,7 +157,7 @@ def test_chains_of_other_networks_are_not_written(tmp_path):
 
 
 def copied(folder: Path, target: Path, change=None) -> Path:
-    """A copy of an official folder in which ``change(labels, state)`` has done something."""
+    """A copy of an official folder in which `change(labels, state)` has done something."""
     labels = json.loads((folder / "gene_matcher.json").read_text())
     state = torch.load(weights_in(folder), weights_only=True)
     if change:

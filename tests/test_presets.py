@@ -117,7 +117,7 @@ def test_a_preset_fits_a_network_with_a_neck():
 
 
 def published_counts(chain, plan):
-    """Blocks, a patch embedding of the student's own width with its bias, and ``dw``; no products of attention."""
+    """Blocks, a patch embedding of the student's own width with its bias, and `dw`; no products of attention."""
     costs = Costs(chain, IMAGE)
     names = costs.shapes.names
     numbers = costs.shapes.of([plan])[0].prod(1)

@@ -96,7 +96,7 @@ def test_a_neck_that_evaluation_does_not_run_is_reached():
 
 
 def test_a_student_whose_statistics_are_gone_recovers():
-    """Statistics of ``build`` are near those of its images; without them the features are others."""
+    """Statistics of `build` are near those of its images; without them the features are others."""
     teacher, images = build("osnet_x0_25"), batches(2, 16)
     chain = oskt.WeightChain.from_teacher(teacher, 1.0, input_size=SIZE)
     student, expected = oskt.expand(chain, 1.0), oskt.recalibrate(copy.deepcopy(teacher), images)

@@ -207,7 +207,7 @@ def test_sigterm_when_all_is_done_is_not_forgotten(managers, tmp_path):
 
 @pytest.fixture(scope="module")
 def killed_run(tiny_net, data_root, tmp_path_factory):
-    """``(configuration of a folder, files of the uninterrupted run, its seconds)``: a refinement and a student."""
+    """`(configuration of a folder, files of the uninterrupted run, its seconds)`: a refinement and a student."""
     folder = tmp_path_factory.mktemp("killed")
     torch.manual_seed(0)
     save_checkpoint(folder / "teacher.pth", {"state_dict": TinyNet(6, "triplet").state_dict()})

@@ -26,7 +26,7 @@ from oskt_torchreid.graph.surgery.routing import Routed, weigh_input
 
 
 class Block(nn.Module):
-    """Half of the channels go through ``branch``, the others pass; then both kinds take turns."""
+    """Half of the channels go through `branch`, the others pass; then both kinds take turns."""
 
     def __init__(self, width, between=lambda half: half):
         super().__init__()
@@ -52,7 +52,7 @@ class Down(nn.Module):
 
 
 def attended(reduced):
-    """A network whose second layer is scaled by a map that ``reduced`` makes of its input."""
+    """A network whose second layer is scaled by a map that `reduced` makes of its input."""
 
     def forward(self, images):
         features = torch.relu(self.second(torch.relu(self.first(images))))

@@ -37,7 +37,7 @@ def tiny():
 
 
 def membership(labels):
-    """The 0/1 matrix ``[clusters, channels]``."""
+    """The 0/1 matrix `[clusters, channels]`."""
     return functional.one_hot(torch.from_numpy(labels)).T.double()
 
 

@@ -92,7 +92,7 @@ def test_table_in_markdown():
 
 
 def test_the_readme_shows_every_backbone():
-    """Made by ``python tools/graph.py --support``; one row is made again here."""
+    """Made by `python tools/graph.py --support`; one row is made again here."""
     readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
     table = readme.partition("<!-- support:begin -->")[2].partition("<!-- support:end -->")[0]
     rows = {cells[0]: cells for cells in map(_cells, table.strip().splitlines()[2:])}

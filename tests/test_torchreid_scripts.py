@@ -256,7 +256,7 @@ def one_process(tmp_path):
 @every()
 @pytest.mark.parametrize("wrap", [data_parallel, twice_parallel, distributed])
 def test_models_in_torchs_wrappers(script, wrap, one_process, caplog):
-    """``model = nn.DataParallel(model).cuda()`` of the guide; files fit the model as it is built."""
+    """`model = nn.DataParallel(model).cuda()` of the guide; files fit the model as it is built."""
     manager = script.data()
     model = script.model(manager)
     wrapped = wrap(model)

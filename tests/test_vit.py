@@ -478,7 +478,7 @@ def official():
 
 
 def official_chain(official, proj_bias):
-    """Their chain; students take the bias of ``proj`` from the teacher itself, the S-student from its copy."""
+    """Their chain; students take the bias of `proj` from the teacher itself, the S-student from its copy."""
     model, traced, labels, theirs = official
     chain = WeightChain.from_labels(model, traced, labels, attention="paper")
     rows = {name: theirs.get(name, tensor) for name, tensor in chain.rows.items()}

@@ -36,7 +36,7 @@ PUBLISHED = {  # on MARS, teacher and student: mAP/rank-1 of V2V and of I2V
 
 
 def parts_of(path):
-    """Backbone and data set of a recipe: ``resnet50_bam``, ``mars``."""
+    """Backbone and data set of a recipe: `resnet50_bam`, `mars`."""
     return path.stem.rsplit("_", 1)
 
 

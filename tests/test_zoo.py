@@ -29,7 +29,7 @@ from oskt_torchreid.zoo.fetching import fetch_drive, fetch_https
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Sends ``server.content``, with byte ranges; ``server.way`` says what goes wrong."""
+    """Sends `server.content`, with byte ranges; `server.way` says what goes wrong."""
 
     def do_GET(self):
         server = self.server

@@ -35,7 +35,7 @@ def disturbed(model: nn.Module, size) -> nn.Module:
 
 
 def equal_labels(graph: ChannelGraph, parts: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random clusters of ``parts`` members where a norm over channels reads the group, of any size elsewhere."""
+    """Random clusters of `parts` members where a norm over channels reads the group, of any size elsewhere."""
     generator = np.random.default_rng(seed)
     normed = {int(i) for norm in graph.norms for i in np.unique(graph.group_of_channel[norm.channels])}
     labels = {}

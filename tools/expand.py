@@ -77,12 +77,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def load_ladder(paths: list[str]) -> oskt.Ladder | None:
-    """The chains as a ladder; ``None`` for a single one."""
+    """The chains as a ladder; `None` for a single one."""
     return oskt.Ladder(tuple(map(oskt.WeightChain.load, paths))) if len(paths) > 1 else None
 
 
 def check_output(arguments: argparse.Namespace) -> None:
-    """Raises ``ConfigError`` where the student cannot take its place: at a folder's, or at one of the chains'."""
+    """Raises `ConfigError` where the student cannot take its place: at a folder's, or at one of the chains'."""
     output = Path(arguments.output)
     if output.is_dir():
         raise oskt.errors.ConfigError(f"-o is '{output}', a folder; give the path of a file in it, such as student.pth")
@@ -91,7 +91,7 @@ def check_output(arguments: argparse.Namespace) -> None:
 
 
 def make_student(arguments: argparse.Namespace, chain: oskt.WeightChain, ladder: oskt.Ladder | None) -> None:
-    """Writes the student and prints what it costs; ``chain`` says which widths there are."""
+    """Writes the student and prints what it costs; `chain` says which widths there are."""
     way, value = next((way, getattr(arguments, way)) for way in WAYS if getattr(arguments, way) is not None)
     wish = StudentSpec.parse(f"{way}={value}").arguments("the command line")
     choice = choose_widths(chain, **wish, measure=_measure(arguments))

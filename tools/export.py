@@ -57,7 +57,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def configured(arguments: argparse.Namespace) -> object:
-    """The configuration that says what data there is; ``None`` without any."""
+    """The configuration that says what data there is; `None` without any."""
     if not (arguments.config_file or arguments.target or arguments.options):
         return None
     flags = {"data.root": arguments.root}

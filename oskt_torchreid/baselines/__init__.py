@@ -35,7 +35,7 @@ class Baseline:
         summary: what it does, in a few words for tables.
         check: raises a typed error where the method cannot serve a teacher, before anything is trained; its weights do
             not matter.
-        distils: whether it is trained under its teacher, by ``DistillationEngine``.
+        distils: whether it is trained under its teacher, by `DistillationEngine`.
     """
 
     make: Maker
@@ -50,8 +50,8 @@ BASELINES: dict[str, Baseline] = {}
 def register_baseline(name: str, method: Baseline) -> None:
     """Adds a method under a name, which students, controls and their rates may then have in a configuration.
 
-    Example: after ``register_baseline("mine", Baseline(make, "my own"))`` a YAML file may say ``oskt: {students:
-    ["mine:width=0.5"], control_lr: {mine: 0.01}}``.
+    Example: after `register_baseline("mine", Baseline(make, "my own"))` a YAML file may say `oskt: {students:
+    ["mine:width=0.5"], control_lr: {mine: 0.01}}`.
 
     Raises:
         ConfigError: the name is taken.
@@ -73,7 +73,7 @@ def baseline(name: str) -> Baseline:
 
 
 def make_baseline(name: str, teacher: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> nn.Module:
-    """A network of the given widths by the named method, for ``save_student``; the teacher is left as it is.
+    """A network of the given widths by the named method, for `save_student`; the teacher is left as it is.
 
     What is random in it (fresh weights, starts of k-means) comes from torch's generator.
 

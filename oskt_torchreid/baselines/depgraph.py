@@ -1,6 +1,6 @@
 """DepGraph (Fang et al., CVPR 2023): structural pruning by the L2 norm of whole dependency groups.
 
-The package ``torch_pruning`` finds the groups and gives each channel its importance: the mean, over all layers coupled
+The package `torch_pruning` finds the groups and gives each channel its importance: the mean, over all layers coupled
 by the channel, of the squared L2 norm of its weights there (rows, columns, norm scales). The most important channels of
 each channel group are kept. torch_pruning's groups are compared with the channel graph position by position: where they
 differ it would cut the wrong channels, and the backbone is refused.
@@ -48,17 +48,17 @@ def prune_by_depgraph(teacher: nn.Module, graph: ChannelGraph, widths: Mapping[s
 
 
 def check_depgraph(teacher: nn.Module, graph: ChannelGraph) -> None:
-    """Raises ``ConfigError`` or ``GraphError`` unless ``prune_by_depgraph`` can prune a network of this structure."""
+    """Raises `ConfigError` or `GraphError` unless `prune_by_depgraph` can prune a network of this structure."""
     group_norms(teacher, graph)
 
 
 def group_norms(teacher: nn.Module, graph: ChannelGraph) -> np.ndarray:
-    """DepGraph's importance of each channel, ``[num_channels]``; 0 for channels that keep their width.
+    """DepGraph's importance of each channel, `[num_channels]`; 0 for channels that keep their width.
 
     Channels that stand several times in one layer (queries, keys and values) have the mean of their importances there.
 
-    Example: ``Linear(1, 2)`` with the rows 3 and 1, then ``Linear(2, 1)`` with the columns 1 and 2, couple two channels
-    of importances ``(9 + 1) / 2 = 5`` and ``(1 + 4) / 2 = 2.5``.
+    Example: `Linear(1, 2)` with the rows 3 and 1, then `Linear(2, 1)` with the columns 1 and 2, couple two channels
+    of importances `(9 + 1) / 2 = 5` and `(1 + 4) / 2 = 2.5`.
 
     Raises:
         ConfigError: torch_pruning is not installed.
@@ -88,7 +88,7 @@ def group_norms(teacher: nn.Module, graph: ChannelGraph) -> np.ndarray:
 
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raises ``TimeoutError`` in the code inside, at its next call of a function, when its time is up."""
+    """Raises `TimeoutError` in the code inside, at its next call of a function, when its time is up."""
     deadline = time.monotonic() + seconds
     profiler = sys.getprofile()
 
@@ -176,7 +176,7 @@ class _Coverage:
         return channels
 
     def check(self) -> None:
-        """Raises ``GraphError`` where an axis of channels that may be narrowed was left out."""
+        """Raises `GraphError` where an axis of channels that may be narrowed was left out."""
         fixed = np.array([bool(group.fixed) for group in self._graph.groups])
         for tie in self._graph.ties:
             seen = self._seen.get((tie.tensor, tie.role))
@@ -185,7 +185,7 @@ class _Coverage:
                 self._refuse(tie.tensor, "torch_pruning leaves some of its channels out")
 
     def _tie(self, dependency: Any) -> tuple[str, np.ndarray, str] | None:
-        """Tensor that a dependency cuts, the channels along that axis, and its role; ``None`` where it cuts none."""
+        """Tensor that a dependency cuts, the channels along that axis, and its role; `None` where it cuts none."""
         module = dependency.target.module
         name = self._name_of.get(id(module))
         if name is None:

@@ -2,9 +2,9 @@
 
     L = L_reid + w_kl * ramp * L_kl + w_nd * L_nd
 
-``L_kl`` is the usual distillation of softened class scores. ``L_nd``, norm and direction, asks of the feature ``s``
-that the classifier reads to be long along the direction ``e_c`` of the teacher's mean feature of its class, as long as
-the teacher's own feature ``t``:
+`L_kl` is the usual distillation of softened class scores. `L_nd`, norm and direction, asks of the feature `s`
+that the classifier reads to be long along the direction `e_c` of the teacher's mean feature of its class, as long as
+the teacher's own feature `t`:
 
     L_nd = mean over images of  1 - s . e_c / max(|s|, |t|)
 
@@ -40,22 +40,22 @@ RAMP_SHARE = 1 / 12  # of the iterations, in which the weight of L_kl grows from
 
 
 def norm_direction_loss(student: Tensor, teacher: Tensor, directions: Tensor) -> Tensor:
-    """``mean over images of 1 - s . e_c / max(|s|, |t|)``; 0 where ``s`` lies along ``e_c`` and is as long as ``t``.
+    """`mean over images of 1 - s . e_c / max(|s|, |t|)`; 0 where `s` lies along `e_c` and is as long as `t`.
 
     Args:
-        student: features ``s``, ``[batch, channels]``.
-        teacher: features ``t``, ``[batch, channels]``.
-        directions: ``e_c`` of each image's class, unit vectors ``[batch, channels]``.
+        student: features `s`, `[batch, channels]`.
+        teacher: features `t`, `[batch, channels]`.
+        directions: `e_c` of each image's class, unit vectors `[batch, channels]`.
 
-    Example with 4 channels: ``s = (3, 4, 0, 0)``, ``t = (0, 0, 0, 10)``, ``e = (1, 0, 0, 0)`` give ``1 - 3 / 10``; with
-    ``t = (0, 0, 0, 2)`` it is ``1 - 3 / 5``.
+    Example with 4 channels: `s = (3, 4, 0, 0)`, `t = (0, 0, 0, 10)`, `e = (1, 0, 0, 0)` give `1 - 3 / 10`; with
+    `t = (0, 0, 0, 2)` it is `1 - 3 / 5`.
     """
     lengths = torch.maximum(student.norm(dim=1), teacher.norm(dim=1)).clamp(min=1e-12)
     return (1 - (student * directions).sum(dim=1) / lengths).mean()
 
 
 class Reading(NamedTuple):
-    """What passed through one classifier, in 32 bits: ``features [batch, channels]`` in, ``logits`` out."""
+    """What passed through one classifier, in 32 bits: `features [batch, channels]` in, `logits` out."""
 
     features: Tensor
     logits: Tensor
@@ -82,11 +82,11 @@ def read_classifiers(model: nn.Module, heads: frozenset[str]) -> Iterator[dict[s
 class DistilledStudent(nn.Module):
     """A student and, per classifier, the linear layer that makes its feature as long as the teacher's.
 
-    In training ``forward`` gives the student's output; in evaluation its feature.
+    In training `forward` gives the student's output; in evaluation its feature.
 
     Args:
         student: the network that is trained, and kept.
-        lengths: ``(student's, teacher's)`` feature length per classifier.
+        lengths: `(student's, teacher's)` feature length per classifier.
     """
 
     def __init__(self, student: nn.Module, lengths: list[tuple[int, int]]) -> None:
@@ -102,12 +102,12 @@ class DistilledStudent(nn.Module):
         return getattr(self.student, "loss", "softmax")
 
     def forward(self, images: Tensor) -> Any:
-        """Maps images ``[batch, 3, height, width]``."""
+        """Maps images `[batch, 3, height, width]`."""
         return self.student(images)
 
 
 class DistillationEngine(TransferEngine):
-    """Trains a student under a frozen teacher by ``L_reid + w_kl * ramp * L_kl + w_nd * L_nd``.
+    """Trains a student under a frozen teacher by `L_reid + w_kl * ramp * L_kl + w_nd * L_nd`.
 
     Evaluation and checkpoints concern the student; the teacher is copied and left as it is.
 
@@ -116,13 +116,13 @@ class DistillationEngine(TransferEngine):
             the first batch comes.
         model: the student; it is trained.
         optimizer: over the student's parameters; the projections' are added to its first group.
-        scheduler: ``None`` keeps the learning rate.
+        scheduler: `None` keeps the learning rate.
         teacher: a network with the same classifiers, trained on the same identities.
-        heads: names of the classifiers' weights (``graph.heads``).
+        heads: names of the classifiers' weights (`graph.heads`).
         weight_kl: weight of the divergence of class scores.
         weight_nd: weight of the norm and direction loss.
         temperature: of the class scores.
-        **options: of ``TransferEngine``.
+        **options: of `TransferEngine`.
 
     Raises:
         ConfigError: a negative weight, or a teacher of other classes.
@@ -201,7 +201,7 @@ class DistillationEngine(TransferEngine):
 
     @torch.no_grad()
     def class_means(self) -> list[Tensor]:
-        """The teacher's mean feature of each training identity per classifier, ``[identities, channels]``.
+        """The teacher's mean feature of each training identity per classifier, `[identities, channels]`.
 
         Images are seen as they are in evaluation, without augmentation.
 

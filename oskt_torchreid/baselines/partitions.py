@@ -1,4 +1,4 @@
-"""Clusterings to compare Ward's with: k-means, and members drawn at random. ``WeightChain.from_teacher`` takes them."""
+"""Clusterings to compare Ward's with: k-means, and members drawn at random. `WeightChain.from_teacher` takes them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROUNDS = 20
 
 
 def kmeans(seed: int) -> Clustering:
-    """k-means, see ``kmeans_labels``; one generator draws the starts of all channel groups, in order."""
+    """k-means, see `kmeans_labels`; one generator draws the starts of all channel groups, in order."""
     random = np.random.default_rng(seed)
 
     def labels(rows: Tensor, count: int) -> np.ndarray:
@@ -24,7 +24,7 @@ def kmeans(seed: int) -> Clustering:
 
 
 def random_members(seed: int) -> Clustering:
-    """Clusters of Ward's sizes, their members drawn at random, see ``random_labels``."""
+    """Clusters of Ward's sizes, their members drawn at random, see `random_labels`."""
     random = np.random.default_rng(seed)
     return lambda rows, count: random_labels(ward_labels(rows, count), random)
 
@@ -37,11 +37,11 @@ def random_labels(labels: np.ndarray, random: np.random.Generator) -> np.ndarray
     """Clusters as large as the given ones, their members drawn at random: what remains of them is the sizes alone.
 
     Args:
-        labels: clusters such as Ward's, ``[N]``.
+        labels: clusters such as Ward's, `[N]`.
         random: draws the members.
 
     Returns:
-        Labels ``[N]``. Example: ``[0, 0, 0, 1]`` becomes one of its four orders.
+        Labels `[N]`. Example: `[0, 0, 0, 1]` becomes one of its four orders.
     """
     return random.permutation(labels)
 
@@ -49,16 +49,16 @@ def random_labels(labels: np.ndarray, random: np.random.Generator) -> np.ndarray
 def kmeans_labels(rows: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
     """k-means (Lloyd's rounds from k-means++ starts), with every cluster in use.
 
-    Distances follow from the scalar products of the rows, which are computed once: ``||x - mean||^2 = x.x - 2 x.mean +
-    mean.mean``. A cluster that would be empty takes the row that lies farthest from its own mean.
+    Distances follow from the scalar products of the rows, which are computed once: `||x - mean||^2 = x.x - 2 x.mean +
+    mean.mean`. A cluster that would be empty takes the row that lies farthest from its own mean.
 
     Args:
-        rows: ``[N, columns]``, finite.
-        count: ``K``, at most ``N``.
+        rows: `[N, columns]`, finite.
+        count: `K`, at most `N`.
         random: draws the starts.
 
     Returns:
-        Labels ``[N]`` in ``0..K-1``. Example: rows 0, 1, 10, 11 in 2 clusters become ``[0, 0, 1, 1]`` or the same
+        Labels `[N]` in `0..K-1`. Example: rows 0, 1, 10, 11 in 2 clusters become `[0, 0, 1, 1]` or the same
         partition the other way round.
     """
     products = rows @ rows.T

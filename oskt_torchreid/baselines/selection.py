@@ -3,8 +3,8 @@
 Channels are kept or left out whole: along every axis that they lie on, in every tensor alike, so that what is kept fits
 together in any network. The ways of choosing differ in nothing else.
 
-Example, a group of the channels 0 to 3, whose rows have the norms 3, 1, 2 and 5, at width 2: ``select_evenly`` keeps 0
-and 2, ``select_first`` keeps 0 and 1, ``select_largest`` keeps 0 and 3; in the order in which they stood.
+Example, a group of the channels 0 to 3, whose rows have the norms 3, 1, 2 and 5, at width 2: `select_evenly` keeps 0
+and 2, `select_first` keeps 0 and 1, `select_largest` keeps 0 and 3; in the order in which they stood.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from ..graph import ChannelGraph, ChannelGroup, Tie, adapt_code, rebuild
 from ..graph.plans import check_plan
 
 Chooser = Callable[[ChannelGroup, int], np.ndarray]
-"""Group and width ``m`` to ``[m]`` different places within the group, in any order."""
+"""Group and width `m` to `[m]` different places within the group, in any order."""
 
 
 def select_evenly(teacher: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> nn.Module:
     """Evenly spaced channels: weight selection by uniform elements (Xu et al., ICLR 2024), for any network.
 
-    Channel ``j`` of a group's student is channel ``floor(j * N / m)`` of the teacher; arguments as for
-    ``select_channels``.
+    Channel `j` of a group's student is channel `floor(j * N / m)` of the teacher; arguments as for
+    `select_channels`.
     """
     return select_channels(teacher, graph, widths, lambda group, width: np.arange(width) * group.size // width)
 
 
 def select_first(teacher: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> nn.Module:
-    """The first ``m`` channels of each group; arguments as for ``select_channels``."""
+    """The first `m` channels of each group; arguments as for `select_channels`."""
     return select_channels(teacher, graph, widths, lambda group, width: np.arange(width))
 
 
 def select_largest(teacher: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> nn.Module:
-    """The ``m`` channels of each group whose rows have the largest L2 norm, over all layers that produce the group.
+    """The `m` channels of each group whose rows have the largest L2 norm, over all layers that produce the group.
 
-    Arguments as for ``select_channels``.
+    Arguments as for `select_channels`.
 
     Raises:
         ChainError: weights that are not finite.
@@ -54,13 +54,13 @@ def by_score(score: np.ndarray) -> Chooser:
     """Chooses the highest scores of each group; of equal ones the first.
 
     Args:
-        score: per channel, ``[num_channels]``.
+        score: per channel, `[num_channels]`.
     """
     return lambda group, width: np.argsort(-score[group.channels], kind="stable")[:width]
 
 
 def row_norms(teacher: nn.Module, graph: ChannelGraph) -> np.ndarray:
-    """L2 norm of each channel's rows in all matrices that produce it, side by side, ``[num_channels]``.
+    """L2 norm of each channel's rows in all matrices that produce it, side by side, `[num_channels]`.
 
     Channels that no matrix produces (class tokens) have the norm of their entries in the vectors that do.
 
@@ -84,7 +84,7 @@ def row_norms(teacher: nn.Module, graph: ChannelGraph) -> np.ndarray:
 
 
 def select_channels(teacher: nn.Module, graph: ChannelGraph, widths: Mapping[str, int], choose: Chooser) -> nn.Module:
-    """Keeps ``m`` channels of each group, with exactly the teacher's numbers, in the teacher's order.
+    """Keeps `m` channels of each group, with exactly the teacher's numbers, in the teacher's order.
 
     Args:
         teacher: left as it is.
@@ -111,7 +111,7 @@ def select_channels(teacher: nn.Module, graph: ChannelGraph, widths: Mapping[str
 
 
 def _rows(tensor: Tensor, tie: Tie) -> Tensor:
-    """Rows of a tensor, ``[blocks * length, columns]``, in the order of the tie's channels."""
+    """Rows of a tensor, `[blocks * length, columns]`, in the order of the tie's channels."""
     tensor = tensor.detach()
     if tie.dimension == 0 or tie.blocks == 1:
         return tensor.movedim(tie.dimension, 0).reshape(tie.channels.size, -1)
@@ -119,7 +119,7 @@ def _rows(tensor: Tensor, tie: Tie) -> Tensor:
 
 
 def _select(tensor: Tensor, tie: Tie, kept: np.ndarray) -> Tensor:
-    """The kept positions of one axis; ``kept`` is ``[blocks, length]``, with equally many in every block."""
+    """The kept positions of one axis; `kept` is `[blocks, length]`, with equally many in every block."""
     if tie.dimension == 0 or tie.blocks == 1:
         return tensor.index_select(tie.dimension, torch.from_numpy(np.flatnonzero(kept)))
     blocks = tensor.unflatten(0, (tie.blocks, -1))

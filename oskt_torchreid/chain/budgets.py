@@ -1,12 +1,12 @@
 """The widest uniform student within a budget, by bisection over the width ratios that differ.
 
-A group of ``N`` channels changes its width at the ratios ``1/N .. N/N``, so a network has finitely many different
+A group of `N` channels changes its width at the ratios `1/N .. N/N`, so a network has finitely many different
 uniform plans. Example: groups of 4 and 6 channels change at 1/6, 1/4, 1/3, 1/2, 2/3, 3/4, 5/6 and 1.
 
 No group is narrower than in the chain. Where a chain has some groups wider than others (it was made like a stock model
 that keeps its feature whole, say), these stay as they are until the ratio reaches them: its own widths come first.
 
-A budget is a number, or a number with a unit: ``"1M"`` parameters, ``"4MB fp16"`` of file, ``"5ms"``.
+A budget is a number, or a number with a unit: `"1M"` parameters, `"4MB fp16"` of file, `"5ms"`.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Choice:
 
     Attributes:
         widths: width per group name.
-        way: what was asked for: ``width``, ``like``, ``params``, ``flops``, ``size`` or ``latency``.
-        ratio: the uniform width ratio; ``None`` where it was not looked for.
-        budget: the bound, in parameters, multiply-adds, bytes or milliseconds; ``None`` without one.
+        way: what was asked for: `width`, `like`, `params`, `flops`, `size` or `latency`.
+        ratio: the uniform width ratio; `None` where it was not looked for.
+        budget: the bound, in parameters, multiply-adds, bytes or milliseconds; `None` without one.
         cost: what the widths cost in the same unit.
-        half: whether ``cost`` is the size of a file in half precision.
+        half: whether `cost` is the size of a file in half precision.
         held: number of groups that the chain has wider than the ratio.
     """
 
@@ -103,9 +103,9 @@ def widest_within(chain: WeightChain, way: str, budget: float | str, cost: Cost)
 
     Args:
         chain: only read.
-        way: ``params``, ``flops``, ``size`` or ``latency``.
-        budget: see ``parse_amount``.
-        cost: of a student, in the unit of ``parse_amount``.
+        way: `params`, `flops`, `size` or `latency`.
+        budget: see `parse_amount`.
+        cost: of a student, in the unit of `parse_amount`.
 
     Raises:
         WidthError: no such amount, or a budget that no student meets; says the smallest and the largest there is.
@@ -129,9 +129,9 @@ def widest_within(chain: WeightChain, way: str, budget: float | str, cost: Cost)
 
 
 def _bisect(cost: Callable[[int], float], last: int, budget: float, enough: float) -> int:
-    """An index whose cost is within the budget while that of the next one is not, or one that costs ``enough``.
+    """An index whose cost is within the budget while that of the next one is not, or one that costs `enough`.
 
-    Example, costs ``1 2 4 8`` and a budget of 5: 1 fits (cost 2), 2 fits (4), 3 does not (8), so 2.
+    Example, costs `1 2 4 8` and a budget of 5: 1 fits (cost 2), 2 fits (4), 3 does not (8), so 2.
     """
     if cost(last) <= budget:
         return last
@@ -171,9 +171,9 @@ def parse_amount(way: str, budget: float | str) -> float:
     """A budget in parameters, multiply-adds, bytes or milliseconds.
 
     Args:
-        way: ``params``, ``flops``, ``size`` or ``latency``.
+        way: `params`, `flops`, `size` or `latency`.
         budget: a number, or a number with a unit: k, M, G for counts; kB, MB, GB (powers of 1000) or KiB, MiB, GiB for
-            sizes, with ``fp16`` behind it for files in half precision; us, ms, s for latencies. Without a unit a
+            sizes, with `fp16` behind it for files in half precision; us, ms, s for latencies. Without a unit a
             latency is in milliseconds.
 
     Raises:

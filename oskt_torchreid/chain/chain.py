@@ -26,19 +26,19 @@ from .narrowing import average_rows, check_attention, rows_first
 
 @dataclass(frozen=True, eq=False)
 class WeightChain:
-    """One teacher's chain; ``expand`` makes students of it. Treat as read-only: every change is a new chain.
+    """One teacher's chain; `expand` makes students of it. Treat as read-only: every change is a new chain.
 
     Attributes:
         graph: the teacher's channel graph.
-        teacher_to_chain: cluster of each teacher channel per group name, shape ``[N]``.
-        rows: chain row of each cluster, per matrix: ``[K, columns, ...]``, rows first however the matrix is stored. The
+        teacher_to_chain: cluster of each teacher channel per group name, shape `[N]`.
+        rows: chain row of each cluster, per matrix: `[K, columns, ...]`, rows first however the matrix is stored. The
             columns are the teacher's: they are merged when a student is expanded.
-        vectors: norm parameters, biases, statistics, bare parameters along channels, of the teacher's length ``[N]``.
+        vectors: norm parameters, biases, statistics, bare parameters along channels, of the teacher's length `[N]`.
         fixed: tensors without channels, as the teacher has them.
-        statistics: the S-student's own running statistics, ``[K]`` each; empty until the chain is refined.
-        attention: how students' queries and keys are made, see ``narrowing.py``; the S-student's are made alike.
+        statistics: the S-student's own running statistics, `[K]` each; empty until the chain is refined.
+        attention: how students' queries and keys are made, see `narrowing.py`; the S-student's are made alike.
         model: the teacher's structure on the meta device.
-        spec: the registered name that rebuilds ``model``; ``None`` for an unregistered network. In a chain of a student
+        spec: the registered name that rebuilds `model`; `None` for an unregistered network. In a chain of a student
             the name of the first teacher.
         origin_to_teacher: in a chain of a student, per group name: the channel that stands for each channel of the
             first teacher; empty in a chain of a first teacher.
@@ -75,10 +75,10 @@ class WeightChain:
             input_size: for tracing; by default what the backbone is made for.
             graph: the teacher's channel graph, if already traced.
             normalize_rows: cluster rows of unit length; by default where the network has attention, as in the paper.
-            clustering: ``ward``, or ``balanced``: equally large clusters under norms over channels, which makes
+            clustering: `ward`, or `balanced`: equally large clusters under norms over channels, which makes
                 students exact at widths that divide the teacher's and are multiples of the chain's; or a function that
-                maps rows ``[N, columns]`` and a number of clusters to labels ``[N]``.
-            attention: ``folded`` (exact queries and keys) or ``paper``, for the S-student and all students.
+                maps rows `[N, columns]` and a number of clusters to labels `[N]`.
+            attention: `folded` (exact queries and keys) or `paper`, for the S-student and all students.
 
         Raises:
             ConfigError: another clustering or attention.
@@ -108,8 +108,8 @@ class WeightChain:
         Args:
             teacher: left exactly as it was.
             graph: its channel graph.
-            teacher_to_chain: cluster of each channel per group name, shape ``[N]``, every cluster in use.
-            attention: see ``from_teacher``.
+            teacher_to_chain: cluster of each channel per group name, shape `[N]`, every cluster in use.
+            attention: see `from_teacher`.
 
         Raises:
             ConfigError: another attention.
@@ -145,11 +145,11 @@ class WeightChain:
         """Clusters a student of a chain: the next, narrower chain of a ladder (paper: "from the last level").
 
         Args:
-            student: expanded from ``chain`` with its features unscaled, and perhaps trained since; left exactly as it
+            student: expanded from `chain` with its features unscaled, and perhaps trained since; left exactly as it
                 was.
             chain: not changed.
             width: ratio of the *student's* channels, or the number of clusters per group name (others stay whole).
-            options: ``normalize_rows``, ``clustering`` and ``attention`` of ``from_teacher``.
+            options: `normalize_rows`, `clustering` and `attention` of `from_teacher`.
 
         Returns:
             A chain whose teacher is the student, and which knows what its channels mean to the first teacher.
@@ -172,12 +172,12 @@ class WeightChain:
 
     @cached_property
     def origins_per_channel(self) -> np.ndarray:
-        """How many of the first teacher's channels each channel of the graph stands for, shape ``[num_channels]``."""
+        """How many of the first teacher's channels each channel of the graph stands for, shape `[num_channels]`."""
         return lineage.origins_per_channel(self.graph, self.origin_to_teacher)
 
     @cached_property
     def widths(self) -> dict[str, int]:
-        """Number of clusters ``K`` per group name; counted once."""
+        """Number of clusters `K` per group name; counted once."""
         return _cluster_counts(self.teacher_to_chain)
 
     @cached_property
@@ -192,7 +192,7 @@ class WeightChain:
 
     @property
     def input_size(self) -> tuple[int, ...]:
-        """``(channels, height, width)`` of the image that the teacher was traced with."""
+        """`(channels, height, width)` of the image that the teacher was traced with."""
         return self.graph.input_size
 
     def summary(self) -> str:
@@ -207,7 +207,7 @@ class WeightChain:
         return head + tabulate(rows, headers=("group", "narrowest", "widest", "ratio", "to", "fixed"))
 
     def check_range(self, plan: Mapping[str, int]) -> None:
-        """Raises ``WidthError`` unless a plan is legal, and every width between the chain's and the teacher's."""
+        """Raises `WidthError` unless a plan is legal, and every width between the chain's and the teacher's."""
         check_plan(self.graph, plan)
         narrower = [(name, plan[name], width) for name, width in self.widths.items() if plan[name] < width]
         if narrower:
@@ -220,7 +220,7 @@ class WeightChain:
             )
 
     def check_teacher(self, teacher: nn.Module) -> None:
-        """Raises ``ChainError`` unless a network has names, shapes, heads and norm blocks of the chain's teacher."""
+        """Raises `ChainError` unless a network has names, shapes, heads and norm blocks of the chain's teacher."""
         try:
             network.check_tensors("teacher tensor", network.state_of(teacher), self.model.state_dict())
             network.check_blocks(teacher, self.graph.module_blocks, self.input_size)
@@ -283,7 +283,7 @@ class WeightChain:
         """Reads a chain file and checks all of it before anything is returned.
 
         Args:
-            path: a file that ``save`` wrote.
+            path: a file that `save` wrote.
             model: the teacher's network (any weights), needed only if its builder is not registered; left as it is.
 
         Raises:

@@ -92,7 +92,7 @@ def attributes_of(tensors: dict[str, Tensor], metadata: dict[str, Any], model: n
 
     Raises:
         ChainError: a chain of another network.
-        Exception: whatever damage leads to, see ``damage_named``.
+        Exception: whatever damage leads to, see `damage_named`.
     """
     parts = _sorted_by_kind(tensors)
     arrays: dict[str, np.ndarray] = {name: tensor.numpy() for name, tensor in parts.pop("graph").items()}
@@ -132,7 +132,7 @@ def _skeleton(spec: ModelSpec | None, model: nn.Module | None, graph: ChannelGra
 
 
 def _sorted_by_kind(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Tensors by name for each of ``KINDS`` and for ``graph``, the index arrays."""
+    """Tensors by name for each of `KINDS` and for `graph`, the index arrays."""
     parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*KINDS, "graph")}
     for key, tensor in tensors.items():
         kind, _, name = key.partition("/")

@@ -1,12 +1,12 @@
 """What students of a chain cost, counted without building them.
 
-Every tensor's shape is a product of axis lengths, and every axis length a sum of group widths: with ``A`` the number of
-times that each group's channels stand along each axis, ``lengths = widths A^T`` gives all axes of all plans at once.
+Every tensor's shape is a product of axis lengths, and every axis length a sum of group widths: with `A` the number of
+times that each group's channels stand along each axis, `lengths = widths A^T` gives all axes of all plans at once.
 Parameters are products of these. Multiply-adds are the same products times the number of positions at which a weight is
 applied, which one run of the teacher's structure on the meta device tells.
 
-Example: ``Linear(3, 4)`` followed by ``Linear(4, 2)``, the latter the classifier, at hidden width 2 instead of 4: the
-first weight has ``2 * 3`` numbers instead of ``4 * 3``, is applied once per image, and costs 6 multiply-adds.
+Example: `Linear(3, 4)` followed by `Linear(4, 2)`, the latter the classifier, at hidden width 2 instead of 4: the
+first weight has `2 * 3` numbers instead of `4 * 3`, is applied once per image, and costs 6 multiply-adds.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Counts:
     """Costs of some width plans.
 
     Attributes:
-        params: parameters of the deployed network, that is without its classifiers, shape ``[plans]``.
-        flops: multiply-adds of one image through the deployed network, shape ``[plans]``.
+        params: parameters of the deployed network, that is without its classifiers, shape `[plans]`.
+        flops: multiply-adds of one image through the deployed network, shape `[plans]`.
     """
 
     params: np.ndarray
@@ -48,7 +48,7 @@ class Costs:
 
     Args:
         chain: only read.
-        input_size: ``(channels, height, width)`` of the image; by default the one that the teacher was traced with.
+        input_size: `(channels, height, width)` of the image; by default the one that the teacher was traced with.
     """
 
     def __init__(self, chain: WeightChain, input_size: tuple[int, int, int] | None = None) -> None:
@@ -64,7 +64,7 @@ class Costs:
 
     @cached_property
     def _deployed(self) -> np.ndarray:
-        """Which tensors are parameters outside of classifiers, shape ``[tensors]``."""
+        """Which tensors are parameters outside of classifiers, shape `[tensors]`."""
         owners = {name.rpartition(".")[0] for name in self.chain.graph.heads}
         deployed = {n for n, _ in self.chain.model.named_parameters() if n.rpartition(".")[0] not in owners}
         return np.array([name in deployed for name in self.shapes.names])
@@ -75,7 +75,7 @@ class Costs:
 
     @cached_property
     def _positions(self) -> np.ndarray:
-        """How often each tensor is multiplied with the channels of a position, shape ``[tensors]``."""
+        """How often each tensor is multiplied with the channels of a position, shape `[tensors]`."""
         return np.array([self._operators.positions.get(name, 0) for name in self.shapes.names])
 
     def _attention(self, plans: Plans) -> np.ndarray:
@@ -116,11 +116,11 @@ class Shapes:
         self._counts = np.array(counts, np.float64).reshape(len(order), len(self.graph.groups)).T
 
     def widths(self, plans: Plans) -> np.ndarray:
-        """Width of each group, shape ``[plans, groups]``."""
+        """Width of each group, shape `[plans, groups]`."""
         return np.array([[plan[group.name] for group in self.graph.groups] for plan in plans], np.int64)
 
     def of(self, plans: Plans) -> np.ndarray:
-        """Shapes, filled up with ones, ``[plans, tensors, dimensions]``."""
+        """Shapes, filled up with ones, `[plans, tensors, dimensions]`."""
         # Products of floating-point matrices are fast, and exact for whole numbers of this size.
         lengths = np.rint(self.widths(plans) @ self._counts).astype(np.int64)
         shapes = np.tile(self._whole, (len(plans), 1, 1))
@@ -130,9 +130,9 @@ class Shapes:
 
 
 def _multiplicities(graph: ChannelGraph, channels: np.ndarray) -> np.ndarray:
-    """How often each channel of a group stands among ``channels``, shape ``[groups]``; 0 for groups that do not.
+    """How often each channel of a group stands among `channels`, shape `[groups]`; 0 for groups that do not.
 
-    Example: channels ``3 4 3 4 7`` of groups ``{3, 4}`` and ``{7}`` give 2 and 1.
+    Example: channels `3 4 3 4 7` of groups `{3, 4}` and `{7}` give 2 and 1.
     """
     totals = np.bincount(graph.group_of_channel[channels], minlength=len(graph.groups))
     different = np.bincount(graph.group_of_channel[np.unique(channels)], minlength=len(graph.groups))
@@ -152,7 +152,7 @@ def multiply_adds(model: nn.Module, image_size: tuple[int, ...]) -> int:
 
     Args:
         model: left as it is.
-        image_size: ``(channels, height, width)``.
+        image_size: `(channels, height, width)`.
     """
     training, device = model.training, next(model.parameters()).device
     model.eval()
@@ -182,7 +182,7 @@ def record_operators(chain: WeightChain, input_size: tuple[int, ...]) -> Operato
 
     Args:
         chain: only its structure is used, never its weights.
-        input_size: ``(channels, height, width)`` of the image.
+        input_size: `(channels, height, width)` of the image.
     """
     return without_memory_or_on_cpu(lambda device: _run(chain, input_size, device))
 

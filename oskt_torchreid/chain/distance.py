@@ -1,21 +1,21 @@
 """Retrieval distances of students: merged feature dimensions given back the weight they had.
 
-Where a student's feature has one dimension for ``n`` equal ones of the teacher, class scores stay exact, because
-columns are summed, but ``||f - g||^2`` counts that dimension once instead of ``n`` times. A factor per dimension mends
+Where a student's feature has one dimension for `n` equal ones of the teacher, class scores stay exact, because
+columns are summed, but `||f - g||^2` counts that dimension once instead of `n` times. A factor per dimension mends
 it, and with it cosine distances and norms:
 
-* ``teacher``: ``sqrt(members of the slot)`` gives the distances of the teacher whose rows have become its chain's (in a
+* `teacher`: `sqrt(members of the slot)` gives the distances of the teacher whose rows have become its chain's (in a
   ladder, of the first teacher);
-* ``chain``: ``1 / sqrt(slots of the cluster)`` gives those of the S-student;
-* ``none``: features as they are.
+* `chain`: `1 / sqrt(slots of the cluster)` gives those of the S-student;
+* `none`: features as they are.
 
-Example: the channels ``0, 2, 3`` of 4 are one cluster and ``1`` another; two images differ by ``a`` and ``b`` in them.
-The teacher's squared distance is ``3 a^2 + b^2``, that of the S-student ``a^2 + b^2``. A student of width 3, with slots
-for ``(0, 2)``, ``(1)`` and ``(3)``, has ``2 a^2 + b^2``; with the factors ``sqrt(2), 1, 1`` that becomes
-``(2 + 1) a^2 + b^2``, and with ``sqrt(1/2), 1, sqrt(1/2)`` it becomes ``(1/2 + 1/2) a^2 + b^2``.
+Example: the channels `0, 2, 3` of 4 are one cluster and `1` another; two images differ by `a` and `b` in them.
+The teacher's squared distance is `3 a^2 + b^2`, that of the S-student `a^2 + b^2`. A student of width 3, with slots
+for `(0, 2)`, `(1)` and `(3)`, has `2 a^2 + b^2`; with the factors `sqrt(2), 1, 1` that becomes
+`(2 + 1) a^2 + b^2`, and with `sqrt(1/2), 1, sqrt(1/2)` it becomes `(1/2 + 1/2) a^2 + b^2`.
 
 The factors go into the rows of the layers that produce the feature, and out of the columns of every other layer that
-consumes it (see ``graph/scaling.py``): no operator is added, and class scores do not change.
+consumes it (see `graph/scaling.py`): no operator is added, and class scores do not change.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DISTANCES = ("none", "chain", "teacher")
 
 
 def check_distance(distance: str) -> None:
-    """Raises ``ConfigError`` for anything but one of ``DISTANCES``."""
+    """Raises `ConfigError` for anything but one of `DISTANCES`."""
     if distance not in DISTANCES:
         raise ConfigError(
             f"distance is {distance!r}{nearest(str(distance), DISTANCES)}; allowed: {', '.join(DISTANCES)}"
@@ -45,7 +45,7 @@ def check_distance(distance: str) -> None:
 
 
 def check_foldable(chain: WeightChain, distance: str) -> None:
-    """Raises ``GraphError`` where factors cannot be folded into a network that has merged feature dimensions."""
+    """Raises `GraphError` where factors cannot be folded into a network that has merged feature dimensions."""
     check_distance(distance)
     if distance != "none" and chain.features.obstacle:
         raise GraphError(
@@ -60,11 +60,11 @@ def feature_scale(chain: WeightChain, widths: Mapping[str, int], distance: str) 
 
     Args:
         chain: not changed.
-        widths: width per group name, as ``width_plan`` gives it.
-        distance: ``teacher``, ``chain`` or ``none``.
+        widths: width per group name, as `width_plan` gives it.
+        distance: `teacher`, `chain` or `none`.
 
     Returns:
-        Factor per dimension of the student's feature, ``[length]``; multiply before normalising.
+        Factor per dimension of the student's feature, `[length]`; multiply before normalising.
 
     Raises:
         ConfigError: unknown distance.
@@ -78,7 +78,7 @@ def feature_scale(chain: WeightChain, widths: Mapping[str, int], distance: str) 
 
 
 def channel_factors(chain: WeightChain, layout: Layout, distance: str) -> np.ndarray:
-    """Factor of the slot at each channel's place, ``[num_channels]``; 1 where no slot is."""
+    """Factor of the slot at each channel's place, `[num_channels]`; 1 where no slot is."""
     check_distance(distance)
     factors = np.ones(chain.graph.num_channels)
     if distance == "teacher":
@@ -144,7 +144,7 @@ class _Fold:
         blocked.div_(factors[:, None, :, None])
 
     def scale_statistics(self, module: str) -> None:
-        """``(s x - s m) / sqrt(s^2 (v + eps))`` is what the norm gave of ``x``: its variance becomes that less eps."""
+        """`(s x - s m) / sqrt(s^2 (v + eps))` is what the norm gave of `x`: its variance becomes that less eps."""
         mean, factors = self._along_rows(f"{module}.running_mean")
         variance = self._tensors[f"{module}.running_var"]
         eps = vars(self._chain.model.get_submodule(module))["eps"]

@@ -62,25 +62,25 @@ def expand(
 
     Args:
         chain: not changed.
-        width: ratio of the teacher's channels, a preset such as ``res50-s1``, or a width per group name or pattern
-            (others keep the teacher's), see ``graph.full_plan``.
-        params: the widest uniform student of at most so many parameters, without its classifier: ``1e6`` or ``"1M"``.
+        width: ratio of the teacher's channels, a preset such as `res50-s1`, or a width per group name or pattern
+            (others keep the teacher's), see `graph.full_plan`.
+        params: the widest uniform student of at most so many parameters, without its classifier: `1e6` or `"1M"`.
         flops: the same for the multiply-adds of one image of the chain's input size, without the classifier.
-        size: the same for the bytes of its file, everything included: ``"4MB"``, ``"4MB fp16"``.
-        latency: the same for the milliseconds of a batch on this machine, measured: ``"5ms"``.
+        size: the same for the bytes of its file, everything included: `"4MB"`, `"4MB fp16"`.
+        latency: the same for the milliseconds of a batch on this machine, measured: `"5ms"`.
         like: a registered model name, a network, or a state dict, whose shapes the student gets.
         measure: how latency is measured, a function of network and input size; by default
-            ``deploy.measure_latency`` (``functools.partial`` of it sets batch, threads, device or backend).
-        attention: ``folded`` (merged queries and keys are made exact) or ``paper`` (they are left as they come); by
+            `deploy.measure_latency` (`functools.partial` of it sets batch, threads, device or backend).
+        attention: `folded` (merged queries and keys are made exact) or `paper` (they are left as they come); by
             default as the chain was made.
-        distance: whose retrieval distances the features have before fine-tuning. ``teacher``: those of the teacher,
-            ``chain``: those of the S-student, both exact where the rows of each cluster are equal; ``none``: merged
+        distance: whose retrieval distances the features have before fine-tuning. `teacher`: those of the teacher,
+            `chain`: those of the S-student, both exact where the rows of each cluster are equal; `none`: merged
             dimensions count once. Class scores are the same in all three.
-        statistics: running statistics: ``own`` of the S-student where the chain was refined, ``merged`` from the
-            teacher's, or ``initial`` ones, see ``expand_to_plan``.
+        statistics: running statistics: `own` of the S-student where the chain was refined, `merged` from the
+            teacher's, or `initial` ones, see `expand_to_plan`.
 
     Returns:
-        A module of the teacher's class in evaluation mode, sharing no memory with the chain. With ``like``, its state
+        A module of the teacher's class in evaluation mode, sharing no memory with the chain. With `like`, its state
         dict loads strictly into that network.
 
     Raises:
@@ -88,7 +88,7 @@ def expand(
         WidthError: a width outside of [chain, teacher], a budget that no student meets, another depth or family, or
             not exactly one way of asking.
         ConfigError: an unknown model name, attention, distance or statistics.
-        GraphError: a network whose features cannot be scaled, see ``distance.py``.
+        GraphError: a network whose features cannot be scaled, see `distance.py`.
     """
     choice = choose_widths(
         chain, width, params=params, flops=flops, size=size, latency=latency, like=like, measure=measure
@@ -97,7 +97,7 @@ def expand(
 
 
 def width_plan(chain: WeightChain, width: Width | None = None, **how: Any) -> dict[str, int]:
-    """The widths that ``expand`` would give a student; same arguments and errors."""
+    """The widths that `expand` would give a student; same arguments and errors."""
     return choose_widths(chain, width, **how).widths
 
 
@@ -112,7 +112,7 @@ def choose_widths(
     like: Like | None = None,
     measure: Measure | None = None,
 ) -> Choice:
-    """The widths that ``expand`` would give a student, and what they cost; same arguments and errors."""
+    """The widths that `expand` would give a student, and what they cost; same arguments and errors."""
     asked = {"width": width, "params": params, "flops": flops, "size": size, "latency": latency, "like": like}
     given = [way for way, value in asked.items() if value is not None]
     if len(given) != 1:
@@ -145,11 +145,11 @@ def expand_to_plan(
     Args:
         chain: not changed; the student shares no memory with it.
         widths: width per group name, each between the chain's and the teacher's.
-        attention: ``folded`` or ``paper``, see ``narrowing.py``; by default as the chain's S-student has it.
-        distance: ``none``, ``chain`` or ``teacher``, see ``distance.py``.
-        statistics: running statistics. ``own``: the S-student's where the chain was refined, else merged; ``merged``:
-            the teacher's, averaged over members; ``initial``: 0 and 1, as the authors have it, of no use before
-            fine-tuning or ``recalibrate``.
+        attention: `folded` or `paper`, see `narrowing.py`; by default as the chain's S-student has it.
+        distance: `none`, `chain` or `teacher`, see `distance.py`.
+        statistics: running statistics. `own`: the S-student's where the chain was refined, else merged; `merged`:
+            the teacher's, averaged over members; `initial`: 0 and 1, as the authors have it, of no use before
+            fine-tuning or `recalibrate`.
 
     Returns:
         A module of the teacher's class, on the CPU, in evaluation mode.

@@ -54,7 +54,7 @@ class Ladder:
         return replace(self.chains[0], teacher_to_chain=self.chains[-1].origin_to_chain, statistics={})
 
     def expand(self, *args: Any, distance: str = "none", attention: str | None = None, **options: Any) -> nn.Module:
-        """A student of the nearest chain; arguments and errors as of ``oskt.expand``, ratios of the first teacher's."""
+        """A student of the nearest chain; arguments and errors as of `oskt.expand`, ratios of the first teacher's."""
         widths = width_plan(self.span, *args, **options)
         chain = self.nearest(widths)
         return expand_to_plan(chain, widths, attention, distance)

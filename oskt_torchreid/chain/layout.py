@@ -1,19 +1,19 @@
 """Where everything of one width plan sits: slots of every group, and index arrays along every axis of the graph.
 
-Widening a group of ``N`` teacher channels in ``K`` clusters to width ``m``, ``K <= m <= N`` (paper, section on weight
+Widening a group of `N` teacher channels in `K` clusters to width `m`, `K <= m <= N` (paper, section on weight
 chain expansion; the steps are numbered as in its text):
 
 1. *Slots.* One slot per cluster, in cluster order. Then slots are appended one at a time, each to the cluster with the
-   smallest ``slots / size`` (ties: the lowest cluster), until there are ``m``.
+   smallest `slots / size` (ties: the lowest cluster), until there are `m`.
 2. *Members.* A cluster's channels, in increasing order, are split contiguously and evenly over its slots in slot order;
-   the first ``size mod slots`` slots take one more.
+   the first `size mod slots` slots take one more.
 
-Worked example, 4 channels in 2 clusters, width 3. ``teacher_to_chain = [0, 1, 0, 0]``: cluster 0 holds channels 0, 2, 3
+Worked example, 4 channels in 2 clusters, width 3. `teacher_to_chain = [0, 1, 0, 0]`: cluster 0 holds channels 0, 2, 3
 and cluster 1 holds channel 1. Two slots start; the third goes to cluster 0 (1/3 < 1/1). Hence
-``slot_to_cluster = [0, 1, 0]``; slot 0 stands for channels 0 and 2, slot 2 for channel 3, slot 1 for channel 1, so
-``teacher_to_slot = [0, 1, 0, 2]``.
+`slot_to_cluster = [0, 1, 0]`; slot 0 stands for channels 0 and 2, slot 2 for channel 3, slot 1 for channel 1, so
+`teacher_to_slot = [0, 1, 0, 2]`.
 
-Slots are given the *places* of their group (see ``graph/surgery/shell.py``): slot ``j`` sits where the group's ``j``-th
+Slots are given the *places* of their group (see `graph/surgery/shell.py`): slot `j` sits where the group's `j`-th
 channel sat, and what no slot sits on closes up. A channel that stands several times on one axis (a flattened map) is
 followed occurrence by occurrence.
 """
@@ -38,8 +38,8 @@ class Slots:
     """The slots of one group at one width.
 
     Attributes:
-        slot_to_cluster: cluster whose chain row each slot takes, shape ``[m]``.
-        teacher_to_slot: slot that stands for each teacher channel, shape ``[N]``.
+        slot_to_cluster: cluster whose chain row each slot takes, shape `[m]`.
+        teacher_to_slot: slot that stands for each teacher channel, shape `[N]`.
     """
 
     slot_to_cluster: np.ndarray
@@ -50,11 +50,11 @@ def make_slots(teacher_to_chain: np.ndarray, width: int) -> Slots:
     """Slots and members of one group.
 
     Args:
-        teacher_to_chain: cluster of each teacher channel, shape ``[N]``, every cluster ``0..K-1`` in use.
-        width: ``m``.
+        teacher_to_chain: cluster of each teacher channel, shape `[N]`, every cluster `0..K-1` in use.
+        width: `m`.
 
     Raises:
-        WidthError: ``width`` is outside of ``[K, N]``.
+        WidthError: `width` is outside of `[K, N]`.
     """
     return slots_of_groups([teacher_to_chain], [width])[0]
 
@@ -63,11 +63,11 @@ def slots_of_groups(teacher_to_chain: Sequence[np.ndarray], widths: Sequence[int
     """Slots and members of many groups at once: networks of convolution groups have thousands of channel groups.
 
     Args:
-        teacher_to_chain: per group as ``make_slots`` takes it.
+        teacher_to_chain: per group as `make_slots` takes it.
         widths: per group.
 
     Raises:
-        WidthError: a width is outside of its group's ``[K, N]``.
+        WidthError: a width is outside of its group's `[K, N]`.
     """
     channels = np.array([len(labels) for labels in teacher_to_chain])
     clusters = np.array([int(labels.max()) + 1 for labels in teacher_to_chain])
@@ -89,16 +89,16 @@ def slots_of_groups(teacher_to_chain: Sequence[np.ndarray], widths: Sequence[int
 def _apportion(
     size: np.ndarray, clusters: np.ndarray, channels: np.ndarray, widths: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cluster of each slot, the slot's turn within its cluster and its place in its group, ``[all slots]`` each.
+    """Cluster of each slot, the slot's turn within its cluster and its place in its group, `[all slots]` each.
 
-    A cluster of size ``s`` is given its slot number ``t`` when its ratio stands at ``t / s``, and these ratios only
-    grow: sorting all ``t / s`` is the same as appending greedily one at a time. The first slots have the ratio 0.
+    A cluster of size `s` is given its slot number `t` when its ratio stands at `t / s`, and these ratios only
+    grow: sorting all `t / s` is the same as appending greedily one at a time. The first slots have the ratio 0.
 
     Args:
         size: members of each cluster.
-        clusters: ``K`` of each group.
-        channels: ``N`` of each group.
-        widths: ``m`` of each group.
+        clusters: `K` of each group.
+        channels: `N` of each group.
+        widths: `m` of each group.
     """
     cluster = np.repeat(np.arange(len(size)), size)
     turn = np.arange(len(cluster)) - np.repeat(_starts(size), size)
@@ -110,7 +110,7 @@ def _apportion(
 
 
 def _member_turns(cluster: np.ndarray, size: np.ndarray, slots: np.ndarray) -> np.ndarray:
-    """Which of its cluster's slots each channel belongs to, ``[all channels]``.
+    """Which of its cluster's slots each channel belongs to, `[all channels]`.
 
     Args:
         cluster: of each channel.
@@ -120,7 +120,7 @@ def _member_turns(cluster: np.ndarray, size: np.ndarray, slots: np.ndarray) -> n
     rank = np.empty_like(cluster)
     rank[np.argsort(cluster, kind="stable")] = np.arange(len(cluster)) - np.repeat(_starts(size), size)
     base, extra = (part[cluster] for part in np.divmod(size, slots))
-    in_larger = rank < extra * (base + 1)  # the first ``extra`` slots of a cluster hold ``base + 1`` members
+    in_larger = rank < extra * (base + 1)  # the first `extra` slots of a cluster hold `base + 1` members
     return np.where(in_larger, rank // (base + 1), extra + (rank - extra * (base + 1)) // base)
 
 
@@ -135,7 +135,7 @@ def _check(widths: np.ndarray, clusters: np.ndarray, channels: np.ndarray) -> No
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:
-    """Where parts of these lengths begin, one after another: ``3 1 2`` -> ``0 3 4``."""
+    """Where parts of these lengths begin, one after another: `3 1 2` -> `0 3 4`."""
     return np.cumsum(lengths) - lengths
 
 
@@ -154,7 +154,7 @@ class AxisMap:
     Attributes:
         blocks: number of convolution groups along it.
         length: the student's length per block.
-        teacher_to_student: student position of each teacher position, shape ``[blocks * teacher's length]``; positions
+        teacher_to_student: student position of each teacher position, shape `[blocks * teacher's length]`; positions
             count through the blocks.
     """
 
@@ -169,22 +169,22 @@ class AxisMap:
 
     @cached_property
     def members(self) -> Tensor:
-        """Teacher positions per student position, shape ``[blocks * length]``."""
+        """Teacher positions per student position, shape `[blocks * length]`."""
         return torch.bincount(self.teacher_to_student, minlength=self.blocks * self.length)
 
 
 def joined(axes: Sequence[AxisMap], alignment: int = 1) -> AxisMap:
     """Several axes, one behind the other, as one.
 
-    Example: the maps ``0 1 0`` (two student positions) and ``0 0`` (one) are together ``0 1 0 2 2``; with an alignment
-    of 4 they are ``0 1 0 4 4``, and nothing of the teacher's stands at 2, 3 and 5 to 7.
+    Example: the maps `0 1 0` (two student positions) and `0 0` (one) are together `0 1 0 2 2`; with an alignment
+    of 4 they are `0 1 0 4 4`, and nothing of the teacher's stands at 2, 3 and 5 to 7.
 
     Args:
         axes: in order.
-        alignment: every axis begins at a multiple of it; see ``spans``.
+        alignment: every axis begins at a multiple of it; see `spans`.
 
     Returns:
-        A map of one block that is ``sum(spans(axes, alignment))`` long.
+        A map of one block that is `sum(spans(axes, alignment))` long.
     """
     starts = np.cumsum([0, *spans(axes, alignment)])
     positions = [axis.teacher_to_student + int(start) for axis, start in zip(axes, starts[:-1], strict=True)]
@@ -218,11 +218,11 @@ class Layout:
 
     @cached_property
     def members(self) -> np.ndarray:
-        """Teacher channels that stand at each channel's place, shape ``[num_channels]``; 0 where the axes close up."""
+        """Teacher channels that stand at each channel's place, shape `[num_channels]`; 0 where the axes close up."""
         return self.total(np.ones(self.graph.num_channels, np.int64))
 
     def total(self, values: np.ndarray) -> np.ndarray:
-        """Sum of the members' values at each channel's place; both ``[num_channels]``."""
+        """Sum of the members' values at each channel's place; both `[num_channels]`."""
         sums = np.zeros(self.graph.num_channels, values.dtype)
         np.add.at(sums, self._place, values)
         return sums
@@ -240,7 +240,7 @@ class Layout:
         return AxisMap(axis.blocks, length, torch.from_numpy(student_position[self._seats(channels)]))
 
     def _seats(self, channels: np.ndarray) -> np.ndarray:
-        """Position along an axis of the place that each position's channel is given, shape as ``channels``."""
+        """Position along an axis of the place that each position's channel is given, shape as `channels`."""
         order = np.arange(len(channels))
         self._position[channels] = order
         if np.array_equal(self._position[channels], order):  # every channel stands once
@@ -253,14 +253,14 @@ class Layout:
 
 
 def student_to_chain(student: AxisMap, chain: AxisMap) -> Tensor:
-    """Chain position whose row each student position takes, shape ``[student positions]``."""
+    """Chain position whose row each student position takes, shape `[student positions]`."""
     index = torch.empty(student.blocks * student.length, dtype=torch.int64)
     index[student.teacher_to_student] = chain.teacher_to_student
     return index
 
 
 def _occurrences(channels: np.ndarray) -> np.ndarray:
-    """How many times each position's channel stood on the axis before, e.g. ``[3, 5, 3]`` -> ``[0, 0, 1]``."""
+    """How many times each position's channel stood on the axis before, e.g. `[3, 5, 3]` -> `[0, 0, 1]`."""
     order = np.argsort(channels, kind="stable")
     ordered = channels[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])

@@ -123,7 +123,7 @@ def _first_heads(graph: ChannelGraph) -> dict[int, int]:
 
 
 def _equations(graph: ChannelGraph, tie: Tie, shapes: Shapes) -> list[tuple[dict[int, int], int]]:
-    """``(how often each group's channels stand in a block, length of the block)`` for each block of an axis."""
+    """`(how often each group's channels stand in a block, length of the block)` for each block of an axis."""
     length = shapes[tie.tensor][tie.dimension]
     length = length // tie.blocks if tie.dimension == 0 else length
     result = []

@@ -1,9 +1,9 @@
 """A chain of a student of a chain: which channels of the first teacher its channels stand for, through every level.
 
-Each level maps the first teacher's channels to the channels of its own teacher (``origin_to_teacher``) and these to its
-clusters (``teacher_to_chain``); the composition says what a narrow student's channel means to the first teacher.
-Example: the first teacher's channels ``0 1 2 3`` went to the slots ``0 1 0 2`` of a student, whose three channels were
-clustered as ``0 1 0``: the composed map is ``0 1 0 0``, and cluster 0 stands for three channels of the first teacher.
+Each level maps the first teacher's channels to the channels of its own teacher (`origin_to_teacher`) and these to its
+clusters (`teacher_to_chain`); the composition says what a narrow student's channel means to the first teacher.
+Example: the first teacher's channels `0 1 2 3` went to the slots `0 1 0 2` of a student, whose three channels were
+clustered as `0 1 0`: the composed map is `0 1 0 0`, and cluster 0 stands for three channels of the first teacher.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def student_channels(graph: ChannelGraph, teacher_to_chain: Mapping[str, np.ndar
         own: the student's channel graph, traced anew.
 
     Returns:
-        Per group name, shape ``[teacher's width]``.
+        Per group name, shape `[teacher's width]`.
 
     Raises:
         ChainError: a network that was not expanded from this chain.
@@ -64,7 +64,7 @@ def student_channels(graph: ChannelGraph, teacher_to_chain: Mapping[str, np.ndar
 
 
 def check_unscaled(student: nn.Module) -> None:
-    """Raises ``ChainError`` for a student whose features were scaled: its channels no longer count alike."""
+    """Raises `ChainError` for a student whose features were scaled: its channels no longer count alike."""
     distance = getattr(getattr(student, "student_record", None), "distance", "none")
     if distance != "none":
         raise ChainError(
@@ -74,12 +74,12 @@ def check_unscaled(student: nn.Module) -> None:
 
 
 def composed(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> ChannelMap:
-    """``second`` after ``first``, group by group; an empty ``first`` changes nothing."""
+    """`second` after `first`, group by group; an empty `first` changes nothing."""
     return {name: labels[first[name]] if first else labels for name, labels in second.items()}
 
 
 def origins_per_channel(graph: ChannelGraph, origin_to_teacher: Mapping[str, np.ndarray]) -> np.ndarray:
-    """How many of the first teacher's channels each channel stands for, ``[num_channels]``; 1 where there is no map."""
+    """How many of the first teacher's channels each channel stands for, `[num_channels]`; 1 where there is no map."""
     counts = np.ones(graph.num_channels, np.int64)
     for group in graph.groups:
         if origin_to_teacher:
@@ -88,7 +88,7 @@ def origins_per_channel(graph: ChannelGraph, origin_to_teacher: Mapping[str, np.
 
 
 def check_origin(graph: ChannelGraph, origin_to_teacher: Mapping[str, np.ndarray]) -> None:
-    """Raises ``ChainError`` unless every group's map reaches each of its channels."""
+    """Raises `ChainError` unless every group's map reaches each of its channels."""
     for group in graph.groups:
         channels = origin_to_teacher.get(group.name)
         if channels is None or not np.array_equal(np.unique(channels), np.arange(group.size)):
@@ -108,7 +108,7 @@ def join_origin(graph: ChannelGraph, origin_to_teacher: Mapping[str, np.ndarray]
 
 
 def cut_origin(graph: ChannelGraph, joined: np.ndarray, lengths: list[int]) -> ChannelMap:
-    """Inverse of ``join_origin``; raises ``ChainError`` where lengths do not agree."""
+    """Inverse of `join_origin`; raises `ChainError` where lengths do not agree."""
     if not lengths:
         return {}
     lengths = [int(length) for length in lengths]
@@ -125,7 +125,7 @@ def narrow_skeleton(
 
     Args:
         model: the first teacher's structure; left as it is.
-        code: how the student's own code was adapted, see ``graph.routing.describe_code``.
+        code: how the student's own code was adapted, see `graph.routing.describe_code`.
         graph: the student's channel graph.
         rows: the chain's rows, whose columns are the student's.
         others: all other tensors of the student.

@@ -12,13 +12,13 @@ from torch.autograd.function import once_differentiable
 from ..errors import ConfigError
 
 RowPair = tuple[Tensor, Tensor, Tensor]
-"""A teacher's weight ``[N, ...]``, its chain rows ``[K, ...]``, and the chain row of each teacher row ``[N]``."""
+"""A teacher's weight `[N, ...]`, its chain rows `[K, ...]`, and the chain row of each teacher row `[N]`."""
 
 LambdaSchedule = Callable[[float], float]
 
 
 class _RowDistance(torch.autograd.Function):
-    """``sum_i ||W_i - C_a(i)||^2``: one difference, which the backward pass turns into the gradient in place."""
+    """`sum_i ||W_i - C_a(i)||^2`: one difference, which the backward pass turns into the gradient in place."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, chain_rows: Tensor, index: Tensor) -> Tensor:
@@ -39,30 +39,30 @@ class _RowDistance(torch.autograd.Function):
 
 
 def row_distance(weight: Tensor, chain_rows: Tensor, index: Tensor) -> Tensor:
-    """``sum_i ||W_i - C_a(i)||^2`` over the rows of one layer; both sides receive gradient.
+    """`sum_i ||W_i - C_a(i)||^2` over the rows of one layer; both sides receive gradient.
 
     Args:
-        weight: teacher's weight ``W``, ``[N, ...]``.
-        chain_rows: chain ``C``, ``[K, ...]`` with the same row shape.
-        index: ``a``, chain row of each teacher row, ``[N]``.
+        weight: teacher's weight `W`, `[N, ...]`.
+        chain_rows: chain `C`, `[K, ...]` with the same row shape.
+        index: `a`, chain row of each teacher row, `[N]`.
 
     Returns:
         Scalar. Its backward pass can be taken once.
 
-    Example with 4 rows of one number: ``W = (1, 2, 3, 4)``, ``C = (2, 2)``, ``a = (0, 1, 0, 1)`` gives ``1+0+1+4 = 6``,
-    the gradient ``(-2, 0, 2, 4)`` for ``W`` and ``(0, -4)`` for ``C``.
+    Example with 4 rows of one number: `W = (1, 2, 3, 4)`, `C = (2, 2)`, `a = (0, 1, 0, 1)` gives `1+0+1+4 = 6`,
+    the gradient `(-2, 0, 2, 4)` for `W` and `(0, -4)` for `C`.
     """
     return _RowDistance.apply(weight, chain_rows, index)
 
 
 def refining_loss(pairs: Iterable[RowPair]) -> Tensor:
-    """``L_refine``: ``row_distance`` summed over layers."""
+    """`L_refine`: `row_distance` summed over layers."""
     return torch.stack([row_distance(*pair) for pair in pairs]).sum()
 
 
 @torch.no_grad()
 def row_dispersion(pairs: Iterable[RowPair]) -> float:
-    """``sum ||W - C||^2 / sum ||W||^2`` over layers: 0 where every row equals its chain row."""
+    """`sum ||W - C||^2 / sum ||W||^2` over layers: 0 where every row equals its chain row."""
     distance, norm = 0.0, 0.0
     for weight, chain_rows, index in pairs:
         distance += float((weight - chain_rows.index_select(0, index)).pow(2).sum())
@@ -71,10 +71,10 @@ def row_dispersion(pairs: Iterable[RowPair]) -> float:
 
 
 def lambda_schedule(name: str, weight: float) -> LambdaSchedule:
-    """The weight of the refining loss as a function of progress in ``[0, 1]``.
+    """The weight of the refining loss as a function of progress in `[0, 1]`.
 
     Args:
-        name: ``constant`` (the paper's choice for CNNs, made for long schedules) or ``linear``, from 0 to ``weight``
+        name: `constant` (the paper's choice for CNNs, made for long schedules) or `linear`, from 0 to `weight`
             over all iterations (the paper's progressive refinement; the better choice for short schedules, where a
             constant weight dominates Adam's second moment).
         weight: final weight, at least 0.

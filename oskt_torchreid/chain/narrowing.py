@@ -1,25 +1,25 @@
 """The one map from a chain and its teacher to a narrower network (paper: weight chain expansion).
 
-With ``C`` the chain's rows of a matrix, ``v`` a vector of the teacher, ``a`` the slot of each teacher channel and ``b``
+With `C` the chain's rows of a matrix, `v` a vector of the teacher, `a` the slot of each teacher channel and `b`
 the chain row of each slot, a student of any width has
 
-* the matrix ``W[j, k] = sum of C[b(j), i] over a(i) = k``: rows gathered, columns summed;
-* the vector ``u[j] = mean of v[i] over a(i) = j``: entries averaged;
+* the matrix `W[j, k] = sum of C[b(j), i] over a(i) = k`: rows gathered, columns summed;
+* the vector `u[j] = mean of v[i] over a(i) = j`: entries averaged;
 
 and rows of queries and keys times the factors that make attention exact. The map is differentiable in both. At the
-chain's own width it is the S-student, whose ``b`` changes nothing; at any other an expanded student. The chain itself
-is a teacher's rows, averaged: ``c[j] = mean of x[i] over a(i) = j``, ``a`` now the cluster of each channel.
+chain's own width it is the S-student, whose `b` changes nothing; at any other an expanded student. The chain itself
+is a teacher's rows, averaged: `c[j] = mean of x[i] over a(i) = j`, `a` now the cluster of each channel.
 
-Example, 4 teacher channels in 2 slots, ``a = (0, 0, 1, 1)``: a matrix over these columns whose chain rows are
-``(1, 2, 3, 4)`` and ``(5, 6, 7, 8)`` becomes ``(3, 7)`` and ``(11, 15)``; the bias ``(1, 3, 5, 7)`` becomes ``(2, 6)``.
+Example, 4 teacher channels in 2 slots, `a = (0, 0, 1, 1)`: a matrix over these columns whose chain rows are
+`(1, 2, 3, 4)` and `(5, 6, 7, 8)` becomes `(3, 7)` and `(11, 15)`; the bias `(1, 3, 5, 7)` becomes `(2, 6)`.
 
-*Attention.* A head's product sums over its channels. Where a slot stands for ``n`` equal channels, its term counts once
-instead of ``n`` times; and a head narrowed from ``d`` to ``m`` channels scales the sum by ``m ** -0.5`` instead of
-``d ** -0.5``. Both are made good when the slot's rows (and biases) of queries and keys are multiplied, each, by
-``sqrt(n) * (m / d) ** (1/4)``. The paper folds nothing (``attention="paper"``): a narrower head uses its own size.
+*Attention.* A head's product sums over its channels. Where a slot stands for `n` equal channels, its term counts once
+instead of `n` times; and a head narrowed from `d` to `m` channels scales the sum by `m ** -0.5` instead of
+`d ** -0.5`. Both are made good when the slot's rows (and biases) of queries and keys are multiplied, each, by
+`sqrt(n) * (m / d) ** (1/4)`. The paper folds nothing (`attention="paper"`): a narrower head uses its own size.
 
-Example, one head of 4 channels in 2 slots of 3 and 1 members: the factors are ``sqrt(3) * 0.5 ** 0.25 = 1.4565`` and
-``0.5 ** 0.25 = 0.8409``; ``(1.4565 ** 2 * a + 0.8409 ** 2 * b) / sqrt(2) = (3 a + b) / sqrt(4)``, as in the teacher.
+Example, one head of 4 channels in 2 slots of 3 and 1 members: the factors are `sqrt(3) * 0.5 ** 0.25 = 1.4565` and
+`0.5 ** 0.25 = 0.8409`; `(1.4565 ** 2 * a + 0.8409 ** 2 * b) / sqrt(2) = (3 a + b) / sqrt(4)`, as in the teacher.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Narrowing(nn.Module):
         graph: the teacher's channel graph.
         chain: where everything of the chain's widths sits.
         student: where everything of the student's widths sits; the chain's own layout for the S-student.
-        attention: ``folded`` or ``paper``.
+        attention: `folded` or `paper`.
     """
 
     def __init__(self, graph: ChannelGraph, chain: Layout, student: Layout, attention: str) -> None:
@@ -66,7 +66,7 @@ class Narrowing(nn.Module):
         """Tensors of the student by name.
 
         Args:
-            rows: ``[K, columns, ...]`` per matrix, rows first, the teacher's columns.
+            rows: `[K, columns, ...]` per matrix, rows first, the teacher's columns.
             vectors: tensors along channels, of the teacher's length.
 
         Returns:
@@ -127,15 +127,15 @@ class Narrowing(nn.Module):
 def rows_first(weight: Tensor, row: Tie) -> Tensor:
     """A matrix with its rows along axis 0 and its columns along axis 1, as a chain holds it; or back, as it was stored.
 
-    A transposed convolution stores ``[columns, rows per block, ...]``, its blocks along the columns. Turning is its own
-    inverse. Example: with 2 blocks of 3 columns and 2 rows each, ``[6, 2, k, k]`` becomes ``[4, 3, k, k]``.
+    A transposed convolution stores `[columns, rows per block, ...]`, its blocks along the columns. Turning is its own
+    inverse. Example: with 2 blocks of 3 columns and 2 rows each, `[6, 2, k, k]` becomes `[4, 3, k, k]`.
 
     Args:
         weight: as stored, or rows first.
         row: the tie of its rows; along axis 0 there is nothing to turn.
 
     Returns:
-        ``weight`` itself, or a view of it; differentiable.
+        `weight` itself, or a view of it; differentiable.
     """
     if row.dimension == 0:
         return weight
@@ -146,12 +146,12 @@ def sum_columns(weight: Tensor, axis: AxisMap) -> Tensor:
     """Merges columns by summing.
 
     Args:
-        weight: ``[rows, columns, ...]``; with ``axis.blocks`` convolution groups, consecutive rows belong to one group
-            and ``columns`` counts within it.
+        weight: `[rows, columns, ...]`; with `axis.blocks` convolution groups, consecutive rows belong to one group
+            and `columns` counts within it.
         axis: from teacher columns to narrower ones.
 
     Returns:
-        ``[rows, axis.length, ...]``, differentiable with respect to ``weight``.
+        `[rows, axis.length, ...]`, differentiable with respect to `weight`.
     """
     rows, columns, *kernel = weight.shape
     blocked = weight.reshape(axis.blocks, rows // axis.blocks, columns, -1).transpose(0, 1)
@@ -169,12 +169,12 @@ def average_rows(tensor: Tensor, axis: AxisMap, dimension: int = 0) -> Tensor:
     """Merges rows, or the entries of a vector, by averaging over the members of each position.
 
     Args:
-        tensor: any shape whose ``dimension`` has the teacher's length.
+        tensor: any shape whose `dimension` has the teacher's length.
         axis: from teacher positions to narrower ones.
         dimension: the dimension that the channels lie along.
 
     Returns:
-        The same shape, ``axis.blocks * axis.length`` long there, 0 where nothing is merged into (``joined`` leaves such
+        The same shape, `axis.blocks * axis.length` long there, 0 where nothing is merged into (`joined` leaves such
         gaps); differentiable; integers are not accepted.
     """
     moved = tensor.movedim(dimension, 0)
@@ -185,7 +185,7 @@ def average_rows(tensor: Tensor, axis: AxisMap, dimension: int = 0) -> Tensor:
 
 
 def gather_rows(chain_rows: Tensor, index: Tensor) -> Tensor:
-    """A student's rows: ``chain_rows[index]`` along dimension 0, differentiable."""
+    """A student's rows: `chain_rows[index]` along dimension 0, differentiable."""
     return chain_rows.index_select(0, index.to(chain_rows.device))
 
 
@@ -193,7 +193,7 @@ def gather_rows(chain_rows: Tensor, index: Tensor) -> Tensor:
 
 
 def check_attention(attention: str) -> str:
-    """The choice itself; raises ``ConfigError`` unless it is one of ``ATTENTIONS``."""
+    """The choice itself; raises `ConfigError` unless it is one of `ATTENTIONS`."""
     if attention not in ATTENTIONS:
         raise ConfigError(
             f"attention is '{attention}'; allowed: folded (students are exact where their rows are equal) and paper "
@@ -208,10 +208,10 @@ def attention_factors(graph: ChannelGraph, layout: Layout, attention: str = "fol
     Args:
         graph: the teacher's channel graph.
         layout: slots of the student's widths.
-        attention: ``folded``, or ``paper`` for no factors.
+        attention: `folded`, or `paper` for no factors.
 
     Returns:
-        Per tensor ``[student's rows]`` in float64, 1 on the rows of values; tensors that nothing happens to are left
+        Per tensor `[student's rows]` in float64, 1 on the rows of values; tensors that nothing happens to are left
         out.
     """
     factors: dict[str, Tensor] = {}
@@ -238,5 +238,5 @@ def attention_factors(graph: ChannelGraph, layout: Layout, attention: str = "fol
 
 
 def fold(tensor: Tensor, factor: Tensor) -> Tensor:
-    """Rows of a weight, or entries of a bias, times their factors; differentiable in ``tensor``."""
+    """Rows of a weight, or entries of a bias, times their factors; differentiable in `tensor`."""
     return tensor * factor.to(tensor).reshape(-1, *[1] * (tensor.dim() - 1))

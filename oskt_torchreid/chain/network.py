@@ -17,15 +17,15 @@ from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, compare, resolver
 
 
 def trace(model: nn.Module, input_size: tuple[int, ...] | None = None) -> ChannelGraph:
-    """The channel graph of a re-id network: ``graph.trace`` with the classifiers, and only them, as results.
+    """The channel graph of a re-id network: `graph.trace` with the classifiers, and only them, as results.
 
     Args:
         model: a torchreid model, or any module that maps an image batch to a feature (and class scores in training).
             Left exactly as it was.
-        input_size: ``(channels, height, width)``; by default what the registered backbone is made for, else 3x256x128.
+        input_size: `(channels, height, width)`; by default what the registered backbone is made for, else 3x256x128.
 
     Raises:
-        GraphError: see ``graph.trace``.
+        GraphError: see `graph.trace`.
     """
     graph.check_model(model)
     if input_size is None:
@@ -36,7 +36,7 @@ def trace(model: nn.Module, input_size: tuple[int, ...] | None = None) -> Channe
 
 
 def trace_features(skeleton: nn.Module, channels: ChannelGraph, tensors: Mapping[str, Tensor]) -> FeaturePath:
-    """What the feature of a network on the meta device is made of, see ``graph.feature_path``.
+    """What the feature of a network on the meta device is made of, see `graph.feature_path`.
 
     Args:
         skeleton: its structure; not changed.
@@ -51,12 +51,12 @@ def trace_features(skeleton: nn.Module, channels: ChannelGraph, tensors: Mapping
 
 
 def check_blocks(model: nn.Module, blocks: Mapping[str, int], input_size: tuple[int, ...]) -> None:
-    """Raises ``GraphError`` unless modules have the heads and norm blocks of another network of the same shapes.
+    """Raises `GraphError` unless modules have the heads and norm blocks of another network of the same shapes.
 
     Args:
         model: traced where there is anything to compare; on the meta device with zeros for its tensors. Not changed.
-        blocks: of the other network, see ``ChannelGraph.module_blocks``.
-        input_size: ``(channels, height, width)`` of an image that it runs on.
+        blocks: of the other network, see `ChannelGraph.module_blocks`.
+        input_size: `(channels, height, width)` of an image that it runs on.
     """
     if not blocks:
         return
@@ -116,7 +116,7 @@ def new_skeleton(spec: ModelSpec) -> nn.Module:
 
 
 def check_labels(graph: ChannelGraph, teacher_to_chain: Mapping[str, np.ndarray]) -> None:
-    """Raises ``ChainError`` unless every channel of every group has a label, and every cluster is in use."""
+    """Raises `ChainError` unless every channel of every group has a label, and every cluster is in use."""
     for group in graph.groups:
         labels = teacher_to_chain.get(group.name)
         if labels is None or np.shape(labels) != (group.size,):
@@ -126,7 +126,7 @@ def check_labels(graph: ChannelGraph, teacher_to_chain: Mapping[str, np.ndarray]
 
 
 def check_graph_fits(graph: ChannelGraph, state: Mapping[str, Tensor]) -> None:
-    """Raises ``ChainError`` unless a network has the tensors and lengths that a graph ties."""
+    """Raises `ChainError` unless a network has the tensors and lengths that a graph ties."""
     for tie in graph.ties:
         expected = tie.shaped(tie.channels.shape[1])
         found = state[tie.tensor].shape if tie.tensor in state else None
@@ -141,7 +141,7 @@ def check_graph_fits(graph: ChannelGraph, state: Mapping[str, Tensor]) -> None:
 
 
 def check_tensors(kind: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raises ``ChainError`` unless tensors have the names, shapes and kinds that they must have, and finite values.
+    """Raises `ChainError` unless tensors have the names, shapes and kinds that they must have, and finite values.
 
     Args:
         kind: what they are, for messages.

@@ -22,9 +22,9 @@ Norm = nn.modules.batchnorm._NormBase
 def recalibrate(student: nn.Module, loader: Iterable[Any], batches: int | None = None) -> nn.Module:
     """Re-estimates the running statistics of every norm that has them, as the plain average over batches.
 
-    With ``x_t`` the statistic of batch ``t``, momentum ``1 / t`` makes the running average
-    ``r_t = r_(t-1) + (x_t - r_(t-1)) / t`` the mean of ``x_1 .. x_t``, whatever was there before. Example: the batch
-    means ``4, 2, 0`` leave ``4``, then ``3``, then ``2``.
+    With `x_t` the statistic of batch `t`, momentum `1 / t` makes the running average
+    `r_t = r_(t-1) + (x_t - r_(t-1)) / t` the mean of `x_1 .. x_t`, whatever was there before. Example: the batch
+    means `4, 2, 0` leave `4`, then `3`, then `2`.
 
     Parameters, other buffers, modes and momenta stay as they are, and so do the statistics of norms that the images
     never reach. Batches count alike whatever their size; those of a single image are left out, for they have no
@@ -32,10 +32,10 @@ def recalibrate(student: nn.Module, loader: Iterable[Any], batches: int | None =
 
     Args:
         student: any network; changed in place. If anything fails, it is as it was before.
-        loader: gives image batches ``[batch, channels, height, width]``, transformed as for training: tensors, dicts
-            with a tensor under ``img`` (torchreid's data managers), or tuples that begin with a tensor. Labels are
+        loader: gives image batches `[batch, channels, height, width]`, transformed as for training: tensors, dicts
+            with a tensor under `img` (torchreid's data managers), or tuples that begin with a tensor. Labels are
             not read.
-        batches: how many to use at most; ``None`` for all.
+        batches: how many to use at most; `None` for all.
 
     Returns:
         The student itself, in the mode it was in.

@@ -18,8 +18,8 @@ def relabel(student: nn.Module, heads: Iterable[str], num_classes: int) -> nn.Mo
     Classifiers that have the count already are kept with their weights.
 
     Args:
-        student: made by ``expand``.
-        heads: names of the classifiers' weights, ``chain.graph.heads``.
+        student: made by `expand`.
+        heads: names of the classifiers' weights, `chain.graph.heads`.
         num_classes: identities that it will be trained on.
 
     Returns:

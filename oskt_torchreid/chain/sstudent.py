@@ -31,8 +31,8 @@ class SStudent(nn.Module):
     """A narrow shell, called with weights derived from chain and teacher.
 
     Attributes:
-        rows: the chain's rows as parameters, by tensor name with ``/`` for ``.``.
-        own_vectors: full-length vectors that the S-student has for itself (those of its head; see ``vector_copies``).
+        rows: the chain's rows as parameters, by tensor name with `/` for `.`.
+        own_vectors: full-length vectors that the S-student has for itself (those of its head; see `vector_copies`).
         shell: a network of the chain's width that holds the S-student's buffers; its weights are given at every call.
 
     Args:
@@ -129,7 +129,7 @@ class SStudent(nn.Module):
         """The child of the network that a parameter of the S-student belongs to.
 
         Args:
-            name: among its own parameters, such as ``rows.classifier/weight``.
+            name: among its own parameters, such as `rows.classifier/weight`.
         """
         return _name(name.partition(".")[2]).partition(".")[0]
 
@@ -146,7 +146,7 @@ class SStudent(nn.Module):
             child.train(name in names)
 
     def clusters(self) -> dict[str, Tensor]:
-        """The chain row of every teacher channel ``[channels]`` per group."""
+        """The chain row of every teacher channel `[channels]` per group."""
         return {name: torch.from_numpy(labels).clone() for name, labels in self._chain.teacher_to_chain.items()}
 
     def to_chain(self, teacher: nn.Module) -> WeightChain:
@@ -162,32 +162,32 @@ class SStudent(nn.Module):
 
 
 class RefinementLosses(NamedTuple):
-    """The terms of a batch, scalars: what the teacher and the S-student lose, and ``L_refine`` between them."""
+    """The terms of a batch, scalars: what the teacher and the S-student lose, and `L_refine` between them."""
 
     teacher: Tensor
     sstudent: Tensor
     refine: Tensor
 
     def total(self, lambda_weight: float = 1.0, sstudent_weight: float = 1.0) -> Tensor:
-        """``L = L_task(teacher) + sstudent_weight * L_task(S-student) + lambda * L_refine``."""
+        """`L = L_task(teacher) + sstudent_weight * L_task(S-student) + lambda * L_refine`."""
         return self.teacher + sstudent_weight * self.sstudent + lambda_weight * self.refine
 
 
 class Refinement(nn.Module):
     """Teacher and S-student side by side, as one module that is trained, by whatever loop (paper: chain refinement).
 
-    In training ``forward`` gives ``(teacher's output, S-student's output)``; in evaluation the teacher's feature. A
+    In training `forward` gives `(teacher's output, S-student's output)`; in evaluation the teacher's feature. A
     step of any loop is::
 
         loss = refinement.losses(images, lambda outputs: criterion(outputs, labels)).total()
         optimizer.zero_grad(), loss.backward(), optimizer.step()
 
-    and ``refinement.to_chain()`` the chain so far.
+    and `refinement.to_chain()` the chain so far.
 
     Args:
         teacher: trained in place.
         chain: made of it; copied from.
-        vector_copies: norm parameters and biases are the S-student's own, see ``SStudent``.
+        vector_copies: norm parameters and biases are the S-student's own, see `SStudent`.
 
     Raises:
         ChainError: the chain was made of another network.
@@ -205,7 +205,7 @@ class Refinement(nn.Module):
         return getattr(self.teacher, "loss", "softmax")
 
     def forward(self, images: Tensor) -> Any:
-        """Maps images ``[batch, 3, height, width]``."""
+        """Maps images `[batch, 3, height, width]`."""
         if not self.training:
             return self.teacher(images)
         return self.teacher(images), self.sstudent(images, self.teacher)
@@ -216,7 +216,7 @@ class Refinement(nn.Module):
         """The terms of a batch, differentiable; the module has to be in training mode.
 
         Args:
-            images: ``[batch, 3, height, width]``.
+            images: `[batch, 3, height, width]`.
             criterion: the task's loss, a scalar, of what the network returns in training.
             sstudent_criterion: the same for the S-student, where it has a loss of its own.
         """
@@ -225,7 +225,7 @@ class Refinement(nn.Module):
     def losses_of(
         self, outputs: Sequence[Any], criterion: Criterion, sstudent_criterion: Criterion | None = None
     ) -> RefinementLosses:
-        """``losses`` of what ``forward`` gave, in whatever form the criteria take it."""
+        """`losses` of what `forward` gave, in whatever form the criteria take it."""
         of_teacher, of_sstudent = outputs
         teacher, sstudent = criterion(of_teacher), (sstudent_criterion or criterion)(of_sstudent)
         return RefinementLosses(teacher, sstudent, refining_loss(self.sstudent.row_pairs(self.teacher)))

@@ -1,6 +1,6 @@
 """Students as files: what is known of a student besides its tensors, written and read as a plain checkpoint.
 
-A file is ``{"state_dict": ..., "oskt": ...}``, which torchreid's own loaders take as well. Names of tensors say nothing
+A file is `{"state_dict": ..., "oskt": ...}`, which torchreid's own loaders take as well. Names of tensors say nothing
 of their shapes, and any widths are legal, so that what is read is checked by running the network once.
 """
 
@@ -35,10 +35,10 @@ class StudentRecord:
         num_classes: class count of the teacher.
         loss: loss that the teacher's model was built for.
         feature_dim: length of the feature; 0 where the network has several classifiers.
-        code: how the student's own code was adapted, see ``graph.routing.describe_code``.
-        distance: whose distances its features were scaled to, see ``distance.py``.
-        input_size: ``(channels, height, width)`` of the image that the teacher was traced with.
-        blocks: heads of each attention and blocks of each norm over channels, see ``ChannelGraph.module_blocks``.
+        code: how the student's own code was adapted, see `graph.routing.describe_code`.
+        distance: whose distances its features were scaled to, see `distance.py`.
+        input_size: `(channels, height, width)` of the image that the teacher was traced with.
+        blocks: heads of each attention and blocks of each norm over channels, see `ChannelGraph.module_blocks`.
     """
 
     name: str = ""
@@ -73,7 +73,7 @@ class StudentRecord:
 
     @classmethod
     def from_dict(cls, content: Any, path: str | Path) -> StudentRecord:
-        """Inverse of ``to_dict``; raises ``CheckpointError`` for anything else."""
+        """Inverse of `to_dict`; raises `CheckpointError` for anything else."""
         try:
             if content["format"] == "oskt-student" and isinstance(content["code"], dict):
                 numbers = int(content["num_classes"]), str(content["loss"]), int(content["feature_dim"])
@@ -89,7 +89,7 @@ class StudentRecord:
 
 
 def _moved(entry: str | list, parent: str) -> str | list:
-    """A module's name, or an entry of ``describe_code`` that begins with one, below a parent."""
+    """A module's name, or an entry of `describe_code` that begins with one, below a parent."""
     return _below(parent, entry) if isinstance(entry, str) else [_below(parent, entry[0]), *entry[1:]]
 
 
@@ -98,12 +98,12 @@ def _below(parent: str, module: str) -> str:
 
 
 def attach_record(student: nn.Module, graph: ChannelGraph, spec: ModelSpec | None, distance: str = "none") -> nn.Module:
-    """Gives a narrowed network, in place, what ``save_student`` needs to know of it, and returns it.
+    """Gives a narrowed network, in place, what `save_student` needs to know of it, and returns it.
 
     Args:
         student: of the teacher's class.
         graph: the teacher's channel graph.
-        spec: how the teacher is built by its registered name; ``None`` where it has none.
+        spec: how the teacher is built by its registered name; `None` where it has none.
         distance: whose distances its features were scaled to.
     """
     lengths = {student.get_parameter(name).shape[1] for name in graph.heads}
@@ -124,24 +124,24 @@ def attach_record(student: nn.Module, graph: ChannelGraph, spec: ModelSpec | Non
 
 
 def save_student(student: nn.Module, path: str | Path, half: bool = False) -> None:
-    """Writes a student as a checkpoint that torchreid's own loaders take: ``{"state_dict": ..., "oskt": ...}``.
+    """Writes a student as a checkpoint that torchreid's own loaders take: `{"state_dict": ..., "oskt": ...}`.
 
     Args:
-        student: made by ``expand``; may have been fine-tuned.
+        student: made by `expand`; may have been fine-tuned.
         path: written whole or not at all.
         half: numbers in half precision, for half the bytes; every loader widens them again.
 
     Raises:
-        CheckpointError: a network that ``expand`` did not make, or values beyond the range of half precision.
+        CheckpointError: a network that `expand` did not make, or values beyond the range of half precision.
     """
     files.save_checkpoint(path, file_content(student, half))
 
 
 def save_plain(model: nn.Module, path: str | Path, half: bool = False) -> None:
-    """Writes a state dict alone, ``{"state_dict": ...}``, for programs that know the network by its name.
+    """Writes a state dict alone, `{"state_dict": ...}`, for programs that know the network by its name.
 
     Args:
-        model: any; of one with a neck, ``without_neck`` makes the stock form first.
+        model: any; of one with a neck, `without_neck` makes the stock form first.
         path: written whole or not at all.
         half: numbers in half precision, for half the bytes.
 
@@ -152,14 +152,14 @@ def save_plain(model: nn.Module, path: str | Path, half: bool = False) -> None:
 
 
 def file_content(student: nn.Module, half: bool = False) -> dict:
-    """What ``save_student`` writes: ``{"state_dict": ..., "oskt": ...}``.
+    """What `save_student` writes: `{"state_dict": ..., "oskt": ...}`.
 
     Args:
-        student: made by ``expand``.
+        student: made by `expand`.
         half: floating-point tensors in half precision; they are widened again when they are loaded.
 
     Raises:
-        CheckpointError: a network that ``expand`` did not make, or values beyond the range of half precision.
+        CheckpointError: a network that `expand` did not make, or values beyond the range of half precision.
     """
     record = getattr(student, "student_record", None)
     if not isinstance(record, StudentRecord):
@@ -191,7 +191,7 @@ def _halved(name: str, tensor: Tensor) -> Tensor:
 
 
 def file_size(student: nn.Module, half: bool = False) -> int:
-    """Bytes of the file that ``save_student`` writes, found by writing it to memory; same arguments and errors."""
+    """Bytes of the file that `save_student` writes, found by writing it to memory; same arguments and errors."""
     stream = io.BytesIO()
     torch.save(file_content(student, half), stream)
     return stream.getbuffer().nbytes
@@ -201,7 +201,7 @@ def file_size(student: nn.Module, half: bool = False) -> int:
 
 
 def load_student(path: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """Reads a student that ``save_student`` wrote; everything is checked before anything is returned.
+    """Reads a student that `save_student` wrote; everything is checked before anything is returned.
 
     Args:
         path: checkpoint.
@@ -253,7 +253,7 @@ def _skeleton(record: StudentRecord, path: str | Path) -> nn.Module:
 
 
 def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, target: str) -> None:
-    """Raises ``CheckpointError`` unless tensors have the names, kinds of numbers and dimensions of a network.
+    """Raises `CheckpointError` unless tensors have the names, kinds of numbers and dimensions of a network.
 
     Args:
         state: of a file.
@@ -280,14 +280,14 @@ def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
 
 
 def _check_tensors_fit(student: nn.Module, input_size: tuple[int, ...], source: str) -> None:
-    """Raises ``CheckpointError``, naming the first module at which the tensors do not fit, and its tensors' shapes.
+    """Raises `CheckpointError`, naming the first module at which the tensors do not fit, and its tensors' shapes.
 
     Names of tensors say nothing of their shapes, and any widths are legal, so that only running the network tells. Only
     the network as a whole is in training, as in tracing: that computes class scores, and changes no statistics.
 
     Args:
         student: in evaluation mode, and so it stays.
-        input_size: ``(channels, height, width)`` of an image that it runs on.
+        input_size: `(channels, height, width)` of an image that it runs on.
         source: where the tensors come from, for the message.
     """
     entered: list[str] = [""]

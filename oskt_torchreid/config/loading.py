@@ -163,7 +163,7 @@ def _merge(config: CfgNode, content: Mapping[str, object], source: str, prefix: 
 
 
 def _nested(key: str, value: object) -> str:
-    """A dotted key as YAML has it: ``train: {lr: 0.1}``."""
+    """A dotted key as YAML has it: `train: {lr: 0.1}`."""
     *groups, name = key.split(".")
     shown = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
     return "".join(f"{group}: {{" for group in groups) + f"{name}: {shown}" + "}" * len(groups)

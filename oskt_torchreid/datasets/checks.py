@@ -24,7 +24,7 @@ Item = tuple[Any, ...]
 
 
 def check_batches(datamanager: Any, stage: str, batch_key: str) -> None:
-    """Raises ``DataError`` where a stage would train nothing, because its pictures do not fill one batch.
+    """Raises `DataError` where a stage would train nothing, because its pictures do not fill one batch.
 
     Args:
         datamanager: of the stage.
@@ -47,10 +47,10 @@ def _kind(dataset: Any) -> str:
 
 
 def check_matches(datamanager: Any, no_camera: bool = False) -> None:
-    """Raises ``DataError`` unless some query of every target has a match: its identity, seen by another camera.
+    """Raises `DataError` unless some query of every target has a match: its identity, seen by another camera.
 
     Args:
-        datamanager: with ``test_dataset[target]["query" or "gallery"]``.
+        datamanager: with `test_dataset[target]["query" or "gallery"]`.
         no_camera: whether cameras leave nothing out, so that any picture of the identity is a match.
     """
     for target, parts in datamanager.test_dataset.items():
@@ -81,14 +81,14 @@ def check_pictures(datamanager: Any, how: str = "headers", workers: int = 0) -> 
 
     Args:
         datamanager: of torchreid or of sets.
-        how: ``headers`` opens them, ``all`` decodes them, ``none`` does nothing.
+        how: `headers` opens them, `all` decodes them, `none` does nothing.
         workers: threads beside the usual ones.
 
     Returns:
         How many were looked at.
 
     Raises:
-        ConfigError: unknown ``how``.
+        ConfigError: unknown `how`.
         DataError: some cannot be read; how many, and the first of them.
     """
     if how not in HOW:
@@ -123,7 +123,7 @@ def _each(paths: str | Sequence[str]) -> Sequence[str]:
 
 
 def counts_of(items: Sequence[Item]) -> str:
-    """``48 pictures of 8 identities by 3 cameras``, for messages."""
+    """`48 pictures of 8 identities by 3 cameras`, for messages."""
     pictures = sum(len(_each(item[0])) for item in items)
     identities, cameras = (len({item[place] for item in items}) for place in (1, 2))
     return f"{pictures} pictures of {identities} identities by {cameras} cameras"

@@ -51,9 +51,9 @@ def build_datamanager(
     """Builds the data manager of a configuration.
 
     Args:
-        config: whole tree; beside what ``host.data.build_datamanager`` reads, few_shot, validation and
+        config: whole tree; beside what `host.data.build_datamanager` reads, few_shot, validation and
             data.interpolation.
-        batch_size: images (tracklets of video data) in a training batch; 0: ``train.batch_size``.
+        batch_size: images (tracklets of video data) in a training batch; 0: `train.batch_size`.
         types: values of data.type that the caller can use.
         batch_key: key that says how large a batch is, for messages.
 

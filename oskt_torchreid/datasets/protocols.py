@@ -101,7 +101,7 @@ PROTOCOLS = {
 
 
 def check_protocol(root: str | Path, name: str) -> None:
-    """Checks that a data set is there, as ``protocol_folder`` does; sets without a protocol are left to torchreid."""
+    """Checks that a data set is there, as `protocol_folder` does; sets without a protocol are left to torchreid."""
     if name in PROTOCOLS:
         protocol_folder(root, name)
 
@@ -111,7 +111,7 @@ def protocol_folder(root: str | Path, name: str) -> Path:
 
     Args:
         root: folder of all data sets.
-        name: of ``PROTOCOLS``.
+        name: of `PROTOCOLS`.
 
     Raises:
         DataError: what is missing, the path looked at, and where to get it.

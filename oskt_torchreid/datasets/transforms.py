@@ -30,7 +30,7 @@ def complete_transforms(datamanager: Any, names: Sequence[str], interpolation: s
     Args:
         datamanager: torchreid image data manager.
         names: training transforms that are asked for; torchreid's own are in place already.
-        interpolation: how training and test pictures are resized, ``bilinear`` or ``bicubic``.
+        interpolation: how training and test pictures are resized, `bilinear` or `bicubic`.
     """
     steps = datamanager.transform_tr.transforms
     place = next(index for index, step in enumerate(steps) if isinstance(step, transforms.ToTensor))

@@ -35,7 +35,7 @@ def register_variant(name: str, suffix: str, kind: str, change: Callable[..., No
         name: of a registered data set.
         suffix: what the variant's name has behind it.
         kind: "image" or "video".
-        change: a function of a ``Dataset``, which it changes in place, and of the settings.
+        change: a function of a `Dataset`, which it changes in place, and of the settings.
         **settings: hashable.
 
     Raises:
@@ -51,7 +51,7 @@ def replace_parts(dataset: Dataset, **parts: list[Item]) -> None:
 
     Args:
         dataset: changed in place.
-        **parts: items of ``train``, ``query`` or ``gallery``.
+        **parts: items of `train`, `query` or `gallery`.
     """
     before = {name: getattr(dataset, name) for name in parts}
     for name, items in parts.items():

@@ -35,7 +35,7 @@ class Deployed(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps images ``[batch, channels, height, width]`` to features ``[batch, length]``; branches are joined."""
+        """Maps images `[batch, channels, height, width]` to features `[batch, length]`; branches are joined."""
         branches = parse_outputs(self.network(images), training=False).features
         features = torch.cat(branches, 1) if len(branches) > 1 else branches[0]
         return functional.normalize(features, dim=1) if self.normalized else features
@@ -48,8 +48,8 @@ class Deployment:
     Attributes:
         network: maps images to features.
         name: registered name of the network, or of the teacher that a student comes from; empty: it has none.
-        input_size: ``(channels, height, width)`` of an image.
-        mean: per channel, of pixels in ``[0, 1]``; subtracted first.
+        input_size: `(channels, height, width)` of an image.
+        mean: per channel, of pixels in `[0, 1]`; subtracted first.
         std: per channel; divided by afterwards.
         feature_dim: length of a feature.
     """

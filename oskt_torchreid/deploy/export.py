@@ -38,9 +38,9 @@ class Exported:
     """A file that was written and checked.
 
     Attributes:
-        path: of the file; an OpenVINO network has its weights beside it, as ``.bin``.
-        format: ``onnx``, ``openvino`` or ``torchscript``.
-        precision: ``fp32``, ``fp16`` or ``int8``.
+        path: of the file; an OpenVINO network has its weights beside it, as `.bin`.
+        format: `onnx`, `openvino` or `torchscript`.
+        precision: `fp32`, `fp16` or `int8`.
         size: bytes, of both files where there are two.
         feature_dim: length of a feature.
         parity: how far its features are from the network's.
@@ -87,15 +87,15 @@ def export(
     Args:
         model: a student, a teacher or any torchreid model; left as it is.
         path: file to write, whole or not at all.
-        format: ``onnx``, ``openvino`` or ``torchscript``; by default by the suffix: ``.onnx``, ``.xml``,
-            ``.torchscript``.
-        precision: ``fp32``; ``fp16``, half the bytes; ``int8`` (onnx, openvino), a quarter of them, see
-            ``quantization``. Images and features are single precision in all three.
+        format: `onnx`, `openvino` or `torchscript`; by default by the suffix: `.onnx`, `.xml`,
+            `.torchscript`.
+        precision: `fp32`; `fp16`, half the bytes; `int8` (onnx, openvino), a quarter of them, see
+            `quantization`. Images and features are single precision in all three.
         normalize: put the division of each feature by its L2 norm into the file.
-        input_size: ``(channels, height, width)``; by default what the student or the registered model is made for.
-        mean: of pixels in ``[0, 1]``, for clients to subtract; kept in the file, not applied by it.
+        input_size: `(channels, height, width)`; by default what the student or the registered model is made for.
+        mean: of pixels in `[0, 1]`, for clients to subtract; kept in the file, not applied by it.
         std: for clients to divide by afterwards; kept likewise.
-        calibration: loader of normalised images, as for evaluation; needed for ``int8``, and used for the check.
+        calibration: loader of normalised images, as for evaluation; needed for `int8`, and used for the check.
         calibration_images: how many of them to use at most.
         opset: version of ONNX's operators.
 
@@ -106,9 +106,9 @@ def export(
         ConfigError: a format, precision, opset or size that does not exist, a missing package, int8 without images.
         ExportError: a path that cannot be written, an operator that the format has not, or features that are off.
 
-    The file says how to feed it: ``input_size``, ``mean``, ``std``, ``color``, ``interpolation``, ``feature_dim``,
-    ``l2_normalized``, ``precision`` and ``network``, each JSON, in ONNX as ``metadata_props``, in OpenVINO as
-    ``rt_info`` under ``oskt``, in TorchScript as the extra file ``metadata.json``.
+    The file says how to feed it: `input_size`, `mean`, `std`, `color`, `interpolation`, `feature_dim`,
+    `l2_normalized`, `precision` and `network`, each JSON, in ONNX as `metadata_props`, in OpenVINO as
+    `rt_info` under `oskt`, in TorchScript as the extra file `metadata.json`.
     """
     path = Path(path)
     format = _checked_format(path, format, precision, opset)
@@ -124,13 +124,13 @@ def export(
 def write_checked(
     conversion: Conversion, path: Path, format: str, precision: str, images: Iterable[Tensor]
 ) -> Exported:
-    """The second half of ``export``: arguments are checked and prepared.
+    """The second half of `export`: arguments are checked and prepared.
 
     Args:
         conversion: of the network.
         path: file to write.
-        format: of ``FORMATS``.
-        precision: of ``PRECISIONS``.
+        format: of `FORMATS`.
+        precision: of `PRECISIONS`.
         images: batches on which the file must agree with the network.
     """
     companion = COMPANIONS.get(format, "")
@@ -170,7 +170,7 @@ def format_of(path: str | Path, format: str = "") -> str:
 
 
 def check_writable(path: Path) -> None:
-    """Raises ``ExportError`` where a file cannot be written, before anything is computed for it."""
+    """Raises `ExportError` where a file cannot be written, before anything is computed for it."""
     if path.is_dir():
         raise ExportError(f"'{path}' is a folder; give the path of a file in it")
     folder = next(parent for parent in path.absolute().parents if parent.exists())

@@ -17,9 +17,9 @@ _NORM = torch.ops.aten.batch_norm.default
 def fold_norms(program: ExportedProgram) -> int:
     """Folds every norm over channels whose input is a convolution's output, in place.
 
-    With running mean ``m`` and variance ``v``, the norm of ``W x + b`` is ``(s W) x + (b - m) s + bias`` where
-    ``s = weight / sqrt(v + eps)`` multiplies the rows of ``W``, ``[rows, columns, height, width]``; all others are
-    ``[rows]``. Example, 4 rows: ``s = (2, 1, 1/2, 0)``, ``b = 5``, ``m = 1``, ``bias = 3`` give ``(11, 7, 5, 3)``.
+    With running mean `m` and variance `v`, the norm of `W x + b` is `(s W) x + (b - m) s + bias` where
+    `s = weight / sqrt(v + eps)` multiplies the rows of `W`, `[rows, columns, height, width]`; all others are
+    `[rows]`. Example, 4 rows: `s = (2, 1, 1/2, 0)`, `b = 5`, `m = 1`, `bias = 3` give `(11, 7, 5, 3)`.
 
     ONNX's optimiser does the same in the end, but by then a third of a network's operators have gone through all of
     the exporter, which takes a quarter more time.
@@ -65,7 +65,7 @@ class _Pair(NamedTuple):
 
 
 def _pair_of(norm: Node, names: Mapping[str, str]) -> _Pair | None:
-    """A norm and the convolution that it can be folded into; ``None`` where there is none."""
+    """A norm and the convolution that it can be folded into; `None` where there is none."""
     convolution, *weights, training, _, epsilon = norm.args[:8]
     if training or not (isinstance(convolution, Node) and convolution.target is _CONVOLUTION):
         return None

@@ -33,8 +33,8 @@ class Latency:
         p95_ms: milliseconds that 95 % of the batches take at most.
         batch: images in the batch.
         threads: threads of one operator.
-        device: ``cpu`` or ``cuda``.
-        backend: ``pytorch``, ``onnxruntime`` or ``openvino``.
+        device: `cpu` or `cuda`.
+        backend: `pytorch`, `onnxruntime` or `openvino`.
         repeats: number of runs that were timed.
     """
 
@@ -59,7 +59,7 @@ class Timed:
 
     Args:
         model: left as it is; a copy is timed, in evaluation, where torchreid's models compute no class scores.
-        input_size: ``(channels, height, width)`` of an image.
+        input_size: `(channels, height, width)` of an image.
     """
 
     def __init__(self, model: nn.Module, input_size: tuple[int, ...]) -> None:
@@ -68,7 +68,7 @@ class Timed:
 
     @cached_property
     def onnx(self) -> bytes:
-        """The network in ONNX's format; raises ``ExportError`` for one that cannot be exported."""
+        """The network in ONNX's format; raises `ExportError` for one that cannot be exported."""
         return to_onnx(Deployed(self._network), self.input_size).SerializeToString()
 
     def measure(
@@ -80,7 +80,7 @@ class Timed:
         warmup: int = 3,
         repeats: int = 15,
     ) -> Latency:
-        """Times it; arguments and errors as of ``measure_latency``."""
+        """Times it; arguments and errors as of `measure_latency`."""
         _check_numbers(batch, threads, warmup, repeats)
         _check_backend(device, backend)
         threads = threads or torch.get_num_threads()
@@ -113,11 +113,11 @@ def measure_latency(
 
     Args:
         model: left as it is; a copy is timed.
-        input_size: ``(channels, height, width)`` of an image.
+        input_size: `(channels, height, width)` of an image.
         batch: images at a time.
         threads: of one operator; by default torch's own number. Set back afterwards.
-        device: ``cpu`` or ``cuda``.
-        backend: ``pytorch``, or ``onnxruntime`` or ``openvino`` (an exported copy; they need the extra ``export``).
+        device: `cpu` or `cuda`.
+        backend: `pytorch`, or `onnxruntime` or `openvino` (an exported copy; they need the extra `export`).
         warmup: runs before those that are timed.
         repeats: timed runs.
 

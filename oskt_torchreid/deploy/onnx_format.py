@@ -27,11 +27,11 @@ def to_onnx(network: nn.Module, input_size: tuple[int, ...], opset: int = OPSET)
 
     Args:
         network: in evaluation, on the CPU, with one input and one output.
-        input_size: ``(channels, height, width)``.
+        input_size: `(channels, height, width)`.
         opset: version of ONNX's operators.
 
     Returns:
-        ``onnx.ModelProto``, weights inside; input ``images``, output ``features``.
+        `onnx.ModelProto`, weights inside; input `images`, output `features`.
 
     Raises:
         ExportError: code that depends on the values of tensors, or an operator that ONNX has not; names the operator
@@ -65,7 +65,7 @@ def to_onnx(network: nn.Module, input_size: tuple[int, ...], opset: int = OPSET)
 
 
 def describe(model: Any, metadata: Mapping[str, str]) -> Any:
-    """Writes metadata into an ONNX model, in place, as its ``metadata_props``; returns it."""
+    """Writes metadata into an ONNX model, in place, as its `metadata_props`; returns it."""
     model.producer_name = PRODUCER
     package("onnx", "format 'onnx'").helper.set_model_props(model, dict(metadata))
     return model
@@ -148,7 +148,7 @@ def _strip(model: Any) -> None:
 
 
 def _name_batch(model: Any) -> None:
-    """Calls the free length of the batch ``batch`` instead of a symbol that torch made up."""
+    """Calls the free length of the batch `batch` instead of a symbol that torch made up."""
     symbol = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for length in value.type.tensor_type.shape.dim:

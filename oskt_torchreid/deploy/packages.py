@@ -21,11 +21,11 @@ NEEDS = {
 
 
 def require(what: str, purpose: str, *more: str) -> None:
-    """Raises ``ConfigError`` unless the packages that something needs can be imported.
+    """Raises `ConfigError` unless the packages that something needs can be imported.
 
     Args:
-        what: a format or backend; one that is not in ``NEEDS`` needs none.
-        purpose: what they are needed for, as the message begins: ``"backend 'openvino'"``.
+        what: a format or backend; one that is not in `NEEDS` needs none.
+        purpose: what they are needed for, as the message begins: `"backend 'openvino'"`.
         more: further packages.
     """
     for name in (*NEEDS.get(what, ()), *more):
@@ -33,7 +33,7 @@ def require(what: str, purpose: str, *more: str) -> None:
 
 
 def package(name: str, purpose: str) -> ModuleType:
-    """An optional package; a missing one raises ``ConfigError``, which says what to install."""
+    """An optional package; a missing one raises `ConfigError`, which says what to install."""
     try:
         return import_module(name)
     except ImportError as error:

@@ -71,7 +71,7 @@ def pictures(input_size: Sequence[int], mean: Sequence[float], std: Sequence[flo
     """Batches of different random pictures, coarse colours and fine grain, as a client would normalise them.
 
     Returns:
-        Tensors ``[batch, channels, height, width]`` of the sizes ``BATCHES``; the same in every call.
+        Tensors `[batch, channels, height, width]` of the sizes `BATCHES`; the same in every call.
     """
     channels, height, width = input_size
     generator = torch.Generator().manual_seed(0)
@@ -90,9 +90,9 @@ def check_parity(network: nn.Module, run: Run, batches: Iterable[Tensor], precis
 
     Args:
         network: in evaluation, on the CPU.
-        run: features ``[batch, length]`` of images ``[batch, channels, height, width]`` by the exported file.
+        run: features `[batch, length]` of images `[batch, channels, height, width]` by the exported file.
         batches: images, different ones.
-        precision: ``fp32``, ``fp16`` or ``int8``; says what is tolerated.
+        precision: `fp32`, `fp16` or `int8`; says what is tolerated.
         path: of the file, for messages.
 
     Raises:
@@ -135,7 +135,7 @@ def _run(run: Run, images: np.ndarray, shape: tuple[int, ...], path: object) -> 
 
 
 def _compare(expected: np.ndarray, found: np.ndarray, batches: tuple[int, ...]) -> Parity:
-    """Example: ``[3, 4]`` and ``[3, 4.5]`` differ by 0.5, which is 0.125 of 4, and have the cosine 0.9984."""
+    """Example: `[3, 4]` and `[3, 4.5]` differ by 0.5, which is 0.125 of 4, and have the cosine 0.9984."""
     expected, found = expected.astype(np.float64), found.astype(np.float64)
     max_abs = float(np.abs(expected - found).max())
     largest = float(np.abs(expected).max())

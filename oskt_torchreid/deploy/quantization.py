@@ -25,8 +25,8 @@ def calibration_batches(loader: Iterable[Any] | None, input_size: tuple[int, int
     """The first images of a loader, normalised as for evaluation.
 
     Args:
-        loader: gives batches as ``host.data.images_of`` takes them.
-        input_size: ``(channels, height, width)`` that they must have.
+        loader: gives batches as `host.data.images_of` takes them.
+        input_size: `(channels, height, width)` that they must have.
         most: images to take at most.
 
     Raises:
@@ -58,8 +58,8 @@ def to_int8(model: Any, batches: Iterable[Tensor]) -> Any:
     """The ONNX model with eight-bit weights (per channel) and activations around convolutions and matrix products.
 
     Args:
-        model: ``onnx.ModelProto`` in single precision.
-        batches: images ``[batch, channels, height, width]`` that show the range of every activation.
+        model: `onnx.ModelProto` in single precision.
+        batches: images `[batch, channels, height, width]` that show the range of every activation.
 
     Raises:
         ExportError: the quantiser fails.

@@ -25,13 +25,13 @@ def open_exported(path: str | Path, format: str, threads: int = 0, shown: str | 
     """A function of NumPy arrays that runs an exported file on the CPU.
 
     Args:
-        path: file that ``export`` wrote.
-        format: ``onnx``, ``openvino`` or ``torchscript``.
+        path: file that `export` wrote.
+        format: `onnx`, `openvino` or `torchscript`.
         threads: of one operator; 0: the runtime's choice. TorchScript runs with torch's own number.
         shown: the file's name in messages, where it has another one for the while.
 
     Returns:
-        Maps images ``[batch, channels, height, width]`` to features ``[batch, feature_dim]``, both single precision.
+        Maps images `[batch, channels, height, width]` to features `[batch, feature_dim]`, both single precision.
 
     Raises:
         ExportError: a file that the runtime cannot read.
@@ -88,7 +88,7 @@ def _run_torchscript(path: str, threads: int) -> Run:
 
 
 def read_metadata(path: str | Path, format: str) -> dict[str, Any]:
-    """What an exported file says of itself: input size, mean, std and more, see ``Deployment.metadata``."""
+    """What an exported file says of itself: input size, mean, std and more, see `Deployment.metadata`."""
     if format == "onnx":
         properties = package("onnx", "format 'onnx'").load(str(path), load_external_data=False).metadata_props
         texts = {entry.key: entry.value for entry in properties}
@@ -108,7 +108,7 @@ class ExportedNetwork(nn.Module):
     """An exported file in the place of its network, so that torchreid's engines can evaluate it.
 
     Args:
-        run: what ``open_exported`` gave.
+        run: what `open_exported` gave.
     """
 
     def __init__(self, run: Run) -> None:
@@ -116,5 +116,5 @@ class ExportedNetwork(nn.Module):
         self.run = run
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features ``[batch, feature_dim]`` of images ``[batch, channels, height, width]``, on their device."""
+        """Features `[batch, feature_dim]` of images `[batch, channels, height, width]`, on their device."""
         return torch.from_numpy(self.run(images.float().contiguous().cpu().numpy())).to(images.device)

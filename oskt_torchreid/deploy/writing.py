@@ -50,13 +50,13 @@ class Conversion:
 
 
 def write_onnx(path: Path, conversion: Conversion, precision: str) -> None:
-    """Writes ONNX, weights inside of the file, metadata as its ``metadata_props``."""
+    """Writes ONNX, weights inside of the file, metadata as its `metadata_props`."""
     metadata = conversion.deployment.metadata(precision)
     path.write_bytes(describe(conversion.onnx_model(precision), metadata).SerializeToString())
 
 
 def write_openvino(path: Path, conversion: Conversion, precision: str) -> None:
-    """Writes OpenVINO's IR: the network at ``path``, its weights beside it as ``.bin``, metadata as ``rt_info``.
+    """Writes OpenVINO's IR: the network at `path`, its weights beside it as `.bin`, metadata as `rt_info`.
 
     The way leads over ONNX. In half precision the weights are; OpenVINO picks that of its operators by the device.
     """
@@ -76,7 +76,7 @@ def write_openvino(path: Path, conversion: Conversion, precision: str) -> None:
 
 
 def write_torchscript(path: Path, conversion: Conversion, precision: str) -> None:
-    """Writes a traced and frozen TorchScript archive, metadata as the extra file ``metadata.json``."""
+    """Writes a traced and frozen TorchScript archive, metadata as the extra file `metadata.json`."""
     deployment = conversion.deployment
     network: nn.Module = HalfInside(deployment.network) if precision == "fp16" else deployment.network
     images = torch.rand(2, *deployment.input_size, generator=torch.Generator().manual_seed(0))

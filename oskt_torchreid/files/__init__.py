@@ -89,7 +89,7 @@ def atomic(path: str | Path, companion: str = "") -> Iterator[Path]:
 
 
 def _make_room(path: Path) -> None:
-    """Makes the folder of a file; raises ``ConfigError`` where there can be none, or a folder has the file's name."""
+    """Makes the folder of a file; raises `ConfigError` where there can be none, or a folder has the file's name."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as reason:

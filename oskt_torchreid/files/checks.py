@@ -45,7 +45,7 @@ class SuspectFile(Exception):  # noqa: N818 - a finding, which files.py turns in
 
 
 def check_size(path: Path, limit: int = LARGEST_FILE) -> int:
-    """Bytes of a file; raises ``SuspectFile`` for more than the limit."""
+    """Bytes of a file; raises `SuspectFile` for more than the limit."""
     size = path.stat().st_size
     if size > limit:
         raise SuspectFile(f"it has {size} bytes, more than the {limit} that such a file may have")
@@ -53,7 +53,7 @@ def check_size(path: Path, limit: int = LARGEST_FILE) -> int:
 
 
 def check_safetensors(path: Path) -> None:
-    """Raises ``SuspectFile`` unless the announced length of the header is possible; the library checks the rest."""
+    """Raises `SuspectFile` unless the announced length of the header is possible; the library checks the rest."""
     size = check_size(path)
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
@@ -66,7 +66,7 @@ def check_safetensors(path: Path) -> None:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Raises ``SuspectFile`` unless a file of ``torch.save`` describes no more than it holds and names only data.
+    """Raises `SuspectFile` unless a file of `torch.save` describes no more than it holds and names only data.
 
     Two formats are known: the archive of torch 1.6 and later, and the row of pickles before it. In an archive nothing
     may be compressed, so that what is read is never longer than the file.
@@ -100,12 +100,12 @@ def _check_archive(path: Path, size: int) -> None:
 
 
 def check_pickle(stream: IO[bytes]) -> None:
-    """Raises ``SuspectFile`` for a pickle that names more than data, or nests tuples deeply.
+    """Raises `SuspectFile` for a pickle that names more than data, or nests tuples deeply.
 
     It is read operation by operation, and nothing of it is run. Tuples may be keys of a mapping, and hashing one that
     is nested a million times ends the process.
 
-    Example: the operations ``NONE TUPLE1 TUPLE1`` make ``((None,),)``, of depth 2.
+    Example: the operations `NONE TUPLE1 TUPLE1` make `((None,),)`, of depth 2.
     """
     stack: list[Any] = []  # depth of each entry; marks as the object that pickletools has for them
     memo: dict[Any, int] = {}
@@ -153,7 +153,7 @@ def _taken_from(stack: list[Any], operation: Any) -> list[int]:
 
 
 def check_memory(content: Any, size: int) -> None:
-    """Raises ``SuspectFile`` unless every tensor in a checkpoint's content is a plain one that fits into the file.
+    """Raises `SuspectFile` unless every tensor in a checkpoint's content is a plain one that fits into the file.
 
     A tensor is a view of stored numbers, and with strides of 0 a view of four bytes may have any shape: the first
     operation on it would fill the memory.
@@ -196,7 +196,7 @@ def _tensors_in(content: Any) -> Iterator[Tensor]:
 
 
 def is_possible_image(size: Sequence[int]) -> bool:
-    """Whether ``(channels, height, width)`` can be of an image, so that a network can be run on it."""
+    """Whether `(channels, height, width)` can be of an image, so that a network can be run on it."""
     return is_image_size(size) and size[0] <= MOST_PLANES and size[1] * size[2] <= MOST_PIXELS
 
 

@@ -1,8 +1,8 @@
 """Calls of operators, with the table of rules that says what each does to channels; and calls of modules.
 
-A rule is a function ``rule(recording, call)``. It reads the shadows of the call's inputs (``recording.shadow``), marks
-its outputs (``recording.mark``) and records what the operator demands of the channels (``tie``, ``unite``, ``fix``).
-Most operators need none of their own: pass one of those in ``rules`` to ``register_rule``::
+A rule is a function `rule(recording, call)`. It reads the shadows of the call's inputs (`recording.shadow`), marks
+its outputs (`recording.mark`) and records what the operator demands of the channels (`tie`, `unite`, `fix`).
+Most operators need none of their own: pass one of those in `rules` to `register_rule`::
 
     from oskt_torchreid import graph
     graph.register_rule("mylib::swish", graph.keep)      # each output element has the channel of its input element
@@ -65,7 +65,7 @@ _RULES: dict[str, Rule] = {}
 
 
 def register_rule(operator: str, rule: Rule) -> None:
-    """Makes ``rule`` the rule of ``operator``: ``"relu"`` for ATen's, ``"namespace::name"`` for another library's.
+    """Makes `rule` the rule of `operator`: `"relu"` for ATen's, `"namespace::name"` for another library's.
 
     In-place variants (a trailing underscore) use the same rule.
     """
@@ -108,7 +108,7 @@ class Passage:
         dtype: type of its input.
         device: device of its input.
         calls: names of the modules that its own code called, in order, relative to its own.
-        sources: ids of its input, then of the output of each call, ``[channels]`` each.
+        sources: ids of its input, then of the output of each call, `[channels]` each.
     """
 
     module: str
@@ -120,7 +120,7 @@ class Passage:
 
     @classmethod
     def of(cls, frame: Frame) -> Passage | None:
-        """What is kept of a finished call; ``None`` where something in it was not one tensor with known channels."""
+        """What is kept of a finished call; `None` where something in it was not one tensor with known channels."""
         inside, given = f"{frame.name}.", frame.given
         sources = tuple(ids for ids in frame.sources if ids is not None)
         if given is None or len(sources) < len(frame.sources):

@@ -1,7 +1,7 @@
 """The channel graph of one network: which axis of which tensor is made of which channels, and which belong together.
 
-Example (4 channels): ``Linear(3, 4)`` followed by ``Linear(4, 2)`` has the channels ``0..3`` (the hidden units) and
-``4..5`` (the outputs). With the axes ``hidden = Axis([[0, 1, 2, 3]])`` and ``output = Axis([[4, 5]])`` its ties are::
+Example (4 channels): `Linear(3, 4)` followed by `Linear(4, 2)` has the channels `0..3` (the hidden units) and
+`4..5` (the outputs). With the axes `hidden = Axis([[0, 1, 2, 3]])` and `output = Axis([[4, 5]])` its ties are::
 
     Tie("0.weight", dimension=0, role="row",    axis=hidden)
     Tie("0.bias",   dimension=0, role="row",    axis=hidden)
@@ -9,7 +9,7 @@ Example (4 channels): ``Linear(3, 4)`` followed by ``Linear(4, 2)`` has the chan
     Tie("1.weight", dimension=0, role="row",    axis=output)
     Tie("1.bias",   dimension=0, role="row",    axis=output)
 
-and its groups ``{0, 1, 2, 3}`` and, fixed because it is an output, ``{4, 5}``.
+and its groups `{0, 1, 2, 3}` and, fixed because it is an output, `{4, 5}`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Axis:
     """Channels in a row, as they lie along a dimension of one tensor or of several; equal only to itself.
 
     Attributes:
-        channels: channel per position, shape ``[blocks, length]``. There is one block, except along a grouped
+        channels: channel per position, shape `[blocks, length]`. There is one block, except along a grouped
             convolution, which has one per convolution group: consecutive positions of dimension 0, the same ones of
             dimension 1.
     """
@@ -46,12 +46,12 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Tie:
-    """Dimension ``dimension`` of state-dict tensor ``tensor`` is made of the channels of ``axis``.
+    """Dimension `dimension` of state-dict tensor `tensor` is made of the channels of `axis`.
 
     Attributes:
         tensor: name of the tensor in the state dict.
         dimension: the dimension that the channels lie along.
-        role: ``row`` where the tensor's operator produces (or scales) the channels, ``column`` where it consumes them.
+        role: `row` where the tensor's operator produces (or scales) the channels, `column` where it consumes them.
         axis: the channels; ties over the same ones share it.
     """
 
@@ -67,7 +67,7 @@ class Tie:
 
     @property
     def channels(self) -> np.ndarray:
-        """Channel per position, shape ``[blocks, length]``."""
+        """Channel per position, shape `[blocks, length]`."""
         return self.axis.channels
 
     @property
@@ -76,7 +76,7 @@ class Tie:
         return self.axis.blocks
 
     def shaped(self, length_per_block: int) -> int:
-        """Length of the tensor's dimension when every block holds ``length_per_block`` positions."""
+        """Length of the tensor's dimension when every block holds `length_per_block` positions."""
         return length_per_block * self.blocks if self.dimension == 0 else length_per_block
 
 
@@ -85,8 +85,8 @@ class ChannelGroup:
     """Channels that are clustered together and share one width.
 
     Attributes:
-        name: the module that first produces the group, with ``[block]`` or ``:part`` where one module produces several.
-        channels: channel ids in increasing order, shape ``[size]``.
+        name: the module that first produces the group, with `[block]` or `:part` where one module produces several.
+        channels: channel ids in increasing order, shape `[size]`.
         fixed: why the group keeps its width, or an empty string where it may be narrowed.
     """
 
@@ -111,7 +111,7 @@ class ChannelGraph:
             merged; every other tied tensor is a vector over its channels.
         heads: the matrices whose rows are outputs of the network (its classifiers).
         unused: tensors that the traced forward pass never touched; they keep their shape.
-        input_size: ``(channels, height, width)`` of the traced image.
+        input_size: `(channels, height, width)` of the traced image.
         splits: attributes that follow the widths of the channels they part.
         routes: modules whose own code only moves channels.
         reductions: modules whose own code reduces their input over channels.
@@ -143,12 +143,12 @@ class ChannelGraph:
 
     @cached_property
     def group_of_channel(self) -> np.ndarray:
-        """Index into ``groups`` per channel, shape ``[num_channels]``."""
+        """Index into `groups` per channel, shape `[num_channels]`."""
         return self._per_channel([np.full(group.size, index) for index, group in enumerate(self.groups)])
 
     @cached_property
     def rank_in_group(self) -> np.ndarray:
-        """Place of each channel within its group, shape ``[num_channels]``."""
+        """Place of each channel within its group, shape `[num_channels]`."""
         return self._per_channel([np.arange(group.size) for group in self.groups])
 
     @cached_property
@@ -164,12 +164,12 @@ class ChannelGraph:
 
     @cached_property
     def row_ties(self) -> dict[str, Tie]:
-        """The tie in the role ``row`` per tensor: every tied one has it."""
+        """The tie in the role `row` per tensor: every tied one has it."""
         return {tie.tensor: tie for tie in reversed(self.ties) if tie.role == "row"}
 
     @cached_property
     def column_ties(self) -> dict[str, Tie]:
-        """The tie in the role ``column`` per tensor: matrices have it, but depthwise ones and those of the image."""
+        """The tie in the role `column` per tensor: matrices have it, but depthwise ones and those of the image."""
         return {tie.tensor: tie for tie in reversed(self.ties) if tie.role == "column"}
 
     @cached_property
@@ -199,7 +199,7 @@ class ChannelGraph:
 
     @cached_property
     def blocked_axes(self) -> list[np.ndarray]:
-        """Channels ``[blocks, length]`` of every axis that has several blocks; heads are blocks as well."""
+        """Channels `[blocks, length]` of every axis that has several blocks; heads are blocks as well."""
         channels = [axis.channels for axis in self.axes]
         channels += [norm.channels for norm in self.norms]
         channels += [attention.channels for attention in self.attentions]
@@ -207,5 +207,5 @@ class ChannelGraph:
 
     @cached_property
     def blocked_groups(self) -> list[list[np.ndarray]]:
-        """Indices of the groups in each block of each of ``blocked_axes``."""
+        """Indices of the groups in each block of each of `blocked_axes`."""
         return [[np.unique(self.group_of_channel[block]) for block in channels] for channels in self.blocked_axes]

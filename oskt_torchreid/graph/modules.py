@@ -26,9 +26,9 @@ class SplitPoint:
 class Route:
     """A module whose own code does nothing but move channels between the modules that it calls, if any.
 
-    Source 0 is its input and source ``i`` the output of its call ``i - 1``. What each call is given, and at last the
+    Source 0 is its input and source `i` the output of its call `i - 1`. What each call is given, and at last the
     output of the module, is made of channels of some sources. Example: a shuffle of 4 channels calls nothing, has the
-    source ``[0, 1, 2, 3]``, reads ``((0,),)`` and has the order ``[0, 2, 1, 3]``.
+    source `[0, 1, 2, 3]`, reads `((0,),)` and has the order `[0, 2, 1, 3]`.
 
     Attributes:
         module: name of the module.
@@ -51,8 +51,8 @@ class Reduction:
 
     Attributes:
         module: name of the module.
-        operator: ``mean`` or ``sum``.
-        channels: channels of its input in order, shape ``[length]``.
+        operator: `mean` or `sum`.
+        channels: channels of its input in order, shape `[length]`.
     """
 
     module: str
@@ -68,7 +68,7 @@ class ChannelNorm:
 
     Attributes:
         module: name of the module.
-        channels: channel per position, shape ``[blocks, length]``; each block is normalised by itself.
+        channels: channel per position, shape `[blocks, length]`; each block is normalised by itself.
     """
 
     module: str
@@ -77,17 +77,17 @@ class ChannelNorm:
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """A module that multiplies queries with keys, head by head: ``softmax(scale * q . k) v``.
+    """A module that multiplies queries with keys, head by head: `softmax(scale * q . k) v`.
 
     The product sums over a head's channels, so merged ones count once instead of as often as they were merged.
     Queries, keys and values of a head are one set of channels; all heads get equal widths.
 
     Attributes:
         module: name of the module.
-        channels: channels of each head, shape ``[heads, head size]``.
+        channels: channels of each head, shape `[heads, head size]`.
         positions: tensor -> positions along its axis 0 that produce queries and keys; empty where something stands
             between these and the linear layers that issue them, so that nothing can be folded into their rows.
-        scale_follows: whether the scale is the head's own ``size ** -0.5``, and not a number of the code's.
+        scale_follows: whether the scale is the head's own `size ** -0.5`, and not a number of the code's.
     """
 
     module: str

@@ -1,6 +1,6 @@
 """Networks whose own code takes channels apart or reorders them (chunk, split, shuffle): whether a student's follows.
 
-A trial shell is built, its code adapted (``routing.py``), and traced: the code is right for its widths exactly when
+A trial shell is built, its code adapted (`routing.py`), and traced: the code is right for its widths exactly when
 every position of every axis receives the channel whose place it is.
 """
 
@@ -41,7 +41,7 @@ def check_movements(model: nn.Module, graph: ChannelGraph, movements: Mapping[st
 
 
 def _mismatch(student: nn.Module, graph: ChannelGraph, widths: Mapping[str, int], follow: Follow) -> str | None:
-    """Why a narrower network does not have the planned channels in the planned places; ``None`` where it has."""
+    """Why a narrower network does not have the planned channels in the planned places; `None` where it has."""
     try:
         found = follow(student, graph.input_size)
     except GraphError as error:

@@ -31,7 +31,7 @@ class Preset(Protocol):
         """The networks that it belongs to."""
 
     def plan(self, graph: ChannelGraph) -> dict[str, int] | None:
-        """Width per channel group; ``None`` for a graph of another architecture."""
+        """Width per channel group; `None` for a graph of another architecture."""
 
 
 PRESETS: dict[str, Preset] = {}
@@ -70,7 +70,7 @@ def full_plan(graph: ChannelGraph, width: Width) -> dict[str, int]:
     Args:
         graph: the teacher's channel graph.
         width: a ratio of the teacher's channels, the name of a preset, or a width per group name (the others keep the
-            teacher's). A name may be a pattern (``"layer4.*"``; later entries win); whole numbers are widths, fractions
+            teacher's). A name may be a pattern (`"layer4.*"`; later entries win); whole numbers are widths, fractions
             are ratios of the group's channels.
 
     Raises:
@@ -136,7 +136,7 @@ def show_ratio(ratio: float) -> str:
 
 
 def ratio_plan(graph: ChannelGraph, ratio: float, least: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Width plan of a width ratio: ``rounded_down``, and ``balanced`` where blocks would get unequal lengths.
+    """Width plan of a width ratio: `rounded_down`, and `balanced` where blocks would get unequal lengths.
 
     Args:
         graph: a network's channel graph.
@@ -147,12 +147,12 @@ def ratio_plan(graph: ChannelGraph, ratio: float, least: Mapping[str, int] | Non
 
 
 def rounded_down(graph: ChannelGraph, ratio: float, least: Mapping[str, int] | None = None) -> dict[str, int]:
-    """``floor(ratio * size)`` channels of each group, at least one; fixed groups whole. It may be no legal plan.
+    """`floor(ratio * size)` channels of each group, at least one; fixed groups whole. It may be no legal plan.
 
-    With ``least``, at least that many.
+    With `least`, at least that many.
 
-    Rounding down is what the stock families do (``mid_channels // 16`` gates), so that a ratio of 0.25 of
-    ``osnet_x1_0`` gives exactly the widths of ``osnet_x0_25``.
+    Rounding down is what the stock families do (`mid_channels // 16` gates), so that a ratio of 0.25 of
+    `osnet_x1_0` gives exactly the widths of `osnet_x0_25`.
 
     Raises:
         WidthError: a ratio outside of (0, 1].
@@ -186,7 +186,7 @@ def balanced(graph: ChannelGraph, widths: Mapping[str, int], least: Mapping[str,
 
 
 def _lower(graph: ChannelGraph, blocks: list[np.ndarray], width: np.ndarray, least: np.ndarray) -> bool:
-    """Lowers widths, ``[groups]``, in place, until the blocks of one axis agree; whether it had to."""
+    """Lowers widths, `[groups]`, in place, until the blocks of one axis agree; whether it had to."""
     totals = [int(width[groups].sum()) for groups in blocks]
     if max(totals) == min(totals):
         return False
@@ -201,7 +201,7 @@ def _lower(graph: ChannelGraph, blocks: list[np.ndarray], width: np.ndarray, lea
 
 
 def check_widths(graph: ChannelGraph, widths: Mapping[str, int]) -> None:
-    """Raises ``WidthError`` unless ``widths`` names every group once, in range, and no fixed group narrower."""
+    """Raises `WidthError` unless `widths` names every group once, in range, and no fixed group narrower."""
     unknown = [name for name in widths if name not in graph.sizes]
     missing = [name for name in graph.sizes if name not in widths]
     if unknown or missing:
@@ -220,7 +220,7 @@ def check_widths(graph: ChannelGraph, widths: Mapping[str, int]) -> None:
 
 
 def check_plan(graph: ChannelGraph, widths: Mapping[str, int]) -> None:
-    """Raises ``WidthError`` unless a plan is legal: see ``check_widths``; and blocks side by side equally wide."""
+    """Raises `WidthError` unless a plan is legal: see `check_widths`; and blocks side by side equally wide."""
     check_widths(graph, widths)
     places = occupied(graph, widths)
     for channels, blocks in zip(graph.blocked_axes, graph.blocked_groups, strict=True):
@@ -230,7 +230,7 @@ def check_plan(graph: ChannelGraph, widths: Mapping[str, int]) -> None:
 
 
 def _unequal(graph: ChannelGraph, blocks: list[np.ndarray], widths: Mapping[str, int]) -> WidthError:
-    """The error of blocks of different lengths; ``blocks`` are indices of the groups in each."""
+    """The error of blocks of different lengths; `blocks` are indices of the groups in each."""
     lengths = [sum(widths[group.name] for group in _members(graph, block)) for block in blocks]
     names = [" + ".join(f"'{group.name}'" for group in _members(graph, block)) for block in blocks]
     narrow, wide = int(np.argmin(lengths)), int(np.argmax(lengths))
@@ -253,9 +253,9 @@ def _least(group: ChannelGroup) -> int:
 
 
 def occupied(graph: ChannelGraph, widths: Mapping[str, int]) -> np.ndarray:
-    """Whether a student of these widths has a channel in each channel's place, shape ``[num_channels]``.
+    """Whether a student of these widths has a channel in each channel's place, shape `[num_channels]`.
 
-    Example: a group of channels ``0..3`` at width 2 keeps the places ``0`` and ``1``.
+    Example: a group of channels `0..3` at width 2 keeps the places `0` and `1`.
     """
     width_of_group = np.array([widths[group.name] for group in graph.groups])
     return graph.rank_in_group < width_of_group[graph.group_of_channel]

@@ -95,7 +95,7 @@ class _Observation:
         passage: the call that is repeated.
         sources: noise given as input, then in place of each call's output.
         calls: names of the called modules, in order.
-        arrived: what each called module was given, then the output; ``None`` for anything but one tensor.
+        arrived: what each called module was given, then the output; `None` for anything but one tensor.
     """
 
     passage: Passage

@@ -1,6 +1,6 @@
 """What is noted of a network's forward pass: channel ids beside every activation, and what operators demand of them.
 
-Beside an activation of shape ``S`` stands a *shadow*: an integer tensor of shape ``S`` with the channel of each
+Beside an activation of shape `S` stands a *shadow*: an integer tensor of shape `S` with the channel of each
 element, expanded with stride 0 wherever it does not vary and therefore nearly free.
 """
 
@@ -20,7 +20,7 @@ from .channel_graph import Role
 
 @dataclass(frozen=True, eq=False)
 class RecordedTie:
-    """A tie in provisional ids, before united channels have become one; ``ids`` is ``[blocks, length]``."""
+    """A tie in provisional ids, before united channels have become one; `ids` is `[blocks, length]`."""
 
     tensor: str
     dimension: int
@@ -30,7 +30,7 @@ class RecordedTie:
 
 @dataclass(frozen=True, eq=False)
 class RecordedAttention:
-    """Provisional ids ``[heads, head size]`` of queries and keys, and whether the scale is the head's own."""
+    """Provisional ids `[heads, head size]` of queries and keys, and whether the scale is the head's own."""
 
     queries: np.ndarray
     keys: np.ndarray
@@ -44,7 +44,7 @@ class Frame:
     Attributes:
         name: name of the module.
         given: its input, where that is one tensor and nothing else.
-        sources: ids along axis 1 of its input, then of what each module called by its own code gave back; ``None`` for
+        sources: ids along axis 1 of its input, then of what each module called by its own code gave back; `None` for
             anything but one tensor whose channels lie along axis 1.
         calls: names of the modules that its own code called, in order.
         reads: how many operators read its input, those of the modules that it calls included.
@@ -63,16 +63,16 @@ class Recording:
     """What a network does to channels while it runs: ties, unions, gates, fixed channels. Rules read it and add to it.
 
     Attributes:
-        ties: recorded ties by ``(tensor, axis, role)``, in order.
+        ties: recorded ties by `(tensor, axis, role)`, in order.
         elementwise: provisional ids, in the tensor's own shape, of every bare parameter that met activations directly.
         unions: pairs of id arrays that must be one channel.
-        gates: pairs ``(gate ids, finer ids)``: a coarser factor that is shared by several channels.
-        fixed: pairs ``(ids, reason)`` of channels that must keep their width.
+        gates: pairs `(gate ids, finer ids)`: a coarser factor that is shared by several channels.
+        fixed: pairs `(ids, reason)` of channels that must keep their width.
         matrices: weights of convolutions and linear layers.
         image_inputs: the matrices whose columns are the image's own channels.
         movements: module name -> operator, where channels were taken apart or reordered at places chosen by code.
-        splits: ``(module, attribute, ids of each part)`` where a module's own integer says where channels part.
-        norms: module name -> ids ``[blocks, length]`` that it normalises over.
+        splits: `(module, attribute, ids of each part)` where a module's own integer says where channels part.
+        norms: module name -> ids `[blocks, length]` that it normalises over.
         attentions: module name -> the queries and keys that it multiplies.
         running: the module calls that are running, outermost first; the network itself is none of them.
         reductions: module -> operator and ids of its input, where its own code reduces that, and does no more with it.
@@ -124,16 +124,16 @@ class Recording:
             frame.reads += id(frame.given) in read
 
     def fresh(self, count: int) -> Tensor:
-        """``count`` new channel ids, shape ``[count]``."""
+        """`count` new channel ids, shape `[count]`."""
         start, self.num_ids = self.num_ids, self.num_ids + count
         return torch.arange(start, self.num_ids)
 
     def name_of(self, tensor: Tensor | None) -> str | None:
-        """State-dict name of a parameter or buffer; ``None`` for an activation."""
+        """State-dict name of a parameter or buffer; `None` for an activation."""
         return None if tensor is None else self._names.get(id(tensor))
 
     def shadow(self, tensor: Any) -> Tensor | None:
-        """Channel ids of a tensor's elements, in its shape; ``None`` where it carries no channels (images, constants).
+        """Channel ids of a tensor's elements, in its shape; `None` where it carries no channels (images, constants).
 
         A parameter that meets activations directly receives one id per element the first time.
         """
@@ -149,7 +149,7 @@ class Recording:
         return self.elementwise[name]
 
     def mark(self, tensor: Tensor, shadow: Tensor | None) -> None:
-        """Says that ``tensor`` carries ``shadow`` (or nothing) from now on."""
+        """Says that `tensor` carries `shadow` (or nothing) from now on."""
         self._alive.append(tensor)
         if shadow is None:
             self._shadows.pop(id(tensor), None)
@@ -160,7 +160,7 @@ class Recording:
         self._shadows[id(tensor)] = shadow
 
     def set_adrift(self, tensor: Tensor, module: str) -> None:
-        """Says that channels went into this memory, by code of ``module``, that are followed no further."""
+        """Says that channels went into this memory, by code of `module`, that are followed no further."""
         self._alive.append(tensor)  # memory that is in use is not given to others
         self._adrift[tensor.untyped_storage().data_ptr()] = module
 
@@ -175,11 +175,11 @@ class Recording:
             self.unions.append((left.reshape(-1).numpy(), right.reshape(-1).numpy()))
 
     def fix(self, ids: Tensor, reason: str) -> None:
-        """These channels keep their width, and ``reason`` says why."""
+        """These channels keep their width, and `reason` says why."""
         self.fixed.append((torch.unique(compact(ids)).numpy(), reason))
 
     def axis_channels(self, shadow: Tensor, axis: int) -> Tensor:
-        """Channels along one axis, shape ``[length]``; channels that share a position there are united."""
+        """Channels along one axis, shape `[length]`; channels that share a position there are united."""
         along = compact(shadow).movedim(axis, 0)
         along = along.reshape(along.shape[0], -1)
         if along.shape[1] > 1:
@@ -187,7 +187,7 @@ class Recording:
         return along[:, 0].expand(shadow.shape[axis])
 
     def plain_channels(self, value: Any) -> Tensor | None:
-        """Ids of a tensor whose channels lie along axis 1, shape ``[channels]``; ``None`` for anything else."""
+        """Ids of a tensor whose channels lie along axis 1, shape `[channels]`; `None` for anything else."""
         shadow = self._shadows.get(id(value))
         if shadow is None or shadow.dim() < 2:
             return None
@@ -213,7 +213,7 @@ class Recording:
             self.unite(torch.from_numpy(known.ids.reshape(-1)), ids)
 
     def rows(self, weight: Tensor, blocks: int = 1, axis: int = 0) -> Tensor:
-        """Channels that a weight's rows produce, shape ``[rows]``: fresh ones at the first call of its module."""
+        """Channels that a weight's rows produce, shape `[rows]`: fresh ones at the first call of its module."""
         known = self.ties.get((self.name_of(weight) or "", axis, "row"))
         if known is not None:
             return torch.from_numpy(known.ids.reshape(-1))
@@ -226,7 +226,7 @@ class Recording:
         self.norms.setdefault(self.module, ids.reshape(blocks, -1).numpy())
 
     def record_attention(self, queries: Tensor, keys: Tensor, scale_follows: bool) -> None:
-        """Notes that the running module multiplies queries with keys, ids ``[heads, head size]`` each."""
+        """Notes that the running module multiplies queries with keys, ids `[heads, head size]` each."""
         self.attentions.setdefault(self.owner, RecordedAttention(queries.numpy(), keys.numpy(), scale_follows))
 
     def record_split(self, length: int, parts: list[Tensor]) -> bool:
@@ -274,7 +274,7 @@ def extents(shadow: Tensor) -> list[int]:
 
 
 def spread(channels: Tensor, like: Tensor, axis: int) -> Tensor:
-    """``channels`` (``[length]``) along one axis of ``like``'s shape, expanded over all others."""
+    """`channels` (`[length]`) along one axis of `like`'s shape, expanded over all others."""
     shape = [1] * like.dim()
     shape[axis] = len(channels)
     return channels.reshape(shape).expand(like.shape)

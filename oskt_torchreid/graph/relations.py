@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 Unknown = tuple[str, ...]
-"""What it is (``activation``, ``rows``, ``columns``, ``statistics``), and of what."""
+"""What it is (`activation`, `rows`, `columns`, `statistics`), and of what."""
 
 
 class Relations:
@@ -44,7 +44,7 @@ class Relations:
         self._zero.append((unknown, why))
 
     def product(self, result: Unknown, left: Unknown, right: Unknown, why: str) -> None:
-        """``result = left + right``: a product carries the factor once, from one side."""
+        """`result = left + right`: a product carries the factor once, from one side."""
         for unknown in (result, left, right):
             self.find(unknown)
         self._products.append((result, left, right, why))
@@ -63,7 +63,7 @@ class Relations:
 
 
 def _complete(ones: set[Unknown], zeros: dict[Unknown, str], products: list[tuple]) -> tuple[set[Unknown], str]:
-    """Adds what follows from ``ones``; where a product leaves a choice, the left side is tried first."""
+    """Adds what follows from `ones`; where a product leaves a choice, the left side is tried first."""
     for unknown in ones:
         if unknown in zeros:
             return set(), zeros[unknown]

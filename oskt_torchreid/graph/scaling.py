@@ -5,8 +5,8 @@ pooling, sums, concatenation, movement. So it can be put on the rows of the laye
 off the columns of whatever else consumes what those layers produce. Everything else in the network stays bit for bit.
 
 Whether an activation carries the factor is one unknown per activation, and one per tensor's rows or columns; operators
-relate them. Example: in ``relu(norm(conv(x)) + skip)`` with the sum as feature, sum, ``norm``'s rows and ``skip`` carry
-the factor, ``conv``'s rows do not, and a classifier on the feature has its columns divided.
+relate them. Example: in `relu(norm(conv(x)) + skip)` with the sum as feature, sum, `norm`'s rows and `skip` carry
+the factor, `conv`'s rows do not, and a classifier on the feature has its columns divided.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class FeaturePath:
     """The feature of a network, and how factors on it are folded into the network's tensors.
 
     Attributes:
-        channels: channel per position of the feature, shape ``[length]``.
-        rows: tensors whose positions along their ``row`` axis are multiplied.
+        channels: channel per position of the feature, shape `[length]`.
+        rows: tensors whose positions along their `row` axis are multiplied.
         columns: matrices whose columns (rows of a depthwise convolution, which has none) are divided.
-        statistics: batch norms whose input carries the factors: ``running_mean`` and ``running_var`` follow.
+        statistics: batch norms whose input carries the factors: `running_mean` and `running_var` follow.
         obstacle: why the factors cannot be folded; empty where they can.
     """
 

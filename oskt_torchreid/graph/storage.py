@@ -16,9 +16,9 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
     """Splits a graph into arrays and a JSON-able description.
 
     Returns:
-        ``arrays``: ``axes`` (every distinct channel array, flattened and joined), ``groups`` (the groups' channels),
-        ``splits``, ``routes``, ``reductions``, ``norms``, ``attentions`` (theirs, in order) and ``attended`` (positions
-        of queries and keys); ``description``: everything else, with the length of each part.
+        `arrays`: `axes` (every distinct channel array, flattened and joined), `groups` (the groups' channels),
+        `splits`, `routes`, `reductions`, `norms`, `attentions` (theirs, in order) and `attended` (positions
+        of queries and keys); `description`: everything else, with the length of each part.
     """
     number = {axis: index for index, axis in enumerate(graph.axes)}
     arrays = {
@@ -55,7 +55,7 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], description: Mapping) -> ChannelGraph:
-    """Inverse of ``to_arrays``; checks that sizes and ids agree and raises ``GraphError`` where they do not."""
+    """Inverse of `to_arrays`; checks that sizes and ids agree and raises `GraphError` where they do not."""
     try:
         _check_arrays(arrays)
         shapes = [(int(blocks), int(length)) for blocks, length in description["axes"]]

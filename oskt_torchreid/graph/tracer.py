@@ -1,8 +1,8 @@
 """One forward pass of the real network, with a channel id carried beside every element of every activation.
 
-The pass runs under a ``TorchDispatchMode`` inside ``torch.inference_mode()``, where composite operators (convolution,
+The pass runs under a `TorchDispatchMode` inside `torch.inference_mode()`, where composite operators (convolution,
 linear, batch norm, ...) arrive whole. Data movement acts on the shadow of an activation as it acts on the data; layers
-issue fresh channels; sums and products unite the channels that meet. What each operator does is written in ``rules``.
+issue fresh channels; sums and products unite the channels that meet. What each operator does is written in `rules`.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ def run(model: nn.Module, input_size: tuple[int, ...], tracer: Tracer | None = N
     """Traces one forward pass over an image of noise. The model is left as it was.
 
     Args:
-        model: any module that maps an image batch ``[1, channels, height, width]`` to a tensor, or nested ones.
-        input_size: ``(channels, height, width)``.
-        tracer: a new tracer of this model; ``None`` for a plain one.
+        model: any module that maps an image batch `[1, channels, height, width]` to a tensor, or nested ones.
+        input_size: `(channels, height, width)`.
+        tracer: a new tracer of this model; `None` for a plain one.
         training: whether the root is in training, so that classifiers run.
 
     Raises:
@@ -139,7 +139,7 @@ _RAISED_FOR_SHAPES = (RuntimeError, ValueError, AssertionError, IndexError)
 
 
 def check_model(model: nn.Module) -> None:
-    """Raises ``GraphError`` for what can never be traced: no module, compiled code, layers without weights yet."""
+    """Raises `GraphError` for what can never be traced: no module, compiled code, layers without weights yet."""
     if not isinstance(model, nn.Module):
         raise GraphError(f"a torch.nn.Module is traced, got {type(model).__name__!r}")
     for name, module in model.named_modules():
@@ -154,7 +154,7 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_input_size(input_size: tuple[int, ...]) -> None:
-    """Raises ``GraphError`` unless a size is ``(channels, height, width)``."""
+    """Raises `GraphError` unless a size is `(channels, height, width)`."""
     if not is_image_size(input_size):
         raise GraphError(
             f"input_size is {input_size!r}; give (channels, height, width), each 1 or more, such as "
@@ -167,7 +167,7 @@ def forward_error(forward: Callable[[Tensor], Any], image: Tensor, module: str, 
 
     Args:
         forward: runs the network as it was run, but not traced.
-        image: what it was given, ``[1, channels, height, width]``.
+        image: what it was given, `[1, channels, height, width]`.
         module: name of the module whose code failed.
         error: what it raised.
     """

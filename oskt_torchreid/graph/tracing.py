@@ -26,11 +26,11 @@ def trace(model: nn.Module, input_size: tuple[int, ...] = DEFAULT_INPUT_SIZE) ->
 
     Args:
         model: any module that maps an image batch to features or class scores; left exactly as it was.
-        input_size: ``(channels, height, width)`` of the image to run it on; only speed depends on it, unless the
+        input_size: `(channels, height, width)` of the image to run it on; only speed depends on it, unless the
             network itself is made for one size.
 
     Returns:
-        The channel graph; ``print(graph.summary())`` shows it.
+        The channel graph; `print(graph.summary())` shows it.
 
     Raises:
         GraphError: an operator without a rule, a reduction over channels, weights that are computed on the fly, or
@@ -48,7 +48,7 @@ def trace(model: nn.Module, input_size: tuple[int, ...] = DEFAULT_INPUT_SIZE) ->
 def build_graph(
     model: nn.Module, recording: Recording, input_size: tuple[int, ...], routes: Sequence[Route] = ()
 ) -> ChannelGraph:
-    """Turns a trace into a graph; ``routes`` are in the recording's provisional ids.
+    """Turns a trace into a graph; `routes` are in the recording's provisional ids.
 
     A channel is a connected component of united ids. Two channels belong to one group when they have the same
     signature: the same ties, as often, in the same convolution groups, under the same gates, fixed for the same reason.
@@ -193,7 +193,7 @@ def _attentions(recording: Recording, recorded: list[RecordedTie], channel_of: n
 
 
 def _fix_modules(model: nn.Module, ties: Sequence[Tie], fixed: np.ndarray) -> None:
-    """Holds fixed, in place, what the ``fixed_modules`` of a network's modules produce (names of their children).
+    """Holds fixed, in place, what the `fixed_modules` of a network's modules produce (names of their children).
 
     It is how a network keeps channels whole that could be narrowed, such as the embedding in front of a first layer.
     """
@@ -206,7 +206,7 @@ def _fix_modules(model: nn.Module, ties: Sequence[Tie], fixed: np.ndarray) -> No
 
 
 def _fixed_reasons(recording: Recording, ties: list[Tie], channel_of: np.ndarray, num_channels: int) -> np.ndarray:
-    """Why each channel is fixed (empty: it is not), an object array ``[num_channels]``.
+    """Why each channel is fixed (empty: it is not), an object array `[num_channels]`.
 
     An output whose channels some layer consumes is a feature and may be narrowed; one that none consumes is a result.
     """
@@ -228,11 +228,11 @@ def _fixed_reasons(recording: Recording, ties: list[Tie], channel_of: np.ndarray
 def _signature_classes(
     axes: Sequence[np.ndarray], gates: list[tuple[np.ndarray, np.ndarray]], fixed: np.ndarray, num_channels: int
 ) -> np.ndarray:
-    """Class per channel, ``[num_channels]``: one class is refined by axes, gates and reasons until all agree.
+    """Class per channel, `[num_channels]`: one class is refined by axes, gates and reasons until all agree.
 
-    Axes are the channels ``[blocks, length]`` of ties, reductions and norms.
+    Axes are the channels `[blocks, length]` of ties, reductions and norms.
 
-    Example with 4 channels: a tie of channels ``[0, 1]`` and one of ``[[1, 2], [3, 3]]`` (two convolution groups) give
+    Example with 4 channels: a tie of channels `[0, 1]` and one of `[[1, 2], [3, 3]]` (two convolution groups) give
     the signatures {0: first}, {1: first, block 0}, {2: block 0}, {3: block 1 twice}, hence four classes.
     """
     labels = np.zeros(num_channels, np.int64)

@@ -37,7 +37,7 @@ class Position:
 
 
 def training_state(position: Position, run_key: str, losses: Sequence[ReidLoss], method: dict) -> dict[str, Any]:
-    """What a checkpoint holds under ``training``, beside weights, optimiser and schedule: plain values and tensors.
+    """What a checkpoint holds under `training`, beside weights, optimiser and schedule: plain values and tensors.
 
     Args:
         position: where the run goes on.
@@ -94,7 +94,7 @@ def position_of(content: Mapping[str, Any], source: str) -> Position | None:
 
 
 def check_training(training: Mapping[str, Any], run_key: str, losses: Sequence[ReidLoss], source: str) -> None:
-    """Raises CheckpointError unless a run with these settings and losses wrote a checkpoint's ``training``.
+    """Raises CheckpointError unless a run with these settings and losses wrote a checkpoint's `training`.
 
     Args:
         training: as `position_of` has seen it.

@@ -66,7 +66,7 @@ def dataset_class(name: str, kind: str) -> type:
 
 
 def has_splits(name: str, kind: str) -> bool:
-    """Whether a data set has several splits, of which ``data.split_id`` names one; unknown names have none.
+    """Whether a data set has several splits, of which `data.split_id` names one; unknown names have none.
 
     torchreid gives the number to every class. Its own classes and ours that read it name it; one of anybody's may read
     it from its keywords.

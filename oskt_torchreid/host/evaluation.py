@@ -30,7 +30,7 @@ class Extractor(Protocol):
         """Images, identities and cameras of a batch."""
 
     def extract_features(self, input: Tensor) -> Tensor:
-        """Features ``[batch, channels]`` of images."""
+        """Features `[batch, channels]` of images."""
 
 
 class Rankings(NamedTuple):
@@ -40,7 +40,7 @@ class Rankings(NamedTuple):
     reranked: Ranking | None = None
 
     def numbers(self, ranks: Sequence[int] = REPORTED_RANKS) -> dict[str, float]:
-        """``mAP``, ``rank1`` and further ranks as fractions, and the same behind ``reranked_``."""
+        """`mAP`, `rank1` and further ranks as fractions, and the same behind `reranked_`."""
         found = {}
         for prefix, ranking in (("", self.plain), (RERANKED, self.reranked)):
             if ranking is not None:
@@ -66,7 +66,7 @@ def evaluate_target(
 ) -> Rankings:
     """CMC and mean AP of one target; arguments, numbers and report are those of torchreid's engine.
 
-    The whole distance matrix is held only for pictures of rankings (``visrank``) and for CUHK03's classic protocol.
+    The whole distance matrix is held only for pictures of rankings (`visrank`) and for CUHK03's classic protocol.
     Galleries may be short, also where queries have different numbers of entries left.
 
     Args:
@@ -74,7 +74,7 @@ def evaluate_target(
         dataset_name: of the target.
         query_loader: batches of queries.
         gallery_loader: batches of the gallery.
-        dist_metric: ``euclidean`` or ``cosine``.
+        dist_metric: `euclidean` or `cosine`.
         normalize_feature: features of unit length.
         visrank: write pictures of the first places, of the re-ranked ones where there are any.
         visrank_topk: how many places.
@@ -124,7 +124,7 @@ def _ranked(parts: Iterable[Part], distances: np.ndarray | None, labels: Labels,
 
 
 def _features(engine: Extractor, loader: Iterable[Any]) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """Features ``[images, channels]`` on the CPU, identities and cameras."""
+    """Features `[images, channels]` on the CPU, identities and cameras."""
     features, pids, camids = [], [], []
     for batch in batches_of(loader):
         check_items(batch)

@@ -121,7 +121,7 @@ def _made(name: str, kind: Callable[..., Any], arguments: Mapping[str, Any]) -> 
 
 
 def _check_given(name: str, kind: Callable[..., Any], reason: Exception) -> None:
-    """Raises ``DataError`` where a class gave torchreid's base class a part that is none, which then fails on it.
+    """Raises `DataError` where a class gave torchreid's base class a part that is none, which then fails on it.
 
     The base class looks into the first item of every part without asking whether there is one.
     """
@@ -147,7 +147,7 @@ def _replace(dataset: Any, part: str, items: list[Item]) -> None:
 
 
 def _checked(name: str, part: str, items: Any, has_tracklets: bool) -> list[Item]:
-    """The items with plain labels; raises ``DataError`` for one that is none."""
+    """The items with plain labels; raises `DataError` for one that is none."""
     if not isinstance(items, (Sequence, np.ndarray)):
         raise DataError(
             f"the {part} part of data set '{name}' is {items!r:.200}; expected a list of (path, identity, camera): its "

@@ -11,7 +11,7 @@ class EngineData(Protocol):
 
     Attributes:
         train_loader: of training batches.
-        test_loader: of every target the loaders ``query`` and ``gallery``.
+        test_loader: of every target the loaders `query` and `gallery`.
         num_train_pids: training identities.
         height: of images.
         width: of images.
@@ -28,7 +28,7 @@ class DataManager(EngineData, Protocol):
     """torchreid's data manager, as runs read it.
 
     Attributes:
-        test_dataset: of every target the items of ``query`` and ``gallery``.
+        test_dataset: of every target the items of `query` and `gallery`.
         transform_tr: what is done to a picture in training.
         transform_te: what is done to one in evaluation.
     """

@@ -218,12 +218,12 @@ def soft_margin_triplet_loss(features: Tensor, pids: Tensor) -> Tensor:
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 10.0) -> Tensor:
-    """``tau^2 * mean over rows of KL(softmax(t / tau) || softmax(s / tau))`` (Hinton et al., 2015; VKD: ``L_KD``).
+    """`tau^2 * mean over rows of KL(softmax(t / tau) || softmax(s / tau))` (Hinton et al., 2015; VKD: `L_KD`).
 
     Args:
-        student_logits: class scores ``s``, ``[batch, classes]``.
-        teacher_logits: class scores ``t``, the same shape; they are given no gradient.
-        temperature: ``tau``, above 0.
+        student_logits: class scores `s`, `[batch, classes]`.
+        teacher_logits: class scores `t`, the same shape; they are given no gradient.
+        temperature: `tau`, above 0.
 
     Returns:
         Scalar.
@@ -231,7 +231,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
     Raises:
         ConfigError: two different shapes, or a temperature that is not above 0.
 
-    Example: ``s = (0, 0)``, ``t = (0, tau * log 3)`` give ``tau^2 * (1/4 log(1/2) + 3/4 log(3/2))``.
+    Example: `s = (0, 0)`, `t = (0, tau * log 3)` give `tau^2 * (1/4 log(1/2) + 3/4 log(3/2))`.
     """
     if student_logits.dim() != 2 or student_logits.shape != teacher_logits.shape:
         raise ConfigError(

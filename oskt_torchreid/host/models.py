@@ -123,7 +123,7 @@ def without_memory(make: Callable[[], nn.Module]) -> nn.Module:
         return without_memory_or_on_cpu(made)
 
 
-# What ``torch.nn.init`` fills tensors with.
+# What `torch.nn.init` fills tensors with.
 _FILLING = {"normal_", "uniform_", "fill_", "zero_", "erfinv_", "mul_", "add_", "sub_", "div_", "clamp_"}
 
 

@@ -32,26 +32,26 @@ LEARNING_RATE, WEIGHT_DECAY = 3.5e-4, 5e-4  # the paper's recipe for CNNs
 
 
 class OSKTEngine(TransferEngine):
-    """Refines a chain: ``L = L_reid(teacher) + L_reid(S-student) + lambda * L_refine``.
+    """Refines a chain: `L = L_reid(teacher) + L_reid(S-student) + lambda * L_refine`.
 
-    Evaluation and checkpoints during the run concern the teacher with its chain; ``engine.chain`` is the chain as
+    Evaluation and checkpoints during the run concern the teacher with its chain; `engine.chain` is the chain as
     refined so far, to be expanded or saved.
 
     Args:
         datamanager: torchreid data manager.
         model: the teacher; it is trained on.
         optimizer: over the teacher's parameters, as for any torchreid engine; the chain's are added to its first
-            group. ``None``: Adam with the paper's rate.
-        scheduler: ``None`` keeps the learning rate.
-        chain: a chain of this teacher; ``None``: clusters one of ``width``.
+            group. `None`: Adam with the paper's rate.
+        scheduler: `None` keeps the learning rate.
+        chain: a chain of this teacher; `None`: clusters one of `width`.
         width: width ratio of the chain, where none is given.
-        loss: re-id loss of teacher and S-student; ``None``: label-smoothed cross-entropy.
+        loss: re-id loss of teacher and S-student; `None`: label-smoothed cross-entropy.
         lambda_weight: final weight of the refining loss.
-        lambda_shape: ``constant`` or ``linear``, see ``losses.lambda_schedule``.
+        lambda_shape: `constant` or `linear`, see `losses.lambda_schedule`.
         sstudent_weight: weight of the S-student's re-id loss; at 0 it only follows, so that what refines the chain is
-            ``L_refine`` alone, and its running statistics are still its own.
+            `L_refine` alone, and its running statistics are still its own.
         vector_copies: the S-student has norm parameters and biases of its own, which are refined as rows are.
-        **options: of ``TransferEngine``.
+        **options: of `TransferEngine`.
     """
 
     model: Refinement
@@ -97,7 +97,7 @@ class OSKTEngine(TransferEngine):
         return self.model.to_chain()
 
     def compute_losses(self, images: Tensor, pids: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """The three terms of a batch; the S-student's are logged with the prefix ``s_``."""
+        """The three terms of a batch; the S-student's are logged with the prefix `s_`."""
         outputs = [parse_outputs(output, True, self.model.loss) for output in self.outputs_of(images)]
         outputs, pids = whole_batch((outputs, pids))
         summary: dict[str, float] = {}

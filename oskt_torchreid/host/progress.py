@@ -10,7 +10,7 @@ from .distributed import is_rank_zero
 
 
 def batch_bar(total: int, title: str = "", leave: bool = True) -> tqdm:
-    """A bar of batches, with ETA, in the first process; none where stderr is not a terminal (``disable=None``)."""
+    """A bar of batches, with ETA, in the first process; none where stderr is not a terminal (`disable=None`)."""
     silent = None if is_rank_zero() else True
     return tqdm(total=total, desc=title or None, leave=leave, disable=silent, unit="batch", dynamic_ncols=True)
 

@@ -24,14 +24,14 @@ METRICS = ("euclidean", "cosine")
 PAIRS_AT_ONCE = 1 << 25  # of queries and gallery, which bounds the memory of distances and their sorted copies
 
 Part = tuple[slice, Tensor]
-"""Some queries, and their distances ``[queries, gallery]``."""
+"""Some queries, and their distances `[queries, gallery]`."""
 
 Labels = tuple[Any, Any, Any, Any]
-"""Identities and cameras, ``(q_pids, g_pids, q_camids, g_camids)``; cameras may be ``None``, of both sides."""
+"""Identities and cameras, `(q_pids, g_pids, q_camids, g_camids)`; cameras may be `None`, of both sides."""
 
 
 class Ranking(NamedTuple):
-    """A CMC curve, ``cmc[k]`` the share of queries with a match among the first ``k + 1``, and the mean AP."""
+    """A CMC curve, `cmc[k]` the share of queries with a match among the first `k + 1`, and the mean AP."""
 
     cmc: np.ndarray
     mean_ap: float
@@ -56,26 +56,26 @@ def rank(
     counts for nothing. Equal distances keep the order that torchreid's evaluation gives them.
 
     Args:
-        distmat: ``[queries, gallery]``, an array or a tensor; a tensor is ranked where it is.
-        q_pids: identity of each query ``[queries]``.
-        g_pids: identity of each gallery entry ``[gallery]``.
-        q_camids: camera of each query; ``None``, for both sides: nothing is left out.
+        distmat: `[queries, gallery]`, an array or a tensor; a tensor is ranked where it is.
+        q_pids: identity of each query `[queries]`.
+        g_pids: identity of each gallery entry `[gallery]`.
+        q_camids: camera of each query; `None`, for both sides: nothing is left out.
         g_camids: camera of each gallery entry.
-        ap: ``interpolated``, torchreid's: the mean of the precision at every match; ``trapezoid``, Market-1501's first
+        ap: `interpolated`, torchreid's: the mean of the precision at every match; `trapezoid`, Market-1501's first
             script and VKD's: the mean of the precision at a match and just before it (1 before the first place).
         max_rank: longest CMC curve.
 
     Returns:
-        ``(cmc, mean_ap)``; the curve has ``min(max_rank, gallery)`` entries.
+        `(cmc, mean_ap)`; the curve has `min(max_rank, gallery)` entries.
 
     Raises:
-        ConfigError: unknown ``ap``.
+        ConfigError: unknown `ap`.
         DataError: empty sides, lengths that do not belong together, distances that are not numbers, or no query with a
             match.
 
     Example: a gallery of 4 in which the second and third place match: the precisions are 1/2 and 2/3, just before them
-    0 and 1/2; the AP is 7/12 interpolated and ``((1/2 + 0) + (2/3 + 1/2)) / 4 = 5/12`` by trapezoids, and the CMC curve
-    ``(0, 1, 1, 1)``.
+    0 and 1/2; the AP is 7/12 interpolated and `((1/2 + 0) + (2/3 + 1/2)) / 4 = 5/12` by trapezoids, and the CMC curve
+    `(0, 1, 1, 1)`.
     """
     distances = distmat.detach() if torch.is_tensor(distmat) else torch.from_numpy(np.ascontiguousarray(distmat))
     if distances.dtype in (torch.float16, torch.bfloat16):
@@ -103,11 +103,11 @@ def rank_features(
     """The same of features, without ever holding the whole distance matrix.
 
     Args:
-        queries: features ``[queries, channels]``.
-        gallery: features ``[gallery, channels]``.
-        labels: identities and cameras as in ``rank``: ``(q_pids, g_pids, q_camids, g_camids)``.
-        metric: ``euclidean`` (squared) or ``cosine`` (1 - similarity), torchreid's.
-        aps: average precisions, see ``rank``; each more costs next to nothing.
+        queries: features `[queries, channels]`.
+        gallery: features `[gallery, channels]`.
+        labels: identities and cameras as in `rank`: `(q_pids, g_pids, q_camids, g_camids)`.
+        metric: `euclidean` (squared) or `cosine` (1 - similarity), torchreid's.
+        aps: average precisions, see `rank`; each more costs next to nothing.
         max_rank: longest CMC curve.
         device: where distances are computed and ranked.
 
@@ -116,7 +116,7 @@ def rank_features(
 
     Raises:
         ConfigError: unknown average precision or metric.
-        DataError: see ``rank``.
+        DataError: see `rank`.
     """
     if 0 in (len(queries), len(gallery)):
         raise DataError(f"there are {len(queries)} queries and {len(gallery)} gallery entries; at least one of each")
@@ -127,7 +127,7 @@ def rank_features(
 def distance_parts(
     queries: Tensor, gallery: Tensor, metric: str = "euclidean", device: torch.device | str = "cpu"
 ) -> Iterator[Part]:
-    """torchreid's distances of some queries at a time, on ``device``; arguments of ``rank_features``.
+    """torchreid's distances of some queries at a time, on `device`; arguments of `rank_features`.
 
     Raises:
         ConfigError: unknown metric.
@@ -141,7 +141,7 @@ def distance_parts(
 
 
 def distance_matrix(queries: Tensor, gallery: Tensor, metric: str = "cosine") -> np.ndarray:
-    """All of torchreid's distances at once, ``[queries, gallery]``; arguments of ``rank_features``."""
+    """All of torchreid's distances at once, `[queries, gallery]`; arguments of `rank_features`."""
     return torchreid.metrics.compute_distance_matrix(queries, gallery, metric).numpy()
 
 
@@ -164,9 +164,9 @@ def rank_parts(
 
     Args:
         parts: in any order, every query once.
-        shape: ``(queries, gallery)``.
-        labels: see ``rank_features``.
-        aps: see ``rank_features``.
+        shape: `(queries, gallery)`.
+        labels: see `rank_features`.
+        aps: see `rank_features`.
         max_rank: longest CMC curve.
     """
     aps = tuple(aps)
@@ -209,7 +209,7 @@ class _Gallery:
 
     Attributes:
         q_pids: of each query.
-        camids: of queries and gallery; ``None`` where cameras leave nothing out.
+        camids: of queries and gallery; `None` where cameras leave nothing out.
         by_pid: gallery entries in the order of their identities.
     """
 
@@ -222,7 +222,7 @@ class _Gallery:
         """Every pair of a query of a part and a gallery entry of its identity.
 
         Returns:
-            ``(query, entry, counts)``: query within the part, gallery entry, and whether the pair is a match; one of
+            `(query, entry, counts)`: query within the part, gallery entry, and whether the pair is a match; one of
             the same camera is left out.
         """
         pids = self.q_pids[part]

@@ -24,9 +24,9 @@ class Reranking:
     """Re-ranked distances of queries to a gallery.
 
     Args:
-        queries: features ``[queries, channels]``.
-        gallery: features ``[gallery, channels]``.
-        metric: ``euclidean`` or ``cosine``, as in ``ranking.rank_features``.
+        queries: features `[queries, channels]`.
+        gallery: features `[gallery, channels]`.
+        metric: `euclidean` or `cosine`, as in `ranking.rank_features`.
         k1: neighbours of which reciprocal ones are looked for.
         k2: neighbours that an image's weights are averaged over.
         weight: of the original distance; the Jaccard distance has the rest.
@@ -58,14 +58,14 @@ class Reranking:
         self._by_column = self._weights.tocsc()
 
     def parts(self) -> Iterator[Part]:
-        """Re-ranked distances ``[queries, gallery]`` of some queries at a time."""
+        """Re-ranked distances `[queries, gallery]` of some queries at a time."""
         for part, rows in self._rows(self.num_queries):
             jaccard = np.stack([self._jaccard(query) for query in range(part.start, part.start + len(rows))])
             mixed = jaccard * (1 - self.weight) + rows * self.weight
             yield part, torch.from_numpy(mixed[:, self.num_queries :].astype(np.float32))
 
     def matrix(self) -> np.ndarray:
-        """All of them at once, ``[queries, gallery]``."""
+        """All of them at once, `[queries, gallery]`."""
         return np.concatenate([part.numpy() for _, part in self.parts()])
 
     def _rows(self, stop: int) -> Iterator[tuple[slice, np.ndarray]]:
@@ -77,7 +77,7 @@ class Reranking:
             yield part, (rows / rows.amax(dim=1, keepdim=True)).cpu().numpy()
 
     def _neighbours(self, count: int) -> np.ndarray:
-        """The nearest images of each, itself among them, nearest first: ``[images, count]``."""
+        """The nearest images of each, itself among them, nearest first: `[images, count]`."""
         count = min(count, len(self._features))
         found = []
         for _, rows in self._rows(len(self._features)):
@@ -110,7 +110,7 @@ class Reranking:
         return expanded
 
     def _jaccard(self, query: int) -> np.ndarray:
-        """Jaccard distance of one image's weights to those of all: ``1 - overlap / (2 - overlap)``."""
+        """Jaccard distance of one image's weights to those of all: `1 - overlap / (2 - overlap)`."""
         own = slice(self._weights.indptr[query], self._weights.indptr[query + 1])
         columns, weights = self._weights.indices[own], self._weights.data[own]
         starts, stops = self._by_column.indptr[columns], self._by_column.indptr[columns + 1]
@@ -122,7 +122,7 @@ class Reranking:
 
 
 def _chosen(columns: np.ndarray) -> sparse.csr_matrix:
-    """A matrix of ones at some columns of each row, ``[images, images]``."""
+    """A matrix of ones at some columns of each row, `[images, images]`."""
     count, width = columns.shape
     pointers = np.arange(count + 1) * width
     return sparse.csr_matrix((np.ones(columns.size, np.float32), columns.reshape(-1), pointers), shape=(count, count))

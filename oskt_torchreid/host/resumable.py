@@ -1,6 +1,6 @@
 """Training that may be killed at any moment and resumes as if nothing had happened.
 
-After every epoch, and between two batches when SIGTERM comes, a run writes its whole state (``saving.py``). On a CPU
+After every epoch, and between two batches when SIGTERM comes, a run writes its whole state (`saving.py`). On a CPU
 with as many threads as before the result is that of an uninterrupted run, bit for bit.
 """
 

@@ -37,7 +37,7 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm
 
 
 class Evaluation(TypedDict):
-    """Arguments of ``evaluate_protocols`` that an engine is made with."""
+    """Arguments of `evaluate_protocols` that an engine is made with."""
 
     protocols: tuple[str, ...]
     query_in_gallery: bool
@@ -45,32 +45,32 @@ class Evaluation(TypedDict):
 
 
 class VKDEngine(TransferEngine):
-    """Distils views: ``L = L_CE + L_TR + alpha * L_KD + beta * L_DP`` (paper: equation 8); alone, ``L_CE + L_TR``.
+    """Distils views: `L = L_CE + L_TR + alpha * L_KD + beta * L_DP` (paper: equation 8); alone, `L_CE + L_TR`.
 
-    Training batches are sets ``[batch, N, 3, height, width]``. The frozen teacher sees all ``N`` views of a set, the
-    student ``M`` of the same, drawn anew for each. Without a teacher the network itself learns from all ``N``, which is
-    how a teacher is trained. Evaluation is that of ``evaluate.py``: ``results[target]`` holds the first protocol's
-    numbers, with its interpolated mAP, and ``protocols[target]`` those of all.
+    Training batches are sets `[batch, N, 3, height, width]`. The frozen teacher sees all `N` views of a set, the
+    student `M` of the same, drawn anew for each. Without a teacher the network itself learns from all `N`, which is
+    how a teacher is trained. Evaluation is that of `evaluate.py`: `results[target]` holds the first protocol's
+    numbers, with its interpolated mAP, and `protocols[target]` those of all.
 
     Args:
         datamanager: torchreid data manager whose training batches are sets (or images: sets of one).
-        model: network of sets built with loss ``triplet``; it is trained, and saved.
+        model: network of sets built with loss `triplet`; it is trained, and saved.
         optimizer: over the model's parameters.
-        scheduler: ``None`` keeps the learning rate.
+        scheduler: `None` keeps the learning rate.
         teacher: a trained network of sets, of any architecture. It is copied and left as it is, and no checkpoint holds
-            it. ``None``: the first stage, a teacher's training.
-        loss: re-id loss; ``None``: plain cross-entropy and soft-margin triplet.
-        num_student_views: ``M``, at least 1 and at most the number of views in a batch.
-        temperature: ``tau`` of ``L_KD``.
-        alpha: weight of ``L_KD``. Where teacher and student tell different numbers of classes apart, the term is left
+            it. `None`: the first stage, a teacher's training.
+        loss: re-id loss; `None`: plain cross-entropy and soft-margin triplet.
+        num_student_views: `M`, at least 1 and at most the number of views in a batch.
+        temperature: `tau` of `L_KD`.
+        alpha: weight of `L_KD`. Where teacher and student tell different numbers of classes apart, the term is left
             out, and the log says so.
-        beta: weight of ``L_DP``.
-        protocols: evaluated after training, see ``evaluate_protocols``.
-        query_in_gallery: see ``evaluate_protocols``.
-        no_camera: see ``evaluate_protocols``.
+        beta: weight of `L_DP`.
+        protocols: evaluated after training, see `evaluate_protocols`.
+        query_in_gallery: see `evaluate_protocols`.
+        no_camera: see `evaluate_protocols`.
         frames_at_once: frames in one forward pass of evaluation.
         use_gpu: run on the GPU where there is one.
-        **options: of ``TransferEngine``.
+        **options: of `TransferEngine`.
 
     Raises:
         ConfigError: a network that gives no embeddings or no class scores, a negative weight, a temperature that is not
@@ -136,13 +136,13 @@ class VKDEngine(TransferEngine):
         return [*super().networks(), *([self.teacher] if self.teacher is not None else [])]
 
     def prepare(self, data: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Sets ``[batch, views, 3, height, width]`` and labels ``[batch]``; images become sets of one."""
+        """Sets `[batch, views, 3, height, width]` and labels `[batch]`; images become sets of one."""
         sets = data["img"] if data["img"].dim() == 5 else data["img"].unsqueeze(1)
         images, pids = super().prepare({**data, "img": sets.flatten(0, 1)})
         return images.unflatten(0, sets.shape[:2]), pids
 
     def compute_losses(self, images: Tensor, pids: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """The terms of a batch of sets; those of distillation are logged as ``loss_kd`` and ``loss_dp``."""
+        """The terms of a batch of sets; those of distillation are logged as `loss_kd` and `loss_dp`."""
         if self.teacher is None:
             return super().compute_losses(images, pids)
         views = student_views(images, self.num_student_views)
@@ -167,7 +167,7 @@ class VKDEngine(TransferEngine):
 
         Args:
             visrank: not available here.
-            rerank: by k-reciprocal re-ranking as well; its numbers stand beside the others behind ``reranked_``.
+            rerank: by k-reciprocal re-ranking as well; its numbers stand beside the others behind `reranked_`.
             ranks: places of the CMC curve that are kept.
             **ignored: torchreid's settings of its own evaluation, such as a distance; the protocols' is cosine.
 

@@ -1,6 +1,6 @@
 """Students of VKD with single terms left out, from one teacher, over several seeds.
 
-Every student is an ordinary run in a folder of its own below ``ablation``, told apart by a few changed keys, so what
+Every student is an ordinary run in a folder of its own below `ablation`, told apart by a few changed keys, so what
 was run before with the same configuration is not run again. The run itself gives the teacher, and one student.
 """
 
@@ -37,13 +37,13 @@ def ablate(config: Config, terms: Sequence[str] = tuple(TERMS), seeds: Sequence[
     """Runs a configuration, then its student with each term left out, and writes a table.
 
     Args:
-        config: whole tree of a run of VKD. Its seed (``train.seed``) is that of the teacher.
-        terms: of ``TERMS``.
+        config: whole tree of a run of VKD. Its seed (`train.seed`) is that of the teacher.
+        terms: of `TERMS`.
         seeds: of students; empty: the configuration's own and the next two.
         processes: runs at a time, with one thread each; 1 runs them here, one after the other, with torch's threads.
 
     Returns:
-        The folder ``ablation`` below the run's, with ``ablation.json``, ``ablation.md`` and a folder per student.
+        The folder `ablation` below the run's, with `ablation.json`, `ablation.md` and a folder per student.
 
     Raises:
         OsktError: everything that can be known beforehand is checked before anything is trained.
@@ -70,7 +70,7 @@ def ablate(config: Config, terms: Sequence[str] = tuple(TERMS), seeds: Sequence[
 
 
 def check_terms(config: Config, terms: Sequence[str], seeds: Sequence[int]) -> None:
-    """Raises ``ConfigError`` for terms that cannot be left out, or no terms."""
+    """Raises `ConfigError` for terms that cannot be left out, or no terms."""
     if config.engine != "vkd":
         raise ConfigError(f"engine is '{config.engine}'; terms of the loss are left out of runs of engine 'vkd'")
     if not terms or min(seeds) < 0:
@@ -94,7 +94,7 @@ def check_terms(config: Config, terms: Sequence[str], seeds: Sequence[int]) -> N
 
 
 def check_loss(config: Config, term: str) -> None:
-    """Raises ``ConfigError`` where nothing would be left of the loss of labels."""
+    """Raises `ConfigError` where nothing would be left of the loss of labels."""
     triplet = config.loss.triplet
     if not max(triplet.weight_t, triplet.weight_x):
         raise ConfigError(

@@ -25,7 +25,7 @@ class TermMeasurement:
     """One student.
 
     Attributes:
-        term: what was left out, or ``WHOLE``.
+        term: what was left out, or `WHOLE`.
         seed: of its training.
         row: the numbers.
     """
@@ -51,7 +51,7 @@ def ablation_table(teacher: SetRow, measurements: Sequence[TermMeasurement]) -> 
 
 
 def write_ablation(folder: Path, teacher: SetRow, measurements: Sequence[TermMeasurement], config: Config) -> None:
-    """Writes ``ablation.json`` and ``ablation.md``, each whole or not at all.
+    """Writes `ablation.json` and `ablation.md`, each whole or not at all.
 
     Args:
         folder: where to.

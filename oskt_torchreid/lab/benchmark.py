@@ -69,7 +69,7 @@ class RefineCost:
 
     @property
     def memory_bound(self) -> int:
-        """``teacher * (1 + width ratio) + one copy of the weights``, and 5 % on top."""
+        """`teacher * (1 + width ratio) + one copy of the weights`, and 5 % on top."""
         return int(1.05 * (self.teacher_bytes * (1 + self.planes / TEACHER_PLANES) + self.weight_bytes))
 
 
@@ -81,7 +81,7 @@ class ExpandCost:
         name: of the preset, or of the backbone.
         chain_width: width ratio of the chain.
         params: parameters of the student.
-        expand_ms: median milliseconds of ``expand``.
+        expand_ms: median milliseconds of `expand`.
         copy_ms: median milliseconds of one plain copy of the bytes that it reads and writes.
         touched_bytes: these bytes.
     """
@@ -103,7 +103,7 @@ def measure_refine(planes: int, batch: int, size: tuple[int, int], rounds: int, 
     Args:
         planes: base planes of the chain.
         batch: images in a batch.
-        size: ``(height, width)`` of the images.
+        size: `(height, width)` of the images.
         rounds: steps of each kind that are timed, after a warm-up.
         memory: also measure peak memory, each kind in a fresh process.
     """
@@ -174,7 +174,7 @@ def _peak(planes: int, batch: int, size: tuple[int, int], threads: int) -> int:
 def process_memory(field: str) -> int:
     """Bytes that Linux counts for this process; 0 elsewhere.
 
-    Not ``getrusage``, whose maximum a new process inherits from the one that started it.
+    Not `getrusage`, whose maximum a new process inherits from the one that started it.
     """
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="ascii").splitlines() if status.is_file() else []
@@ -189,7 +189,7 @@ def measure_expand(rounds: int, names: Sequence[str] = tuple(SERIES)) -> list[Ex
 
     Args:
         rounds: expansions of each student that are timed, after a warm-up.
-        names: which presets of ``SERIES``.
+        names: which presets of `SERIES`.
 
     Raises:
         ConfigError: no student has such a name.

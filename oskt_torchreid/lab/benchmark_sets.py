@@ -49,7 +49,7 @@ def measure_distillation(
         backbone: registered name, of teacher and student.
         sets: in a batch, of 4 sets per identity.
         views: frames of a set for the teacher and for the student.
-        size: ``(height, width)`` of a frame.
+        size: `(height, width)` of a frame.
         rounds: how often each is timed, after a warm-up.
         use_gpu: run on the GPU where there is one.
     """

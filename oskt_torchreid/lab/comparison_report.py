@@ -41,7 +41,7 @@ class Spread:
         return cls(float(found.mean()), deviation, int(found.size))
 
     def percent(self) -> str:
-        """``61.8 +- 2.3``, in %; ``-`` where nothing was measured."""
+        """`61.8 +- 2.3`, in %; `-` where nothing was measured."""
         if not self.count:
             return "-"
         spread = f" ± {100 * self.deviation:.1f}" if self.count > 1 else ""
@@ -149,7 +149,7 @@ def _differences(ours: Iterable[Measurement], theirs: Iterable[Measurement]) -> 
 
 
 def _points(spread: Spread) -> str:
-    """``+2.3 ± 0.4``, mean and standard error in points of mAP; the error where there are several."""
+    """`+2.3 ± 0.4`, mean and standard error in points of mAP; the error where there are several."""
     if not spread.count:
         return "-"
     error = f" ± {100 * spread.deviation / math.sqrt(spread.count):.1f}" if spread.count > 1 else ""
@@ -179,7 +179,7 @@ def cost_table(measurements: Sequence[Measurement], refine_seconds: Spread, coun
 def crossover(refine_seconds: Spread, ours: Spread, theirs: Spread) -> str:
     """The smallest number of students for which refining once and fine-tuning each costs less than the other way.
 
-    Example: refinement 100 s, 10 s a student, against 35 s a student: ``100 + 10 n < 35 n`` from n = 5 on (4 is equal).
+    Example: refinement 100 s, 10 s a student, against 35 s a student: `100 + 10 n < 35 n` from n = 5 on (4 is equal).
     """
     saved = theirs.mean - ours.mean
     if saved <= 0:
@@ -207,7 +207,7 @@ def write_comparison(
     refinements: Sequence[Mapping[str, Any]],
     rates: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Writes ``comparison.json``, ``comparison.md`` and the pictures, each whole or not at all.
+    """Writes `comparison.json`, `comparison.md` and the pictures, each whole or not at all.
 
     Args:
         folder: where to.

@@ -22,7 +22,7 @@ LATENCY_HEADERS = ("latency", "spread")
 
 
 def evenly_spaced(chain: WeightChain, count: int) -> list[float]:
-    """Width ratios from the chain's to the teacher's, ``count`` at most."""
+    """Width ratios from the chain's to the teacher's, `count` at most."""
     ratios = ratios_of(chain)
     if len(ratios) == 1:
         return [1.0]
@@ -39,12 +39,12 @@ def cost_table(
     Args:
         chain: only read.
         ratios: width ratios; no group gets narrower than in the chain.
-        measure: measures the latency of a student; ``None`` leaves it out.
+        measure: measures the latency of a student; `None` leaves it out.
 
     Returns:
         Parameters and FLOPs (multiply-adds of one image) without the classifier, sizes of the saved files with
         everything, and the median latency with the distance of its quartiles. Ratios that some groups of the chain are
-        wider than are marked with ``+``.
+        wider than are marked with `+`.
 
     Raises:
         WidthError: a ratio out of range.

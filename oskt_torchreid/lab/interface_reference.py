@@ -33,7 +33,7 @@ _LONGEST_LINE = 100
 
 
 def interface_reference(package: ModuleType) -> str:
-    """Every public name of a package and of ``PUBLIC_PARTS``, with its signature and its docstring."""
+    """Every public name of a package and of `PUBLIC_PARTS`, with its signature and its docstring."""
     parts = [
         "# API reference",
         f"The public names of `{package.__name__}`, made of their docstrings by `python tools/docs.py`.",
@@ -68,7 +68,7 @@ def _entry_of(name: str, thing: Any) -> list[str]:
 
 
 class _Annotation:
-    """An annotation that ``inspect.Signature`` shows as it is written in the source."""
+    """An annotation that `inspect.Signature` shows as it is written in the source."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -99,7 +99,7 @@ def _signature(name: str, thing: Any) -> str:
     if len(text) > _LONGEST_LINE:
         lines = _one_per_line(typed)
         text = f"{name}(\n{lines}\n){end}"
-    return "```python\n" + re.sub(r"<.*? at 0x\w+>", "...", text) + "\n```"
+    return "`python\n" + re.sub(r"<.*? at 0x\w+>", "...", text) + "\n`"
 
 
 def _one_per_line(parameters: Sequence[inspect.Parameter]) -> str:

@@ -48,7 +48,7 @@ def measure_run(
         folder: that a run has left; its results say what the networks are worth.
         settings: ways of measuring, each with every network.
         stock: registered names; by default those that are built in the same module as the run's backbone.
-        device: ``cpu`` or ``cuda``.
+        device: `cpu` or `cuda`.
         repeats: timed batches of each setting.
 
     Raises:

@@ -31,11 +31,11 @@ class LatencyRow:
 
     Attributes:
         name: as the run or torchreid calls it.
-        kind: ``teacher``, ``student`` or ``stock``.
+        kind: `teacher`, `student` or `stock`.
         params: parameters without the classifier.
         flops: multiply-adds of one image.
-        file_size: bytes of the exported network; ``None``: it was not exported.
-        mean_ap: mAP as a fraction; ``None``: not known.
+        file_size: bytes of the exported network; `None`: it was not exported.
+        mean_ap: mAP as a fraction; `None`: not known.
         seen: a measurement per setting.
     """
 
@@ -53,7 +53,7 @@ def latency_table(rows: Sequence[LatencyRow], style: str = "simple") -> str:
 
     Args:
         rows: measured with the same settings, in the same order.
-        style: of tabulate; ``github`` for Markdown.
+        style: of tabulate; `github` for Markdown.
     """
     backends = list(dict.fromkeys(seen.backend for seen in rows[0].seen))
     ways = list(dict.fromkeys((seen.batch, seen.threads) for seen in rows[0].seen))
@@ -70,7 +70,7 @@ def latency_table(rows: Sequence[LatencyRow], style: str = "simple") -> str:
 
 
 def write_latency(folder: str | Path, rows: Sequence[LatencyRow], title: str) -> None:
-    """Writes ``latency.json``, ``latency.md`` and ``latency_vs_map.png`` into a folder, each whole or not at all."""
+    """Writes `latency.json`, `latency.md` and `latency_vs_map.png` into a folder, each whole or not at all."""
     folder = Path(folder)
     write_json(folder / "latency.json", {"rows": [dataclasses.asdict(row) for row in rows]})
     notes = (
@@ -89,7 +89,7 @@ def latency_vs_map(rows: Sequence[LatencyRow], path: str | Path, title: str = ""
     are lines at their latency.
 
     Args:
-        rows: of ``measure_run``.
+        rows: of `measure_run`.
         path: PNG file to write.
         title: of the picture; empty: none.
 

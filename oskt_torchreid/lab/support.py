@@ -27,8 +27,8 @@ NUM_CLASSES = 751
 def support_table(names: Iterable[str]) -> str:
     """A Markdown table: each backbone traced at the size it is made for, and tried with a neck.
 
-    ``width grid`` and ``students`` are those of ``width_grid`` and ``exactness``; for a backbone that cannot be traced,
-    the first words of the reason. ``BNNeck`` says whether ``oskt_<backbone>`` exists.
+    `width grid` and `students` are those of `width_grid` and `exactness`; for a backbone that cannot be traced,
+    the first words of the reason. `BNNeck` says whether `oskt_<backbone>` exists.
     """
     rows = [_row(name) for name in tqdm(list(names), disable=None, unit="backbone")]
     return tabulate(rows, headers=HEADERS, tablefmt="github", colalign=("left", *["right"] * 3, *["left"] * 3))
@@ -62,7 +62,7 @@ def _neck(model: nn.Module, name: str) -> str:
 def width_grid(graph: ChannelGraph) -> str:
     """How finely one ratio for all groups can be chosen: the number of distinct plans, and the coarsest groups.
 
-    A group of ``s`` channels takes another width at the ratios ``1/s, 2/s, ..., 1``. Example: groups of 4 and of 6
+    A group of `s` channels takes another width at the ratios `1/s, 2/s, ..., 1`. Example: groups of 4 and of 6
     channels change at 1/6, 1/4, 1/3, 1/2, 2/3, 3/4, 5/6 and 1, which is 7 plans (below 1/3 both have one channel), and
     the coarsest steps are 1/4. Groups of one channel stay as they are.
     """
@@ -114,5 +114,5 @@ def exactness(graph: ChannelGraph) -> str:
 
 
 def _counted(count: int, what: str, done: str = "") -> str:
-    """``3, "module", "routed"`` -> ``3 modules routed``; nothing for none."""
+    """`3, "module", "routed"` -> `3 modules routed`; nothing for none."""
     return f"{count} {what}{'s' if count > 1 else ''} {done}".strip() if count else ""

@@ -28,7 +28,7 @@ def untrained_table(config: Config, chain: WeightChain, students: Sequence[str],
     Args:
         config: whole tree; its first target is evaluated, its sources give unlabelled images.
         chain: only read.
-        students: as ``oskt.students`` asks for them.
+        students: as `oskt.students` asks for them.
         batches: of training images for recalibration.
 
     Raises:

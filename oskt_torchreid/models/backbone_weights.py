@@ -69,7 +69,7 @@ def _state(content: Any, path: str | Path) -> dict[str, Tensor]:
 def _plain_names(file: Mapping[str, Tensor], path: str | Path) -> dict[str, str]:
     """Names inside the network, without prefixes -> names in the file.
 
-    Example: ``encoder_q.conv1.weight`` becomes ``conv1.weight``, and ``encoder_k.conv1.weight`` beside it is left out.
+    Example: `encoder_q.conv1.weight` becomes `conv1.weight`, and `encoder_k.conv1.weight` beside it is left out.
     """
     encoder = next((prefix for prefix in _ENCODERS if any(name.startswith(prefix) for name in file)), "")
     plain_names: dict[str, str] = {}

@@ -2,7 +2,7 @@
 
     F' = F * (1 + sigmoid(M_c(F) * M_s(F)))
 
-``M_c`` is a gate per channel made from the map's mean, ``M_s`` a gate per place made by dilated convolutions. The paper
+`M_c` is a gate per channel made from the map's mean, `M_s` a gate per place made by dilated convolutions. The paper
 adds the two gates before the sigmoid; its authors' program, with which VKD's networks were trained, multiplies them,
 and so do the registered networks.
 """
@@ -27,10 +27,10 @@ class BAM(nn.Module):
     """Gates a feature map by channel and by place.
 
     Args:
-        channels: of the map, at least ``reduction``.
+        channels: of the map, at least `reduction`.
         reduction: how many times narrower the gates are inside.
         dilation: of the spatial gate's convolutions.
-        combine: ``product`` of the two gates, or their ``sum``.
+        combine: `product` of the two gates, or their `sum`.
 
     Raises:
         ConfigError: too few channels, or an unknown combination.
@@ -59,7 +59,7 @@ class BAM(nn.Module):
         )
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps ``[batch, channels, height, width]`` to the same shape."""
+        """Maps `[batch, channels, height, width]` to the same shape."""
         by_channel = self.channel_gate(maps.mean(dim=(2, 3)))[:, :, None, None]
         by_place = self.spatial_gate(maps)
         both = by_channel * by_place if self.combine == "product" else by_channel + by_place
@@ -72,7 +72,7 @@ def _normed(convolution: nn.Conv2d) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class BamBuilder:
-    """Builds ``<resnet>_bam``: the stock network with a gate behind each of its first three stages."""
+    """Builds `<resnet>_bam`: the stock network with a gate behind each of its first three stages."""
 
     backbone: str
 
@@ -88,6 +88,6 @@ class BamBuilder:
 
 
 def register_bams() -> None:
-    """Registers ``resnet50_bam`` and ``resnet101_bam``; doing it again changes nothing."""
+    """Registers `resnet50_bam` and `resnet101_bam`; doing it again changes nothing."""
     for name in BACKBONES:
         register_model(f"{name}_bam", BamBuilder(name), defined_in=builder_of(name).__module__)

@@ -30,8 +30,8 @@ class LastRelu(NamedTuple):
     """Where a network's feature is rectified.
 
     Attributes:
-        removable: ``yes``; ``no``: the feature is rectified in several places at once, or by a module that is called
-            more than once; ``none``: the feature is not rectified at all.
+        removable: `yes`; `no`: the feature is rectified in several places at once, or by a module that is called
+            more than once; `none`: the feature is not rectified at all.
         owner: name of the module whose code asks for the last rectification.
         place: how many rectifications come before it in a call of that module, those of its children included.
         shared: places of all rectifications in that call that one ReLU module makes, the last included.
@@ -51,7 +51,7 @@ def find_last_relu(model: nn.Module, input_size: tuple[int, int, int] = DEFAULT_
 
     Args:
         model: any network of torchreid's protocol; left as it is.
-        input_size: ``(channels, height, width)`` at which copies of it run.
+        input_size: `(channels, height, width)` at which copies of it run.
 
     Raises:
         ConfigError: it does not run on such an image.
@@ -73,8 +73,8 @@ def remove_last_relu(model: nn.Module, last: LastRelu, shared: bool = False) -> 
     """Lets the value of the last rectification through, in place; where that is not possible, nothing changes.
 
     Args:
-        model: the network that ``last`` was found in, or one of the same structure.
-        last: see ``find_last_relu``.
+        model: the network that `last` was found in, or one of the same structure.
+        last: see `find_last_relu`.
         shared: let through whatever the same ReLU module rectifies in that call of the block.
     """
     if last.removable != YES:
@@ -146,8 +146,8 @@ def _run(model: nn.Module, images: Tensor, cut: int | None) -> tuple[list[_Event
 
     Args:
         model: may be changed.
-        images: ``[1, channels, height, width]``.
-        cut: place of the one rectification through which no gradient passes; ``None``: through none of them.
+        images: `[1, channels, height, width]`.
+        cut: place of the one rectification through which no gradient passes; `None`: through none of them.
     """
     events: list[_Event] = []
     model.eval().requires_grad_(True)

@@ -23,10 +23,10 @@ vit-b-336  336           12      16.68 M      2.20 G
 ========== ============= ======= ============ ==========
 
 The published numbers of ResNet-50 leave out the classifier; FLOPs are of a 256x128 image with the last stride at 2, and
-count four operations per value that a batch norm sees beside the convolutions' multiply-adds (as the profiler ``thop``
-does). Those of transformers count the blocks, ``dw``, and a patch embedding of the student's own width, without tokens,
-positions, last norm and necks; FLOPs leave out the products of attention. By that count ``vit-s-168`` has 4.25 M
-parameters: the published 4.42 M must be a slip. ``tests/test_presets.py`` checks every number.
+count four operations per value that a batch norm sees beside the convolutions' multiply-adds (as the profiler `thop`
+does). Those of transformers count the blocks, `dw`, and a patch embedding of the student's own width, without tokens,
+positions, last norm and necks; FLOPs leave out the products of attention. By that count `vit-s-168` has 4.25 M
+parameters: the published 4.42 M must be a slip. `tests/test_presets.py` checks every number.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _STREAM, _HIDDEN = re.compile(r"(?:backbone\.)?dw"), re.compile(r"(?:backbone\.)
 
 @dataclass(frozen=True)
 class ResNetPreset:
-    """A ResNet-50 with ``base * multiple`` planes in each stage, four times as many where a stage's blocks are summed.
+    """A ResNet-50 with `base * multiple` planes in each stage, four times as many where a stage's blocks are summed.
 
     Attributes:
         chain_planes: base planes of the chain that the paper expands it from.
         base: planes of its stem.
-        multiples: multiple of ``base`` in each of the four stages.
+        multiples: multiple of `base` in each of the four stages.
     """
 
     chain_planes: int
@@ -63,7 +63,7 @@ class ResNetPreset:
         return "a ResNet-50"
 
     def plan(self, graph: ChannelGraph) -> dict[str, int] | None:
-        """Width per channel group; ``None`` for a graph that is not a ResNet-50's."""
+        """Width per channel group; `None` for a graph that is not a ResNet-50's."""
         free = [group for group in graph.groups if not group.fixed]
         stages = [stage for group in free if (stage := _resnet_stage(group)) is not None]
         if len(stages) != len(free) or len(free) != 1 + sum(2 * blocks + 1 for blocks in BLOCKS):
@@ -76,14 +76,14 @@ class ResNetPreset:
 
 @dataclass(frozen=True)
 class VitPreset:
-    """A vision transformer with residual stream ``width``, heads of ``width / heads`` and an MLP of ``4 * width``.
+    """A vision transformer with residual stream `width`, heads of `width / heads` and an MLP of `4 * width`.
 
     The patch embedding, tokens and positions keep the teacher's width.
 
     Attributes:
         width: length of a token in the blocks.
         heads: heads of the teacher, which are the student's.
-        teacher_width: the teacher's ``width``.
+        teacher_width: the teacher's `width`.
     """
 
     width: int
@@ -96,7 +96,7 @@ class VitPreset:
         return f"a vision transformer of {self.teacher_width} channels and {self.heads} heads"
 
     def plan(self, graph: ChannelGraph) -> dict[str, int] | None:
-        """Width per channel group; ``None`` for a graph that is not such a transformer's."""
+        """Width per channel group; `None` for a graph that is not such a transformer's."""
         in_heads = {graph.groups[graph.group_of_channel[head[0]]].name for a in graph.attentions for head in a.channels}
         plan, known = dict(graph.sizes), 0
         for group in graph.groups:
@@ -131,7 +131,7 @@ register_presets(PRESETS)
 
 
 def _resnet_stage(group: ChannelGroup) -> int | None:
-    """Stage of a group, 0 to 3 (the stem counts as 0); ``None`` where name or size is not a ResNet-50's."""
+    """Stage of a group, 0 to 3 (the stem counts as 0); `None` where name or size is not a ResNet-50's."""
     match = _RESNET_GROUP.fullmatch(group.name)
     if not match:
         return None

@@ -51,7 +51,7 @@ class PlainBuilder:
 
     Attributes:
         name: its name in the factory.
-        builder: called with ``num_classes``.
+        builder: called with `num_classes`.
     """
 
     name: str
@@ -76,12 +76,12 @@ def register_backbone(
     `vkd_<name>` is the network of sets around it.
 
     Chain and student files of a registered network can be loaded wherever it is registered under the same name; other
-    networks need ``model=`` for that. Registering the same again changes nothing.
+    networks need `model=` for that. Registering the same again changes nothing.
 
     Args:
         name: a new name.
-        builder: called with ``num_classes``, ``loss``, ``pretrained`` and ``use_gpu`` as torchreid's own are, or with
-            ``num_classes`` alone. It is tried once, with two classes. In torchreid's protocol a network gives features
+        builder: called with `num_classes`, `loss`, `pretrained` and `use_gpu` as torchreid's own are, or with
+            `num_classes` alone. It is tried once, with two classes. In torchreid's protocol a network gives features
             in evaluation; one that gives class scores in either mode is best used as `oskt_<name>`.
         input_size: (channels, height, width) that the network is made for.
 

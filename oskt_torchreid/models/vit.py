@@ -1,6 +1,6 @@
 """Vision transformers for re-identification: a class token, three part tokens, a batch norm neck on each.
 
-Names of modules and tensors are the field's (timm, PASS), so that published weights fit; see ``vit_weights.py``.
+Names of modules and tensors are the field's (timm, PASS), so that published weights fit; see `vit_weights.py`.
 """
 
 from __future__ import annotations
@@ -109,13 +109,13 @@ class VisionTransformer(nn.Module):
     has a batch norm neck of its own; the classifier works on the feature behind the necks, the triplet loss on the one
     before them. Images of any size run: positions are interpolated where the grid of patches is another.
 
-    ``dw`` is a linear map between embedding and blocks, the identity at first. It lets a student's residual stream be
-    narrower while patches, tokens and positions keep the teacher's width (``fixed_modules``).
+    `dw` is a linear map between embedding and blocks, the identity at first. It lets a student's residual stream be
+    narrower while patches, tokens and positions keep the teacher's width (`fixed_modules`).
 
     Args:
         num_classes: training identities.
         loss: 'softmax' (training gives logits) or 'triplet' (logits and the feature before the necks).
-        embed_dim: width of patches, tokens and residual stream; a multiple of ``num_heads``.
+        embed_dim: width of patches, tokens and residual stream; a multiple of `num_heads`.
         depth: number of blocks.
         num_heads: heads per block.
         num_parts: number of part tokens; 0: a plain ViT.
@@ -210,7 +210,7 @@ class VisionTransformer(nn.Module):
         return ["bottleneck", *(f"bottleneck_{number}" for number in range(1, self.num_parts + 1))]
 
     def _initialise(self) -> None:
-        """As DeiT: truncated normals of 0.02, no biases; ``dw`` is the identity."""
+        """As DeiT: truncated normals of 0.02, no biases; `dw` is the identity."""
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -273,7 +273,7 @@ class VitBuilder:
         """Arguments as every builder of torchreid's factory.
 
         Raises:
-            ConfigError: ``pretrained``, for nothing is downloaded here.
+            ConfigError: `pretrained`, for nothing is downloaded here.
         """
         if pretrained:
             raise ConfigError(
@@ -286,7 +286,7 @@ class VitBuilder:
 
 
 def register_vits() -> None:
-    """Registers ``vit_small_patch16``, ``vit_base_patch16`` and their ``_plain`` variants (a class token only)."""
+    """Registers `vit_small_patch16`, `vit_base_patch16` and their `_plain` variants (a class token only)."""
     for size, embed_dim, num_heads in (("small", 384, 6), ("base", 768, 12)):
         for suffix, num_parts in (("", NUM_PARTS), ("_plain", 0)):
             name = f"vit_{size}_patch16{suffix}"

@@ -29,8 +29,8 @@ class HeatMapRow:
 
     Attributes:
         label: what the frames show.
-        pictures: ``[frames, height, width, 3]``, from 0 to 1, red first.
-        maps: by network ``[frames, height, width]``, from 0 to 1.
+        pictures: `[frames, height, width, 3]`, from 0 to 1, red first.
+        maps: by network `[frames, height, width]`, from 0 to 1.
     """
 
     label: str

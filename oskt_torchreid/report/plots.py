@@ -102,7 +102,7 @@ def _draw_students(axes: Axes, rows: Iterable[Row]) -> None:
 
 
 def _draw_controls(axes: Axes, rows: Iterable[Row]) -> None:
-    """A family for every method: ``slice:width=0.5`` and ``slice:width=0.75`` are one."""
+    """A family for every method: `slice:width=0.5` and `slice:width=0.75` are one."""
     families: dict[str, list[Row]] = {}
     for row in sorted((row for row in rows if row.kind == "control"), key=lambda row: row.params):
         families.setdefault(row.name.rpartition(":")[0] or row.name, []).append(row)

@@ -29,10 +29,10 @@ class SetRow:
         params: parameters without the classifier.
         flops: multiply-adds of one frame.
         views: frames of a set that it was trained on.
-        protocols: per protocol ``mAP_interpolated``, ``mAP_trapezoid``, ``rank1``, ``rank5``, ... as fractions.
+        protocols: per protocol `mAP_interpolated`, `mAP_trapezoid`, `rank1`, `rank5`, ... as fractions.
         epochs: behind the numbers.
         seconds: of its training.
-        targets: the protocols' numbers of every target; ``protocols`` are those of the first.
+        targets: the protocols' numbers of every target; `protocols` are those of the first.
     """
 
     name: str
@@ -64,12 +64,12 @@ class SetRow:
         return dataclasses.replace(self, protocols=self.targets[target], targets={target: self.targets[target]})
 
     def summary(self) -> str:
-        """``V2V mAP 71.2, I2V mAP 60.3``, in %."""
+        """`V2V mAP 71.2, I2V mAP 60.3`, in %."""
         return ", ".join(f"{name} mAP {100 * values[INTERPOLATED]:.1f}" for name, values in self.protocols.items())
 
 
 def _plain_names(numbers: Mapping[str, float]) -> dict[str, float]:
-    """``mAP`` for the interpolated one, which every report shows first."""
+    """`mAP` for the interpolated one, which every report shows first."""
     return {name.replace(INTERPOLATED, "mAP"): value for name, value in numbers.items() if TRAPEZOID not in name}
 
 
@@ -109,7 +109,7 @@ def _percents(values: Mapping[str, float]) -> dict[str, str]:
 
 
 def read_set_rows(path: str | Path) -> list[SetRow]:
-    """Reads the rows of a ``results.json`` that ``write_set_report`` wrote.
+    """Reads the rows of a `results.json` that `write_set_report` wrote.
 
     Raises:
         ConfigError: missing, damaged, of another format version, or with rows of other fields.
@@ -122,7 +122,7 @@ def _rows(content: Mapping[str, Any]) -> list[SetRow]:
 
 
 def write_set_report(folder: Path, rows: Sequence[SetRow], config: Config, facts: Mapping[str, Any]) -> None:
-    """Writes ``results.json`` and ``results.md``, each whole or not at all."""
+    """Writes `results.json` and `results.md`, each whole or not at all."""
     content = {
         "format_version": FORMAT_VERSION,
         "facts": dict(facts),

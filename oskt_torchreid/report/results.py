@@ -117,9 +117,9 @@ def read_versioned(path: str | Path, version: int, build: Callable[[Mapping[str,
     """What is built of a results file of one format version.
 
     Args:
-        path: a JSON file with a ``format_version``.
+        path: a JSON file with a `format_version`.
         version: the one that is read.
-        build: makes rows of the content; a missing or unknown field makes it raise ``KeyError`` or ``TypeError``.
+        build: makes rows of the content; a missing or unknown field makes it raise `KeyError` or `TypeError`.
         run: whose rows they are, for messages.
 
     Raises:

@@ -95,7 +95,7 @@ def check_stages(trainer: Trainer, stages: Sequence[StageToCome], no_camera: boo
 
 
 def _check_training(config: Config, stage: StageToCome, manager: DataManager) -> None:
-    """Builds what a stage trains with: raises ``ConfigError`` where that cannot be, and leaves the network as it is."""
+    """Builds what a stage trains with: raises `ConfigError` where that cannot be, and leaves the network as it is."""
     node, loss = get(config, stage.key), loss_from_config(config, manager.num_train_pids, use_gpu=False)
     build_scheduler(build_optimizer(stage.model, config, node), node, len(manager.train_loader))
     if node.get("fixbase_epoch", 0):
@@ -112,7 +112,7 @@ def _check_training(config: Config, stage: StageToCome, manager: DataManager) ->
 
 
 def _check_single(stage: StageToCome, size: tuple[int, int, int]) -> None:
-    """Raises ``ConfigError`` where a network cannot be trained on one image at a time."""
+    """Raises `ConfigError` where a network cannot be trained on one image at a time."""
     try:
         check_batch(stage.model, size, 1)
     except TrainingError as reason:
@@ -120,7 +120,7 @@ def _check_single(stage: StageToCome, size: tuple[int, int, int]) -> None:
 
 
 def check_evaluation(trainer: Trainer, no_camera: bool = False) -> None:
-    """Checks what an evaluation needs: queries with matches, and pictures as ``data.check`` asks for.
+    """Checks what an evaluation needs: queries with matches, and pictures as `data.check` asks for.
 
     Raises:
         DataError: no query with a match, or unreadable pictures.

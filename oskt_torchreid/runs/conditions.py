@@ -1,6 +1,6 @@
 """Which keys do nothing under the values of others, such as a step size where the rate follows a cosine.
 
-What decides it are other keys and the data; two keys also depend on the machine, see ``BY_MACHINE``.
+What decides it are other keys and the data; two keys also depend on the machine, see `BY_MACHINE`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SAMPLERS = {
 def idle_keys(config: Config) -> dict[str, str]:
     """Dotted keys that do nothing in a run, and why.
 
-    Example: ``train.stepsize`` does nothing where ``train.lr_scheduler is 'cosine'``, which is its reason then.
+    Example: `train.stepsize` does nothing where `train.lr_scheduler is 'cosine'`, which is its reason then.
     """
     engine = config.engine or config.loss.name
     found = [

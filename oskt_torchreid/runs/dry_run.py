@@ -45,10 +45,10 @@ def rehearse(
     The data of these are stand-ins of two training identities in the real layouts, in a temporary folder. Batches are
     as small as they are, everything else is as configured. Files of an earlier run (teacher, chain, students) and
     starting weights need not be there: networks have fresh weights. Data sets that are there are looked at themselves,
-    see ``look_at_data``.
+    see `look_at_data`.
 
     Args:
-        config: whole tree, as ``load_config`` gives it.
+        config: whole tree, as `load_config` gives it.
         built: of an earlier rehearsal of the same networks, to save time.
         step: whether to make the one step, of the first student where there is one, at full resolution. Without it
             networks have shapes and no weights where that is enough to build all.

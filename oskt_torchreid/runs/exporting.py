@@ -43,7 +43,7 @@ def load_network(source: str, model_name: str = "", config: Config | None = None
     Args:
         source: a student's file, another checkpoint, or a registered name (whose weights are initial).
         model_name: registered name of the network whose checkpoint it is; a student's file needs none.
-        config: whole tree whose ``model`` node builds the network of a checkpoint, where no name is given.
+        config: whole tree whose `model` node builds the network of a checkpoint, where no name is given.
 
     Raises:
         ConfigError: neither a file nor a registered name, or a checkpoint without the name of its network.
@@ -77,13 +77,13 @@ def export_with_data(
     Args:
         model: left as it is.
         path: file to write.
-        config: whole tree; ``data`` says size, mean and std, its sources give images to calibrate with, its first
+        config: whole tree; `data` says size, mean and std, its sources give images to calibrate with, its first
             target is evaluated.
-        calibration_images: how many training images show the ranges of activations for ``int8``, spread over the set.
-        **options: ``format``, ``precision``, ``normalize``, ``opset`` of ``deploy.export``.
+        calibration_images: how many training images show the ranges of activations for `int8`, spread over the set.
+        **options: `format`, `precision`, `normalize`, `opset` of `deploy.export`.
 
     Raises:
-        OsktError: see ``deploy.export`` and ``host.data.build_datamanager``.
+        OsktError: see `deploy.export` and `host.data.build_datamanager`.
     """
     trainer = Trainer(config)
     data = config.data

@@ -28,7 +28,7 @@ def training_memory(model: nn.Module, image_size: tuple[int, int, int], images: 
 
     Args:
         model: left as it is.
-        image_size: ``(channels, height, width)``.
+        image_size: `(channels, height, width)`.
         images: of a batch.
         key: of the stage's node, for messages.
 

@@ -30,7 +30,7 @@ _PREPARED = "forkserver" in multiprocessing.get_all_start_methods()
 
 
 def prepare_processes() -> None:
-    """Imports, beside what this process does meanwhile, what processes of ``in_processes`` are to begin with.
+    """Imports, beside what this process does meanwhile, what processes of `in_processes` are to begin with.
 
     Where the system has no fork server they import it themselves, seconds each.
     """
@@ -40,10 +40,10 @@ def prepare_processes() -> None:
 
 
 class Workers:
-    """Processes that work off pieces, in the order of ``add``, beside what this process does meanwhile.
+    """Processes that work off pieces, in the order of `add`, beside what this process does meanwhile.
 
     Small networks gain little from a second thread and much from a second process: torch's threads are shared out
-    among the processes. Inside the ``with`` block this process counts as one of them; leaving the block waits for all
+    among the processes. Inside the `with` block this process counts as one of them; leaving the block waits for all
     pieces, of which then one more is worked off at a time. After the first failure, here or there, none begins, and the
     processes are told to terminate, in which training keeps its state; so they are where this process is killed. They
     take no notice of Ctrl-C, which in a terminal reaches them as well: this process tells them.
@@ -70,7 +70,7 @@ class Workers:
         """Begins as many of the pieces as there are places; this process keeps the threads that are left.
 
         Args:
-            pieces: arguments of ``work``, in order.
+            pieces: arguments of `work`, in order.
             ahead: of all that wait, not after them.
         """
         if pieces:
@@ -136,9 +136,9 @@ class Workers:
 
 
 def in_processes(work: Callable[..., None], pieces: Sequence[tuple], processes: int, title: str) -> None:
-    """Calls ``work(*piece)`` for every piece, ``processes`` at a time; 1 works here, one piece after the other.
+    """Calls `work(*piece)` for every piece, `processes` at a time; 1 works here, one piece after the other.
 
-    See ``Workers``, also for what is raised.
+    See `Workers`, also for what is raised.
     """
     processes = min(processes, len(pieces))
     if processes > 1:

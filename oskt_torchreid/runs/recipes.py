@@ -1,6 +1,6 @@
 """What a stage was made from: the settings, files and pictures that decide its weights, and those that decide numbers.
 
-Recipes are compared when a run is started again, see ``stages``. They hold the values themselves and not a digest
+Recipes are compared when a run is started again, see `stages`. They hold the values themselves and not a digest
 alone, so that a log can say what changed.
 """
 
@@ -27,7 +27,7 @@ class Recipe:
         weights: name and value of all that decides what is trained: keys, digests of files, pictures and earlier
             stages.
         numbers: the same of what finished networks are evaluated by.
-        idle: names that are kept but not compared: they decide nothing under the values of others, see ``conditions``.
+        idle: names that are kept but not compared: they decide nothing under the values of others, see `conditions`.
     """
 
     weights: Mapping[str, Any]
@@ -45,7 +45,7 @@ class Recipe:
         return replace(self, weights={name: value for name, value in kept.items() if value is not None})
 
     def changed_weights(self, made: Settings) -> str:
-        """What of the weights differs from the settings that something was made with, in words; see ``changes_of``."""
+        """What of the weights differs from the settings that something was made with, in words; see `changes_of`."""
         return self._changes(made, "weights")
 
     def changed_numbers(self, made: Settings) -> str:
@@ -66,7 +66,7 @@ class Recipe:
 def changes_of(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What differs between two settings, in words; empty where nothing does.
 
-    Example: ``{"train.lr": 0.1, "seed": 1}`` and ``{"train.lr": 0.2, "seed": 1}`` give ``train.lr was 0.1, is 0.2``.
+    Example: `{"train.lr": 0.1, "seed": 1}` and `{"train.lr": 0.2, "seed": 1}` give `train.lr was 0.1, is 0.2`.
     """
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     parts = [_change(name, before, now) for name in names[:_SHOWN]]

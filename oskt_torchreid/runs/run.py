@@ -32,12 +32,12 @@ def run(config: Config, given: Sequence[str] = ()) -> Results:
     """Runs what the configuration asks for; stages that are done with the same configuration are not done again.
 
     Args:
-        config: whole tree, as ``load_config`` gives it.
+        config: whole tree, as `load_config` gives it.
         given: dotted keys that a user named on the command line, which must be of use.
 
     Returns:
-        One row per network. The folder ``data.save_dir`` holds them as ``results.json``, ``results.md`` and
-        ``size_vs_map.png``, beside the resolved configuration, the log, the chain and every network.
+        One row per network. The folder `data.save_dir` holds them as `results.json`, `results.md` and
+        `size_vs_map.png`, beside the resolved configuration, the log, the chain and every network.
 
     Raises:
         OsktError: everything that can be known beforehand is checked before anything is trained.
@@ -94,7 +94,7 @@ def _run_oskt(config: Config, folder: Path) -> Results:
 
 
 def _checked_resume(config: Config, method: str) -> str:
-    """The checkpoint that ``model.resume`` names; empty where the run goes on by itself.
+    """The checkpoint that `model.resume` names; empty where the run goes on by itself.
 
     Raises:
         ConfigError: no single network is trained.
@@ -119,7 +119,7 @@ def _checked_resume(config: Config, method: str) -> str:
 
 
 def _check_processes(config: Config, method: str) -> None:
-    """Raises ``ConfigError`` unless several processes can share every batch, and measure nothing each by itself."""
+    """Raises `ConfigError` unless several processes can share every batch, and measure nothing each by itself."""
     if world_size() == 1:
         return
     measured = asks_for_latency(

@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 def train_only(
     config: Config, trainer: Trainer, model: nn.Module, folder: Path, method: str, resume: str = ""
 ) -> Results:
-    """One network, trained and evaluated as torchreid's own script does; ``test.evaluate`` evaluates only.
+    """One network, trained and evaluated as torchreid's own script does; `test.evaluate` evaluates only.
 
-    An engine that somebody has registered is called with the arguments of ``TransferEngine``, its loss that of
-    ``loss.name``.
+    An engine that somebody has registered is called with the arguments of `TransferEngine`, its loss that of
+    `loss.name`.
 
-    An interrupted run goes on where it was, or from the checkpoint ``resume``.
+    An interrupted run goes on where it was, or from the checkpoint `resume`.
     """
     size = (3, config.data.height, config.data.width)
     try:
@@ -65,7 +65,7 @@ def train_only(
 
 
 def engine_of(config: Config) -> type[TransferEngine]:
-    """The engine that trains one network: somebody's own where ``engine`` names one, else that of the loss."""
+    """The engine that trains one network: somebody's own where `engine` names one, else that of the loss."""
     method = config.engine or config.loss.name
     own = method not in (config.loss.name, "oskt", "vkd")
     return engine_class(method) if own else TransferEngine

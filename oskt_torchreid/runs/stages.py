@@ -1,4 +1,4 @@
-"""A stage of a run: a folder whose ``stage.json`` says what its files were made from and what was measured."""
+"""A stage of a run: a folder whose `stage.json` says what its files were made from and what was measured."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ class Stage:
     def complete(self, work: Callable[[bool], Facts], evaluate: Callable[[Facts], Facts] | None = None) -> Facts:
         """The stage's facts: read where nothing that decides them changed, else measured or made anew.
 
-        Where settings of the weights changed, what is there is not overwritten: it is moved into a folder ``kept-1``,
-        ``kept-2``, ... of the stage's own.
+        Where settings of the weights changed, what is there is not overwritten: it is moved into a folder `kept-1`,
+        `kept-2`, ... of the stage's own.
 
         Args:
             work: makes the outputs; told whether files of an interrupted attempt at the very same work may be used.
-            evaluate: given the facts of a finished stage, measures its networks again; ``None``: nothing is measured.
+            evaluate: given the facts of a finished stage, measures its networks again; `None`: nothing is measured.
 
         Returns:
-            What ``work`` returned, now or then, with ``seconds``, those of interrupted attempts included.
+            What `work` returned, now or then, with `seconds`, those of interrupted attempts included.
 
         Raises:
             ConfigError: an output would take the place of a file that the run was told to read.
@@ -98,7 +98,7 @@ class Stage:
         Outputs that were made with other settings are evaluated all the same, and the log says so.
 
         Returns:
-            ``None`` where an output is missing.
+            `None` where an output is missing.
         """
         if not self._has_outputs():
             return None
@@ -226,7 +226,7 @@ def attempt_key(folder: Path) -> str:
 
 
 def require_any(found: bool, folder: Path, what: str) -> None:
-    """Raises ``CheckpointError`` where ``test.evaluate`` finds nothing that was trained."""
+    """Raises `CheckpointError` where `test.evaluate` finds nothing that was trained."""
     if not found:
         raise CheckpointError(
             f"test.evaluate trains nothing, and there is nothing to evaluate in '{folder.absolute()}': {what}"

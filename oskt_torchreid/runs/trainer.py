@@ -133,16 +133,16 @@ class Trainer:
 
         Args:
             model: network to train.
-            stage: node of the configuration with the schedule (``train``, ``oskt.refine``, ``oskt.finetune``).
+            stage: node of the configuration with the schedule (`train`, `oskt.refine`, `oskt.finetune`).
             folder: for checkpoints and TensorBoard files.
             continued: go on from where an interrupted attempt stopped, if it left anything.
-            engine: called with data manager, model and the arguments of ``TransferEngine``.
-            curve: evaluate after every epoch, whatever ``test.eval_freq`` says.
+            engine: called with data manager, model and the arguments of `TransferEngine`.
+            curve: evaluate after every epoch, whatever `test.eval_freq` says.
             resume: a checkpoint to go on from where there is no interrupted attempt.
             key: of the stage's node, for messages.
 
         Returns:
-            The engine after its run, with ``results``.
+            The engine after its run, with `results`.
         """
         config = self.config
         seed_everything(config.train.seed)
@@ -164,7 +164,7 @@ class Trainer:
         return trainer
 
     def check_resume(self, model: nn.Module, stage: Config, resume: str, run_key: str) -> None:
-        """Raises ``CheckpointError`` unless a training can go on from a checkpoint.
+        """Raises `CheckpointError` unless a training can go on from a checkpoint.
 
         Args:
             model: left as it is.
@@ -213,11 +213,11 @@ class Trainer:
         return found
 
     def evaluate(self, model: nn.Module, folder: Path | None = None) -> Facts:
-        """Numbers of a network, see ``measured``.
+        """Numbers of a network, see `measured`.
 
         Args:
             model: left as it is, but moved to the device.
-            folder: where pictures of ranked lists go, if the configuration asks for them; ``None``: there are none.
+            folder: where pictures of ranked lists go, if the configuration asks for them; `None`: there are none.
         """
         channels_last = self.config.train.channels_last
         engine = TransferEngine(self.first_datamanager, model, use_gpu=self.config.use_gpu, channels_last=channels_last)
@@ -269,7 +269,7 @@ def configure_synthetic(config: Config) -> None:
 
 
 def measured(engine: TransferEngine) -> Facts:
-    """Numbers of an engine's last evaluation: those of the first target, and under ``targets`` those of all."""
+    """Numbers of an engine's last evaluation: those of the first target, and under `targets` those of all."""
     targets = {name: dict(numbers) for name, numbers in engine.results.items()}
     return {**next(iter(targets.values())), "targets": targets}
 
@@ -280,7 +280,7 @@ def network_size(model: nn.Module, head: frozenset[str], image_size: tuple[int, 
     Args:
         model: left as it is.
         head: names of the classifiers' weights (their biases go with them).
-        image_size: ``(channels, height, width)``.
+        image_size: `(channels, height, width)`.
     """
     owners = {name.rpartition(".")[0] for name in head}
     params = sum(p.numel() for name, p in model.named_parameters() if name.rpartition(".")[0] not in owners)
@@ -288,7 +288,7 @@ def network_size(model: nn.Module, head: frozenset[str], image_size: tuple[int, 
 
 
 def schedule(config: Config, key: str, **changes: Any) -> Config:
-    """A copy of the schedule node at ``key``, some of its values changed."""
+    """A copy of the schedule node at `key`, some of its values changed."""
     node = get(config, key).clone()
     node.defrost()
     for name, value in changes.items():

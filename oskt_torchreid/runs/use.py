@@ -89,7 +89,7 @@ def refused_keys(engine: str) -> dict[str, str]:
 def check_use(config: Config, given: Iterable[str] = ()) -> None:
     """Refuses values by which nothing would happen.
 
-    Nodes of another engine or optimiser, schedules in ``train`` where stages have their own, and keys that do nothing
+    Nodes of another engine or optimiser, schedules in `train` where stages have their own, and keys that do nothing
     under the values of others may stand in a file, which the log tells, but not on a command line. Both may have nodes
     of data sets that are not in use, what depends on the machine, and keys of stages that are left out.
 

@@ -32,11 +32,11 @@ class FrameFeatures:
     """Features of all frames of the tracklets of one side.
 
     Attributes:
-        frames: one tracklet after the other ``[frames, channels]``.
-        starts: where each tracklet begins in ``frames`` ``[tracklets]``.
-        lengths: frames of each tracklet ``[tracklets]``.
-        pids: identities ``[tracklets]``.
-        camids: cameras ``[tracklets]``.
+        frames: one tracklet after the other `[frames, channels]`.
+        starts: where each tracklet begins in `frames` `[tracklets]`.
+        lengths: frames of each tracklet `[tracklets]`.
+        pids: identities `[tracklets]`.
+        camids: cameras `[tracklets]`.
     """
 
     frames: Tensor
@@ -47,7 +47,7 @@ class FrameFeatures:
 
     @classmethod
     def of(cls, tracklets: Sequence[Tensor], pids: Sequence[int], camids: Sequence[int]) -> FrameFeatures:
-        """Of tracklets ``[frames, channels]`` each, with their labels."""
+        """Of tracklets `[frames, channels]` each, with their labels."""
         lengths = np.array([len(frames) for frames in tracklets])
         return cls(torch.cat(list(tracklets)), lengths.cumsum() - lengths, lengths, np.array(pids), np.array(camids))
 
@@ -63,18 +63,18 @@ class FrameFeatures:
         return FrameFeatures(torch.cat([self.frames, other.frames]), *(np.concatenate(pair) for pair in labels))
 
     def set_embeddings(self, tracklets: np.ndarray, frames: np.ndarray) -> Tensor:
-        """Embeddings ``[sets, channels]`` of sets of frames.
+        """Embeddings `[sets, channels]` of sets of frames.
 
         Args:
-            tracklets: which tracklet each frame is taken from ``[sets, N]``.
-            frames: which frame of it ``[sets, N]``.
+            tracklets: which tracklet each frame is taken from `[sets, N]`.
+            frames: which frame of it `[sets, N]`.
         """
         places = torch.from_numpy(self.starts[tracklets] + frames)
         first, *others = places.unbind(1)
         return sum((self.frames[place] for place in others), self.frames[first]) / places.shape[1]
 
     def side(self, count: int) -> SideFeatures:
-        """A side whose tracklets have ``count`` evenly spaced frames each (shorter ones are cycled); 0: all frames."""
+        """A side whose tracklets have `count` evenly spaced frames each (shorter ones are cycled); 0: all frames."""
         if count:
             frames = evenly_spaced(self.lengths, count)
             own = np.broadcast_to(np.arange(len(self.lengths))[:, None], frames.shape)
@@ -85,7 +85,7 @@ class FrameFeatures:
         return SideFeatures(sets, self.first_frames(), self.pids, self.camids)
 
     def first_frames(self) -> Tensor:
-        """Features of the tracklets' first frames ``[tracklets, channels]``."""
+        """Features of the tracklets' first frames `[tracklets, channels]`."""
         return self.frames[torch.from_numpy(self.starts)]
 
 
@@ -93,7 +93,7 @@ class FrameFeatures:
 def extract_frames(
     embed: Embed, loader: Iterable[Any], frames_at_once: int = FRAMES_AT_ONCE, side: str = "side"
 ) -> FrameFeatures:
-    """Runs every tracklet of a loader through a network, once, and keeps every frame; as ``evaluate.extract_side``."""
+    """Runs every tracklet of a loader through a network, once, and keeps every frame; as `evaluate.extract_side`."""
     tracklets, pids, camids = [], [], []
     for features, labels, cameras in features_of_batches(embed, loader, frames_at_once, side):
         tracklets += features
@@ -115,11 +115,11 @@ def gallery_curve(
     """mAP against the number of frames that stand for a tracklet.
 
     Args:
-        query: queries; their tracklets are cut down too, which matters for ``V2V`` and for queries in the gallery.
+        query: queries; their tracklets are cut down too, which matters for `V2V` and for queries in the gallery.
         gallery: gallery.
         counts: numbers of evenly spaced frames.
-        protocol: ``I2V`` or ``V2V``.
-        **options: ``query_in_gallery`` and ``no_camera`` of ``evaluate_protocols``.
+        protocol: `I2V` or `V2V`.
+        **options: `query_in_gallery` and `no_camera` of `evaluate_protocols`.
 
     Raises:
         ConfigError: a protocol of single gallery images, no count, or one that no tracklet of the gallery has.
@@ -147,8 +147,8 @@ class _Round(NamedTuple):
     """Queries that share a gallery.
 
     Attributes:
-        images: their first frames' features ``[queries, channels]``.
-        pids: their identities ``[queries]``.
+        images: their first frames' features `[queries, channels]`.
+        pids: their identities `[queries]`.
         pool: tracklets that gallery sets are drawn from, one set beginning in each.
         identities: of the pool.
         weight: how many of the queries have a match in it.
@@ -172,8 +172,8 @@ def views_curves(
     """mAP from an image to sets of N frames: from as many views as there are, or from one tracklet over time.
 
     A query is a tracklet's first frame. Its gallery is what *other* cameras saw, queries' tracklets included: one set
-    begins in each of their tracklets, and has N frames by the strategies of ``views.py``: ``multiview``, from other
-    tracklets of the identity, cameras taking turns; or ``temporal``, from the same tracklet, one of each of N equal
+    begins in each of their tracklets, and has N frames by the strategies of `views.py`: `multiview`, from other
+    tracklets of the identity, cameras taking turns; or `temporal`, from the same tracklet, one of each of N equal
     chunks. Both galleries so have the same identities, sizes and cameras. Identities without a query, such as
     distractors, are left out, for no set can be made of several people.
 
@@ -186,7 +186,7 @@ def views_curves(
         no_camera: cameras are unknown: sets are drawn from the gallery's tracklets, whatever their camera.
 
     Returns:
-        A curve for ``multiview`` and one for ``temporal``.
+        A curve for `multiview` and one for `temporal`.
 
     Raises:
         ConfigError: no count, or one that no tracklet has; no draw.

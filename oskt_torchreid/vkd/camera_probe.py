@@ -43,12 +43,12 @@ def camera_probe(
     folds.
 
     Args:
-        features: embeddings ``[tracklets, channels]`` of identities that the network was not trained on.
-        pids: identities ``[tracklets]``.
-        camids: cameras ``[tracklets]``.
+        features: embeddings `[tracklets, channels]` of identities that the network was not trained on.
+        pids: identities `[tracklets]`.
+        camids: cameras `[tracklets]`.
         folds: at least 2, at most as many as identities.
         seed: of the deal.
-        penalty: see ``fit_cameras``.
+        penalty: see `fit_cameras`.
 
     Raises:
         ConfigError: a number of folds that is not allowed.
@@ -80,16 +80,16 @@ def camera_probe(
 
 
 def fit_cameras(features: Tensor, labels: Tensor, classes: int, penalty: float = PENALTY) -> tuple[Tensor, Tensor]:
-    """Multinomial logistic regression: minimises ``sum of cross-entropies + penalty / 2 * |weight|^2`` by L-BFGS.
+    """Multinomial logistic regression: minimises `sum of cross-entropies + penalty / 2 * |weight|^2` by L-BFGS.
 
     Args:
-        features: ``[tracklets, channels]``, in double precision.
-        labels: classes from 0 ``[tracklets]``.
+        features: `[tracklets, channels]`, in double precision.
+        labels: classes from 0 `[tracklets]`.
         classes: how many there are.
         penalty: of the squared weights; the bias has none. 1 is what such classifiers usually have.
 
     Returns:
-        Weight ``[channels, classes]`` and bias ``[classes]``.
+        Weight `[channels, classes]` and bias `[classes]`.
     """
     weight = torch.zeros(features.shape[1], classes, dtype=features.dtype, requires_grad=True)
     bias = torch.zeros(classes, dtype=features.dtype, requires_grad=True)

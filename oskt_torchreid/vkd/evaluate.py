@@ -1,7 +1,7 @@
 """The four protocols: sets or single images as queries, sets or single images as gallery (paper: section 4.1).
 
 Every tracklet passes through the network once. Its frames' features give both its set embedding, their mean, and its
-image's, the feature of its first frame; ``V2V``, ``I2V``, ``V2I`` and ``I2I`` then are four distance matrices.
+image's, the feature of its first frame; `V2V`, `I2V`, `V2I` and `I2I` then are four distance matrices.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ AVERAGE_PRECISIONS = (INTERPOLATED, TRAPEZOID)
 
 Embed = Callable[[Tensor], Tensor]
 Results = dict[str, dict[str, float]]
-"""Per protocol: ``mAP_interpolated``, ``mAP_trapezoid``, ``rank1``, ``rank5``, ``rank10``, ``rank20`` as fractions."""
+"""Per protocol: `mAP_interpolated`, `mAP_trapezoid`, `rank1`, `rank5`, `rank10`, `rank20` as fractions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +38,10 @@ class SideFeatures:
     """Features and labels of the tracklets of one side (queries or gallery).
 
     Attributes:
-        sets: set embeddings ``[tracklets, channels]``.
-        images: features of the first frames ``[tracklets, channels]``.
-        pids: identities ``[tracklets]``.
-        camids: cameras ``[tracklets]``.
+        sets: set embeddings `[tracklets, channels]`.
+        images: features of the first frames `[tracklets, channels]`.
+        pids: identities `[tracklets]`.
+        camids: cameras `[tracklets]`.
     """
 
     sets: Tensor
@@ -50,7 +50,7 @@ class SideFeatures:
     camids: np.ndarray
 
     def of(self, kind: str) -> Tensor:
-        """Features of sets (``V``) or of images (``I``)."""
+        """Features of sets (`V`) or of images (`I`)."""
         return self.sets if kind == "V" else self.images
 
     def followed_by(self, other: SideFeatures) -> SideFeatures:
@@ -67,14 +67,14 @@ def extract_side(
     """Runs every tracklet of a loader through a network, once.
 
     Args:
-        embed: gives features ``[frames, channels]`` of frames ``[frames, 3, height, width]``, which come on the CPU.
-        loader: batches with ``img [sets, frames, 3, height, width]`` (or ``[images, 3, height, width]``, or a list of
-            sets of different lengths), ``pid`` and ``camid``.
+        embed: gives features `[frames, channels]` of frames `[frames, 3, height, width]`, which come on the CPU.
+        loader: batches with `img [sets, frames, 3, height, width]` (or `[images, 3, height, width]`, or a list of
+            sets of different lengths), `pid` and `camid`.
         frames_at_once: longest batch of frames for the network, whatever the length of a tracklet.
-        side: ``query`` or ``gallery``, for messages.
+        side: `query` or `gallery`, for messages.
 
     Raises:
-        ConfigError: ``frames_at_once`` below 1.
+        ConfigError: `frames_at_once` below 1.
         DataError: no tracklets, or one without frames.
     """
     sets, images, pids, camids = [], [], [], []
@@ -89,9 +89,9 @@ def extract_side(
 def features_of_batches(
     embed: Embed, loader: Iterable[Any], frames_at_once: int, side: str
 ) -> Iterator[tuple[list[Tensor], list[int], list[int]]]:
-    """Features ``[frames, channels]`` of each tracklet of a batch, their identities and their cameras, batch by batch.
+    """Features `[frames, channels]` of each tracklet of a batch, their identities and their cameras, batch by batch.
 
-    Arguments and errors are those of ``extract_side``.
+    Arguments and errors are those of `extract_side`.
     """
     if frames_at_once < 1:
         raise ConfigError(f"frames_at_once is {frames_at_once}; allowed: 1 or more")
@@ -110,7 +110,7 @@ def features_of_batches(
 
 
 def _frame_features(embed: Embed, sets: Iterable[Tensor], frames_at_once: int, side: str) -> list[Tensor]:
-    """Features ``[frames, channels]`` of each set, on the CPU in 32 bits."""
+    """Features `[frames, channels]` of each set, on the CPU in 32 bits."""
     sets = [frames.unsqueeze(0) if frames.dim() == 3 else frames for frames in sets]
     lengths = [len(frames) for frames in sets]
     if 0 in lengths:
@@ -133,12 +133,12 @@ def evaluate_protocols(
     Args:
         query: queries.
         gallery: gallery.
-        protocols: of ``PROTOCOLS``; the first letter says what a query is, the last what a gallery entry is: ``V``
-            the whole set, ``I`` its first frame.
+        protocols: of `PROTOCOLS`; the first letter says what a query is, the last what a gallery entry is: `V`
+            the whole set, `I` its first frame.
         query_in_gallery: add the queries to the gallery, as is usual on MARS; none ever finds itself.
         no_camera: gallery entries of a query's own camera stay in, for data sets whose cameras are unknown (all one or
             -1); only a query's own copy is left out.
-        rerank: the same of re-ranked distances beside them, behind ``reranked_``.
+        rerank: the same of re-ranked distances beside them, behind `reranked_`.
         ranks: places of the CMC curve; the first is always among them.
 
     Raises:
@@ -154,7 +154,7 @@ def evaluate_protocols(
 
 
 def check_protocols(protocols: Sequence[str]) -> None:
-    """Raises ``ConfigError`` for an unknown protocol, or none."""
+    """Raises `ConfigError` for an unknown protocol, or none."""
     if isinstance(protocols, str) or not isinstance(protocols, Sequence):
         raise ConfigError(f"protocols are {protocols!r}; give a list of {', '.join(PROTOCOLS)}")
     unknown = [protocol for protocol in protocols if protocol not in PROTOCOLS]
@@ -206,15 +206,15 @@ def evaluate_model(
     frames_at_once: int = FRAMES_AT_ONCE,
     **options: Any,
 ) -> Results:
-    """Extracts both sides and evaluates the protocols: ``extract_side`` and ``evaluate_protocols`` in one.
+    """Extracts both sides and evaluates the protocols: `extract_side` and `evaluate_protocols` in one.
 
     Args:
-        model: network of images or of sets on ``device``; it runs in evaluation mode and gets its modes back.
-        query_loader: see ``extract_side``.
-        gallery_loader: see ``extract_side``.
+        model: network of images or of sets on `device`; it runs in evaluation mode and gets its modes back.
+        query_loader: see `extract_side`.
+        gallery_loader: see `extract_side`.
         device: where the model is.
-        frames_at_once: see ``extract_side``.
-        **options: of ``evaluate_protocols``.
+        frames_at_once: see `extract_side`.
+        **options: of `evaluate_protocols`.
     """
     with tracing_mode(model, training=False):
         query, gallery = (

@@ -1,6 +1,6 @@
 """Grad-CAM of a network of sets (Selvaraju et al., ICCV 2017): which part of a frame its score comes from.
 
-The package ``grad-cam`` weighs the channels of a map by the mean gradient of a score with respect to them. What the
+The package `grad-cam` weighs the channels of a map by the mean gradient of a score with respect to them. What the
 score is, and which map is looked at, is decided here:
 
 * The score of *similarity* is the cosine of a frame's embedding and a goal, another set's embedding: what retrieval
@@ -40,7 +40,7 @@ class Similarity(nn.Module):
 
     Args:
         network: of sets.
-        goals: embeddings ``[frames, channels]``.
+        goals: embeddings `[frames, channels]`.
     """
 
     def __init__(self, network: nn.Module, goals: Tensor) -> None:
@@ -49,7 +49,7 @@ class Similarity(nn.Module):
         self.goals = goals
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores ``[frames]`` of images ``[frames, 3, height, width]``."""
+        """Scores `[frames]` of images `[frames, 3, height, width]`."""
         with tracing_mode(self.network, training=False):
             return functional.cosine_similarity(self.network(images), self.goals.to(images.device))
 
@@ -63,7 +63,7 @@ class ClassScore(nn.Module):
 
     Args:
         network: of sets.
-        labels: one for each frame ``[frames]``, from 0.
+        labels: one for each frame `[frames]`, from 0.
 
     Raises:
         ConfigError: the network has no classifier, or no such class.
@@ -82,7 +82,7 @@ class ClassScore(nn.Module):
         self.labels = list(labels)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores ``[frames]`` of images ``[frames, 3, height, width]``."""
+        """Scores `[frames]` of images `[frames, 3, height, width]`."""
         with tracing_mode(self.network, training=True):  # the root alone: it gives class scores
             outputs = parse_outputs(self.network(images), training=True, loss=getattr(self.network, "loss", ""))
         return outputs.logits[0][torch.arange(len(images)), self.labels]
@@ -97,15 +97,15 @@ class MapLayer(NamedTuple):
 
     Attributes:
         name: of the module that gives it.
-        grid: ``(rows, columns)`` where it consists of tokens, else ``None``.
+        grid: `(rows, columns)` where it consists of tokens, else `None`.
     """
 
     name: str
     grid: tuple[int, int] | None = None
 
     def as_map(self, output: Tensor) -> Tensor:
-        """The module's output, where it is tokens ``[frames, tokens, channels]``, as a map ``[frames, channels, rows,
-        columns]``."""
+        """The module's output, where it is tokens `[frames, tokens, channels]`, as a map `[frames, channels, rows,
+        columns]`."""
         if self.grid is None:
             return output
         rows, columns = self.grid
@@ -119,15 +119,15 @@ def heat_maps(
 
     Args:
         network: of sets; left as it is.
-        frames: transformed images ``[frames, 3, height, width]``.
-        goals: embeddings ``[frames, channels]``: the score is the similarity with them.
+        frames: transformed images `[frames, 3, height, width]`.
+        goals: embeddings `[frames, channels]`: the score is the similarity with them.
         labels: training identities, one for each frame: the score is their logit. Exactly one of the two is given.
 
     Returns:
-        ``[frames, height, width]``; of a frame whose map is nowhere positive all 0.
+        `[frames, height, width]`; of a frame whose map is nowhere positive all 0.
 
     Raises:
-        ConfigError: the package ``grad-cam`` is missing, or not exactly one score was asked for, or one that the
+        ConfigError: the package `grad-cam` is missing, or not exactly one score was asked for, or one that the
             network does not have.
         GraphError: no module gives a map that the score depends on.
     """
@@ -162,8 +162,8 @@ def find_map_layer(network: nn.Module, score: Callable[[Tensor], Tensor], images
 
     Args:
         network: in evaluation mode, and needing no gradients; its hooks are removed again.
-        score: of images by the network, ``[frames]``.
-        images: ``[frames, 3, height, width]``.
+        score: of images by the network, `[frames]`.
+        images: `[frames, 3, height, width]`.
 
     Raises:
         GraphError: there is none; says what was seen.
@@ -219,7 +219,7 @@ def _recorded_calls(network: nn.Module, score: Callable[[Tensor], Tensor], image
 
 
 def _is_token_map(call: _Call, grid: tuple[int, int]) -> bool:
-    """Whether an output ``[frames, tokens, channels]`` holds every patch of the grid, in the stream's width."""
+    """Whether an output `[frames, tokens, channels]` holds every patch of the grid, in the stream's width."""
     if call.output.dim() != 3 or not call.keeps_width:
         return False
     return call.output.shape[1] >= grid[0] * grid[1]

@@ -36,11 +36,11 @@ class FrameAverage(nn.Module):
 
     Attributes:
         classifier: on the feature, without a bias.
-        feature: which feature evaluation gives, ``before`` or ``after`` the necks.
+        feature: which feature evaluation gives, `before` or `after` the necks.
         feature_dim: length of the feature.
         head_modules: names of necks and classifier.
         last_relu: where the last ReLU is, or was.
-        loss: ``softmax`` or ``triplet``.
+        loss: `softmax` or `triplet`.
     """
 
     classifier: nn.Linear
@@ -51,11 +51,11 @@ class FrameAverage(nn.Module):
     loss: str
 
     def forward(self, sets: Tensor) -> Any:
-        """Set embeddings ``[sets, feature_dim]`` in evaluation; in training class scores ``[sets, classes]``, for the
+        """Set embeddings `[sets, feature_dim]` in evaluation; in training class scores `[sets, classes]`, for the
         triplet loss with embeddings.
 
         Args:
-            sets: ``[sets, frames, 3, height, width]``, or images ``[sets, 3, height, width]``.
+            sets: `[sets, frames, 3, height, width]`, or images `[sets, 3, height, width]`.
 
         Raises:
             DataError: any other number of axes, or sets without frames.
@@ -65,7 +65,7 @@ class FrameAverage(nn.Module):
         return tree_map(lambda values: values.mean(dim=1), self.per_frame(sets))
 
     def per_frame(self, sets: Tensor) -> Any:
-        """What ``forward`` averages: the same outputs with a further axis, ``[sets, frames, ...]``."""
+        """What `forward` averages: the same outputs with a further axis, `[sets, frames, ...]`."""
         if sets.dim() != 5 or 0 in sets.shape[:2]:
             raise DataError(
                 f"a network of sets got a batch of shape {tuple(sets.shape)}; give [sets, frames, 3, height, width] "
@@ -78,22 +78,22 @@ class FrameAverage(nn.Module):
 class SetModel(FrameAverage, NeckModel):
     """A backbone with batch norm neck and bias-free classifier, over sets.
 
-    State dicts have the names of ``NeckModel``: ``backbone.*``, ``neck.*``, ``classifier.weight``.
+    State dicts have the names of `NeckModel`: `backbone.*`, `neck.*`, `classifier.weight`.
 
     Args:
         backbone: torchreid model with one classifier. It changes: the classifier becomes an identity, and the last ReLU
             is removed where that is possible.
         num_classes: training identities.
-        loss: ``softmax`` (training gives class scores) or ``triplet`` (class scores and embeddings).
-        feature: which feature makes embeddings in evaluation, ``before`` the neck as the paper's, or ``after``.
-        input_size: ``(channels, height, width)`` at which the backbone runs, without memory, to be looked into.
+        loss: `softmax` (training gives class scores) or `triplet` (class scores and embeddings).
+        feature: which feature makes embeddings in evaluation, `before` the neck as the paper's, or `after`.
+        input_size: `(channels, height, width)` at which the backbone runs, without memory, to be looked into.
         classifier: name of the backbone's classifier where it is known; empty: find it.
-        last_relu: where the backbone's last ReLU is, where it is known; ``None``: find it.
+        last_relu: where the backbone's last ReLU is, where it is known; `None`: find it.
         whole_block: remove what else the last ReLU's module rectifies in its block, as the authors' program does. Such
             a network says so in its state dict, which others refuse.
 
     Attributes:
-        last_relu: where it was; ``last_relu.removable`` says whether it is removed.
+        last_relu: where it was; `last_relu.removable` says whether it is removed.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ def as_set_model(network: nn.Module, num_classes: int, input_size: tuple[int, in
     Args:
         network: changed: its weights become the result's. A neck, and a classifier of as many classes, are kept.
         num_classes: training identities.
-        input_size: ``(channels, height, width)`` of a frame.
+        input_size: `(channels, height, width)` of a frame.
 
     Raises:
         ConfigError: no or several classifiers.
@@ -161,7 +161,7 @@ class SetVisionTransformer(FrameAverage, VisionTransformer):
 
 @dataclass(frozen=True)
 class SetBuilder:
-    """Builds ``vkd_<backbone>``: the backbone over sets, with a neck, last stride 1 and no last ReLU."""
+    """Builds `vkd_<backbone>`: the backbone over sets, with a neck, last stride 1 and no last ReLU."""
 
     backbone: str
     has_neck: ClassVar[bool] = True
@@ -176,7 +176,7 @@ class SetBuilder:
 
 @functools.lru_cache(maxsize=128)
 def last_relu_of(name: str) -> LastRelu:
-    """Where a registered backbone's last ReLU is; see ``find_last_relu``."""
+    """Where a registered backbone's last ReLU is; see `find_last_relu`."""
     size = models.input_size(name)
     try:
         return find_last_relu(models.skeleton(name, 2), size)
@@ -186,7 +186,7 @@ def last_relu_of(name: str) -> LastRelu:
 
 
 def register_set_model(name: str) -> None:
-    """Registers ``vkd_<name>`` for a backbone; doing it again changes nothing."""
+    """Registers `vkd_<name>` for a backbone; doing it again changes nothing."""
     builder = models.builder_of(name)
     if isinstance(builder, VitBuilder):
         sets = replace(builder, name=PREFIX + name, kind=SetVisionTransformer)
@@ -196,15 +196,15 @@ def register_set_model(name: str) -> None:
 
 
 def register_set_models() -> None:
-    """Registers ``vkd_<name>`` for every backbone, those that are registered later included."""
+    """Registers `vkd_<name>` for every backbone, those that are registered later included."""
     register_wrapper(PREFIX, register_set_model)
 
 
 def set_model_table(names: list[str] | None = None) -> str:
-    """A Markdown table: what ``vkd_<backbone>`` changes in each backbone.
+    """A Markdown table: what `vkd_<backbone>` changes in each backbone.
 
     Args:
-        names: of backbones; ``None``: all.
+        names: of backbones; `None`: all.
     """
     rows = [(name, *_changes(name)) for name in names or backbone_names()]
     return tabulate(rows, headers=("backbone", "last ReLU removed", "last stride 1"), tablefmt="github")
@@ -244,12 +244,12 @@ def class_count(model: nn.Module, who: str) -> int:
 
 
 def load_set_model(name: str, path: str | Path, loss: str = "triplet") -> nn.Module:
-    """Builds ``vkd_<backbone>`` with the weights of a checkpoint and as many classes as that has.
+    """Builds `vkd_<backbone>` with the weights of a checkpoint and as many classes as that has.
 
     Args:
-        name: registered name, with or without ``vkd_``.
+        name: registered name, with or without `vkd_`.
         path: a state dict, or a checkpoint of an engine.
-        loss: ``softmax`` or ``triplet``.
+        loss: `softmax` or `triplet`.
 
     Raises:
         CheckpointError: unreadable, without a head, or of another network; nothing is loaded in part.
@@ -268,6 +268,6 @@ def load_set_model(name: str, path: str | Path, loss: str = "triplet") -> nn.Mod
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Loads a state dict that fits in every tensor; raises ``CheckpointError`` for another one and loads nothing."""
+    """Loads a state dict that fits in every tensor; raises `CheckpointError` for another one and loads nothing."""
     weights.check_state_dict(state, model.state_dict(), source=f"'{path}'", target=type(model).__name__)
     model.load_state_dict(dict(state))

@@ -26,8 +26,8 @@ def student_from(
 
     Args:
         teacher: network of sets; left as it is.
-        num_classes: training identities of the student; ``None``: as many as the teacher's.
-        last_stage: what the last stage restarts from: ``scratch``; ``keep``, the teacher's weights; a file of
+        num_classes: training identities of the student; `None`: as many as the teacher's.
+        last_stage: what the last stage restarts from: `scratch`; `keep`, the teacher's weights; a file of
             published weights of the whole backbone (ImageNet), which must fit in full, and of which the stage is taken;
             or a network of the same architecture that has them.
         keep_head: keep the teacher's neck and classifier instead of fresh ones.

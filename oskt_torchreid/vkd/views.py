@@ -2,11 +2,11 @@
 
 A strategy draws the N frames of a set from an identity's tracklets:
 
-* ``multiview``: each frame from another tracklet, and cameras take turns: a second tracklet of a camera comes after
+* `multiview`: each frame from another tracklet, and cameras take turns: a second tracklet of a camera comes after
   the first ones of all cameras. The set begins in the tracklet that it is drawn for.
-* ``temporal``: all frames from one tracklet, a random one out of each of N equal chunks.
-* ``chunk``: all frames from one tracklet, the first one of each of N equal chunks.
-* ``random``: all frames from one tracklet, N random ones.
+* `temporal`: all frames from one tracklet, a random one out of each of N equal chunks.
+* `chunk`: all frames from one tracklet, the first one of each of N equal chunks.
+* `random`: all frames from one tracklet, N random ones.
 
 What there is too little of is cycled: tracklets where an identity has fewer than N, frames where a tracklet has fewer
 than N. A set has always N frames. A tracklet that is visited several times gives another frame each time, as long as

@@ -75,7 +75,7 @@ class StateReader:
         return len(numbers)
 
     def close(self) -> None:
-        """Raises ``ZooError`` if tensors are left that nothing is known of."""
+        """Raises `ZooError` if tensors are left that nothing is known of."""
         left = [name for name in self.state if name not in self._taken and not self._scratch.search(name)]
         if left:
             more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
@@ -111,7 +111,7 @@ class LabelReader:
         self._taken: set[str] = set()
 
     def take(self, key: str, count: int) -> np.ndarray:
-        """Clusters of ``count`` channels, ``0..K-1`` with each in use.
+        """Clusters of `count` channels, `0..K-1` with each in use.
 
         Raises:
             ZooError: missing, of another length, no integers, or clusters without channels.
@@ -138,7 +138,7 @@ class LabelReader:
         return labels
 
     def close(self) -> None:
-        """Raises ``ZooError`` if labels are left that belong to nothing."""
+        """Raises `ZooError` if labels are left that belong to nothing."""
         left = [key for key in self.content if key not in self._taken]
         if left:
             more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""

@@ -44,7 +44,7 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
 
     Raises:
         ZooError: damaged, of another format, too long when unpacked, or with a member that is no plain file inside the
-            folder (``../x``, ``/x``, ``C:x``, a link, a device). Nothing is written then.
+            folder (`../x`, `/x`, `C:x`, a link, a device). Nothing is written then.
     """
     archive, folder = Path(archive), Path(folder)
     if folder.exists():
@@ -69,7 +69,7 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
 
 @contextlib.contextmanager
 def opened_archive(archive: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
-    """An archive of either format, closed after the block; raises ``ZooError`` for anything else."""
+    """An archive of either format, closed after the block; raises `ZooError` for anything else."""
     if not archive.is_file():
         raise ZooError(f"no file at '{archive}'; check the path")
     if zipfile.is_zipfile(archive):

@@ -1,4 +1,4 @@
-"""Which published files there are: names, links, licences, expected contents, as data in ``catalogue.yaml``."""
+"""Which published files there are: names, links, licences, expected contents, as data in `catalogue.yaml`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Entry:
     Attributes:
         name: in this catalogue.
         collection: that it belongs to.
-        kind: of ``KINDS``.
+        kind: of `KINDS`.
         model: registered name of the network that it is of.
         link: where it is; empty where the source names none.
         page: where its authors describe it.

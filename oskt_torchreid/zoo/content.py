@@ -1,7 +1,7 @@
 """What the authors' files say, under this package's names, and the way from there to a weight chain.
 
 Both families of files come down to the same three things: a trained teacher, a cluster for every channel, and a row
-for every cluster. ``resnet_format.py`` and ``vit_format.py`` know where these stand in the files.
+for every cluster. `resnet_format.py` and `vit_format.py` know where these stand in the files.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class RowLabels:
 
     Attributes:
         key: where the labels stand in the labels' file, for messages.
-        clusters: cluster of each teacher row, ``[N]``. Rows that belong to one channel (its query, key and value) have
+        clusters: cluster of each teacher row, `[N]`. Rows that belong to one channel (its query, key and value) have
             the same cluster.
-        rows: row of the file's chain that stands for each teacher row, ``[N]``; without queries, keys and values the
-            same as ``clusters``.
+        rows: row of the file's chain that stands for each teacher row, `[N]`; without queries, keys and values the
+            same as `clusters`.
     """
 
     key: str
@@ -45,14 +45,14 @@ class OfficialContent:
 
     Attributes:
         teacher: the network with the teacher's weights.
-        input_size: ``(channels, height, width)`` to trace it with.
+        input_size: `(channels, height, width)` to trace it with.
         labels: per tensor name of a matrix whose rows are clustered.
-        rows: chain rows per tensor name, ``[K, columns, ...]``, in the file's order; for a matrix without labels (the
+        rows: chain rows per tensor name, `[K, columns, ...]`, in the file's order; for a matrix without labels (the
             S-student's classifier) in the teacher's.
-        vectors: full-length vectors ``[N]`` of the chain that are not the teacher's.
-        statistics: the S-student's running statistics, of full length ``[N]``.
+        vectors: full-length vectors `[N]` of the chain that are not the teacher's.
+        statistics: the S-student's running statistics, of full length `[N]`.
         sstudent_vectors: full-length vectors that the S-student has and students do not take.
-        attention: how the authors' students have their queries and keys, see ``chain/narrowing.py``.
+        attention: how the authors' students have their queries and keys, see `chain/narrowing.py`.
     """
 
     teacher: nn.Module
@@ -86,7 +86,7 @@ class OfficialContent:
         return chain.with_tensors(rows, {**chain.vectors, **self.vectors}, statistics)
 
     def to_refinement(self) -> Refinement:
-        """Teacher and S-student as the authors' program left them, to go on with; errors of ``to_chain``."""
+        """Teacher and S-student as the authors' program left them, to go on with; errors of `to_chain`."""
         both = Refinement(self.teacher, self.to_chain(), vector_copies=bool(self.sstudent_vectors))
         with torch.no_grad():
             for name, vector in self.sstudent_vectors.items():
@@ -101,13 +101,13 @@ def channel_labels(
 
     Args:
         graph: the teacher's channel graph.
-        clusters: per tensor name, cluster of each of its rows ``[N]``; several tensors may have the same channels.
+        clusters: per tensor name, cluster of each of its rows `[N]`; several tensors may have the same channels.
         keys: where each tensor's labels come from, for messages.
 
     Returns:
-        Per group name ``0..K-1``; heads, which share one count through the file, each begin at 0 again, and groups
-        without labels stay whole. Example: two heads of two channels with labels ``[1, 0, 2, 3]`` become
-        ``[1, 0]`` and ``[0, 1]``.
+        Per group name `0..K-1`; heads, which share one count through the file, each begin at 0 again, and groups
+        without labels stay whole. Example: two heads of two channels with labels `[1, 0, 2, 3]` become
+        `[1, 0]` and `[0, 1]`.
 
     Raises:
         ZooError: two tensors with different clusters for one channel.
@@ -136,12 +136,12 @@ def reordered(given: Tensor, rows: np.ndarray, axis: AxisMap) -> Tensor:
     """Chain rows in this package's order.
 
     Args:
-        given: ``[K, ...]`` in the file's order.
-        rows: row of ``given`` that stands for each teacher row, ``[N]``.
+        given: `[K, ...]` in the file's order.
+        rows: row of `given` that stands for each teacher row, `[N]`.
         axis: the chain's map of the same rows.
 
     Returns:
-        ``[K, ...]``. Example: teacher rows that take the rows ``[1, 1, 0, 1]`` of a file and sit at ``[0, 0, 1, 0]``
+        `[K, ...]`. Example: teacher rows that take the rows `[1, 1, 0, 1]` of a file and sit at `[0, 0, 1, 0]`
         in a chain: its row 0 is the file's row 1 and the other way round.
     """
     index = torch.empty(axis.blocks * axis.length, dtype=torch.int64)
@@ -158,11 +158,11 @@ def spread_columns(narrow: Tensor, clusters: np.ndarray) -> Tensor:
     """Columns of the chain's width as columns of full length, shared out evenly: summed, they are themselves again.
 
     Args:
-        narrow: ``[rows, K]``.
-        clusters: cluster of each column, ``[N]``.
+        narrow: `[rows, K]`.
+        clusters: cluster of each column, `[N]`.
 
     Returns:
-        ``[rows, N]``. Example: the columns ``(6, 5)`` with clusters ``[0, 1, 0, 0]`` become ``(2, 5, 2, 2)``.
+        `[rows, N]`. Example: the columns `(6, 5)` with clusters `[0, 1, 0, 0]` become `(2, 5, 2, 2)`.
     """
     sizes = torch.from_numpy(np.bincount(clusters)[clusters])
     return narrow[:, torch.from_numpy(clusters)] / sizes

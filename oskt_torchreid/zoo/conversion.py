@@ -26,14 +26,14 @@ def convert(name: str | Entry, output: str | Path, part: str = "", folder: str |
 
     Args:
         name: of the entry.
-        output: file to write, whole or not at all: a chain file for ``chains``, else ``{"state_dict": ...}``.
-        part: of several, which: ``8/Market1501`` of the chains; of the sets an archive and the folder in it, such as
-            ``distilled.zip/distilled_public/mars/selfdistill/distill_mars_resnet50``, and at its end perhaps the
-            checkpoint, ``:chk_di_1``.
-        folder: cache, see ``cache_folder``.
+        output: file to write, whole or not at all: a chain file for `chains`, else `{"state_dict": ...}`.
+        part: of several, which: `8/Market1501` of the chains; of the sets an archive and the folder in it, such as
+            `distilled.zip/distilled_public/mars/selfdistill/distill_mars_resnet50`, and at its end perhaps the
+            checkpoint, `:chk_di_1`.
+        folder: cache, see `cache_folder`.
 
     Returns:
-        ``output``.
+        `output`.
 
     Raises:
         ZooError: not in the cache, another content, or a part that is not there, with those that are.

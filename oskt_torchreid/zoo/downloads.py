@@ -22,7 +22,7 @@ CACHE_VARIABLE = "OSKT_ZOO"
 
 
 def cache_folder(folder: str | Path = "") -> Path:
-    """Where published files are kept: as asked, else by the environment's ``OSKT_ZOO``, else in the user's cache."""
+    """Where published files are kept: as asked, else by the environment's `OSKT_ZOO`, else in the user's cache."""
     own = folder or os.environ.get(CACHE_VARIABLE)
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "oskt_torchreid"
 
@@ -38,7 +38,7 @@ def download(name: str | Entry, folder: str | Path = "", seconds: float = SECOND
 
     Args:
         name: of the entry.
-        folder: cache, see ``cache_folder``.
+        folder: cache, see `cache_folder`.
         seconds: that a server may be silent.
 
     Returns:
@@ -101,7 +101,7 @@ def _remove(path: Path) -> None:
 
 
 def verify(entry: Entry, place: Path, base: Path) -> None:
-    """Raises ``ZooError`` unless a file or folder is what the catalogue expects, and the same as the first time.
+    """Raises `ZooError` unless a file or folder is what the catalogue expects, and the same as the first time.
 
     Args:
         entry: of the catalogue.

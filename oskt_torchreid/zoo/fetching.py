@@ -32,7 +32,7 @@ def fetch_https(link: str, part: Path, seconds: float = SECONDS, attempts: int =
 
     Args:
         link: HTTPS; plain HTTP only of this machine.
-        part: file to write. What is in it already is the beginning; beside it ``<part>.tag`` says of which version.
+        part: file to write. What is in it already is the beginning; beside it `<part>.tag` says of which version.
         seconds: that the server may be silent.
         attempts: how often a transfer that ends early is gone on with.
 
@@ -86,7 +86,7 @@ def _transfer(link: str, part: Path, seconds: float) -> None:
 
 
 def _write(response: Any, part: Path, start: int) -> None:
-    """Appends what comes, and raises ``Interrupted`` if it is not as long as was announced."""
+    """Appends what comes, and raises `Interrupted` if it is not as long as was announced."""
     length = response.headers.get("Content-Length")
     total = start + int(length) if length and length.isdecimal() else None
     if (total or 0) > LARGEST_FILE:

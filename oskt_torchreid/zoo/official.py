@@ -1,4 +1,4 @@
-"""The authors' chain folders: ``gene_matcher.json`` (labels) and a PyTorch state dict side by side."""
+"""The authors' chain folders: `gene_matcher.json` (labels) and a PyTorch state dict side by side."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def load_official_oskt(
     shapes. No code from the file is run.
 
     Args:
-        folder: with ``gene_matcher.json`` and the state dict beside it.
-        loss: ``softmax`` or ``triplet``, for students that are trained on; it changes nothing in evaluation.
+        folder: with `gene_matcher.json` and the state dict beside it.
+        loss: `softmax` or `triplet`, for students that are trained on; it changes nothing in evaluation.
         weights: name of the state dict, needed only where several could be it.
         num_heads: of a vision transformer; by default read off the labels, which never cross heads.
 
     Returns:
-        A chain of ``oskt_resnet50`` (or 101, 152) or of a ``vit_*_patch16``, where the shapes are the stock ones. Of
+        A chain of `oskt_resnet50` (or 101, 152) or of a `vit_*_patch16`, where the shapes are the stock ones. Of
         other shapes there is no registered network, so to load such a chain again from its own file pass
-        ``model=load_official_teacher(folder)``.
+        `model=load_official_teacher(folder)`.
 
     Raises:
         ZooError: a file that is missing, damaged, incomplete or says something else than the other, with its key.
@@ -60,7 +60,7 @@ def load_official_oskt(
 def load_official_teacher(
     folder: str | Path, loss: str = "triplet", weights: str = "", num_heads: int | None = None
 ) -> nn.Module:
-    """Reads the teacher that stands beside an official chain; arguments and errors of ``load_official_oskt``.
+    """Reads the teacher that stands beside an official chain; arguments and errors of `load_official_oskt`.
 
     Returns:
         The network in evaluation mode.
@@ -71,10 +71,10 @@ def load_official_teacher(
 def load_official_refinement(
     folder: str | Path, loss: str = "triplet", weights: str = "", num_heads: int | None = None
 ) -> Refinement:
-    """Reads teacher and S-student of an official folder; arguments and errors of ``load_official_oskt``.
+    """Reads teacher and S-student of an official folder; arguments and errors of `load_official_oskt`.
 
     Returns:
-        Both as the authors' program left them. Refined further, ``to_chain()`` gives the chain.
+        Both as the authors' program left them. Refined further, `to_chain()` gives the chain.
     """
     content = read_official(folder, loss, weights, num_heads)
     with _of_folder(folder):
@@ -82,14 +82,14 @@ def load_official_refinement(
 
 
 def save_official(chain: WeightChain, folder: str | Path, teacher: nn.Module | None = None) -> None:
-    """Writes a chain as the authors' program keeps its own: ``gene_matcher.json`` and the state dict beside it.
+    """Writes a chain as the authors' program keeps its own: `gene_matcher.json` and the state dict beside it.
 
     Loaded again it is the same chain, but for what the format has no place for: of the S-student's classifier and neck
     it keeps what the S-student uses, at the chain's width; statistics of a chain that was not refined are the teacher's
     merged ones.
 
     Args:
-        chain: of ``oskt_resnet50`` (or of more blocks or other widths), or of a vision transformer with part tokens.
+        chain: of `oskt_resnet50` (or of more blocks or other widths), or of a vision transformer with part tokens.
         folder: made if it is not there; both files are written whole or not at all.
         teacher: the network that was refined with the chain. Without it, the teacher's matrices are written as the
             chain's rows, which refinement draws them to; students of the folder are the same either way.
@@ -131,7 +131,7 @@ def _of_folder(folder: str | Path) -> Iterator[None]:
 
 
 def read_official(folder: str | Path, loss: str, weights: str, num_heads: int | None) -> OfficialContent:
-    """Everything in an official folder; arguments and errors of ``load_official_oskt``."""
+    """Everything in an official folder; arguments and errors of `load_official_oskt`."""
     folder = Path(folder)
     labels_path, weights_path = folder / LABELS, _weights_path(folder, weights)
     labels = files.read_json(labels_path, ZooError)

@@ -1,9 +1,9 @@
 """The authors' files of a ResNet chain ("gene" is their word for a chain row): names, reading and writing.
 
-The teacher stands under ``base.``, its neck and classifier beside it. Chain rows stand under ``base.GeneChain.`` and,
-block by block, a second time under ``base.layer*.*.Gene_Bottleneck.`` (one tensor in the authors' program). The
+The teacher stands under `base.`, its neck and classifier beside it. Chain rows stand under `base.GeneChain.` and,
+block by block, a second time under `base.layer*.*.Gene_Bottleneck.` (one tensor in the authors' program). The
 statistics beside the chain rows are the S-student's, of full length; its norm parameters there repeat the teacher's.
-``trans_*`` are matrices made of the labels; ``GeneNet_*`` is the S-student's head.
+`trans_*` are matrices made of the labels; `GeneNet_*` is the S-student's head.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Convolution(NamedTuple):
     """One convolution of a ResNet and the norm behind it, by their names inside the backbone.
 
     Attributes:
-        name: such as ``layer1.0.conv3``, as in the file of labels.
-        weight: the convolution's module; of ``layer1.0.downsample`` it is ``layer1.0.downsample.0``.
+        name: such as `layer1.0.conv3`, as in the file of labels.
+        weight: the convolution's module; of `layer1.0.downsample` it is `layer1.0.downsample.0`.
         norm: the norm's module.
         reads: name of the convolution whose channels it reads; empty for the stem, which reads the image.
         joins: name of the first convolution whose output its own is added to; empty where nothing is added.
@@ -74,7 +74,7 @@ def convolutions(depths: Sequence[int]) -> Iterator[Convolution]:
 
 @dataclass
 class _Found:
-    """What has been read so far; attributes as in ``OfficialContent``, ``widths`` by name of a convolution."""
+    """What has been read so far; attributes as in `OfficialContent`, `widths` by name of a convolution."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, Tensor] = field(default_factory=dict)

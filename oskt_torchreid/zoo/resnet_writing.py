@@ -1,4 +1,4 @@
-"""A ResNet's chain as the authors' program keeps it; the inverse of ``resnet_format.py``, whose names it uses."""
+"""A ResNet's chain as the authors' program keeps it; the inverse of `resnet_format.py`, whose names it uses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def resnet_content(chain: WeightChain, teacher: Mapping[str, Tensor]) -> tuple[d
     """Labels and state dict of a ResNet's chain in the authors' names.
 
     Args:
-        chain: of ``oskt_resnet50`` or another network with its names.
+        chain: of `oskt_resnet50` or another network with its names.
         teacher: the teacher's state dict; norms and statistics are the chain's.
 
     Raises:
@@ -78,9 +78,9 @@ def _convolution(
 
 
 def _dense(axis: AxisMap) -> tuple[Tensor, Tensor]:
-    """The matrix that repeats chain rows, ``[N, K, 1, 1]``, and the one that averages in clusters, ``[N, N, 1, 1]``.
+    """The matrix that repeats chain rows, `[N, K, 1, 1]`, and the one that averages in clusters, `[N, N, 1, 1]`.
 
-    Example: clusters ``[0, 1, 0, 0]`` give rows ``(1, 0), (0, 1), (1, 0), (1, 0)`` and, of the average, a third where
+    Example: clusters `[0, 1, 0, 0]` give rows `(1, 0), (0, 1), (1, 0), (1, 0)` and, of the average, a third where
     both channels are in cluster 0.
     """
     repeat = functional.one_hot(axis.teacher_to_student, axis.length).float()

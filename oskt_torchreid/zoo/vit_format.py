@@ -1,9 +1,9 @@
 """The authors' files of a vision transformer's chain ("gene" is their word for a chain row): names and reading.
 
-The teacher stands under ``base.``, its necks and classifier beside it. A chain's matrix stands beside the teacher's as
-``*_weight_gene``, its full-length biases and norms as ``*_bias_gene`` and ``norm*_gene.*``; ``*s.s1.*`` are the
-S-student's necks and classifier. Everything else with ``s1`` or ``entire`` in its name is scratch of the program, and
-``fc`` is a classifier that it never calls. The S-student has the chain's bias of ``proj``; students take the teacher's.
+The teacher stands under `base.`, its necks and classifier beside it. A chain's matrix stands beside the teacher's as
+`*_weight_gene`, its full-length biases and norms as `*_bias_gene` and `norm*_gene.*`; `*s.s1.*` are the
+S-student's necks and classifier. Everything else with `s1` or `entire` in its name is scratch of the program, and
+`fc` is a classifier that it never calls. The S-student has the chain's bias of `proj`; students take the teacher's.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Matrix(NamedTuple):
     """One linear layer.
 
     Attributes:
-        name: such as ``blocks.0.mlp.fc1``.
+        name: such as `blocks.0.mlp.fc1`.
         labels: where its labels stand.
         rows: its rows, in units of the embedding's width.
         columns: its columns, in the same unit.
@@ -134,11 +134,11 @@ def count_heads(labels: Mapping[str, RowLabels], width: int, asked: int | None, 
     Args:
         labels: per tensor name; those of queries, keys and values count.
         width: of queries.
-        asked: the number that it must be; ``None``: read it off the labels.
+        asked: the number that it must be; `None`: read it off the labels.
         path: file of the labels, for messages.
 
     Returns:
-        Example: queries of 4 channels with the labels ``[1, 0, 2, 3]`` have 2 heads.
+        Example: queries of 4 channels with the labels `[1, 0, 2, 3]` have 2 heads.
 
     Raises:
         ZooError: the width or the chain's cannot be divided by the heads, or clusters cross them.
@@ -185,7 +185,7 @@ def _read_frame(reader: StateReader, width: int) -> dict[str, Tensor]:
 def _read_matrix(
     reader: StateReader, part: Matrix, width: int, labels: RowLabels, found: OfficialContent
 ) -> dict[str, Tensor]:
-    """The teacher's weight and bias; the chain's rows, and its bias where students take it, go to ``found``."""
+    """The teacher's weight and bias; the chain's rows, and its bias where students take it, go to `found`."""
     weight, bias = f"{part.name}.weight", f"{part.name}.bias"
     rows, columns = part.rows * width, part.columns * width
     tensors = {weight: reader.take(TEACHER + weight, (rows, columns))}

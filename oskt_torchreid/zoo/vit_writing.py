@@ -1,4 +1,4 @@
-"""A vision transformer's chain as the authors' program keeps it; the inverse of ``vit_format.py``."""
+"""A vision transformer's chain as the authors' program keeps it; the inverse of `vit_format.py`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def vit_content(chain: WeightChain, teacher: Mapping[str, Tensor]) -> tuple[dict
     """Labels and state dict of a vision transformer's chain in the authors' names, without the program's scratch.
 
     Args:
-        chain: of ``vit_*_patch16``, with part tokens.
-        teacher: the teacher's state dict. What students take is the chain's, so the bias of ``proj`` is, too.
+        chain: of `vit_*_patch16`, with part tokens.
+        teacher: the teacher's state dict. What students take is the chain's, so the bias of `proj` is, too.
 
     Raises:
         ZooError: a chain of another network.

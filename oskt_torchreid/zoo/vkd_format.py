@@ -1,8 +1,8 @@
-"""The VKD authors' checkpoint folders: ``params/hparams.json`` and state dicts in ``chk/``.
+"""The VKD authors' checkpoint folders: `params/hparams.json` and state dicts in `chk/`.
 
-``hparams.json`` names the backbone and the number of classes. A state dict holds ``backbone.features_layers.<number>``,
-the parts of torchvision's network of that backbone in order, ``classifier.bottleneck`` (the neck) and
-``classifier.classifier.weight``. Two of their networks are not quite torchreid's: their ResNets lose every ReLU of the
+`hparams.json` names the backbone and the number of classes. A state dict holds `backbone.features_layers.<number>`,
+the parts of torchvision's network of that backbone in order, `classifier.bottleneck` (the neck) and
+`classifier.classifier.weight`. Two of their networks are not quite torchreid's: their ResNets lose every ReLU of the
 last block, whose three share one module, and their MobileNet does not expand in its first block.
 """
 
@@ -50,19 +50,19 @@ _SPATIAL_GATE = {
     "9": "gate_s_conv_final",
 }
 _EXPANSION = "conv2.0.conv1"  # that a MobileNet of torchreid has in its first block and theirs has not
-_FIRST_STAGE, _LAST_STAGE = 2, 9  # MobileNet's stages in torchreid: ``conv2``, ..., ``conv9``
+_FIRST_STAGE, _LAST_STAGE = 2, 9  # MobileNet's stages in torchreid: `conv2`, ..., `conv9`
 
 
 def load_official_vkd(folder: str | Path, checkpoint: str = "", loss: str = "triplet") -> SetModel:
     """Reads a network of sets that the VKD authors' program trained. No code from the file is run.
 
     Args:
-        folder: with ``params/hparams.json`` and the state dicts in ``chk/``.
-        checkpoint: name of the state dict, such as ``chk_end`` or ``chk_di_1``; needed only where there are several.
-        loss: ``softmax`` or ``triplet``, for training on; it changes nothing in evaluation.
+        folder: with `params/hparams.json` and the state dicts in `chk/`.
+        checkpoint: name of the state dict, such as `chk_end` or `chk_di_1`; needed only where there are several.
+        loss: `softmax` or `triplet`, for training on; it changes nothing in evaluation.
 
     Returns:
-        ``vkd_<backbone>`` as the authors compute it, in evaluation mode.
+        `vkd_<backbone>` as the authors compute it, in evaluation mode.
 
     Raises:
         ZooError: files that are missing, damaged or of an unknown backbone, and tensors that are missing, unexpected or
@@ -88,7 +88,7 @@ def load_official_vkd(folder: str | Path, checkpoint: str = "", loss: str = "tri
 
 
 def make_network(backbone_type: str, num_classes: int, loss: str) -> SetModel:
-    """``vkd_<backbone>`` as the authors compute it, with fresh weights."""
+    """`vkd_<backbone>` as the authors compute it, with fresh weights."""
     name = BACKBONES[backbone_type]
     backbone, classifier = build_for_neck(name, num_classes, loss)
     if backbone_type == "mobilenet":
@@ -125,7 +125,7 @@ def _checkpoint_path(folder: Path, checkpoint: str) -> Path:
 
 
 def official_name(name: str, model: SetModel) -> str:
-    """The authors' name of a tensor of ``vkd_<backbone>``; empty for one that they have no place for.
+    """The authors' name of a tensor of `vkd_<backbone>`; empty for one that they have no place for.
 
     Args:
         name: in the state dict.
@@ -147,7 +147,7 @@ def official_name(name: str, model: SetModel) -> str:
 
 
 def _residual_place(inner: Sequence[str]) -> str:
-    """``layer2.0.conv1`` -> ``2.0.0.conv1``: a stage is wrapped once more, and the stem is number 0."""
+    """`layer2.0.conv1` -> `2.0.0.conv1`: a stage is wrapped once more, and the stem is number 0."""
     if inner[0] in _STEM:
         return _STEM[inner[0]]
     stage, block, *rest = inner
@@ -159,13 +159,13 @@ def _residual_place(inner: Sequence[str]) -> str:
 
 
 def _dense_place(inner: Sequence[str], features: nn.Module) -> str:
-    """``denseblock1.denselayer1.conv1`` -> ``4.denselayer1.conv1``: the parts of ``features`` are numbered."""
+    """`denseblock1.denselayer1.conv1` -> `4.denselayer1.conv1`: the parts of `features` are numbered."""
     numbers = {name: str(number) for number, (name, _) in enumerate(features.named_children())}
     return ".".join([numbers[inner[0]], *inner[1:]])
 
 
 def _mobile_place(inner: Sequence[str], backbone: nn.Module) -> str:
-    """``conv3.1.dwconv2.bn`` -> ``3.conv.1.1``: blocks are numbered through, convolution and norm are 0 and 1."""
+    """`conv3.1.dwconv2.bn` -> `3.conv.1.1`: blocks are numbered through, convolution and norm are 0 and 1."""
     part = {"conv": "0", "bn": "1"}
     if inner[0] == "conv1":
         return f"0.{part[inner[1]]}"

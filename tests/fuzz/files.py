@@ -38,7 +38,7 @@ _MOBILENET = "mobilenet"
 
 
 class Hang(BaseException):
-    """What was not done after ``SECONDS``; no handler of ordinary exceptions takes it."""
+    """What was not done after `SECONDS`; no handler of ordinary exceptions takes it."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Case:
         number: gives the same case again.
         reader: name of what read it.
         damage: name of what was done to it.
-        outcome: name of a typed error, or ``loaded``.
+        outcome: name of a typed error, or `loaded`.
         failure: what must not happen, in words; empty if it did not.
     """
 
@@ -80,7 +80,7 @@ class Case:
 
 @cache
 def reader(name: str) -> Reader:
-    """A reader of ``READERS``, with small files that it reads."""
+    """A reader of `READERS`, with small files that it reads."""
     with tempfile.TemporaryDirectory() as folder:
         content, read = READERS[name](Path(folder))
     return Reader(name, content, read)
@@ -188,7 +188,7 @@ def run_case(number: int, seed: int = 0, only: Sequence[str] = ()) -> Case:
 
 
 def read_damaged(chosen: Reader, path: str, content: bytes) -> tuple[str, str]:
-    """Has a reader read its files, one of which has another content; returns outcome and failure, see ``Case``."""
+    """Has a reader read its files, one of which has another content; returns outcome and failure, see `Case`."""
     with tempfile.TemporaryDirectory() as place, _working_in(place):
         folder = Path(place) / "files"
         for other, whole in chosen.content.items():
@@ -220,7 +220,7 @@ def _outcome(chosen: Reader, folder: Path) -> tuple[str, str]:
 
 @contextmanager
 def timed() -> Iterator[None]:
-    """Raises ``Hang`` in the block where it is not left after ``SECONDS``."""
+    """Raises `Hang` in the block where it is not left after `SECONDS`."""
 
     def ring(*_: object) -> None:
         raise Hang(f"not done after {SECONDS} s")

@@ -29,7 +29,7 @@ class Case:
     Attributes:
         number: with the seed it gives the same case again.
         what: was done, in words.
-        outcome: name of a typed error, or ``fine``.
+        outcome: name of a typed error, or `fine`.
         failure: what must not happen, in words; empty if it did not.
     """
 

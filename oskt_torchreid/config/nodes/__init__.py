@@ -1,1 +1,1 @@
-"""The tables of all keys, a file for each subject; ``config/tree.py`` puts them together."""
+"""The tables of all keys, a file for each subject; `config/tree.py` puts them together."""

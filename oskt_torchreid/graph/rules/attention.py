@@ -1,13 +1,13 @@
 """Rule of attention: queries, keys and values of a head are one set of channels, and every head is a block of its own.
 
-The product ``q . k`` sums over a head's channels, so the channels of queries and keys must be merged alike; values need
+The product `q . k` sums over a head's channels, so the channels of queries and keys must be merged alike; values need
 not be, but the method clusters all three together (one clustering per head). Merged channels count once in the sum, and
-a narrower head scales it by its own ``size ** -0.5``; both can be made good in the rows of queries and keys, so the
-graph says which rows these are (``ChannelGraph.attentions``).
+a narrower head scales it by its own `size ** -0.5`; both can be made good in the rows of queries and keys, so the
+graph says which rows these are (`ChannelGraph.attentions`).
 
 Example (4 channels, 2 heads of 2): a layer of queries, keys and values has 12 rows, of which 0..3 are queries, 4..7
 keys and 8..11 values. Rows 0, 4 and 8 become one channel, and so do 1, 5, 9, and so on: the attention's channels are
-``[[0, 1], [2, 3]]``, its positions ``{"qkv.weight": 0..7, "qkv.bias": 0..7}``.
+`[[0, 1], [2, 3]]`, its positions `{"qkv.weight": 0..7, "qkv.bias": 0..7}`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..recording import Recording, compact
 
 
 def attention(recording: Recording, call: Call) -> None:
-    """Fused attention of ``[batch, heads, tokens, size]`` (or of one head, without that axis)."""
+    """Fused attention of `[batch, heads, tokens, size]` (or of one head, without that axis)."""
     queries, keys, values = (call.arguments[name] for name in ("query", "key", "value"))
     shadows = _checked(recording, call, queries, keys, values)
     heads = [_per_head(recording, shadow) for shadow in shadows]
@@ -35,7 +35,7 @@ def attention(recording: Recording, call: Call) -> None:
 
 
 def _checked(recording: Recording, call: Call, *tensors: Tensor) -> list[Tensor]:
-    """Shadows of queries, keys and values; raises ``GraphError`` where they cannot be followed."""
+    """Shadows of queries, keys and values; raises `GraphError` where they cannot be followed."""
     found = [recording.shadow(tensor) for tensor in tensors]
     shadows = [shadow for shadow in found if shadow is not None]
     mask = call.arguments.get("attn_mask")
@@ -57,7 +57,7 @@ def _checked(recording: Recording, call: Call, *tensors: Tensor) -> list[Tensor]
 
 
 def _per_head(recording: Recording, shadow: Tensor) -> Tensor:
-    """Channels of each head, shape ``[heads, size]``; those of all tokens are united."""
+    """Channels of each head, shape `[heads, size]`; those of all tokens are united."""
     heads = shadow.shape[-3] if shadow.dim() > 2 else 1
     along = compact(shadow).expand(*[-1] * (shadow.dim() - 1), shadow.shape[-1]).movedim(-2, 0)
     along = along.reshape(along.shape[0], -1, shadow.shape[-1])

@@ -17,7 +17,7 @@ def keep(recording: Recording, call: Call) -> None:
 
 
 def scaled_keep(recording: Recording, call: Call) -> None:
-    """PReLU: as ``keep``, and its slopes, where there are several, lie along the channels of axis 1."""
+    """PReLU: as `keep`, and its slopes, where there are several, lie along the channels of axis 1."""
     shadow, slopes = recording.shadow(call.args[0]), call.args[1]
     if shadow is not None and slopes.numel() > 1:
         recording.tie(slopes, 0, "row", recording.axis_channels(shadow, 1))

@@ -25,7 +25,7 @@ def convolution(recording: Recording, call: Call) -> None:
 
 
 def transposed_convolution(recording: Recording, call: Call) -> None:
-    """As ``convolution``, but the weight is ``[columns, rows per block, ...]``: its blocks lie along the columns."""
+    """As `convolution`, but the weight is `[columns, rows per block, ...]`: its blocks lie along the columns."""
     image, weight, bias, groups = (call.arguments[name] for name in ("input", "weight", "bias", "groups"))
     inputs = recording.shadow(image)
     columns = None if inputs is None else recording.axis_channels(inputs, image.dim() - weight.dim() + 1)

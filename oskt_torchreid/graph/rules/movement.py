@@ -107,7 +107,7 @@ def sample(recording: Recording, call: Call) -> None:
 
 
 def leave_torch(recording: Recording, call: Call) -> None:
-    """Numbers taken out of torch (``numpy()``, ``tolist()``) come back, if at all, as constants."""
+    """Numbers taken out of torch (`numpy()`, `tolist()`) come back, if at all, as constants."""
     if recording.shadow(call.args[0]) is not None:
         raise GraphError(
             f"module '{recording.module}' takes channels out of torch (numpy or tolist), where they cannot be followed"

@@ -27,12 +27,12 @@ def register_attribute_rule(module_type: type[M], rule: Callable[[M], None]) -> 
 
 
 def rebuild(model: nn.Module, tensors: Mapping[str, Tensor], training: bool | None = None) -> nn.Module:
-    """A copy of ``model`` that holds the given tensors (no copies) in the place of its own.
+    """A copy of `model` that holds the given tensors (no copies) in the place of its own.
 
     Args:
         model: left as it is; may live on the meta device.
-        tensors: new tensors by state-dict name, of any shape; those that are not named are copied from ``model``.
-        training: the mode of all modules of the copy; ``None``: as they are.
+        tensors: new tensors by state-dict name, of any shape; those that are not named are copied from `model`.
+        training: the mode of all modules of the copy; `None`: as they are.
 
     Returns:
         A module of the same class, its size attributes corrected; parameters stay parameters, buffers stay buffers.
@@ -55,7 +55,7 @@ def rebuild(model: nn.Module, tensors: Mapping[str, Tensor], training: bool | No
 
 
 def _copy_structure(model: nn.Module, memo: dict[int, object]) -> list[nn.Module]:
-    """``copy.deepcopy(model, memo)``, several times faster: only what is neither immutable nor known needs it.
+    """`copy.deepcopy(model, memo)`, several times faster: only what is neither immutable nor known needs it.
 
     Returns:
         Copies of all its modules, the model's own first.
@@ -102,7 +102,7 @@ def adapt_code(student: nn.Module, graph: ChannelGraph, members: np.ndarray) -> 
     Args:
         student: a network of the teacher's structure and narrower tensors.
         graph: the teacher's channel graph.
-        members: how many of the teacher's channels stand at each channel's place, shape ``[num_channels]``; 0 where
+        members: how many of the teacher's channels stand at each channel's place, shape `[num_channels]`; 0 where
             the student has no channel and the axes close up.
 
     Raises:
@@ -122,7 +122,7 @@ def adapt_code(student: nn.Module, graph: ChannelGraph, members: np.ndarray) -> 
 
 
 def code_buffers(graph: ChannelGraph) -> set[str]:
-    """Names of the buffers of numbers (not of indices) that ``adapt_code`` sets."""
+    """Names of the buffers of numbers (not of indices) that `adapt_code` sets."""
     return {f"{reduction.module}.{WEIGHT}" for reduction in graph.reductions}
 
 
@@ -141,11 +141,11 @@ def describe_code(student: nn.Module, graph: ChannelGraph) -> dict:
 
 
 def restore_code(model: nn.Module, code: Mapping, shapes: Mapping[str, tuple]) -> nn.Module:
-    """A copy of a network, its code adapted as ``describe_code`` says; index and weight buffers are left to be filled.
+    """A copy of a network, its code adapted as `describe_code` says; index and weight buffers are left to be filled.
 
     Args:
         model: left as it is; tensors of the copy are its own or empty.
-        code: what ``describe_code`` gave.
+        code: what `describe_code` gave.
         shapes: shape of each of the student's tensors, which gives the lengths of the buffers.
 
     Raises:
@@ -168,13 +168,13 @@ def restore_code(model: nn.Module, code: Mapping, shapes: Mapping[str, tuple]) -
 
 
 def check_split(module: nn.Module, attribute: str) -> None:
-    """Raises ``GraphError`` unless a module has such a number: nothing else may be replaced by what a file says."""
+    """Raises `GraphError` unless a module has such a number: nothing else may be replaced by what a file says."""
     if type(vars(module).get(attribute)) is not int:
         raise GraphError(f"{type(module).__name__} has no number '{attribute}' that says where channels part")
 
 
 def check_code_fits(model: nn.Module, graph: ChannelGraph) -> None:
-    """Raises ``GraphError`` unless a network has every module and number that a stored graph adapts."""
+    """Raises `GraphError` unless a network has every module and number that a stored graph adapts."""
     try:
         for split in graph.splits:
             check_split(model.get_submodule(split.module), split.attribute)

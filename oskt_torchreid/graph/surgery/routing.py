@@ -1,8 +1,8 @@
 """What stands in for code of a network that moves or counts channels by numbers of its own, in a student.
 
-Three things are adapted: integer attributes that say where channels part (``SplitPoint``), modules whose own code does
-nothing but move channels between the modules that it calls (``Route``), and modules that reduce their input over its
-channels (``Reduction``).
+Three things are adapted: integer attributes that say where channels part (`SplitPoint`), modules whose own code does
+nothing but move channels between the modules that it calls (`Route`), and modules that reduce their input over its
+channels (`Reduction`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ WEIGHT = "channel_weight"
 class Routed(nn.Module):
     """Moves channels by index buffers. Stands in for a module, with its children, tensors and attributes.
 
-    Source 0 is the input, source ``i`` the output of call ``i - 1``. Each call, and at last the output, reads some
-    sources, joined along the channels, in the order of an index buffer (``None``: as they are)::
+    Source 0 is the input, source `i` the output of call `i - 1`. Each call, and at last the output, reads some
+    sources, joined along the channels, in the order of an index buffer (`None`: as they are)::
 
         calls, reads = ("branch",), ((0,), (0, 1))           # one call that reads the input; the output reads both
         route_0, route_1 = [2, 3], [0, 4, 1, 5]              # on 4 channels: the second half; two kinds in turn
@@ -44,7 +44,7 @@ class Routed(nn.Module):
             self.register_buffer(f"route_{number}", order)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps ``[batch, channels, ...]`` as the replaced module did."""
+        """Maps `[batch, channels, ...]` as the replaced module did."""
         sources = [images]
         for number, call in enumerate(self.route_calls):
             sources.append(self.get_submodule(call)(self._gather(sources, number)))
@@ -68,7 +68,7 @@ def weigh_input(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
 
 
 def split_length(split: SplitPoint, places: np.ndarray) -> int:
-    """Length of every part but the last in a student that has a channel in some places, ``[num_channels]``.
+    """Length of every part but the last in a student that has a channel in some places, `[num_channels]`.
 
     Raises:
         WidthError: parts whose lengths one attribute cannot describe.
@@ -83,7 +83,7 @@ def split_length(split: SplitPoint, places: np.ndarray) -> int:
 
 
 def orders_of(route: Route, places: np.ndarray) -> list[Tensor | None]:
-    """Index of each call, and of the output, among the student's channels; ``None`` where it changes nothing.
+    """Index of each call, and of the output, among the student's channels; `None` where it changes nothing.
 
     Example: channels 0 1 2 3 are read in the order 0 2 1 3 and the places 0 1 2 are kept: the student's order is 0 2 1.
     """

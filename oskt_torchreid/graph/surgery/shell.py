@@ -1,8 +1,8 @@
 """From a width plan to a network of the same class with new shapes.
 
-Where a student's channels sit along an axis follows from *places*: the student's channel ``j`` of a group takes the
-place of the group's ``j``-th channel, and the places of the others close up. A network's own code then moves the
-student's channels exactly as it moved the teacher's; ``movement.py`` tests that for the networks whose code takes
+Where a student's channels sit along an axis follows from *places*: the student's channel `j` of a group takes the
+place of the group's `j`-th channel, and the places of the others close up. A network's own code then moves the
+student's channels exactly as it moved the teacher's; `movement.py` tests that for the networks whose code takes
 channels apart or reorders them.
 """
 
@@ -19,12 +19,12 @@ from .rebuild import adapt_code, rebuild
 
 
 def student_axis(axis: Axis, places: np.ndarray) -> np.ndarray:
-    """The channels of an axis (as places) in a student of a legal plan, shape ``[blocks, narrower length]``."""
+    """The channels of an axis (as places) in a student of a legal plan, shape `[blocks, narrower length]`."""
     return axis.channels[places[axis.channels]].reshape(axis.blocks, -1)
 
 
 def student_shapes(graph: ChannelGraph, widths: Mapping[str, int], shapes: Mapping[str, tuple]) -> dict[str, tuple]:
-    """Shape of every tied tensor in a student of these widths, from the teacher's ``shapes``."""
+    """Shape of every tied tensor in a student of these widths, from the teacher's `shapes`."""
     places = occupied(graph, widths)
     lengths = {axis: student_axis(axis, places).shape[1] for axis in graph.axes}
     result: dict[str, tuple] = {}

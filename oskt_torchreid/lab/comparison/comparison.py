@@ -28,11 +28,11 @@ def compare(config: Config, processes: int = 1) -> Path:
     """Runs a whole comparison; what was run before with the same configuration is not run again.
 
     Args:
-        config: whole tree; the node ``comparison`` says what is compared, the others how everything is trained.
+        config: whole tree; the node `comparison` says what is compared, the others how everything is trained.
         processes: runs at a time, with one thread each; 1 runs them here, one after the other, with torch's threads.
 
     Returns:
-        The folder, ``data.save_dir``, with ``comparison.json``, ``comparison.md``, pictures, and a folder per run.
+        The folder, `data.save_dir`, with `comparison.json`, `comparison.md`, pictures, and a folder per run.
 
     Raises:
         OsktError: everything that can be known beforehand is checked before anything is trained.

@@ -54,18 +54,18 @@ class Job:
 
 
 def students_of(methods: list[str], widths: list[float]) -> list[str]:
-    """Entries of ``oskt.students``; the chain's own are named by their width alone."""
+    """Entries of `oskt.students`; the chain's own are named by their width alone."""
     return [f"width={w:g}" if m == CHAIN_METHOD else f"{m}:width={w:g}" for w in widths for m in methods]
 
 
 def split_name(name: str) -> tuple[str, float] | None:
-    """Method and width of a row's name; ``None`` for the teacher and for files."""
+    """Method and width of a row's name; `None` for the teacher and for files."""
     spec = StudentSpec.parse(name)
     return (spec.method or CHAIN_METHOD, float(spec.value)) if spec.way == "width" else None
 
 
 def check_comparison(config: Config) -> None:
-    """Raises ``ConfigError`` for what would only fail after hours: methods, ablations, seeds, identities."""
+    """Raises `ConfigError` for what would only fail after hours: methods, ablations, seeds, identities."""
     node = config.comparison
     for name in node.methods:
         baseline(name)
@@ -102,7 +102,7 @@ def passes_changes(config: Config) -> Changes:
 
 
 def ablations(config: Config) -> list[tuple[str, Changes]]:
-    """Name and changes of each entry "name: KEY=VALUE ..." of ``comparison.ablations``."""
+    """Name and changes of each entry "name: KEY=VALUE ..." of `comparison.ablations`."""
     entries = []
     for text in config.comparison.ablations:
         name, _, words = text.partition(":")
@@ -127,7 +127,7 @@ def seed_jobs(config: Config, rates: Rates, step: str) -> list[Job]:
     Args:
         config: whole tree.
         rates: as they were tuned.
-        step: ``finetune`` (makes teacher and chain), then ``rest``.
+        step: `finetune` (makes teacher and chain), then `rest`.
     """
     node = config.comparison
     jobs = []

@@ -29,8 +29,8 @@ def tuning_jobs(config: Config, step: str, rates: Rates) -> list[Job]:
 
     Args:
         config: whole tree.
-        step: ``teacher``, a run per candidate; then ``refine``, a run per candidate for the refinement of the best
-            teacher; then ``rates``, a run per candidate and scenario for students of both.
+        step: `teacher`, a run per candidate; then `refine`, a run per candidate for the refinement of the best
+            teacher; then `rates`, a run per candidate and scenario for students of both.
         rates: what was chosen in the steps before.
     """
     node = config.comparison
@@ -57,7 +57,7 @@ def further_jobs(config: Config, rates: Rates, tried: Tried) -> list[Job]:
 
     Args:
         config: whole tree.
-        rates: as for ``tuning_jobs``.
+        rates: as for `tuning_jobs`.
         tried: mAP by scenario, method and rate.
     """
     wanted: dict[tuple[str, float], list[str]] = {}

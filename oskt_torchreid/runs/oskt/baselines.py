@@ -58,8 +58,8 @@ def run_baseline(
         evaluate_before: whether to evaluate it untrained.
 
     Returns:
-        The student (trained, if this call trained it), and ``before``, ``after``, ``finetune_seconds``, ``curve`` and
-        ``expand_seconds``; ``None`` where nothing is to be trained and there is no such student.
+        The student (trained, if this call trained it), and `before`, `after`, `finetune_seconds`, `curve` and
+        `expand_seconds`; `None` where nothing is to be trained and there is no such student.
     """
     config = trainer.config
     distils = baseline(method).distils
@@ -87,7 +87,7 @@ def run_file(trainer: Trainer, path: Path, node: Config, folder: Path) -> tuple[
 
     Args:
         trainer: of the run.
-        path: file of ``save_student``; its classifiers are made anew where the identities are others.
+        path: file of `save_student`; its classifiers are made anew where the identities are others.
         node: schedule of its training.
         folder: of this student.
     """
@@ -110,7 +110,7 @@ def run_control(
 ) -> Facts | None:
     """The stage of a student that comes of no chain: evaluates it, trains it in place, evaluates it again, saves it.
 
-    What was measured when it was made is kept among the stage's facts. With ``test.evaluate`` nothing is trained; where
+    What was measured when it was made is kept among the stage's facts. With `test.evaluate` nothing is trained; where
     there is no such student yet, nothing is given.
     """
     stage = trainer.stage(folder, recipe, STUDENT_NAME)
@@ -140,7 +140,7 @@ def finetuned(
     """Fine-tunes a network in place.
 
     Returns:
-        ``after`` (its numbers), ``finetune_seconds`` (of training) and ``curve`` ((epoch, mAP) of every evaluation).
+        `after` (its numbers), `finetune_seconds` (of training) and `curve` ((epoch, mAP) of every evaluation).
     """
     if node.max_epoch == 0:
         return {"after": trainer.evaluate(network, folder), "finetune_seconds": 0.0, "curve": []}

@@ -28,7 +28,7 @@ def plan_rungs(anything: WeightChain, entries: Sequence[tuple[str, dict[str, Any
 
     Args:
         anything: a chain of the teacher that gives every width.
-        entries: of ``oskt.ladder``, from wide to narrow: its words, and the arguments of ``width_plan``.
+        entries: of `oskt.ladder`, from wide to narrow: its words, and the arguments of `width_plan`.
 
     Raises:
         ConfigError: a chain that is not narrower than the one before.
@@ -53,7 +53,7 @@ def refine_rung(
     Args:
         trainer: of the run.
         config: whole tree.
-        folder: of the run; ``refine-2`` and ``chain-2.safetensors`` belong to rung 2.
+        folder: of the run; `refine-2` and `chain-2.safetensors` belong to rung 2.
         number: of the rung, counted from 1.
         widths: of its chain.
         above: the chain of the rung before.

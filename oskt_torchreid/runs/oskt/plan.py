@@ -105,7 +105,7 @@ def make_plan(config: Config, num_classes: int) -> RunPlan:
 
 
 def check_start(config: Config) -> None:
-    """Raises ``ConfigError`` where a run would start from two things, or from none."""
+    """Raises `ConfigError` where a run would start from two things, or from none."""
     oskt = config.oskt
     for key in ("controls", "ladder"):
         if oskt.chain and oskt[key]:
@@ -177,7 +177,7 @@ def _checked_students(config: Config) -> list[StudentSpec]:
     """The students that are asked for; files of earlier runs are read.
 
     Raises:
-        ConfigError: see ``StudentSpec.arguments``; or a file that is not there.
+        ConfigError: see `StudentSpec.arguments`; or a file that is not there.
         CheckpointError: a file that holds no student.
     """
     students = students_of(config)
@@ -261,7 +261,7 @@ def _distilled(controls: Sequence[str], students: Sequence[StudentSpec]) -> list
 
 
 def _check_distillation(distilled: Sequence[str], known: int, num_classes: int) -> None:
-    """Raises ``ConfigError`` for a network that would learn from class scores of other identities.
+    """Raises `ConfigError` for a network that would learn from class scores of other identities.
 
     Args:
         distilled: names of such networks.

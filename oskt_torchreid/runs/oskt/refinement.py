@@ -26,7 +26,7 @@ _NORMALIZE = {"auto": None, "yes": True, "no": False}
 
 
 def clustering_choices(oskt: Config, seed: int = 0) -> dict[str, Any]:
-    """How the ``oskt`` node says that channels are clustered: arguments of ``WeightChain.from_teacher``.
+    """How the `oskt` node says that channels are clustered: arguments of `WeightChain.from_teacher`.
 
     Args:
         oskt: the node.
@@ -49,13 +49,13 @@ def refine(
         trainer: of the run.
         chain: as it was clustered; not changed.
         teacher: trained in place.
-        node: ``oskt.refine``; with no epochs the chain is saved as it is.
+        node: `oskt.refine`; with no epochs the chain is saved as it is.
         folder: for checkpoints and TensorBoard files.
         continued: go on from an interrupted attempt.
         path: of the chain's file.
 
     Returns:
-        ``row_dispersion``, and where anything was trained ``refined_teacher``, its numbers.
+        `row_dispersion`, and where anything was trained `refined_teacher`, its numbers.
     """
     if node.max_epoch == 0:
         chain.save(path)
@@ -79,7 +79,7 @@ def evaluated_refinement(trainer: Trainer, teacher: nn.Module, node: Config, fol
     Args:
         trainer: of the run.
         teacher: as it was before; left as it is.
-        node: ``oskt.refine``.
+        node: `oskt.refine`.
         folder: with the checkpoint of the last epoch.
         facts: as they were.
     """

@@ -11,7 +11,7 @@ from ...report import Results, Row, size_vs_map, write_markdown, write_results
 
 
 def write_report(folder: Path, results: Results, config: Config) -> None:
-    """Writes ``results.json``, ``results.md`` and ``size_vs_map.png``, each whole or not at all."""
+    """Writes `results.json`, `results.md` and `size_vs_map.png`, each whole or not at all."""
     title = f"{config.model.name} on {', '.join(config.data.targets)}"
     write_results(folder / "results.json", results.rows, results.facts)
     write_markdown(folder / "results.md", results.rows, title, notes(results, config))
@@ -23,10 +23,10 @@ def row_of(name: str, kind: str, size: tuple[int, int], facts: Mapping[str, Any]
 
     Args:
         name: how the run calls it.
-        kind: of ``report.results.KINDS``.
+        kind: of `report.results.KINDS`.
         size: its parameters and multiply-adds.
-        facts: ``finetune_seconds``, and where there are any ``before``, ``after``, ``curve``, ``expand_seconds``.
-        epochs: behind ``after``.
+        facts: `finetune_seconds`, and where there are any `before`, `after`, `curve`, `expand_seconds`.
+        epochs: behind `after`.
     """
     before, after = facts.get("before", {}), facts.get("after", {})
     return Row(
@@ -75,7 +75,7 @@ def _recalibrated(config: Config) -> str:
 
 
 def counted_epochs(count: int) -> str:
-    """``1 epoch``, ``2 epochs``."""
+    """`1 epoch`, `2 epochs`."""
     return f"{count} epoch" if count == 1 else f"{count} epochs"
 
 

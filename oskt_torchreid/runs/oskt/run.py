@@ -82,7 +82,7 @@ class OSKTRun:
         return results
 
     def _students_apart(self, processes: int, teacher_key: str, controls: Sequence[object]) -> list[Callable[[], None]]:
-        """``students``, after processes of their own have completed them, and the controls beside the refinement."""
+        """`students`, after processes of their own have completed them, and the controls beside the refinement."""
         with Workers(_complete_network, processes, "students and controls") as workers:
             longest_first = reversed(range(len(controls)))
             job = (self.config, self.plan, self.folder, teacher_key)
@@ -132,7 +132,7 @@ class OSKTRun:
     def _complete(
         self, stage: Stage, work: Callable[[bool], Facts], evaluate: Callable[[Facts], Facts] | None
     ) -> Facts | None:
-        """A stage's facts; where nothing is trained, those of what is there, ``None`` where it is not."""
+        """A stage's facts; where nothing is trained, those of what is there, `None` where it is not."""
         if self.evaluates_only:
             return stage.evaluated(evaluate or (lambda facts: facts))
         return stage.complete(work, evaluate)
@@ -217,7 +217,7 @@ class OSKTRun:
         self._baseline(title, name, self.plan.chain_widths, node, folder, teacher_key, not equal_passes)
 
     def _baseline_student(self, student: StudentPlan, teacher_key: str) -> None:
-        """A baseline of any width that ``oskt.students`` asks for, given the students' epochs."""
+        """A baseline of any width that `oskt.students` asks for, given the students' epochs."""
         node = schedule(self.config, "oskt.finetune", lr=self.config.oskt.control_lr[student.spec.method])
         folder = self.folder / "students" / student.spec.folder
         self._baseline(student.name, student.spec.method, student.widths, node, folder, teacher_key)
@@ -259,10 +259,10 @@ class OSKTRun:
 
         Args:
             name: how the run calls it.
-            kind: of ``report.results.KINDS``.
+            kind: of `report.results.KINDS`.
             network: to be counted.
-            facts: ``after``, ``finetune_seconds``, and where there are any ``before``, ``curve``, ``expand_seconds``.
-            epochs: behind ``after``.
+            facts: `after`, `finetune_seconds`, and where there are any `before`, `curve`, `expand_seconds`.
+            epochs: behind `after`.
         """
         size = network_size(network, self.plan.graph.heads, self.image_size)
         row = row_of(name, kind, size, facts, epochs)

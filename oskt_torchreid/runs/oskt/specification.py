@@ -28,11 +28,11 @@ Arguments = dict[str, Any]
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """One network as a configuration asks for it: ``width=0.5``, ``slice:params=1M``, ``file=PATH``.
+    """One network as a configuration asks for it: `width=0.5`, `slice:params=1M`, `file=PATH`.
 
     Attributes:
-        method: the baseline that makes it; empty for a student of the chain, ``file`` for one of an earlier run.
-        way: ``width``, ``params``, ``flops``, ``size``, ``latency``, ``like`` or ``file``.
+        method: the baseline that makes it; empty for a student of the chain, `file` for one of an earlier run.
+        way: `width`, `params`, `flops`, `size`, `latency`, `like` or `file`.
         value: the rest, as it is written.
         text: all of it; also what the network is called.
     """
@@ -44,7 +44,7 @@ class StudentSpec:
 
     @classmethod
     def parse(cls, text: str) -> StudentSpec:
-        """Takes a text apart, whatever its way and value; ``arguments`` looks at these.
+        """Takes a text apart, whatever its way and value; `arguments` looks at these.
 
         Raises:
             ConfigError: an unknown baseline.
@@ -82,7 +82,7 @@ class StudentSpec:
 
     @property
     def is_half(self) -> bool:
-        """Whether its file is one of half precision: ``size=4MB fp16``."""
+        """Whether its file is one of half precision: `size=4MB fp16`."""
         return self.value.endswith(HALF)
 
     @property
@@ -91,7 +91,7 @@ class StudentSpec:
         return self.text if self.of_chain else self.text.replace("/", "-").replace(":", "-")
 
     def arguments(self, key: str = "oskt.students") -> Arguments:
-        """Arguments of ``expand``: ``{"width": 0.5}``, ``{"params": "1M"}``, ``{"like": "osnet_x0_5"}``.
+        """Arguments of `expand`: `{"width": 0.5}`, `{"params": "1M"}`, `{"like": "osnet_x0_5"}`.
 
         A width is a ratio, a preset, or a YAML file of widths per group name or pattern.
 
@@ -160,7 +160,7 @@ def read_widths(path: str | Path) -> dict[str, float]:
 
 
 def latency_measure(config: Config) -> partial[Latency]:
-    """The measuring function that ``oskt.latency`` describes."""
+    """The measuring function that `oskt.latency` describes."""
     node = config.oskt.latency
     settings = {"batch": node.batch, "device": node.device, "backend": node.backend}
     return partial(measure_latency, threads=node.threads or None, **settings)

@@ -21,7 +21,7 @@ TEACHER_NAME = "teacher.pth"
 
 
 def make_teacher(config: Config, trainer: Trainer, teacher: nn.Module, folder: Path) -> tuple[Facts | None, str]:
-    """Trains the teacher, or takes the given one; with ``test.evaluate`` measures the one that is there.
+    """Trains the teacher, or takes the given one; with `test.evaluate` measures the one that is there.
 
     Args:
         config: whole tree.
@@ -30,7 +30,7 @@ def make_teacher(config: Config, trainer: Trainer, teacher: nn.Module, folder: P
         folder: of the stage.
 
     Returns:
-        The stage's facts, ``None`` where there is no teacher and none is to be trained; and the digest of its file.
+        The stage's facts, `None` where there is no teacher and none is to be trained; and the digest of its file.
     """
     given = sha256(config.oskt.teacher) if config.oskt.teacher else ""
     stage = trainer.stage(folder, _recipe(config, trainer, given), TEACHER_NAME)

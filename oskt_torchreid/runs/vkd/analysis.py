@@ -56,7 +56,7 @@ class SetRun:
         return next(iter(self.manager.test_loader))
 
     def embed(self, network: nn.Module, frames: Tensor) -> Tensor:
-        """Features ``[frames, channels]`` of frames or sets, on the CPU."""
+        """Features `[frames, channels]` of frames or sets, on the CPU."""
         with tracing_mode(network, training=False), torch.no_grad():
             return network(frames.to(device(self.config.use_gpu), non_blocking=True)).float().cpu()
 
@@ -73,9 +73,9 @@ def open_run(folder: str | Path, options: Sequence[str] = (), **changes: Any) ->
     """Reads a run's configuration and networks.
 
     Args:
-        folder: that ``tools/main.py`` wrote with ``engine: vkd``.
-        options: KEY VALUE or KEY=VALUE words that change the configuration, such as ``data.root``.
-        **changes: further keys of the node ``vkd``.
+        folder: that `tools/main.py` wrote with `engine: vkd`.
+        options: KEY VALUE or KEY=VALUE words that change the configuration, such as `data.root`.
+        **changes: further keys of the node `vkd`.
 
     Raises:
         ConfigError: no configuration, of another engine, or a run that is not finished.
@@ -117,14 +117,14 @@ def _network(config: Config, trainer: SetTrainer, name: str, path: Path) -> nn.M
 def probe_cameras(
     folder: str | Path, picture: str | Path = "", folds: int = FOLDS, seed: int = 0, options: Sequence[str] = ()
 ) -> str:
-    """How well cameras are read off the embeddings of each network, see ``vkd.camera_probe``.
+    """How well cameras are read off the embeddings of each network, see `vkd.camera_probe`.
 
     Args:
         folder: of the run.
         picture: PNG file to draw; empty: none.
         folds: of the identities of queries and gallery.
         seed: of the deal of identities to folds.
-        options: see ``open_run``.
+        options: see `open_run`.
 
     Returns:
         A Markdown table.
@@ -152,7 +152,7 @@ def compare_views(
     seed: int = 0,
     options: Sequence[str] = (),
 ) -> str:
-    """mAP from images to sets of N views and to N moments of one tracklet, see ``vkd.analysis.views_curves``.
+    """mAP from images to sets of N views and to N moments of one tracklet, see `vkd.analysis.views_curves`.
 
     Args:
         folder: of the run.
@@ -160,7 +160,7 @@ def compare_views(
         counts: numbers N; the largest is the number of evenly spaced frames that are taken of every tracklet.
         draws: random draws that are averaged.
         seed: of the draws.
-        options: see ``open_run``.
+        options: see `open_run`.
 
     Returns:
         A Markdown table.
@@ -179,7 +179,7 @@ def compare_gallery_sizes(
     protocol: str = "I2V",
     options: Sequence[str] = (),
 ) -> str:
-    """mAP against frames per gallery tracklet, see ``vkd.analysis.gallery_curve``; arguments as ``compare_views``."""
+    """mAP against frames per gallery tracklet, see `vkd.analysis.gallery_curve`; arguments as `compare_views`."""
 
     def curves(run: SetRun, query: FrameFeatures, gallery: FrameFeatures) -> dict[str, Any]:
         node = run.config.vkd
@@ -208,6 +208,6 @@ def _curves(
 
 
 def check_picture(path: str | Path) -> None:
-    """Raises ``ConfigError``, before anything is computed, for a picture that is no PNG; empty: none is drawn."""
+    """Raises `ConfigError`, before anything is computed, for a picture that is no PNG; empty: none is drawn."""
     if path and Path(path).suffix.lower() != ".png":
         raise ConfigError(f"the picture '{path}' ends in '{Path(path).suffix}'; give a path that ends in .png")

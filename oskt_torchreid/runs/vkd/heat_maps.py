@@ -27,19 +27,19 @@ def draw_heat_maps(
     score: str = SIMILARITY,
     options: Sequence[str] = (),
 ) -> None:
-    """Draws Grad-CAM of teacher and students side by side on the same frames, see ``vkd.gradcam``.
+    """Draws Grad-CAM of teacher and students side by side on the same frames, see `vkd.gradcam`.
 
     Args:
         folder: of the run.
         picture: PNG file to draw.
         identities: rows; the first ones of the queries, or of the training data.
         frames: evenly spaced frames of each one's first tracklet.
-        score: ``similarity`` with the set of what the gallery has of the identity at other cameras, for identities
-            that no network was trained on; or ``class``, the logit of a training identity.
-        options: see ``open_run``.
+        score: `similarity` with the set of what the gallery has of the identity at other cameras, for identities
+            that no network was trained on; or `class`, the logit of a training identity.
+        options: see `open_run`.
 
     Raises:
-        ConfigError: as ``open_run``; an unknown score, or fewer than one row or frame.
+        ConfigError: as `open_run`; an unknown score, or fewer than one row or frame.
         DataError: too few identities with a match.
     """
     check_picture(picture)
@@ -100,13 +100,13 @@ def _class_row(run: SetRun, tracklet: Tracklet, count: int) -> HeatMapRow:
 
 
 def _frames(run: SetRun, tracklets: Sequence[Tracklet], count: int) -> list[Tensor]:
-    """Transformed frames ``[frames, 3, height, width]`` of each tracklet."""
+    """Transformed frames `[frames, 3, height, width]` of each tracklet."""
     sets = TestSets(tracklets, run.manager.transform_te, count)
     return [sets[place]["img"] for place in range(len(sets))]
 
 
 def _pictures(run: SetRun, images: Tensor) -> np.ndarray:
-    """Images as they were before they were normalised, ``[frames, height, width, 3]``."""
+    """Images as they were before they were normalised, `[frames, height, width, 3]`."""
     mean, deviation = (torch.tensor(run.config.data[key])[:, None, None] for key in ("norm_mean", "norm_std"))
     return (images * deviation + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 

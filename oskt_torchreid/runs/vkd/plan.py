@@ -35,7 +35,7 @@ class SetPlan:
 
     Attributes:
         teacher: the teacher's network, with its checkpoint's weights where one is given.
-        student: how the first student is made: ``self`` (from its teacher), ``cross`` (another backbone) or ``chain``.
+        student: how the first student is made: `self` (from its teacher), `cross` (another backbone) or `chain`.
         chain: the chain that the student is expanded from, where it is made so and the chain is there already.
         published: a network with ImageNet weights, whose last stage students restart with, where that is asked for.
     """
@@ -84,7 +84,7 @@ def _published(config: Config, name: str, num_classes: int) -> nn.Module | None:
 
 
 def check_set_start(config: Config) -> None:
-    """Raises ``ConfigError`` where a run would train nothing, or networks without embeddings."""
+    """Raises `ConfigError` where a run would train nothing, or networks without embeddings."""
     node = config.vkd
     if config.loss.name != "triplet":
         raise ConfigError(
@@ -106,7 +106,7 @@ def check_set_start(config: Config) -> None:
 
 
 def student_kind(config: Config) -> str:
-    """How the first student is made: ``self``, ``cross`` or ``chain``."""
+    """How the first student is made: `self`, `cross` or `chain`."""
     asked = config.vkd.student
     if not asked:
         return SELF
@@ -114,7 +114,7 @@ def student_kind(config: Config) -> str:
 
 
 def student_label(config: Config) -> str:
-    """What the first student is, where it is not of its teacher's widths: a backbone, ``width=0.5``, ..."""
+    """What the first student is, where it is not of its teacher's widths: a backbone, `width=0.5`, ..."""
     node = config.vkd
     return f"width={node.student_width:g}" if node.student.endswith(CHAIN_SUFFIX) else node.student
 

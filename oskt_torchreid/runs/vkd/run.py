@@ -52,8 +52,8 @@ class SetTrainer(Trainer):
         Args:
             batch_size: sets in a batch.
             batch_key: of the configuration, which says so.
-            num_views: frames of a set; 0: ``vkd.num_views``.
-            strategy: where they come from; empty: ``vkd.strategy``.
+            num_views: frames of a set; 0: `vkd.num_views`.
+            strategy: where they come from; empty: `vkd.strategy`.
         """
         key = (batch_size, num_views or self.config.vkd.num_views, strategy or self.config.vkd.strategy)
         if key not in self._managers:
@@ -163,7 +163,7 @@ class VKDRun:
     def _complete(
         self, stage: Stage, work: Callable[[bool], Facts], evaluate: Callable[[Facts], Facts]
     ) -> Facts | None:
-        """A stage's facts; with ``test.evaluate`` those of what is there, ``None`` where it is not."""
+        """A stage's facts; with `test.evaluate` those of what is there, `None` where it is not."""
         if not self.config.test.evaluate:
             return stage.complete(work, evaluate)
         facts = stage.evaluated(evaluate)
@@ -238,7 +238,7 @@ class VKDRun:
 
 
 def run_sets(config: Config, folder: Path) -> Results:
-    """Runs what ``engine: vkd`` asks for; finished stages are not made again."""
+    """Runs what `engine: vkd` asks for; finished stages are not made again."""
     trainer = SetTrainer(config)
     plan = plan_sets(config, trainer.num_classes)
     if config.test.evaluate:
