@@ -11,6 +11,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', INIT.read_text(encoding="utf-8"),
 EXPORT = ["onnx", "onnxruntime", "onnxscript", "openvino"]
 BASELINES = ["torch_pruning"]
 ANALYSIS = ["grad-cam"]
+STYLE = ["ruff", "mypy", "types-PyYAML", "types-tabulate"]
 
 setup(
     name="oskt_torchreid",
@@ -48,7 +49,7 @@ setup(
         "pillow",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "timm", *EXPORT, *BASELINES, *ANALYSIS],
+        "test": ["pytest", "pytest-xdist", "hypothesis", *STYLE, "timm", *EXPORT, *BASELINES, *ANALYSIS],
         "export": EXPORT,
         "clients": ["boxmot"],
         "baselines": BASELINES,

@@ -20,6 +20,7 @@ PUBLIC_PARTS = [
     "models",
     "baselines",
     "vkd",
+    "host.engine",
     "host.losses",
     "host.ranking",
     "zoo",
