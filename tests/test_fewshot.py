@@ -6,11 +6,14 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 from oskt_torchreid.config import load_config
+from oskt_torchreid.datasets import synthped
 from oskt_torchreid.datasets.fewshot import few_identities, few_shot_dataset, save_list
 from oskt_torchreid.datasets.manager import build_datamanager
 from oskt_torchreid.datasets.stand_in import IMAGE_LAYOUTS, make_stand_in
+from oskt_torchreid.datasets.synthetic import preset
 from oskt_torchreid.datasets.transforms import pad_crop
 from oskt_torchreid.errors import ConfigError, DataError
+from oskt_torchreid.host.data import dataset_class
 
 ITEMS = [(f"{name}{view}.jpg", label, view) for label, name in enumerate("dcab") for view in range(2)]
 
@@ -194,3 +197,12 @@ def test_there_is_no_stand_in_of_an_unknown_layout(tmp_path):
         ConfigError, match="no stand-in of data set 'viper'.*a dry run knows market1501, msmt17, cuhk03"
     ):
         make_stand_in(tmp_path, "viper")
+
+
+def test_a_variant_follows_what_the_name_stands_for():
+    """Settings of a drawn set that change between two runs of one process change its variants too."""
+    first = dataset_class(few_shot_dataset("synthped", 0.5, 3), "image")
+    assert dataset_class(few_shot_dataset("synthped", 0.5, 3), "image") is first
+    synthped.configure(preset("quick", seed=5))
+    second = dataset_class(few_shot_dataset("synthped", 0.5, 3), "image")
+    assert second is not first and issubclass(second, dataset_class("synthped", "image"))

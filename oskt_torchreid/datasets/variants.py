@@ -29,7 +29,7 @@ class Dataset(Protocol):
 
 
 def register_variant(name: str, suffix: str, kind: str, change: Callable[..., None], **settings: Any) -> str:
-    """Registers a variant and returns its name; doing it again changes nothing.
+    """Registers a variant and returns its name; done again, it is the variant of what the name stands for now.
 
     Args:
         name: of a registered data set.
@@ -42,7 +42,8 @@ def register_variant(name: str, suffix: str, kind: str, change: Callable[..., No
         ConfigError: unknown name.
     """
     variant = f"{name}-{suffix}"
-    register_dataset(variant, _changed(dataset_class(name, kind), change, tuple(settings.items())), kind)
+    changed = _changed(dataset_class(name, kind), change, tuple(settings.items()))
+    register_dataset(variant, changed, kind, replace=True)
     return variant
 
 
