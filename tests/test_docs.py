@@ -13,8 +13,10 @@ import torch
 from runs import TINY
 from test_tools import tool
 
+import oskt_torchreid
 from oskt_torchreid.config.tree import every_key
 from oskt_torchreid.host import models
+from oskt_torchreid.lab.interface_reference import interface_reference
 from oskt_torchreid.lab.reference import configuration_reference
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,3 +116,9 @@ def test_the_tutorial(tiny_net, market_root, tmp_path, monkeypatch, capsys):
     assert os.path.getsize("student.pth") > 1000 and Path("log/mine/results.md").is_file()
     if (ROOT / "tools" / "export.py").is_file():
         assert Path("student.onnx").is_file()
+
+
+def test_signatures_are_blocks_of_code_with_types():
+    text = interface_reference(oskt_torchreid)
+    assert "```python\nsave_student(student: nn.Module, path: str | Path, half: bool = False) -> None\n```" in text
+    assert text.count("```") % 2 == 0
