@@ -207,6 +207,35 @@ def test_row_distance_by_hand():
     assert chain_rows.grad.flatten().tolist() == [0, -4]
 
 
+def test_row_distance_in_two_parts_by_hand():
+    for within, value, gradient in ((0.0, 2, [0, 2, 0, 2]), (0.5, 4, [-1, 1, 1, 3])):
+        weight, chain_rows = column(1, 2, 3, 4).requires_grad_(), column(2, 2).requires_grad_()
+        distance = row_distance(weight, chain_rows, torch.tensor([0, 1, 0, 1]), within)
+        distance.backward()
+        assert distance == value and weight.grad.flatten().tolist() == gradient
+        assert chain_rows.grad.flatten().tolist() == [0, -4], "the chain's rows follow the means alone"
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.floats(-3, 3), st.floats(0, 2))
+def test_row_distance_in_two_parts_has_the_gradients_of_its_definition(seed, scale, within):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(6, 3, 2, dtype=torch.float64, generator=generator)
+    chain_rows = torch.randn(3, 3, 2, dtype=torch.float64, generator=generator)
+    index = torch.cat([torch.arange(3), torch.randint(0, 3, (3,), generator=generator)])
+    found, expected = ([tensor.clone().requires_grad_() for tensor in (weight, chain_rows)] for _ in range(2))
+    (scale * row_distance(*found, index, within)).backward()
+    share = torch.nn.functional.one_hot(index).double()
+    means = torch.einsum("ia,ijk->ajk", share / share.sum(0), expected[0])
+    parts = (
+        (expected[0] - means[index]).square().sum(),
+        (share.sum(0)[:, None, None] * (means - expected[1]) ** 2).sum(),
+    )
+    (scale * (within * parts[0] + parts[1])).backward()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.floats(-3, 3))
 def test_row_distance_has_the_gradients_of_its_definition(seed, scale):
@@ -243,7 +272,7 @@ def test_refining_loss_is_the_sum_over_layers():
         (column(1, 2, 3, 4), column(2, 2), torch.tensor([0, 1, 0, 1])),
         (column(1, 1), column(0), torch.tensor([0, 0])),
     ]
-    assert refining_loss(pairs) == 6 + 2
+    assert refining_loss(pairs) == 6 + 2 and refining_loss(pairs, within=0) == 2 + 2
     assert row_dispersion(pairs) == pytest.approx(8 / 32)
     assert row_dispersion([(column(5, 5), column(5), torch.tensor([0, 0]))]) == 0
     assert row_dispersion([(column(0, 0), column(0), torch.tensor([0, 0]))]) == 0

@@ -18,46 +18,72 @@ LambdaSchedule = Callable[[float], float]
 
 
 class _RowDistance(torch.autograd.Function):
-    """`sum_i ||W_i - C_a(i)||^2`: one difference, which the backward pass turns into the gradient in place."""
+    """`between + share * within`: one difference, of which the backward pass makes the gradient in place."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, chain_rows: Tensor, index: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, chain_rows: Tensor, index: Tensor, share: float) -> Tensor:
         difference = torch.sub(weight, chain_rows.index_select(0, index))
-        ctx.save_for_backward(index)
-        ctx.difference, ctx.chain_shape = difference, chain_rows.shape
         flat = difference.reshape(-1)
-        return torch.dot(flat, flat)
+        whole = torch.dot(flat, flat)
+        ctx.share, ctx.difference, ctx.chain_shape = share, difference, chain_rows.shape
+        if share == 1:
+            ctx.save_for_backward(index)
+            return whole
+        sums = torch.zeros_like(chain_rows).index_add_(0, index, difference)
+        means = sums / _members(index, chain_rows)
+        ctx.save_for_backward(index, sums, means)
+        between = torch.dot(sums.reshape(-1), means.reshape(-1))
+        return between + share * (whole - between)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        (index,) = ctx.saved_tensors
-        of_weight = ctx.difference.mul_(2 * gradient)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        index, *split = ctx.saved_tensors
+        of_weight = ctx.difference.mul_(2 * gradient * ctx.share)
         ctx.difference = None
-        of_chain = of_weight.new_zeros(ctx.chain_shape).index_add_(0, index, of_weight, alpha=-1)
-        return of_weight, of_chain, None
+        if not split:
+            of_chain = of_weight.new_zeros(ctx.chain_shape).index_add_(0, index, of_weight, alpha=-1)
+            return of_weight, of_chain, None, None
+        sums, means = split
+        of_weight.add_(means.mul_(2 * gradient * (1 - ctx.share)).index_select(0, index))
+        return of_weight, sums.mul_(-2 * gradient), None, None
 
 
-def row_distance(weight: Tensor, chain_rows: Tensor, index: Tensor) -> Tensor:
-    """`sum_i ||W_i - C_a(i)||^2` over the rows of one layer; both sides receive gradient.
+def _members(index: Tensor, chain_rows: Tensor) -> Tensor:
+    """Teacher rows per chain row, in a shape that broadcasts."""
+    counts = torch.bincount(index, minlength=len(chain_rows)).clamp(min=1)
+    return counts.to(chain_rows).reshape(-1, *[1] * (chain_rows.dim() - 1))
+
+
+def row_distance(weight: Tensor, chain_rows: Tensor, index: Tensor, within: float = 1.0) -> Tensor:
+    """How far the rows of one layer are from their chain rows; both sides receive gradient.
+
+    With `Wm_a` the mean of the teacher's rows of cluster `a`, and `n_a` their number::
+
+        sum_i ||W_i - C_a(i)||^2  =  sum_i ||W_i - Wm_a(i)||^2  +  sum_a n_a ||Wm_a - C_a||^2
+                                     within: makes rows alike      between: ties chain and teacher
+
+    The paper takes both alike. Without the first, the teacher keeps rows that differ, and wide students what they say.
 
     Args:
         weight: teacher's weight `W`, `[N, ...]`.
         chain_rows: chain `C`, `[K, ...]` with the same row shape.
         index: `a`, chain row of each teacher row, `[N]`.
+        within: weight of the first part; the second one's is 1.
 
     Returns:
         Scalar. Its backward pass can be taken once.
 
     Example with 4 rows of one number: `W = (1, 2, 3, 4)`, `C = (2, 2)`, `a = (0, 1, 0, 1)` gives `1+0+1+4 = 6`,
-    the gradient `(-2, 0, 2, 4)` for `W` and `(0, -4)` for `C`.
+    the gradient `(-2, 0, 2, 4)` for `W` and `(0, -4)` for `C`. The means are 2 and 3, so that 4 of the 6 are
+    within and 2 between; with `within=0` the gradient is `(0, 2, 0, 2)` for `W`, and that of `C` stays.
     """
-    return _RowDistance.apply(weight, chain_rows, index)
+    return _RowDistance.apply(weight, chain_rows, index, within)
 
 
-def refining_loss(pairs: Iterable[RowPair]) -> Tensor:
+def refining_loss(pairs: Iterable[RowPair], within: float = 1.0) -> Tensor:
     """`L_refine`: `row_distance` summed over layers."""
-    return torch.stack([row_distance(*pair) for pair in pairs]).sum()
+    return torch.stack([row_distance(*pair, within) for pair in pairs]).sum()
 
 
 @torch.no_grad()
