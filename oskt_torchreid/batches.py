@@ -29,7 +29,7 @@ def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
             return
         except OsktError:
             raise
-        except Exception as reason:  # a class of anybody raises what it likes
+        except Exception as reason:  # a user's class raises what it likes
             dataset = getattr(loader, "dataset", loader)
             raise DataError(
                 f"{type(dataset).__name__} raised {type(reason).__name__} while it gave pictures: {_own_words(reason)}"

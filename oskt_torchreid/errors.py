@@ -56,7 +56,7 @@ class DataError(OsktError, ValueError):
 
 
 class TrainingError(OsktError, RuntimeError):
-    """Training that cannot go on, such as a loss that is not finite."""
+    """Training that cannot continue, such as a loss that is not finite."""
 
 
 class ZooError(OsktError, ValueError):
@@ -64,7 +64,7 @@ class ZooError(OsktError, ValueError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as KeyboardInterrupt is SIGINT: no error, and the same command goes on where it was."""
+    """SIGTERM, as KeyboardInterrupt is SIGINT: no error, and the same command resumes."""
 
 
 class ExportError(OsktError, RuntimeError):

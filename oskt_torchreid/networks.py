@@ -162,7 +162,7 @@ def without_memory_or_on_cpu(run: Callable[[str], Result]) -> Result:
     """What `run` finds out on the device `meta`; on the CPU where a network's code cannot run without memory."""
     try:
         return run("meta")
-    except (RuntimeError, AssertionError, TypeError, ValueError):  # it reads values, or keeps tensors of its own
+    except (RuntimeError, AssertionError, TypeError, ValueError):  # it reads values, or keeps its own tensors
         return run("cpu")
 
 
@@ -215,7 +215,7 @@ def _fault_of(tensor: Tensor, expected: Tensor) -> str:
 
     Args:
         tensor: as it was read.
-        expected: of the network, perhaps without memory; its shape is not looked at.
+        expected: of the network, possibly without memory; its shape is not looked at.
     """
     if _kind(tensor) != _kind(expected):
         return f"is {tensor.dtype} ({tensor.layout}) instead of {expected.dtype} ({expected.layout})"

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in the middle of every stage: whole files are left, at once, and the same command goes on."""
+"""Ctrl-C and SIGTERM in the middle of every stage: whole files are left, at once, and the same command resumes."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def uninterrupted(tiny_net, data_root, tmp_path_factory):
     ],
 )
 def test_ctrl_c_in_any_stage(uninterrupted, tmp_path, command, capsys, monkeypatch, stage, moment, after):
-    """Whole files are left, and the same command goes on where it was; the end is that of an uninterrupted run."""
+    """Whole files are left, and the same command resumes where it was; the end is that of an uninterrupted run."""
     words, expected = uninterrupted
     words = [*words, f"data.save_dir={tmp_path}"]
     if not stage.startswith("controls"):
@@ -99,11 +99,11 @@ def test_ctrl_c_in_any_stage(uninterrupted, tmp_path, command, capsys, monkeypat
         patch.setattr(TransferEngine, method, interrupting(getattr(TransferEngine, method), at))
         assert command(words) == 130
     assert stops == [stage]
-    assert capsys.readouterr().err.splitlines()[-1] == "interrupted; run the same command again to go on"
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted; run the same command again to resume"
     check_whole(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("stage.json")}
     assert command(words) == 0
-    assert f"{Path(stage).name}: going on after epoch {after}" in capsys.readouterr().err
+    assert f"{Path(stage).name}: resuming after epoch {after}" in capsys.readouterr().err
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items()), "what was done is not done again"
     rows = read_results(tmp_path / "results.json").rows
     assert [(row.name, row.params, row.epochs) for row in rows] == [(r.name, r.params, r.epochs) for r in expected]
@@ -130,7 +130,7 @@ def test_ctrl_c_while_pictures_are_drawn(tiny_net, tmp_path, command, monkeypatc
 
 @pytest.mark.slow
 def test_ctrl_c_stops_the_command(data_root, tmp_path, command, capsys):
-    """The real command in a process of its own."""
+    """The real command in its own process."""
     folder = tmp_path / "run"
     words = [*SMALL, f"data.root={data_root}", f"data.save_dir={folder}", "train.max_epoch=3"]
     words += ["oskt.refine.max_epoch=0", "oskt.finetune.max_epoch=0"]
@@ -147,11 +147,11 @@ def test_ctrl_c_stops_the_command(data_root, tmp_path, command, capsys):
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert output == "" and errors.splitlines()[-1] == "interrupted; run the same command again to go on"
+    assert output == "" and errors.splitlines()[-1] == "interrupted; run the same command again to resume"
     assert "\r" not in errors, "no bars without a terminal"
     check_whole(folder)
     assert command(words) == 0
-    assert "teacher: going on after epoch" in capsys.readouterr().err
+    assert "teacher: resuming after epoch" in capsys.readouterr().err
     assert [row.name for row in read_results(folder / "results.json").rows] == ["teacher", "width=0.5"]
 
 
@@ -227,7 +227,7 @@ def is_there(stage, folder, start):
         return said.count("is evaluated with the weights that it begins with") == start
     parts = ["students/width=0.5", "students/width=0.75"] if stage == "students" else [stage.replace("vkd", "teacher")]
     if start == 2:
-        return said.count("going on after epoch") == len(parts)
+        return said.count("resuming after epoch") == len(parts)
     return all((run_folder / part / "model" / "model.pth.tar-last").is_file() for part in parts)
 
 
@@ -255,7 +255,7 @@ def test_a_stage_ends_within_seconds(data_root, tmp_path, stage):
         print(f"{stage}: {status} after {seconds:.1f} s")
         assert (process.returncode, "Traceback" in errors) == (status, False), errors
         assert seconds < 10
-        assert any(line.endswith("run the same command again to go on") for line in errors.splitlines())
+        assert any(line.endswith("run the same command again to resume") for line in errors.splitlines())
         assert not group_lives(process.pid), "processes are left"
 
 

@@ -229,7 +229,7 @@ def test_an_interrupted_run_goes_on(data_root, tmp_path, tiny_net, monkeypatch, 
     capsys.readouterr()
     assert tool("main").main(words) == 0
     said = capsys.readouterr().err
-    assert f"{stage}: going on after epoch 1" in said
+    assert f"{stage}: resuming after epoch 1" in said
     assert ("teacher: done before, with the same configuration" in said) == (stage == "student")
 
 

@@ -236,12 +236,12 @@ def _add_deployment_costs(commands: "argparse._SubParsersAction") -> None:
 
 
 def _add_accuracies(commands: "argparse._SubParsersAction") -> None:
-    accuracy = commands.add_parser("accuracy", help="the chain against baselines, over seeds; goes on where it was")
+    accuracy = commands.add_parser("accuracy", help="the chain against baselines, over seeds; resumes where it was")
     accuracy.add_argument("--config-file", required=True, help="YAML with a comparison node")
     accuracy.add_argument("--processes", type=positive, default=1, help="runs at a time, of one thread each")
     accuracy.add_argument("options", nargs="*", help="KEY VALUE or KEY=VALUE, as in the YAML")
     accuracy.set_defaults(run=run_accuracy)
-    terms = commands.add_parser("vkd-ablation", help="students of VKD with single terms left out; goes on where it was")
+    terms = commands.add_parser("vkd-ablation", help="students of VKD with single terms left out; resumes where it was")
     terms.add_argument("--config-file", required=True, help="YAML of a run of VKD")
     terms.add_argument("--terms", nargs="+", choices=list(TERMS), default=list(TERMS), help="(default: all)")
     terms.add_argument(

@@ -19,16 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 
 import oskt_torchreid as oskt  # noqa: E402
-from oskt_torchreid.chain.budgets import (  # noqa: E402
-    held_groups,  # noqa: E402
-    in_half_precision,
-    show_amount,
-)
+from oskt_torchreid.chain.budgets import held_groups, in_half_precision, show_amount  # noqa: E402
 from oskt_torchreid.chain.counting import Costs  # noqa: E402
-from oskt_torchreid.chain.expansion import (
-    choose_widths,  # noqa: E402
-    expand_to_plan,  # noqa: E402
-)
+from oskt_torchreid.chain.expansion import choose_widths, expand_to_plan  # noqa: E402
 from oskt_torchreid.cli import positive  # noqa: E402
 from oskt_torchreid.deploy import measure_latency  # noqa: E402
 from oskt_torchreid.deploy.latency import BACKENDS  # noqa: E402
@@ -42,7 +35,7 @@ WAYS = {
     "flops": "widest student of at most so many multiply-adds, such as 200M",
     "size": "widest student whose file is at most so large, such as 4MB or '4MB fp16'",
     "latency": "widest student that takes at most so long on this machine, such as 5ms",
-    "like": "registered model whose shapes the student shall have, such as osnet_x0_5",
+    "like": "registered model whose shapes the student gets, such as osnet_x0_5",
 }
 
 

@@ -63,7 +63,7 @@ def run_batch(mode: str, numbers: list[int], seed: int) -> tuple[list[Any], int]
 
 
 def run_cases(mode: str, numbers: list[int], seed: int, memory: int) -> Iterator[tuple[list[Any], int]]:
-    """Batches, each in a process of its own; the cases of one that ended early one by one."""
+    """Batches, each in its own process; the cases of one that ended early one by one."""
     context = multiprocessing.get_context("spawn")
     for start in range(0, len(numbers), BATCH):
         batch = numbers[start : start + BATCH]

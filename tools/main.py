@@ -23,7 +23,7 @@ from oskt_torchreid.errors import Terminated  # noqa: E402
 from oskt_torchreid.host.distributed import is_rank_zero, joined  # noqa: E402
 from oskt_torchreid.host.termination import on_termination, status_of, terminate  # noqa: E402
 from oskt_torchreid.report import text_table  # noqa: E402
-from oskt_torchreid.runs import rehearse, run  # noqa: E402
+from oskt_torchreid.runs import run, run_dry  # noqa: E402
 
 LISTS = ("sources", "targets", "transforms")
 
@@ -36,7 +36,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("-t", "--targets", nargs="+", default=[], help="target data sets")
     parser.add_argument("--transforms", nargs="+", default=[], help="training transforms")
     parser.add_argument("--root", default="", help="folder that holds the data sets")
-    parser.add_argument("--resume", default="", help="auto (as without): go on where it stopped; or a checkpoint")
+    parser.add_argument("--resume", default="", help="auto (as without): resume where it stopped; or a checkpoint")
     parser.add_argument("--dry-run", action="store_true", help="build all on stand-in data, print the plan, stop")
     parser.add_argument("options", nargs="*", help="KEY VALUE or KEY=VALUE, as in the YAML")
     parsed = parser.parse_intermixed_args(arguments)  # flags may also follow the options
@@ -91,9 +91,9 @@ def logged(folder: Path) -> Iterator[None]:
 def _said(stop: BaseException) -> str:
     """What a user is told about the end of a run that was stopped."""
     if isinstance(stop, Terminated):
-        return f"{stop}; run the same command again to go on"
+        return f"{stop}; run the same command again to resume"
     if isinstance(stop, KeyboardInterrupt):
-        return "interrupted; run the same command again to go on"
+        return "interrupted; run the same command again to resume"
     return f"{type(stop).__name__}: {stop}"
 
 
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(parsed.config_file, parsed.options, flags)
         if parsed.dry_run:
-            print(rehearse(config, given=given_keys(parsed.options)).summary())
+            print(run_dry(config, given=given_keys(parsed.options)).summary())
             return 0
         folder = Path(config.data.save_dir)
         with joined(config.use_gpu), logged(folder), on_termination(terminate):

@@ -1,6 +1,6 @@
 """What people would use instead of a weight chain: each gives a student of a width plan, to be fine-tuned alike.
 
-A method says how a student is made of a teacher, and may bring an engine of its own that trains it.
+A method says how a student is made of a teacher, and may bring its own engine that trains it.
 """
 
 from __future__ import annotations

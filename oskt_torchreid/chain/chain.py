@@ -145,7 +145,7 @@ class WeightChain:
         """Clusters a student of a chain: the next, narrower chain of a ladder (paper: "from the last level").
 
         Args:
-            student: expanded from `chain` with its features unscaled, and perhaps trained since; left exactly as it
+            student: expanded from `chain` with its features unscaled, and possibly trained since; left exactly as it
                 was.
             chain: not changed.
             width: ratio of the *student's* channels, or the number of clusters per group name (others stay whole).

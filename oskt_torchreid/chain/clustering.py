@@ -2,7 +2,7 @@
 
 Each group's channels are clustered once, jointly over every layer that produces the group: the flattened rows of those
 layers stand side by side, `[N, columns_1 + columns_2 + ...]`, and Ward's agglomerative method cuts them into `K`
-clusters. Where a convolution is grouped, every convolution group is a channel group of its own; so is every head of an
+clusters. Where a convolution is grouped, every convolution group is its own channel group; so is every head of an
 attention, whose rows are those of its queries, keys and values side by side.
 
 Balanced clustering makes all clusters of a group equally large, wherever a layer norm or group norm reads the group.

@@ -218,7 +218,7 @@ class Refinement(nn.Module):
         Args:
             images: `[batch, 3, height, width]`.
             criterion: the task's loss, a scalar, of what the network returns in training.
-            sstudent_criterion: the same for the S-student, where it has a loss of its own.
+            sstudent_criterion: the same for the S-student, where it has its own loss.
         """
         return self.losses_of(self(images), criterion, sstudent_criterion)
 

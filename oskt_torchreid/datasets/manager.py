@@ -31,7 +31,7 @@ def missing_sets(config: Any) -> list[str]:
         folder = getattr(_class(config, name), "dataset_dir", None)
         folders = known.folders if known else (folder,) if isinstance(folder, str) else ("",)
         drawn = getattr(_class(config, name), "drawn_on_first_use", False)
-        free = not known and folders == ("",)  # a class of anybody, which says itself what it needs
+        free = not known and folders == ("",)  # a user's class, which says itself what it needs
         if not drawn and not free and not any((root / part).is_dir() for part in folders):
             missing.append(name)
     return missing

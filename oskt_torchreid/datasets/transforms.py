@@ -22,7 +22,7 @@ ADDED: dict[str, Callable[[int, int], Transform]] = {"pad_crop": pad_crop}
 
 
 def complete_transforms(datamanager: Any, names: Sequence[str], interpolation: str = "bilinear") -> None:
-    """Gives a data manager's transforms, in place, what torchreid's have not.
+    """Gives a data manager's transforms, in place, what torchreid's lack.
 
     The added ones work on pictures, just before they become tensors: after torchreid's flip, before normalisation and
     random erasing.

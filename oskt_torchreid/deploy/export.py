@@ -104,7 +104,7 @@ def export(
 
     Raises:
         ConfigError: a format, precision, opset or size that does not exist, a missing package, int8 without images.
-        ExportError: a path that cannot be written, an operator that the format has not, or features that are off.
+        ExportError: a path that cannot be written, an operator that the format lacks, or features that are off.
 
     The file says how to feed it: `input_size`, `mean`, `std`, `color`, `interpolation`, `feature_dim`,
     `l2_normalized`, `precision` and `network`, each JSON, in ONNX as `metadata_props`, in OpenVINO as

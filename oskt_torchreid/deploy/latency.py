@@ -137,7 +137,7 @@ def _check_numbers(batch: int, threads: int | None, warmup: int, repeats: int) -
 
 @contextlib.contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Torch's threads for the while."""
+    """Sets torch's threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -34,7 +34,7 @@ def to_onnx(network: nn.Module, input_size: tuple[int, ...], opset: int = OPSET)
         `onnx.ModelProto`, weights inside; input `images`, output `features`.
 
     Raises:
-        ExportError: code that depends on the values of tensors, or an operator that ONNX has not; names the operator
+        ExportError: code that depends on the values of tensors, or an operator that ONNX lacks; names the operator
             and the module that uses it.
     """
     images = torch.rand(_EXAMPLES, *input_size, generator=torch.Generator().manual_seed(0))

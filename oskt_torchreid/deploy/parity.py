@@ -123,7 +123,7 @@ def check_parity(network: nn.Module, run: Run, batches: Iterable[Tensor], precis
 def _run(run: Run, images: np.ndarray, shape: tuple[int, ...], path: object) -> np.ndarray:
     try:
         found = run(images)
-    except Exception as error:  # each runtime has errors of its own
+    except Exception as error:  # each runtime has its own errors
         reason = str(error).strip().partition("\n")[0]
         raise ExportError(
             f"'{path}' does not run on a batch of {len(images)} ({reason}). The file was deleted; export to another "

@@ -28,7 +28,7 @@ def open_exported(path: str | Path, format: str, threads: int = 0, shown: str | 
         path: file that `export` wrote.
         format: `onnx`, `openvino` or `torchscript`.
         threads: of one operator; 0: the runtime's choice. TorchScript runs with torch's own number.
-        shown: the file's name in messages, where it has another one for the while.
+        shown: the file's name in messages, while it has another one.
 
     Returns:
         Maps images `[batch, channels, height, width]` to features `[batch, feature_dim]`, both single precision.
@@ -43,7 +43,7 @@ def open_exported(path: str | Path, format: str, threads: int = 0, shown: str | 
         return openers[format](str(path), threads)
     except ConfigError:
         raise
-    except Exception as error:  # each runtime has errors of its own
+    except Exception as error:  # each runtime has its own errors
         reason = str(error).strip().partition("\n")[0]
         raise ExportError(f"'{shown or path}' cannot be opened ({reason}); export it again") from error
 

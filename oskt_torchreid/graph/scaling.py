@@ -131,7 +131,7 @@ class ScaleTracer(Tracer):
             return
         tracked = [tensor for tensor in call.tensors if self.carries(tensor)]
         if tracked:
-            _PASSAGES.get(operator, _stop)(self, call, tracked)
+            _SCALE_RULES.get(operator, _stop)(self, call, tracked)
 
     def stop(self, tensor: Tensor, call: Call) -> None:
         """This operator does not pass factors on, so that a tensor carries none."""
@@ -147,13 +147,13 @@ def _stop(tracer: ScaleTracer, call: Call, tracked: list[Tensor]) -> None:
         tracer.stop(tensor, call)
 
 
-def _pass(tracer: ScaleTracer, call: Call, tracked: list[Tensor]) -> None:
+def _carry(tracer: ScaleTracer, call: Call, tracked: list[Tensor]) -> None:
     """Homogeneous in all that carries channels together: movement, pooling, ReLU, sums of activations."""
     tracer._relations.equal(*map(tracer.unknown, (*tracked, *call.outputs)))
 
 
-def _pass_if(condition: Callable[[ScaleTracer, Call], bool]) -> Callable[[ScaleTracer, Call, list[Tensor]], None]:
-    return lambda tracer, call, tracked: (_pass if condition(tracer, call) else _stop)(tracer, call, tracked)
+def _carry_if(condition: Callable[[ScaleTracer, Call], bool]) -> Callable[[ScaleTracer, Call, list[Tensor]], None]:
+    return lambda tracer, call, tracked: (_carry if condition(tracer, call) else _stop)(tracer, call, tracked)
 
 
 def _keeps_channels(tracer: ScaleTracer, call: Call) -> bool:
@@ -219,19 +219,19 @@ def _rows(tracer: ScaleTracer, weight: Tensor, bias: Tensor | None) -> Unknown:
     return ("rows", names[0])
 
 
-_PASSAGES: dict[str, Callable[[ScaleTracer, Call, list[Tensor]], None]] = {}
-for _passage, _operators in {
+_SCALE_RULES: dict[str, Callable[[ScaleTracer, Call, list[Tensor]], None]] = {}
+for _scale_rule, _operators in {
     _layer: "conv2d conv1d linear",
     _norm: "batch_norm instance_norm layer_norm native_layer_norm group_norm native_group_norm",
-    _pass: "relu leaky_relu dropout feature_dropout clone contiguous detach alias lift_fresh to _to_copy type_as abs "
+    _carry: "relu leaky_relu dropout feature_dropout clone contiguous detach alias lift_fresh to _to_copy type_as abs "
     "neg max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d upsample_bilinear2d upsample_nearest2d "
     "upsample_bicubic2d reflection_pad2d replication_pad2d view _unsafe_view reshape flatten unflatten view_as "
     "reshape_as permute transpose t movedim swapaxes expand expand_as squeeze unsqueeze slice select split "
     "split_with_sizes chunk unbind narrow index_select repeat flip roll cat concat concatenate stack",
-    _pass_if(_keeps_channels): "mean sum amax amin linalg_vector_norm norm",
-    _pass_if(_adds_activations): "add sub maximum minimum",
-    _pass_if(_clamps_at_zero): "clamp clamp_min clamp_max",
-    _pass_if(_pads_zeros): "pad constant_pad_nd",
+    _carry_if(_keeps_channels): "mean sum amax amin linalg_vector_norm norm",
+    _carry_if(_adds_activations): "add sub maximum minimum",
+    _carry_if(_clamps_at_zero): "clamp clamp_min clamp_max",
+    _carry_if(_pads_zeros): "pad constant_pad_nd",
     _multiply: "mul div",
 }.items():
-    _PASSAGES.update(dict.fromkeys(_operators.split(), _passage))
+    _SCALE_RULES.update(dict.fromkeys(_operators.split(), _scale_rule))

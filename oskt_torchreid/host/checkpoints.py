@@ -16,7 +16,7 @@ from .random_state import State, check_random_state
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run goes on.
+    """Where a run resumes.
 
     Attributes:
         epoch: whole epochs that are done.
@@ -40,7 +40,7 @@ def training_state(position: Position, run_key: str, losses: Sequence[ReidLoss],
     """What a checkpoint holds under `training`, beside weights, optimiser and schedule: plain values and tensors.
 
     Args:
-        position: where the run goes on.
+        position: where the run resumes.
         run_key: digest of the settings that decide its result.
         losses: whose centers are kept.
         method: what a method adds.
@@ -58,7 +58,7 @@ def training_state(position: Position, run_key: str, losses: Sequence[ReidLoss],
 
 
 def position_of(content: Mapping[str, Any], source: str) -> Position | None:
-    """Where the run of a checkpoint goes on; None for one that does not say (torchreid's own).
+    """Where the run of a checkpoint resumes; None for one that does not say (torchreid's own).
 
     Args:
         content: of the file.
@@ -85,8 +85,8 @@ def position_of(content: Mapping[str, Any], source: str) -> Position | None:
             raise ValueError("a value of another type")
     except (AttributeError, KeyError, TypeError, ValueError) as reason:
         raise CheckpointError(
-            f"{source} is damaged: it does not say where its run goes on ({type(reason).__name__}: {reason}). "
-            "Nothing was loaded; go on from another checkpoint"
+            f"{source} is damaged: it does not say where its run resumes ({type(reason).__name__}: {reason}). "
+            "Nothing was loaded; resume from another checkpoint"
         ) from reason
     for state in (*position.random, *position.epoch_random):
         check_random_state(state, source)
@@ -98,15 +98,15 @@ def check_training(training: Mapping[str, Any], run_key: str, losses: Sequence[R
 
     Args:
         training: as `position_of` has seen it.
-        run_key: of the run that goes on; empty: not compared.
-        losses: of the run that goes on.
+        run_key: of the run that resumes; empty: not compared.
+        losses: of the run that resumes.
         source: the file, for messages.
     """
     key, learned = training["run"], training["losses"]
     if run_key and key and key != run_key:
         raise CheckpointError(
             f"{source} is a checkpoint of another run: its settings have the digest {key}, this run's {run_key}. "
-            "Nothing was loaded; go on with the configuration that it was written with (config.yaml of its run), or "
+            "Nothing was loaded; resume with the configuration that it was written with (config.yaml of its run), or "
             "begin anew in another folder (data.save_dir), with its weights by model.load_weights"
         )
     if len(learned) != len(losses):
@@ -135,17 +135,17 @@ def check_optimizer_state(state: Any, optimizer: Optimizer, source: str) -> None
     except (AttributeError, KeyError, TypeError) as reason:
         raise CheckpointError(
             f"{source} is damaged: it holds no optimiser's state ({type(reason).__name__}: {reason}). Nothing was "
-            "loaded; go on from another checkpoint"
+            "loaded; resume from another checkpoint"
         ) from reason
     if given != sizes:
         raise CheckpointError(
             f"{source} is a checkpoint of another run: its optimiser has groups of {given} parameters, this one's of "
-            f"{sizes}. Nothing was loaded; go on with the settings that it was written with"
+            f"{sizes}. Nothing was loaded; resume with the settings that it was written with"
         )
     for number, parameter in zip(numbers, [parameter for group in groups for parameter in group], strict=True):
         wrong = next((tuple(shape) for shape in shapes.get(number, ()) if shape != parameter.shape), None)
         if wrong is not None:
             raise CheckpointError(
                 f"{source} is a checkpoint of another run: its optimiser keeps {wrong} for parameter {number} of shape "
-                f"{tuple(parameter.shape)}. Nothing was loaded; go on with the settings that it was written with"
+                f"{tuple(parameter.shape)}. Nothing was loaded; resume with the settings that it was written with"
             )

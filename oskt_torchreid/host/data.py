@@ -68,7 +68,7 @@ def dataset_class(name: str, kind: str) -> type:
 def has_splits(name: str, kind: str) -> bool:
     """Whether a data set has several splits, of which `data.split_id` names one; unknown names have none.
 
-    torchreid gives the number to every class. Its own classes and ours that read it name it; one of anybody's may read
+    torchreid gives the number to every class. Its own classes and ours that read it name it; a user's may read
     it from its keywords.
     """
     known = _datasets(kind).get(name)
@@ -167,7 +167,7 @@ def build_datamanager(
 
 
 def _with_reader(datamanager: DataManager) -> DataManager:
-    """Lets loaders' workers begin by importing this package, which those that are no copies of a process have not."""
+    """Lets loaders' workers begin by importing this package: those that are no forks have not done so."""
     parts = [part for loaders in datamanager.test_loader.values() for part in loaders.values()]
     for loader in (datamanager.train_loader, *parts):
         loader.worker_init_fn = install_reader
@@ -186,7 +186,7 @@ def _needs(arguments: Mapping[str, Any], datasets: Sequence[Any], reason: Except
         there = sum(dataset.num_train_cams for dataset in datasets) if key == "num_cams" else len(datasets)
         return (
             f"{sampler} fills a batch of {size} with equally many pictures of {arguments[key]} {what} "
-            f"(sampler.{key}), and there are {there}, perhaps with too few pictures ({first_line(reason)})"
+            f"(sampler.{key}), and there are {there}, possibly with too few pictures ({first_line(reason)})"
         )
     return f"{sampler}: {type(reason).__name__}: {first_line(reason)}"
 

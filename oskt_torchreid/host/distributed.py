@@ -63,7 +63,7 @@ def joined(use_gpu: bool) -> Iterator[None]:
         local = int(os.environ.get("LOCAL_RANK", 0))
         if local >= torch.cuda.device_count():
             raise ConfigError(
-                f"process {local} of this machine has no GPU of its own, there are {torch.cuda.device_count()}; start "
+                f"process {local} of this machine has no own GPU, there are {torch.cuda.device_count()}; start "
                 "torchrun with --nproc_per_node of at most that, or train on the CPU (use_gpu=False)"
             )
         torch.cuda.set_device(local)
@@ -103,7 +103,7 @@ def all_gather(value: T) -> list[T]:
 
 
 def spread_random_numbers() -> None:
-    """Lets every process draw random numbers of its own, which follow from the first one's."""
+    """Lets every process draw its own random numbers, which follow from the first one's."""
     if world_size() > 1:
         seed = broadcast(lambda: int(torch.randint(2**31, ())))
         seed_everything(seed + rank())
@@ -112,7 +112,7 @@ def spread_random_numbers() -> None:
 def set_own_state(states: Sequence[State], device: torch.device) -> None:
     """Puts this process's generators where they were when the states of all processes were kept.
 
-    A process that was not there then draws numbers of its own, which follow from the first one's.
+    A process that was not there then draws its own numbers, which follow from the first one's.
     """
     number = rank()
     if number < len(states):

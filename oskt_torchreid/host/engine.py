@@ -1,6 +1,6 @@
 """torchreid's engine made safe: one device, frozen modules that stay frozen, finite losses, progress with ETA.
 
-torchreid's loop is kept, and `resumable` adds what a run needs to go on after an interruption. An engine of this
+torchreid's loop is kept, and `resumable` adds what a run needs to resume after an interruption. An engine of this
 package overrides `compute_losses`, or `forward_backward` where one backward pass is not enough.
 """
 
@@ -135,7 +135,7 @@ class TransferEngine(EvaluatingEngine):
     ) -> None:
         """Opens layers for this epoch as torchreid does, but keeps frozen what was: torchreid unfreezes everything.
 
-        Frozen is also what belongs to no layer, such as a transformer's class token, which torchreid goes on training.
+        Frozen is also what belongs to no layer, such as a transformer's class token, which torchreid keeps training.
         """
         only_some = epoch + 1 <= fixbase_epoch and open_layers is not None
         if model is None:

@@ -1,4 +1,4 @@
-"""Data sets of anybody, read so that what is wrong with them is said: which set, which part, in its own words.
+"""Data sets of any class, read so that what is wrong with them is said: which set, which part, in its own words.
 
 torchreid's managers make data sets by name from a table. While one does so, the table gives functions that make the
 same objects, look at what is in them, and put their labels in order.
@@ -111,7 +111,7 @@ def _made(name: str, kind: Callable[..., Any], arguments: Mapping[str, Any]) -> 
         return kind(**arguments)
     except OsktError:
         raise
-    except Exception as reason:  # a class of anybody raises what it likes
+    except Exception as reason:  # a user's class raises what it likes
         title = getattr(kind, "__qualname__", repr(kind))
         _check_given(name, kind, reason)
         raise DataError(

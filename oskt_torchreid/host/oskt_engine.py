@@ -50,7 +50,7 @@ class OSKTEngine(TransferEngine):
         lambda_shape: `constant` or `linear`, see `losses.lambda_schedule`.
         sstudent_weight: weight of the S-student's re-id loss; at 0 it only follows, so that what refines the chain is
             `L_refine` alone, and its running statistics are still its own.
-        vector_copies: the S-student has norm parameters and biases of its own, which are refined as rows are.
+        vector_copies: the S-student has its own norm parameters and biases, which are refined as rows are.
         **options: of `TransferEngine`.
     """
 
@@ -135,7 +135,7 @@ class OSKTEngine(TransferEngine):
         self.sstudent_loss.step()
 
     def losses(self) -> list[ReidLoss]:
-        """Those of teacher and S-student; each may have centers of its own."""
+        """Those of teacher and S-student; each may have its own centers."""
         return [self.loss, self.sstudent_loss]
 
     def method_state(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class OSKTEngine(TransferEngine):
         same = isinstance(given, dict) and given.keys() == own.keys()
         if state and not (same and all(torch.equal(given[name], own[name]) for name in own)):
             raise CheckpointError(
-                f"{source} is a checkpoint of another run: its chain has other clusters. Nothing was loaded; go on "
+                f"{source} is a checkpoint of another run: its chain has other clusters. Nothing was loaded; resume "
                 "with the chain that it was written with"
             )
 

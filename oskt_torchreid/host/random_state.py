@@ -48,7 +48,7 @@ def check_random_state(state: Any, source: str) -> None:
     except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as reason:
         raise CheckpointError(
             f"{source} is damaged: the states of its random number generators cannot be used ({reason}). Nothing was "
-            "loaded; go on from another checkpoint"
+            "loaded; resume from another checkpoint"
         ) from reason
 
 

@@ -105,12 +105,12 @@ class SavingEngine(torchreid.engine.Engine):
         """`resume` from where the run in a folder stopped.
 
         Returns:
-            Epoch to start from; None if the run left nothing to go on from.
+            Epoch to start from; None if the run left nothing to resume from.
         """
         return next((self.resume(path) for path in _left_by(folder, max_epoch) if path.is_file()), None)
 
     def discard(self, folder: str | Path, max_epoch: int) -> None:
-        """Removes what `resume_latest` would go on from, where a run with other settings begins."""
+        """Removes what `resume_latest` would resume from, where a run with other settings begins."""
         for path in _left_by(folder, max_epoch) if is_rank_zero() else ():
             path.unlink(missing_ok=True)
 
@@ -123,7 +123,7 @@ class SavingEngine(torchreid.engine.Engine):
     def resume(self, path: str | Path, name: str = "model") -> int:
         """Continues from a checkpoint of this engine or of torchreid's, the time that training took so far included.
 
-        A run that follows with the returned `start_epoch` goes on bit for bit; from torchreid's own checkpoints it
+        A run that follows with the returned `start_epoch` continues bit for bit; from torchreid's own checkpoints it
         begins the epoch with the random numbers of now.
 
         Args:

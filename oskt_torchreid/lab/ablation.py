@@ -1,6 +1,6 @@
 """Students of VKD with single terms left out, from one teacher, over several seeds.
 
-Every student is an ordinary run in a folder of its own below `ablation`, told apart by a few changed keys, so what
+Every student is an ordinary run in its own folder below `ablation`, told apart by a few changed keys, so what
 was run before with the same configuration is not run again. The run itself gives the teacher, and one student.
 """
 

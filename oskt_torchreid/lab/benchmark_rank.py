@@ -77,7 +77,7 @@ def compare_with_torchreid(size: GallerySize = MARKET1501) -> list[RankCost]:
 
 
 def measure_memory(size: GallerySize = MSMT17, rerank: bool = False) -> RankCost:
-    """Ranks features in a process of its own, and takes its peak memory.
+    """Ranks features in its own process, and takes its peak memory.
 
     Args:
         size: of the sides.

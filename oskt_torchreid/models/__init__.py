@@ -99,7 +99,7 @@ def build_fetching(
         return build(name, num_classes, loss, pretrained, use_gpu)
     except OsktError:
         raise
-    except Exception as reason:  # torchreid fetches weights in several ways, each with errors of its own
+    except Exception as reason:  # torchreid fetches weights in several ways, each with its own errors
         if not pretrained:
             raise
         raise ZooError(

@@ -35,7 +35,7 @@ def load_backbone_weights(model: nn.Module, path: str | Path) -> LoadAccount:
 
     Args:
         model: network to fill.
-        path: a state dict, alone or under 'state_dict', 'model', 'teacher' or 'student', its names perhaps behind
+        path: a state dict, alone or under 'state_dict', 'model', 'teacher' or 'student', its names possibly behind
             'module.', 'encoder_q.', 'base_encoder.', 'backbone.' or 'base.'.
 
     Returns:

@@ -100,7 +100,7 @@ class _Rectifications(TorchFunctionMode):
     """Counts the rectifications inside its block, and asks what becomes of each.
 
     Args:
-        decide: given the place of one, its input, and what makes its output; the result is used in its stead.
+        decide: given the place of one, its input, and what makes its output; the result takes its place.
     """
 
     def __init__(self, decide: Callable[[int, Tensor, Callable[[], Tensor]], Tensor]) -> None:

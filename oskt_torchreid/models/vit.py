@@ -106,7 +106,7 @@ class VisionTransformer(nn.Module):
     """ViT for re-identification; follows torchreid's forward protocol.
 
     The feature is the class token's output, followed by the mean of the part tokens' where there are any. Each token
-    has a batch norm neck of its own; the classifier works on the feature behind the necks, the triplet loss on the one
+    has its own batch norm neck; the classifier works on the feature behind the necks, the triplet loss on the one
     before them. Images of any size run: positions are interpolated where the grid of patches is another.
 
     `dw` is a linear map between embedding and blocks, the identity at first. It lets a student's residual stream be

@@ -63,7 +63,7 @@ def load_vit_weights(model: VisionTransformer, path: str | Path) -> LoadAccount:
 
     Args:
         model: network to fill.
-        path: a state dict, alone or under 'state_dict', 'model' or 'teacher', its names perhaps behind 'module.',
+        path: a state dict, alone or under 'state_dict', 'model' or 'teacher', its names possibly behind 'module.',
             'backbone.' or 'base.'.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Pieces of work that do not depend on one another, several at a time, each in a process of its own."""
+"""Pieces of work that do not depend on one another, several at a time, each in its own process."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def run(config: Config, given: Sequence[str] = ()) -> Results:
     method = config.engine or config.loss.name
     engine_class(method)
     resume = _checked_resume(config, method)
-    config = merged(config, {"model.resume": ""})  # where a run goes on is no setting of it
+    config = merged(config, {"model.resume": ""})  # where a run resumes is not a setting of it
     _check_processes(config, method)
     if is_rank_zero():
         remove_leftovers(folder)
@@ -94,7 +94,7 @@ def _run_oskt(config: Config, folder: Path) -> Results:
 
 
 def _checked_resume(config: Config, method: str) -> str:
-    """The checkpoint that `model.resume` names; empty where the run goes on by itself.
+    """The checkpoint that `model.resume` names; empty where the run resumes by itself.
 
     Raises:
         ConfigError: no single network is trained.
@@ -106,14 +106,14 @@ def _checked_resume(config: Config, method: str) -> str:
     if method in ("oskt", "vkd") or config.test.evaluate:
         who = "test.evaluate" if config.test.evaluate else f"engine {method}"
         raise ConfigError(
-            f"model.resume is '{path}', but {who} trains no single network that could go on from a file; stages go on "
-            f"by themselves (model.resume={RESUME_AUTO}), and weights are given as model.load_weights, oskt.teacher or "
-            "vkd.teacher"
+            f"model.resume is '{path}', but {who} trains no single network that could resume from a file; stages "
+            f"resume by themselves (model.resume={RESUME_AUTO}), and weights are given as model.load_weights, "
+            "oskt.teacher or vkd.teacher"
         )
     if not Path(path).is_file():
         raise CheckpointError(
             f"model.resume is '{path}', and there is no such file (looked in '{Path(path).parent.absolute()}'); give a "
-            f"checkpoint, or '{RESUME_AUTO}' to go on from where the run in data.save_dir stopped"
+            f"checkpoint, or '{RESUME_AUTO}' to resume where the run in data.save_dir stopped"
         )
     return path
 

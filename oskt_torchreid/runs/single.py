@@ -30,7 +30,7 @@ def train_only(
     An engine that somebody has registered is called with the arguments of `TransferEngine`, its loss that of
     `loss.name`.
 
-    An interrupted run goes on where it was, or from the checkpoint `resume`.
+    An interrupted run resumes where it was, or from the checkpoint `resume`.
     """
     size = (3, config.data.height, config.data.width)
     try:

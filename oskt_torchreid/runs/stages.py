@@ -24,6 +24,7 @@ _PARTS = ("model", RESULT_NAME, STARTED_NAME, "events.out.*", "visrank_*")
 """What training leaves in a stage's folder, beside the stage's outputs."""
 
 Facts = dict[str, Any]
+"""What `stage.json` keeps of a finished stage."""
 
 
 class Stage:
@@ -71,7 +72,7 @@ class Stage:
 
         Raises:
             ConfigError: an output would take the place of a file that the run was told to read.
-            TrainingError: training cannot go on; says in which stage.
+            TrainingError: training cannot continue; says in which stage.
         """
         known, started = broadcast(self._look)
         if known is not None:
@@ -80,7 +81,7 @@ class Stage:
         if started:
             self.digest = started["digest"]  # by which its checkpoints are known
         self._note_start(spent)
-        logger.info("%s: %s", self.folder.name, "goes on" if started else "begins")
+        logger.info("%s: %s", self.folder.name, "resumes" if started else "begins")
         start = time.perf_counter()
         try:
             facts = work(started is not None)
@@ -150,7 +151,7 @@ class Stage:
         return all(path.is_file() and path.stat().st_size for path in paths)
 
     def _keep_aside(self, found: Facts | None) -> None:
-        """Moves what is there into a folder of its own, where something is, and says why."""
+        """Moves what is there into its own folder, where something is, and says why."""
         paths = [path for pattern in _PARTS for path in sorted(self.folder.glob(pattern))]
         outputs = [self.folder / name for name in self.outputs]
         paths += [path for path in outputs if path.is_file() and path.parent not in paths]

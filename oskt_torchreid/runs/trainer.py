@@ -40,7 +40,8 @@ _SHARED_TRAIN_KEYS = (
 )
 _NOT_SHARED = ("model.load_weights",)  # by its content, where a network begins with it
 
-Facts = dict[str, Any]
+Numbers = dict[str, Any]
+"""What an evaluation measured, by name."""
 EngineBuilder = Callable[..., TransferEngine]
 
 
@@ -49,7 +50,7 @@ class Trainer:
 
     Args:
         config: whole tree.
-        resume: a checkpoint beside the configuration's files that a stage goes on from.
+        resume: a checkpoint beside the configuration's files that a stage resumes from.
     """
 
     def __init__(self, config: Config, resume: str = "") -> None:
@@ -135,10 +136,10 @@ class Trainer:
             model: network to train.
             stage: node of the configuration with the schedule (`train`, `oskt.refine`, `oskt.finetune`).
             folder: for checkpoints and TensorBoard files.
-            continued: go on from where an interrupted attempt stopped, if it left anything.
+            continued: resume where an interrupted attempt stopped, if it left anything.
             engine: called with data manager, model and the arguments of `TransferEngine`.
             curve: evaluate after every epoch, whatever `test.eval_freq` says.
-            resume: a checkpoint to go on from where there is no interrupted attempt.
+            resume: a checkpoint to resume from where there is no interrupted attempt.
             key: of the stage's node, for messages.
 
         Returns:
@@ -164,13 +165,13 @@ class Trainer:
         return trainer
 
     def check_resume(self, model: nn.Module, stage: Config, resume: str, run_key: str) -> None:
-        """Raises `CheckpointError` unless a training can go on from a checkpoint.
+        """Raises `CheckpointError` unless training can resume from a checkpoint.
 
         Args:
             model: left as it is.
             stage: node of the configuration with the schedule.
             resume: the checkpoint.
-            run_key: digest of the stage that goes on.
+            run_key: digest of the stage that resumes.
         """
         engine = self._engine(copy.deepcopy(model), stage)
         engine.run_key = run_key
@@ -197,7 +198,7 @@ class Trainer:
         )
 
     def _start(self, engine: TransferEngine, stage: Config, folder: Path, continued: bool, resume: str) -> int:
-        """The epoch that training starts from; the engine has then loaded what there is to go on from."""
+        """The epoch that training starts from; the engine has then loaded what there is to resume from."""
         engine.run_key = broadcast(lambda: attempt_key(folder))
         found = None
         if continued:
@@ -209,10 +210,10 @@ class Trainer:
         if found is None:
             return stage.get("start_epoch", 0)
         seed_everything(self.config.train.seed + found)  # for a checkpoint that does not hold the generators' states
-        logger.info("%s: going on after epoch %d%s", folder.name, found, engine.place_within_epoch)
+        logger.info("%s: resuming after epoch %d%s", folder.name, found, engine.place_within_epoch)
         return found
 
-    def evaluate(self, model: nn.Module, folder: Path | None = None) -> Facts:
+    def evaluate(self, model: nn.Module, folder: Path | None = None) -> Numbers:
         """Numbers of a network, see `measured`.
 
         Args:
@@ -224,13 +225,13 @@ class Trainer:
         engine.test(**self._test_settings(), **self._extras(folder))
         return measured(engine)
 
-    def _extras(self, folder: Path | None) -> Facts:
+    def _extras(self, folder: Path | None) -> dict[str, Any]:
         """What torchreid evaluates on request only."""
         test = self.config.test
         pictures = {"visrank": test.visrank and folder is not None, "visrank_topk": test.visrank_topk}
         return {"rerank": test.rerank, "save_dir": str(folder or ""), **pictures}
 
-    def _test_settings(self) -> Facts:
+    def _test_settings(self) -> dict[str, Any]:
         test = self.config.test
         return {
             "dist_metric": test.dist_metric,
@@ -268,7 +269,7 @@ def configure_synthetic(config: Config) -> None:
         synthped_video.configure(medium, "synthped_video_medium")
 
 
-def measured(engine: TransferEngine) -> Facts:
+def measured(engine: TransferEngine) -> Numbers:
     """Numbers of an engine's last evaluation: those of the first target, and under `targets` those of all."""
     targets = {name: dict(numbers) for name, numbers in engine.results.items()}
     return {**next(iter(targets.values())), "targets": targets}

@@ -16,7 +16,7 @@ from ..registry import nearest
 
 KINDS = {
     "weights": "a state dict of one network",
-    "chains": "weight chains of the OSKT authors, each a folder of its own",
+    "chains": "weight chains of the OSKT authors, each in its own folder",
     "sets": "archives of the VKD authors' checkpoint folders",
 }
 _PATH = Path(__file__).with_name("catalogue.yaml")

@@ -86,7 +86,7 @@ class OfficialContent:
         return chain.with_tensors(rows, {**chain.vectors, **self.vectors}, statistics)
 
     def to_refinement(self) -> Refinement:
-        """Teacher and S-student as the authors' program left them, to go on with; errors of `to_chain`."""
+        """Teacher and S-student as the authors' program left them, to continue with; errors of `to_chain`."""
         both = Refinement(self.teacher, self.to_chain(), vector_copies=bool(self.sstudent_vectors))
         with torch.no_grad():
             for name, vector in self.sstudent_vectors.items():

@@ -23,12 +23,12 @@ _LOCAL = ("127.0.0.1", "localhost", "::1")
 _RANGE_REFUSED = 416
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error yet: what has arrived is kept, and the next attempt goes on
+class Interrupted(Exception):  # noqa: N818 - not an error yet: what has arrived is kept, and the next attempt resumes
     """A transfer that ended early."""
 
 
 def fetch_https(link: str, part: Path, seconds: float = SECONDS, attempts: int = ATTEMPTS) -> None:
-    """Fetches a file, going on where an earlier attempt ended.
+    """Fetches a file, resuming where an earlier attempt ended.
 
     Args:
         link: HTTPS; plain HTTP only of this machine.
@@ -81,7 +81,7 @@ def _transfer(link: str, part: Path, seconds: float) -> None:
         if version:
             tag.write_text(version, encoding="utf-8")
         else:
-            tag.unlink(missing_ok=True)  # without a version nobody can tell what to go on with
+            tag.unlink(missing_ok=True)  # without a version nobody can tell what to resume
         _write(response, part, start)
 
 
@@ -107,7 +107,7 @@ def _write(response: Any, part: Path, start: int) -> None:
 
 
 def fetch_drive(link: str, target: Path, is_folder: bool = False, seconds: float = SECONDS) -> None:
-    """Fetches a file or a folder with gdown, which goes on where an earlier attempt ended.
+    """Fetches a file or a folder with gdown, which resumes where an earlier attempt ended.
 
     Args:
         link: of Google Drive, or any other that gdown takes.

@@ -49,7 +49,7 @@ _SPATIAL_GATE = {
     "7": "gate_s_bn_di_1",
     "9": "gate_s_conv_final",
 }
-_EXPANSION = "conv2.0.conv1"  # that a MobileNet of torchreid has in its first block and theirs has not
+_EXPANSION = "conv2.0.conv1"  # that a MobileNet of torchreid has in its first block and theirs lacks
 _FIRST_STAGE, _LAST_STAGE = 2, 9  # MobileNet's stages in torchreid: `conv2`, ..., `conv9`
 
 

@@ -1,4 +1,4 @@
-"""Rule of attention: queries, keys and values of a head are one set of channels, and every head is a block of its own.
+"""Rule of attention: queries, keys and values of a head are one set of channels, and every head is its own block.
 
 The product `q . k` sums over a head's channels, so the channels of queries and keys must be merged alike; values need
 not be, but the method clusters all three together (one clustering per head). Merged channels count once in the sum, and

@@ -52,7 +52,7 @@ def _is_split(recording: Recording, call: Call, moved: list[Tensor]) -> bool:
 
 
 def concatenate(recording: Recording, call: Call) -> None:
-    """Concatenation: shadows are joined; a part without channels (a constant) brings fixed ones of its own."""
+    """Concatenation: shadows are joined; a part without channels (a constant) brings its own fixed ones."""
     parts = list(call.args[0])
     _join(recording, call, parts, [recording.shadow(part) for part in parts])
 

@@ -1,4 +1,4 @@
-"""What stands in for code of a network that moves or counts channels by numbers of its own, in a student.
+"""What stands in for code of a network that moves or counts channels by its own numbers, in a student.
 
 Three things are adapted: integer attributes that say where channels part (`SplitPoint`), modules whose own code does
 nothing but move channels between the modules that it calls (`Route`), and modules that reduce their input over its

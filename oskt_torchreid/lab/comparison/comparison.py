@@ -80,12 +80,12 @@ def tune(config: Config, folder: Path, processes: int) -> Rates:
 
 
 def run_all(config: Config, jobs: Sequence[Job], processes: int, title: str, work: Work | None = None) -> None:
-    """Runs jobs that do not depend on one another; the first failure stops those that have not begun."""
+    """Runs jobs that do not depend on one another; the first failure stops those that have not started."""
     in_processes(work or _run_apart, [(job.config(config),) for job in jobs], processes, title)
 
 
 def _run_apart(config: Config) -> None:
-    """One run, perhaps in a process of its own; its messages go to its own folder."""
+    """One run, possibly in its own process; its messages go to its own folder."""
     folder = Path(config.data.save_dir)
     try:
         with logged(folder / "log.txt"):

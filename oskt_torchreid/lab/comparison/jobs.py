@@ -20,11 +20,13 @@ from ...config import Config, get, merged
 from ...datasets.synthetic import preset
 from ...datasets.synthped import VARIANTS
 from ...errors import ConfigError
+from ...runs.oskt.run import CHAIN_NAME
 from ...runs.oskt.specification import StudentSpec
+from ...runs.oskt.teachers import TEACHER_NAME
 
 CHAIN_METHOD, TEACHER = "oskt", "teacher"
 _KEYS_OF_EXPANSION = ("oskt.statistics", "oskt.distance", "oskt.recalibrate", "oskt.attention")
-CHAIN_NAME, TEACHER_NAME = "chain.safetensors", "teacher/teacher.pth"
+TEACHER_PATH = f"teacher/{TEACHER_NAME}"
 
 Changes = dict[str, Any]
 Rates = Mapping[str, Mapping[str, float]]
@@ -154,7 +156,7 @@ def seed_jobs(config: Config, rates: Rates, step: str) -> list[Job]:
 def _rest(config: Config, rates: Rates, folder: Path, data_seed: int) -> Iterator[tuple[str, str, Changes]]:
     """Scenario, folder and changes of what follows once teacher and chain are there."""
     node = config.comparison
-    teacher = {"oskt.teacher": str(folder / "finetune" / TEACHER_NAME)}
+    teacher = {"oskt.teacher": str(folder / "finetune" / TEACHER_PATH)}
     files = {"oskt.chain": str(folder / "finetune" / CHAIN_NAME), **teacher}
     if node.equal_passes_widths:
         students = students_of(list(node.methods), list(node.equal_passes_widths))

@@ -10,7 +10,7 @@ from .jobs import (
     CHAIN_METHOD,
     CHAIN_NAME,
     TEACHER,
-    TEACHER_NAME,
+    TEACHER_PATH,
     Changes,
     Job,
     Rates,
@@ -99,7 +99,7 @@ def _held_out(config: Config) -> Changes:
 def _teacher(config: Config, rates: Rates) -> Changes:
     """The teacher of the rate that was chosen."""
     folder = Path(config.data.save_dir) / "tuning" / f"teacher-{rates['teacher'][TEACHER]:g}"
-    return {"oskt.teacher": str(folder / TEACHER_NAME)}
+    return {"oskt.teacher": str(folder / TEACHER_PATH)}
 
 
 def _scenarios(config: Config) -> dict[str, tuple[list[str], Changes]]:

@@ -223,7 +223,7 @@ def _plans_of(
 
 
 def _plan_of_chain(config: Config, num_classes: int) -> RunPlan:
-    """Students of a chain that an earlier run refined, perhaps on other data; baselines where its teacher is given."""
+    """Students of a chain that an earlier run refined, possibly on other data; baselines where its teacher is given."""
     oskt = config.oskt
     chain = WeightChain.load(oskt.chain)
     spec = chain.spec

@@ -51,7 +51,7 @@ def refine(
         teacher: trained in place.
         node: `oskt.refine`; with no epochs the chain is saved as it is.
         folder: for checkpoints and TensorBoard files.
-        continued: go on from an interrupted attempt.
+        continued: resume an interrupted attempt.
         path: of the chain's file.
 
     Returns:

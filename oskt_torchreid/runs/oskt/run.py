@@ -275,7 +275,7 @@ class OSKTRun:
 
 
 def _complete_network(config: Config, plan: RunPlan, folder: Path, teacher_key: str, kind: str, number: int) -> None:
-    """One student or control of a run whose teacher, and for students chain, are made, in a process of its own."""
+    """One student or control of a run whose teacher, and for students chain, are made, in its own process."""
     with logged(folder / "log.txt"):
         run = OSKTRun(config, Trainer(config), plan, folder, keeps_results=False)
         networks = run.students(teacher_key) if kind == "students" else run.controls(teacher_key)

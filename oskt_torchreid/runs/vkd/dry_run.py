@@ -1,4 +1,4 @@
-"""The rehearsal of a run of VKD: its data managers of sets, its teacher and student, their schedules, and one step."""
+"""The dry run of a run of VKD: its data managers of sets, its teacher and student, their schedules, and one step."""
 
 from __future__ import annotations
 
@@ -12,16 +12,7 @@ from ...datasets.synthetic import video_preset
 from ...host.losses import loss_from_config
 from ...host.optimization import build_optimizer
 from ...vkd.model import PREFIX
-from ..rehearsal import (
-    BuiltNetworks,
-    Facts,
-    Rehearsal,
-    data_facts,
-    few_shot_facts,
-    file_facts,
-    loss_text,
-    rehearsed_stage,
-)
+from ..dry_run.parts import BuiltNetworks, DryRun, Lines, data_lines, dry_stage, few_shot_lines, file_lines, loss_text
 from ..trainer import network_size
 from .plan import CHAIN, CHAIN_SUFFIX, IMAGENET, SELF, check_set_start, plan_sets, start_student, student_kind
 from .run import SetTrainer
@@ -46,13 +37,13 @@ def shrink_sets(small: Config, identities: int) -> None:
     drawn.num_train, drawn.num_test, drawn.frames = identities, -(-TEST_TRACKLETS // cameras), FRAMES
 
 
-def rehearse_sets(config: Config, small: Config, built: BuiltNetworks | None = None, step: bool = True) -> Rehearsal:
-    """What `rehearse` does for `engine: vkd`.
+def run_sets_dry(config: Config, small: Config, built: BuiltNetworks | None = None, step: bool = True) -> DryRun:
+    """What `run_dry` does for `engine: vkd`.
 
     Args:
         config: whole tree.
         small: the same on stand-in data, see `shrink_sets`.
-        built: of an earlier rehearsal of the same networks.
+        built: of an earlier dry run of the same networks.
         step: whether to make the one step, of the first student; without it networks have shapes and no weights.
 
     Raises:
@@ -64,13 +55,13 @@ def rehearse_sets(config: Config, small: Config, built: BuiltNetworks | None = N
     stages = []
     if not config.vkd.teacher:
         optimizer = build_optimizer(built.teacher, small, get(small, TEACHER))
-        stages.append(rehearsed_stage(config, small, trainer, TEACHER, "teacher", optimizer))
+        stages.append(dry_stage(config, small, trainer, TEACHER, "teacher", optimizer))
     optimizer = build_optimizer(built.student, small, get(small, STUDENT))
     generations = config.vkd.generations
     name = "student" if generations == 1 else f"{generations} students, one after another"
-    stages.append(rehearsed_stage(config, small, trainer, STUDENT, name, optimizer))
+    stages.append(dry_stage(config, small, trainer, STUDENT, name, optimizer))
     terms = _one_step(small, trainer, built) if step else {}
-    return Rehearsal(_facts(config), tuple(stages), built.sizes, terms, built)
+    return DryRun(_lines(config), tuple(stages), built.sizes, terms, built)
 
 
 def _built(small: Config, num_classes: int, step: bool) -> BuiltNetworks:
@@ -101,7 +92,7 @@ def _one_step(small: Config, trainer: SetTrainer, built: BuiltNetworks) -> dict[
     return engine.forward_backward(next(iter(datamanager.train_loader)))
 
 
-def _facts(config: Config) -> Facts:
+def _lines(config: Config) -> Lines:
     """What is not in the tables."""
     node, per_identity = config.vkd, config.sampler.num_instances
     taught = node.teacher_stage
@@ -116,20 +107,20 @@ def _facts(config: Config) -> Facts:
         f"{taught.num_views or node.num_views} views ({taught.strategy or node.strategy}); "
         f"{taught.batch_size // per_identity} identities x {per_identity} in a batch"
     )
-    facts = [
+    lines = [
         ("network", f"{PREFIX}{config.model.name.removeprefix(PREFIX)} at {config.data.height}x{config.data.width}"),
-        *data_facts(config, "; ".join(tested)),
+        *data_lines(config, "; ".join(tested)),
         ("sets", sets),
         *([] if node.teacher else [("teacher's own sets", own)]),
         ("loss", f"{loss_text(config)} + {node.alpha:g} x class scores at temperature {node.temperature:g} "
          f"+ {node.beta:g} x distances"),
         ("student", _start_text(config)),
-        *few_shot_facts(config),
+        *few_shot_lines(config),
     ]  # fmt: skip
     files = {"teacher": node.teacher, "weights": "" if node.teacher else config.model.load_weights}
     files["student's chain"] = node.student if node.student.endswith(CHAIN_SUFFIX) else ""
     files["last stage"] = "" if node.last_stage_weights == IMAGENET else node.last_stage_weights
-    return (*facts, *file_facts(files))
+    return (*lines, *file_lines(files))
 
 
 def _start_text(config: Config) -> str:

@@ -62,7 +62,7 @@ class SetTrainer(Trainer):
         return self._managers[key]
 
     def stage_datamanager(self, stage: Config, key: str = TEACHER_STAGE) -> DataManager:
-        """That of a stage; the teacher's may have views of its own."""
+        """That of a stage; the teacher's may have its own views."""
         views, strategy = stage.get("num_views", 0), stage.get("strategy", "")
         return self.datamanager(stage.batch_size, f"{key}.batch_size", views, strategy)
 
