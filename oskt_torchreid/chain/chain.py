@@ -12,16 +12,17 @@ import numpy as np
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from ..errors import ChainError, OsktError, WidthError
+from ..errors import ChainError, ConfigError, OsktError, WidthError
 from ..graph import ChannelGraph, FeaturePath
 from ..graph.plans import Width, check_plan, full_plan, show_ratio
 from ..graph.surgery.rebuild import check_code_fits
 from ..graph.tracer import check_model
 from ..networks import ModelSpec, resolver
 from . import chain_file, lineage, network
-from .clustering import Clustering, cluster_teacher
+from .clustering import Clustering, cluster_teacher, cluster_trees
 from .layout import Layout
 from .narrowing import average_rows, check_attention, rows_first
+from .nesting import Tree, check_trees, cut_trees
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,8 @@ class WeightChain:
             the name of the first teacher.
         origin_to_teacher: in a chain of a student, per group name: the channel that stands for each channel of the
             first teacher; empty in a chain of a first teacher.
+        trees: in a nested chain (see `nesting.py`), per group name: the hierarchy whose cuts are slots. Its `rows` are
+            those of the adjusted teacher then, `[N, columns, ...]`; empty in the paper's chain.
     """
 
     graph: ChannelGraph
@@ -54,6 +57,7 @@ class WeightChain:
     statistics: dict[str, Tensor] = field(default_factory=dict)
     attention: str = "folded"
     origin_to_teacher: dict[str, np.ndarray] = field(default_factory=dict)
+    trees: dict[str, Tree] = field(default_factory=dict)
 
     @classmethod
     def from_teacher(
@@ -65,6 +69,7 @@ class WeightChain:
         normalize_rows: bool | None = None,
         clustering: str | Clustering = "ward",
         attention: str = "folded",
+        nested: bool = False,
     ) -> WeightChain:
         """Clusters a teacher's channels; chain rows are the means of their clusters (paper: chain initialisation).
 
@@ -79,9 +84,11 @@ class WeightChain:
                 students exact at widths that divide the teacher's and are multiples of the chain's; or a function that
                 maps rows `[N, columns]` and a number of clusters to labels `[N]`.
             attention: `folded` (exact queries and keys) or `paper`, for the S-student and all students.
+            nested: students are cuts of Ward's tree, and wide ones keep what narrow ones merge, see `nesting.py`; the
+                paper's chain has even parts of its clusters.
 
         Raises:
-            ConfigError: another clustering or attention.
+            ConfigError: another clustering or attention, or another clustering than Ward's for a nested chain.
             GraphError: the network cannot be traced.
             WidthError: a width out of range.
             ChainError: weights that are not finite.
@@ -92,8 +99,14 @@ class WeightChain:
         state = network.state_of(teacher)
         network.check_graph_fits(graph, state)
         normalize = bool(graph.attentions) if normalize_rows is None else normalize_rows
-        labels = cluster_teacher(graph, state, widths, normalize, clustering)
-        return cls.from_labels(teacher, graph, labels, attention)
+        if not nested:
+            labels = cluster_teacher(graph, state, widths, normalize, clustering)
+            return cls.from_labels(teacher, graph, labels, attention)
+        if clustering != "ward":
+            raise ConfigError(f"clustering of a nested chain is {clustering!r}; it needs a tree, so give 'ward'")
+        trees = cluster_trees(graph, state, normalize)
+        labels = dict(zip(trees, cut_trees(list(trees.values()), [widths[name] for name in trees]), strict=True))
+        return cls.from_labels(teacher, graph, labels, attention, trees)
 
     @classmethod
     def from_labels(
@@ -102,6 +115,7 @@ class WeightChain:
         graph: ChannelGraph,
         teacher_to_chain: Mapping[str, np.ndarray],
         attention: str = "folded",
+        trees: Mapping[str, Tree] | None = None,
     ) -> WeightChain:
         """The chain of a given clustering.
 
@@ -110,6 +124,7 @@ class WeightChain:
             graph: its channel graph.
             teacher_to_chain: cluster of each channel per group name, shape `[N]`, every cluster in use.
             attention: see `from_teacher`.
+            trees: of a nested chain per group name, of which the clusters are cuts.
 
         Raises:
             ConfigError: another attention.
@@ -124,7 +139,8 @@ class WeightChain:
         rows = {}
         for name in sorted(graph.matrices):
             tie = graph.row_ties[name]
-            rows[name] = average_rows(rows_first(state[name].detach(), tie), layout.axis(tie)).cpu()
+            whole = rows_first(state[name].detach(), tie)
+            rows[name] = _copy(whole) if trees else average_rows(whole, layout.axis(tie)).cpu()
         chain = cls(
             graph=graph,
             teacher_to_chain=labels,
@@ -134,6 +150,7 @@ class WeightChain:
             model=network.skeleton_of(teacher),
             spec=resolver().identify(teacher),
             attention=check_attention(attention),
+            trees=dict(trees or {}),
         )
         chain.validate()
         return chain
@@ -159,7 +176,7 @@ class WeightChain:
             WidthError: a width out of range.
         """
         graph = network.trace(student, chain.input_size)
-        teacher_to_student = lineage.student_channels(chain.graph, chain.teacher_to_chain, graph)
+        teacher_to_student = lineage.student_channels(chain.graph, chain.layout_of, graph)
         lineage.check_unscaled(student)
         made = cls.from_teacher(student, width, graph=graph, **{"attention": chain.attention, **options})
         origin = lineage.composed(chain.origin_to_teacher, teacher_to_student)
@@ -183,7 +200,20 @@ class WeightChain:
     @cached_property
     def layout(self) -> Layout:
         """Where everything of the chain's own widths sits; computed once."""
-        return Layout(self.graph, self.teacher_to_chain, self.widths)
+        return self.layout_of(self.widths)
+
+    def layout_of(self, widths: Mapping[str, int]) -> Layout:
+        """Where everything of a student's widths sits."""
+        return Layout(self.graph, self.teacher_to_chain, widths, self.trees)
+
+    @property
+    def cluster_rows(self) -> dict[str, Tensor]:
+        """Chain row of each cluster per matrix, `[K, columns, ...]`; in a nested chain the means of its rows."""
+        if not self.trees:
+            return self.rows
+        return {
+            name: average_rows(rows, self.layout.axis(self.graph.row_ties[name])) for name, rows in self.rows.items()
+        }
 
     @cached_property
     def features(self) -> FeaturePath:
@@ -248,6 +278,8 @@ class WeightChain:
             ChainError: says which tensor or group, what it is and what it must be.
         """
         network.check_labels(self.graph, self.teacher_to_chain)
+        if self.trees:
+            check_trees(self.trees, self.teacher_to_chain)
         if self.origin_to_teacher:
             lineage.check_origin(self.graph, self.origin_to_teacher)
         state = self.model.state_dict()
@@ -262,7 +294,8 @@ class WeightChain:
         for name, tie in graph.row_ties.items():
             is_matrix, axis = name in graph.matrices, self.layout.axis(tie)
             shape = list(rows_first(state[name], tie).shape if is_matrix else state[name].shape)
-            shape[0 if is_matrix else tie.dimension] = axis.blocks * axis.length
+            if not (is_matrix and self.trees):
+                shape[0 if is_matrix else tie.dimension] = axis.blocks * axis.length
             narrow[name] = state[name].new_empty(shape)
         tied = {tie.tensor for tie in graph.ties}
         return {

@@ -21,9 +21,10 @@ from ..graph.surgery.rebuild import describe_code
 from ..networks import ModelSpec, resolver
 from . import lineage, network
 from .narrowing import check_attention
+from .nesting import Tree
 
 FORMAT = "oskt-weight-chain"
-VERSION = 2
+VERSION, NESTED_VERSION = 2, 3
 Attributes = dict[str, Any]
 KINDS = {"rows": "chain row", "vectors": "vector", "fixed": "fixed tensor", "statistics": "statistic"}
 """Kinds of a chain's tensors, and what one of each is called."""
@@ -37,13 +38,18 @@ def write(path: str | Path, chain: Attributes) -> None:
     for group in graph.groups:
         labels[group.channels] = chain["teacher_to_chain"][group.name]
     arrays["teacher_to_chain"] = labels
+    if trees := chain["trees"]:
+        for kind in Tree._fields:
+            arrays[f"tree_{kind}"] = joined = np.empty(graph.num_channels, np.int32)
+            for group in graph.groups:
+                joined[group.channels] = getattr(trees[group.name], kind)
     arrays["origin_to_teacher"], origin_lengths = lineage.join_origin(graph, origin)
     tensors = {f"graph/{name}": torch.from_numpy(array) for name, array in arrays.items()}
     for kind in KINDS:
         tensors.update({f"{kind}/{name}": tensor for name, tensor in chain[kind].items()})
     metadata = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": NESTED_VERSION if trees else VERSION,
         "model": asdict(spec) if spec else None,
         "graph": description,
         "origin": origin_lengths,
@@ -62,10 +68,10 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     tensors, metadata = files.load_tensors(path, ChainError)
     said = [metadata.get(key) for key in ("format", "version")] if isinstance(metadata, dict) else [None, None]
-    if said != [FORMAT, VERSION]:
+    if said not in ([FORMAT, VERSION], [FORMAT, NESTED_VERSION]):
         raise ChainError(
-            f"'{path}' is no weight chain of version {VERSION} (it says format {said[0]!r}, version {said[1]!r}); "
-            "give a file written by WeightChain.save"
+            f"'{path}' is no weight chain of version {VERSION} or {NESTED_VERSION} (it says format {said[0]!r}, "
+            f"version {said[1]!r}); give a file written by WeightChain.save"
         )
     return tensors, metadata
 
@@ -114,8 +120,17 @@ def attributes_of(tensors: dict[str, Tensor], metadata: dict[str, Any], model: n
         "spec": spec,
         "attention": check_attention(metadata.get("attention", "folded")),
         "origin_to_teacher": origin,
+        "trees": _trees(arrays, graph) if metadata["version"] == NESTED_VERSION else {},
         **parts,
     }
+
+
+def _trees(arrays: dict[str, np.ndarray], graph: ChannelGraph) -> dict[str, Tree]:
+    """The hierarchies of a nested chain; their soundness is checked with the chain."""
+    order, rank = (arrays[f"tree_{kind}"].astype(np.int64) for kind in Tree._fields)
+    if not order.shape == rank.shape == (graph.num_channels,):
+        raise ChainError(f"its hierarchies have {order.shape} and {rank.shape} places, its graph {graph.num_channels}")
+    return {group.name: Tree(order[group.channels], rank[group.channels]) for group in graph.groups}
 
 
 def _skeleton(spec: ModelSpec | None, model: nn.Module | None, graph: ChannelGraph) -> nn.Module:

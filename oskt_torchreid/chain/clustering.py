@@ -28,6 +28,7 @@ from torch import Tensor
 from ..errors import ChainError, ConfigError
 from ..graph import ChannelGraph, ChannelGroup, Tie
 from .narrowing import rows_first
+from .nesting import Tree, flat_tree, ward_tree
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,26 @@ def cluster_teacher(
             labels = _numbered_by_first_row(labels_of(rows, width))
             result[group.name] = balanced_labels(rows, labels) if index in balanced else labels
     return result
+
+
+def cluster_trees(graph: ChannelGraph, state: Mapping[str, Tensor], normalize_rows: bool = False) -> dict[str, Tree]:
+    """Ward's hierarchy of every group of a teacher: `cluster_teacher` is its cut at one width, see `nesting.py`.
+
+    Args:
+        graph: the teacher's channel graph.
+        state: the teacher's state dict; not changed.
+        normalize_rows: give each layer's rows unit length first.
+
+    Raises:
+        ChainError: weights that are not finite.
+    """
+    producers = _producers(graph)
+    return {
+        group.name: flat_tree(group.size)
+        if group.fixed
+        else ward_tree(group_rows(graph, group, producers[index], state, normalize_rows))
+        for index, group in enumerate(graph.groups)
+    }
 
 
 def _under_norms(graph: ChannelGraph) -> frozenset[int]:

@@ -71,7 +71,7 @@ def feature_scale(chain: WeightChain, widths: Mapping[str, int], distance: str) 
         GraphError: a network whose feature is not made of channels of its graph.
         WidthError: widths that do not fit.
     """
-    layout = Layout(chain.graph, chain.teacher_to_chain, widths)
+    layout = chain.layout_of(widths)
     channels = chain.features.channels
     kept = channels[occupied(chain.graph, widths)[channels]]
     return torch.from_numpy(channel_factors(chain, layout, distance)[kept]).float()

@@ -18,7 +18,6 @@ from .budgets import Choice, Cost, in_half_precision, parse_amount, widest_withi
 from .chain import WeightChain
 from .counting import Costs
 from .distance import check_distance, scale_features
-from .layout import Layout
 from .likeness import Like, plan_like
 from .narrowing import Narrowing
 from .student_file import attach_record, file_size
@@ -162,9 +161,10 @@ def expand_to_plan(
         raise ConfigError(f"statistics is '{statistics}'; allowed: {', '.join(STATISTICS)}")
     if distance != "none":
         check_distance(distance)
-    chain = chain if statistics == "own" else replace(chain, statistics={})
-    layout = Layout(chain.graph, chain.teacher_to_chain, widths)
-    narrowing = Narrowing(chain.graph, chain.layout, layout, attention or chain.attention)
+    of_chain = not chain.trees or dict(widths) == chain.widths  # of a nested chain each width is another function
+    chain = chain if statistics == "own" and of_chain else replace(chain, statistics={})
+    layout = chain.layout_of(widths)
+    narrowing = Narrowing(chain.graph, chain.layout, layout, attention or chain.attention, nested=bool(chain.trees))
     vectors = {name: vector for name, vector in chain.vectors.items() if name not in chain.statistics}
     made = narrowing(chain.rows, vectors) | _statistics(chain, narrowing) | chain.fixed
     tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in made.items()}

@@ -31,6 +31,7 @@ from torch import Tensor
 from ..errors import WidthError
 from ..graph import Axis, ChannelGraph, Tie
 from ..graph.plans import check_plan, occupied
+from .nesting import Tree, cut_trees
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +85,27 @@ def slots_of_groups(teacher_to_chain: Sequence[np.ndarray], widths: Sequence[int
     slot_to_cluster = slot_cluster - np.repeat(first_cluster, width)
     parts = zip(_cut(slot_to_cluster, width), _cut(teacher_to_slot, channels), strict=True)
     return [Slots(*part) for part in parts]
+
+
+def slots_of_trees(trees: Sequence[Tree], teacher_to_chain: Sequence[np.ndarray], widths: Sequence[int]) -> list[Slots]:
+    """Slots and members of many groups of a nested chain: the cuts of their trees.
+
+    Args:
+        trees: per group.
+        teacher_to_chain: the cut at the chain's width per group.
+        widths: per group.
+
+    Raises:
+        WidthError: a width is outside of its group's `[K, N]`.
+    """
+    clusters = np.array([int(labels.max()) + 1 for labels in teacher_to_chain])
+    _check(np.asarray(widths), clusters, np.array([len(labels) for labels in teacher_to_chain]))
+    made = []
+    for cut, labels, width in zip(cut_trees(trees, widths), teacher_to_chain, widths, strict=True):
+        slot_to_cluster = np.empty(width, np.int64)
+        slot_to_cluster[cut] = labels
+        made.append(Slots(slot_to_cluster, cut))
+    return made
 
 
 def _apportion(
@@ -197,16 +219,30 @@ def spans(axes: Sequence[AxisMap], alignment: int = 1) -> list[int]:
 
 
 class Layout:
-    """Slots and axis maps of one width plan; computed once per axis and shared by the tensors along it."""
+    """Slots and axis maps of one width plan; computed once per axis and shared by the tensors along it.
+
+    Args:
+        graph: the teacher's channel graph.
+        teacher_to_chain: cluster of each channel per group name, `[N]`.
+        widths: width per group name.
+        trees: of a nested chain, per group name: slots are the cuts of its tree, instead of even parts of clusters.
+    """
 
     def __init__(
-        self, graph: ChannelGraph, teacher_to_chain: Mapping[str, np.ndarray], widths: Mapping[str, int]
+        self,
+        graph: ChannelGraph,
+        teacher_to_chain: Mapping[str, np.ndarray],
+        widths: Mapping[str, int],
+        trees: Mapping[str, Tree] | None = None,
     ) -> None:
         check_plan(graph, widths)
         self.graph = graph
         self.widths = dict(widths)
         names = [group.name for group in graph.groups]
-        made = slots_of_groups([teacher_to_chain[name] for name in names], [widths[name] for name in names])
+        labels, asked = [teacher_to_chain[name] for name in names], [widths[name] for name in names]
+        made = (
+            slots_of_trees([trees[name] for name in names], labels, asked) if trees else slots_of_groups(labels, asked)
+        )
         self.slots: dict[str, Slots] = dict(zip(names, made, strict=True))
         place = np.empty(graph.num_channels, np.int64)
         for group, slots in zip(graph.groups, made, strict=True):

@@ -8,7 +8,7 @@ clustered as `0 1 0`: the composed map is `0 1 0 0`, and cluster 0 stands for th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -25,12 +25,14 @@ from .narrowing import rows_first
 ChannelMap = dict[str, np.ndarray]
 
 
-def student_channels(graph: ChannelGraph, teacher_to_chain: Mapping[str, np.ndarray], own: ChannelGraph) -> ChannelMap:
+def student_channels(
+    graph: ChannelGraph, layout_of: Callable[[Mapping[str, int]], Layout], own: ChannelGraph
+) -> ChannelMap:
     """The channel of a student, counted within its group, that stands for each channel of its teacher.
 
     Args:
         graph: the teacher's channel graph.
-        teacher_to_chain: clusters of the chain that the student was expanded from.
+        layout_of: the layout of a student of the chain, by its widths.
         own: the student's channel graph, traced anew.
 
     Returns:
@@ -47,7 +49,7 @@ def student_channels(graph: ChannelGraph, teacher_to_chain: Mapping[str, np.ndar
             f"the student was not expanded from this chain: it has no channel groups {missing[:3]} and others "
             f"{unknown[:3]}; give a student of this very chain"
         )
-    layout = Layout(graph, teacher_to_chain, own.sizes)
+    layout = layout_of(own.sizes)
     places = occupied(graph, own.sizes)
     channel_at = np.empty(graph.num_channels, np.int64)
     for group in own.groups:

@@ -51,11 +51,15 @@ class Narrowing(nn.Module):
         chain: where everything of the chain's widths sits.
         student: where everything of the student's widths sits; the chain's own layout for the S-student.
         attention: `folded` or `paper`.
+        nested: rows are those of a nested chain, one per channel of the teacher, and averaged over the members of each
+            slot: `W[j, k] = mean over a(l) = j of the sum of A[l, i] over a(i) = k`.
     """
 
-    def __init__(self, graph: ChannelGraph, chain: Layout, student: Layout, attention: str) -> None:
+    def __init__(
+        self, graph: ChannelGraph, chain: Layout, student: Layout, attention: str, nested: bool = False
+    ) -> None:
         super().__init__()
-        self._graph, self._chain, self._student = graph, chain, student
+        self._graph, self._chain, self._student, self._nested = graph, chain, student, nested
         self._factor_names: dict[str, str] = {}
         for number, (name, factor) in enumerate(attention_factors(graph, student, attention).items()):
             self._factor_names[name] = f"factor_{number}"
@@ -79,9 +83,14 @@ class Narrowing(nn.Module):
         return tensors
 
     def matrix(self, name: str, rows: Tensor) -> Tensor:
-        """A student's matrix: columns summed over the members of each slot, then rows gathered from the chain."""
+        """A student's matrix: columns summed over the members of each slot, and rows gathered from the chain."""
         column = self._graph.column_ties.get(name)
         axis = None if column is None else self._student.axis(column)
+        if self._nested:
+            own = self._axis(name)
+            averaged = rows if own.is_identity else average_rows(rows, own)
+            merged = averaged if axis is None or axis.is_identity else sum_columns(averaged, axis)
+            return rows_first(merged, self._graph.row_ties[name])
         merged = rows if axis is None or axis.is_identity else sum_columns(rows, axis)
         return rows_first(self.gathered(name, merged), self._graph.row_ties[name])
 

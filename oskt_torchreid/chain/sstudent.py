@@ -22,6 +22,7 @@ from . import network
 from .chain import WeightChain
 from .losses import RowPair, refining_loss
 from .narrowing import Narrowing, rows_first
+from .nesting import adjusted
 
 Criterion = Callable[[Any], Tensor]
 """A task's loss, a scalar, of what a network returns in training."""
@@ -46,7 +47,7 @@ class SStudent(nn.Module):
         self._chain = chain
         self._layout = chain.layout
         shared = _fixed_tensors(chain)
-        rows = {name: rows for name, rows in chain.rows.items() if name not in shared}
+        rows = {name: rows for name, rows in chain.cluster_rows.items() if name not in shared}
         self.rows = nn.ParameterDict({_key(name): nn.Parameter(tensor.clone()) for name, tensor in rows.items()})
         graph, self._parameter_names = chain.graph, [name for name, _ in chain.model.named_parameters()]
         self._matrices = [name for name in self._parameter_names if name in graph.matrices]
@@ -67,7 +68,7 @@ class SStudent(nn.Module):
 
     def _make_shell(self, chain: WeightChain) -> nn.Module:
         """Buffers start as the merged statistics of the chain; parameters are emptied, for they are never read."""
-        tensors = self.narrowing(chain.rows, chain.vectors) | chain.statistics | chain.fixed
+        tensors = self.narrowing(chain.cluster_rows, chain.vectors) | chain.statistics | chain.fixed
         tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
         shell = rebuild(chain.model, tensors)
         adapt_code(shell, chain.graph, self._layout.members)
@@ -151,13 +152,18 @@ class SStudent(nn.Module):
 
     def to_chain(self, teacher: nn.Module) -> WeightChain:
         """The chain as refined so far: its rows, the teacher's current vectors, the S-student's statistics (copies)."""
-        state, own = network.state_of(teacher), self.shell.state_dict()
+        state, shell = network.state_of(teacher), self.shell.state_dict()
         vectors = {}
         for name in self._chain.vectors:
             vectors[name] = self.own_vectors[_key(name)] if _key(name) in self.own_vectors else state[name]
-        statistics = {name: own[name] for name in vectors if name in own and name not in self._code_buffers}
+        statistics = {name: shell[name] for name in vectors if name in shell and name not in self._code_buffers}
         rows = {name: rows_first(state[name], self._chain.graph.row_ties[name]) for name in self._chain.rows}
-        rows.update({name: self.rows[_key(name)] for name in rows if _key(name) in self.rows})
+        own = {name: self.rows[_key(name)] for name in rows if _key(name) in self.rows}
+        if self._chain.trees:
+            refined = [name for name in own if name in self._index_names]
+            rows |= {name: adjusted(rows[name], own[name], getattr(self, self._index_names[name])) for name in refined}
+        else:
+            rows |= own
         return self._chain.with_tensors(rows, vectors, statistics)
 
 

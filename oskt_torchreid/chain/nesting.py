@@ -1,0 +1,118 @@
+"""Nested chains: students of every width are cuts of one tree, so that wide ones keep what narrow ones merge.
+
+The paper's chain has one row per cluster, and a student's slots of a cluster share it: whatever told them apart is
+gone. In a nested chain a slot `v` of cluster `a` has the row `R_v = C_a + (Wm_v - Wm_a)`: the chain's, and what the
+mean of the slot's members in the teacher is beyond that of the cluster's. With the *adjusted* teacher
+
+    A_i = W_i + C_a(i) - Wm_a(i)
+
+that is the mean of its rows over the slot, whatever the width: at the chain's own it is `C_a`, at the teacher's `A_i`
+itself, and where the rows of a cluster are equal it is `C_a` at every width, as in the paper.
+
+Slots are the cuts of Ward's tree. Example, rows 0, 1, 10, 14 of 4 channels: Ward merges 0 with 1, then 2 with 3, then
+both. In the leaf order `0 1 2 3`, channel 0 begins the first slot, channel 2 a second one in students of more than one
+channel, channel 3 a third one above two, channel 1 a fourth one above three: `rank = (0, 3, 1, 2)`. Cut at width 3 the
+slots are `(0, 1), (2), (3)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.cluster.hierarchy import cophenet, leaves_list, linkage
+from scipy.spatial.distance import squareform
+from torch import Tensor
+
+from ..errors import ChainError
+
+
+class Tree(NamedTuple):
+    """A hierarchy of one group's channels, by the cuts that it has.
+
+    Attributes:
+        order: channels in an order in which every cluster of the hierarchy stands together, shape `[N]`.
+        rank: of each place in that order: the channel there begins a slot in students of more than so many channels,
+            shape `[N]`; the first is 0, and together they are `0..N-1`.
+    """
+
+    order: np.ndarray
+    rank: np.ndarray
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether both are orders of all channels, and the first place begins a slot at every width."""
+        places = np.arange(len(self.order))
+        both = (np.array_equal(np.sort(part), places) for part in self)
+        return all(both) and len(places) > 0 and self.rank[0] == 0
+
+
+def adjusted(weight: Tensor, chain_rows: Tensor, index: Tensor) -> Tensor:
+    """Rows of the adjusted teacher, `A_i = W_i + C_a(i) - Wm_a(i)`; differentiable in both.
+
+    Args:
+        weight: teacher's weight `W`, rows first, `[N, ...]`.
+        chain_rows: chain `C`, `[K, ...]`.
+        index: `a`, chain row of each teacher row, `[N]`, every chain row in use.
+
+    Example: `W = (1, 3, 10)`, `C = (4, 9)`, `a = (0, 0, 1)`: the means are 2 and 10, and `A = (3, 5, 9)`.
+    """
+    members = torch.bincount(index, minlength=len(chain_rows)).to(weight).reshape(-1, *[1] * (weight.dim() - 1))
+    means = torch.zeros_like(chain_rows).index_add(0, index, weight) / members
+    return weight + (chain_rows - means).index_select(0, index)
+
+
+def check_trees(trees: Mapping[str, Tree], teacher_to_chain: Mapping[str, np.ndarray]) -> None:
+    """Raises `ChainError` unless every group has a sound tree, of which its clusters are a cut."""
+    for name, labels in teacher_to_chain.items():
+        tree = trees.get(name)
+        if tree is None or not tree.is_sound or len(tree.order) != len(labels):
+            raise ChainError(f"group '{name}' of {len(labels)} channels has no hierarchy of them")
+        if not np.array_equal(cut_trees([tree], [int(labels.max()) + 1])[0], labels):
+            raise ChainError(f"the clusters of group '{name}' are no cut of its hierarchy")
+
+
+def flat_tree(size: int) -> Tree:
+    """The tree of a group that is never narrowed: its channels, one after the other."""
+    return Tree(np.arange(size), np.arange(size))
+
+
+def ward_tree(rows: Tensor) -> Tree:
+    """Ward's hierarchy of rows `[N, columns]` (float64, finite); its cuts are those of `clustering.ward_labels`.
+
+    Raises:
+        ChainError: a row that is not finite.
+    """
+    if not torch.isfinite(rows).all():
+        raise ChainError("the teacher has weights that are NaN or infinite; a chain needs a sound teacher checkpoint")
+    if len(rows) == 1:
+        return flat_tree(1)
+    distances = torch.cdist(rows, rows, compute_mode="use_mm_for_euclid_dist").fill_diagonal_(0).numpy()
+    merges = linkage(squareform(distances, checks=False), method="ward")
+    order = leaves_list(merges)
+    merges[:, 2] = np.arange(1, len(rows))  # which merge, instead of how high
+    joined_by = squareform(cophenet(merges))[order[:-1], order[1:]]
+    return Tree(order.astype(np.int64), np.r_[0, len(rows) - joined_by].astype(np.int64))
+
+
+def cut_trees(trees: Sequence[Tree], widths: Sequence[int]) -> list[np.ndarray]:
+    """Slot of every channel of each group, `[N]`; slots are numbered by their first channel.
+
+    Args:
+        trees: per group.
+        widths: per group, from 1 to `N`.
+    """
+    sizes = np.array([len(tree.order) for tree in trees])
+    offsets = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    begins = np.concatenate([tree.rank for tree in trees]) < np.repeat(np.asarray(widths), sizes)
+    place = np.concatenate([tree.order for tree in trees]) + offsets
+    slot = np.empty(len(place), np.int64)
+    slot[place] = np.cumsum(begins) - 1
+    first = np.full(begins.sum(), len(place))
+    np.minimum.at(first, slot, np.arange(len(place)))
+    number = np.empty(len(first), np.int64)
+    number[np.argsort(first)] = np.arange(len(first))  # groups follow one another, and so do their slots
+    labels = np.split(number[slot], np.cumsum(sizes)[:-1])
+    return [part - part.min() for part in labels]
