@@ -9,6 +9,7 @@ of the FLOPs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,16 +17,21 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..graph import adapt_code, rebuild
+from ..errors import ChainError
+from ..graph.plans import Width, full_plan
 from ..graph.surgery.rebuild import code_buffers
 from . import network
 from .chain import WeightChain
+from .levels import Level, empty_shell
 from .losses import RowPair, refining_loss
 from .narrowing import Narrowing, rows_first
 from .nesting import adjusted
 
 Criterion = Callable[[Any], Tensor]
 """A task's loss, a scalar, of what a network returns in training."""
+
+Distillation = Callable[[Any, Any], Tensor]
+"""What a narrow student loses against the teacher, a scalar, of the teacher's output and its own."""
 
 
 class SStudent(nn.Module):
@@ -62,21 +68,10 @@ class SStudent(nn.Module):
         self.own_vectors = nn.ParameterDict({_key(name): nn.Parameter(chain.vectors[name].clone()) for name in vectors})
         for name in vectors:
             self.own_vectors[_key(name)].requires_grad_(chain.model.get_parameter(name).requires_grad)
-        self.shell = self._make_shell(chain)
+        merged = self.narrowing(chain.cluster_rows, chain.vectors) | chain.statistics | chain.fixed
+        self.shell = empty_shell(chain, self._layout, merged)
         self._code_buffers = code_buffers(chain.graph)
         self._register_indices(chain)
-
-    def _make_shell(self, chain: WeightChain) -> nn.Module:
-        """Buffers start as the merged statistics of the chain; parameters are emptied, for they are never read."""
-        tensors = self.narrowing(chain.cluster_rows, chain.vectors) | chain.statistics | chain.fixed
-        tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-        shell = rebuild(chain.model, tensors)
-        adapt_code(shell, chain.graph, self._layout.members)
-        for module in shell.modules():
-            for name in [name for name, parameter in module._parameters.items() if parameter is not None]:
-                del module._parameters[name]
-                module.register_buffer(name, torch.empty(0), persistent=False)
-        return shell
 
     def _register_indices(self, chain: WeightChain) -> None:
         """Chain row of each teacher row per matrix that is refined; kept as buffers so that they follow the device."""
@@ -94,6 +89,20 @@ class SStudent(nn.Module):
         """The S-student's parameters by name, differentiable in the chain's rows and the teacher's vectors."""
         teachers = dict(teacher.named_parameters())
         return self._shared(teachers) | self.narrowing(self._rows(teachers), self._vectors(teachers))
+
+    def nested_weights(self, teacher: nn.Module, narrowing: Narrowing) -> dict[str, Tensor]:
+        """Parameters of a student of another width of a nested chain, see `Level`; its classifiers are the S-student's.
+
+        Args:
+            teacher: as it is now.
+            narrowing: from the adjusted teacher to that student.
+        """
+        teachers = dict(teacher.named_parameters())
+        rows = self._rows(teachers)
+        for name in [name for name in rows if name in self._index_names]:
+            whole = rows_first(teachers[name], self._chain.graph.row_ties[name])
+            rows[name] = adjusted(whole, rows[name], getattr(self, self._index_names[name]))
+        return self._shared(teachers) | narrowing(rows, self._vectors(teachers))
 
     def _rows(self, teachers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rows of every matrix: the chain's; of one that may not be narrowed, the teacher's."""
@@ -161,14 +170,13 @@ class SStudent(nn.Module):
         own = {name: self.rows[_key(name)] for name in rows if _key(name) in self.rows}
         if self._chain.trees:
             refined = [name for name in own if name in self._index_names]
-            rows |= {name: adjusted(rows[name], own[name], getattr(self, self._index_names[name])) for name in refined}
-        else:
-            rows |= own
+            own |= {name: adjusted(rows[name], own[name], getattr(self, self._index_names[name])) for name in refined}
+        rows |= own
         return self._chain.with_tensors(rows, vectors, statistics)
 
 
 class RefinementLosses(NamedTuple):
-    """The terms of a batch, scalars: what the teacher and the S-student lose, and `L_refine` between them."""
+    """The terms of a batch, scalars: what the teacher and the narrow students lose, and `L_refine` between them."""
 
     teacher: Tensor
     sstudent: Tensor
@@ -194,16 +202,37 @@ class Refinement(nn.Module):
         teacher: trained in place.
         chain: made of it; copied from.
         vector_copies: norm parameters and biases are the S-student's own, see `SStudent`.
+        within: weight of what makes the rows of a cluster alike, see `losses.row_distance`; 1 is the paper's.
+        levels: further widths of a nested chain whose students can be trained as well, see `active`.
+
+    Attributes:
+        active: the levels, by their place, whose outputs `forward` adds in training.
 
     Raises:
-        ChainError: the chain was made of another network.
+        ChainError: the chain was made of another network, or levels of a chain that is not nested.
+        WidthError: a level outside of the chain's widths.
     """
 
-    def __init__(self, teacher: nn.Module, chain: WeightChain, vector_copies: bool = False) -> None:
+    def __init__(
+        self,
+        teacher: nn.Module,
+        chain: WeightChain,
+        vector_copies: bool = False,
+        within: float = 1.0,
+        levels: Sequence[Width] = (),
+    ) -> None:
         super().__init__()
         chain.check_teacher(teacher)
+        if levels and not chain.trees:
+            raise ChainError("levels are students of a nested chain; give WeightChain.from_teacher nested=True")
+        plans = [full_plan(chain.graph, level) for level in levels]
+        for plan in plans:
+            chain.check_range(plan)
         self.teacher = teacher
         self.sstudent = SStudent(chain, vector_copies)
+        self.within = within
+        self.levels = nn.ModuleList(Level(chain, plan) for plan in plans)
+        self.active: tuple[int, ...] = ()
 
     @property
     def loss(self) -> str:
@@ -214,27 +243,43 @@ class Refinement(nn.Module):
         """Maps images `[batch, 3, height, width]`."""
         if not self.training:
             return self.teacher(images)
-        return self.teacher(images), self.sstudent(images, self.teacher)
+        outputs = [self.teacher(images), self.sstudent(images, self.teacher)]
+        for number in self.active:
+            weights_of = partial(self.sstudent.nested_weights, self.teacher)
+            outputs.append(self.levels[number](images, weights_of))
+        return tuple(outputs)
 
     def losses(
-        self, images: Tensor, criterion: Criterion, sstudent_criterion: Criterion | None = None
+        self,
+        images: Tensor,
+        criterion: Criterion,
+        sstudent_criterion: Criterion | None = None,
+        distil: Distillation | None = None,
     ) -> RefinementLosses:
         """The terms of a batch, differentiable; the module has to be in training mode.
 
         Args:
             images: `[batch, 3, height, width]`.
             criterion: the task's loss, a scalar, of what the network returns in training.
-            sstudent_criterion: the same for the S-student, where it has its own loss.
+            sstudent_criterion: the same for the narrow students, where they have their own loss.
+            distil: what a narrow student loses against the teacher, of both outputs; added to its own loss.
         """
-        return self.losses_of(self(images), criterion, sstudent_criterion)
+        return self.losses_of(self(images), criterion, sstudent_criterion, distil)
 
     def losses_of(
-        self, outputs: Sequence[Any], criterion: Criterion, sstudent_criterion: Criterion | None = None
+        self,
+        outputs: Sequence[Any],
+        criterion: Criterion,
+        sstudent_criterion: Criterion | None = None,
+        distil: Distillation | None = None,
     ) -> RefinementLosses:
         """`losses` of what `forward` gave, in whatever form the criteria take it."""
-        of_teacher, of_sstudent = outputs
-        teacher, sstudent = criterion(of_teacher), (sstudent_criterion or criterion)(of_sstudent)
-        return RefinementLosses(teacher, sstudent, refining_loss(self.sstudent.row_pairs(self.teacher)))
+        of_teacher, *of_students = outputs
+        teacher = criterion(of_teacher)
+        narrow = [(sstudent_criterion or criterion)(output) for output in of_students]
+        narrow += [distil(of_teacher, output) for output in of_students] if distil else []
+        refine = refining_loss(self.sstudent.row_pairs(self.teacher), self.within)
+        return RefinementLosses(teacher, torch.stack(narrow).sum(), refine)
 
     def to_chain(self) -> WeightChain:
         """The refined chain (copies)."""

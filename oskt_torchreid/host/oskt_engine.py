@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..registry import register_engine
 from .distributed import whole_batch
 from .engine import TransferEngine
 from .interfaces import EngineData
-from .losses import ReidLoss
+from .losses import ReidLoss, kd_loss
 from .models import unwrapped
 from .optimization import add_to_optimizer, layer_names
 from .run_checks import check_number, check_optimizer, check_parts
@@ -48,6 +49,11 @@ class OSKTEngine(TransferEngine):
         loss: re-id loss of teacher and S-student; `None`: label-smoothed cross-entropy.
         lambda_weight: final weight of the refining loss.
         lambda_shape: `constant` or `linear`, see `losses.lambda_schedule`.
+        within: weight of what makes rows alike, as a share of `lambda_weight` (1 in the paper), see `losses.row_distance`.
+        distil_weight: weight of what the narrow students lose against the teacher's class scores; 0 in the paper.
+        distil_temperature: of these scores.
+        levels: further widths of a nested chain, of which each step trains one, in turn.
+        level_start: share of the run's iterations after which it does.
         sstudent_weight: weight of the S-student's re-id loss; at 0 it only follows, so that what refines the chain is
             `L_refine` alone, and its running statistics are still its own.
         vector_copies: the S-student has its own norm parameters and biases, which are refined as rows are.
@@ -69,11 +75,18 @@ class OSKTEngine(TransferEngine):
         lambda_shape: str = "linear",
         vector_copies: bool = False,
         sstudent_weight: float = 1.0,
+        within: float = 1.0,
+        distil_weight: float = 0.0,
+        distil_temperature: float = 4.0,
+        levels: Sequence[float] = (),
+        level_start: float = 0.3,
         **options: Any,
     ) -> None:
         check_parts(datamanager, model, optimizer, scheduler, loss)
         check_number("lambda_weight", lambda_weight)
         check_number("sstudent_weight", sstudent_weight)
+        check_number("within", within)
+        check_number("distil_weight", distil_weight)
         if chain is not None and not isinstance(chain, WeightChain):
             raise ConfigError(f"chain is {chain!r:.100}; give a WeightChain, such as WeightChain.load(path) reads")
         model = unwrapped(model)
@@ -81,7 +94,9 @@ class OSKTEngine(TransferEngine):
         self.sstudent_weight = sstudent_weight
         if chain is None:
             chain = WeightChain.from_teacher(model, width, input_size=(3, datamanager.height, datamanager.width))
-        refinement = Refinement(model, chain, vector_copies)
+        refinement = Refinement(model, chain, vector_copies, within, levels)
+        self.distil_weight, self.distil_temperature = distil_weight, distil_temperature
+        self.level_start = level_start
         if optimizer is not None:
             check_optimizer(optimizer, model)  # before it is given the S-student's parameters
         else:
@@ -97,7 +112,10 @@ class OSKTEngine(TransferEngine):
         return self.model.to_chain()
 
     def compute_losses(self, images: Tensor, pids: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """The three terms of a batch; the S-student's are logged with the prefix `s_`."""
+        """The terms of a batch; those of the narrow students are logged with the prefix `s_`."""
+        if self.model.levels and self.progress >= self.level_start:
+            done = self.epoch * len(self.train_loader) + self.batch_idx
+            self.model.active = (done % len(self.model.levels),)
         outputs = [parse_outputs(output, True, self.model.loss) for output in self.outputs_of(images)]
         outputs, pids = whole_batch((outputs, pids))
         summary: dict[str, float] = {}
@@ -110,10 +128,17 @@ class OSKTEngine(TransferEngine):
 
             return criterion
 
-        losses = self.model.losses_of(outputs, noting(self.loss, ""), noting(self.sstudent_loss, "s_"))
+        distil = self._distilled if self.distil_weight else None
+        losses = self.model.losses_of(outputs, noting(self.loss, ""), noting(self.sstudent_loss, "s_"), distil)
         weight = self._lambda(self.progress)
         summary |= {"refine": losses.refine.item(), "lambda": weight}
         return losses.total(weight, self.sstudent_weight), summary
+
+    def _distilled(self, teacher: Outputs, student: Outputs) -> Tensor:
+        """What a narrow student loses against the teacher's class scores, which are given no gradient."""
+        pairs = zip(student.logits, teacher.logits, strict=True)
+        terms = [kd_loss(own, theirs.detach(), self.distil_temperature) for own, theirs in pairs]
+        return self.distil_weight * torch.stack(terms).sum()
 
     @property
     def layered_model(self) -> nn.Module:
