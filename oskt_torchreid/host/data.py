@@ -34,15 +34,6 @@ def video_dataset_names() -> list[str]:
     return list(_datasets("video"))
 
 
-def image_dataset_class(name: str) -> type:
-    """The class behind the name of an image data set.
-
-    Raises:
-        ConfigError: unknown name.
-    """
-    return dataset_class(name, "image")
-
-
 def dataset_class(name: str, kind: str) -> type:
     """The class behind the name of a data set.
 

@@ -19,12 +19,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import ConfigError, TrainingError
 from .losses import ReidLoss
+from .ranking import METRICS
 
 logger = logging.getLogger(__name__)
 
 _LOWEST = {"max_epoch": 0, "start_epoch": 0, "print_freq": 1, "fixbase_epoch": 0, "start_eval": 0, "visrank_topk": 1}
 _LOWEST["eval_freq"] = -1
-_METRICS = ("euclidean", "cosine")
 _TOO_FEW = "more than 1 value per channel"  # in what torch's norms say of a batch of one
 
 
@@ -65,8 +65,8 @@ def check_arguments(settings: Mapping[str, Any]) -> None:
     ranks = settings["ranks"]
     if not isinstance(ranks, (list, tuple)) or not all(_is_whole(rank, 1) for rank in ranks):
         raise ConfigError(f"ranks of a run are {ranks!r}; allowed: a list of whole numbers from 1")
-    if settings["dist_metric"] not in _METRICS:
-        raise ConfigError(f"dist_metric of a run is {settings['dist_metric']!r}; allowed: {', '.join(_METRICS)}")
+    if settings["dist_metric"] not in METRICS:
+        raise ConfigError(f"dist_metric of a run is {settings['dist_metric']!r}; allowed: {', '.join(METRICS)}")
     if not settings["test_only"]:
         _check_training(settings)
 

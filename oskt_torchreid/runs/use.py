@@ -10,6 +10,7 @@ from typing import Any
 from ..config import Config, default_config, get, leaves
 from ..datasets import synthped, synthped_video
 from ..errors import ConfigError
+from ..host.ranking import METRICS
 from .conditions import BY_MACHINE, idle_keys, left_out_keys, train_schedule
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ NOT_USED_BY: dict[str, dict[str, str]] = {
 _ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
     "vkd": {
         "sampler.train_sampler": ("RandomSampler", "RandomIdentitySampler"),
-        "test.dist_metric": ("euclidean", "cosine"),
+        "test.dist_metric": METRICS,
     }
 }
 """Keys whose values an engine does not tell apart: the default, and the one that says what it does."""
