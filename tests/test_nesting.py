@@ -1,14 +1,19 @@
 """Nested chains: trees and their cuts, rows of every width, and what a student keeps of its teacher."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oskt_torchreid.chain import Refinement, WeightChain, expand, width_plan
 from oskt_torchreid.chain.clustering import ward_labels
-from oskt_torchreid.chain.nesting import Tree, cut_trees, flat_tree, ward_tree
-from oskt_torchreid.errors import ChainError
+from oskt_torchreid.chain.nesting import Tree, adjusted, cut_trees, flat_tree, tree_over, ward_tree
+from oskt_torchreid.errors import ChainError, ConfigError, WidthError
+from oskt_torchreid.graph import trace
+from oskt_torchreid.host.models import build as build_registered
 
 
 def column(*numbers):
@@ -59,3 +64,144 @@ def test_trees_that_are_none():
         assert not Tree(np.array(order), np.array(rank)).is_sound
     with pytest.raises(ChainError, match="NaN or infinite"):
         ward_tree(column(0, torch.nan))
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=20))
+def test_a_tree_over_given_clusters(labels):
+    numbered = np.unique(labels, return_inverse=True)[1]
+    first = {label: place for place, label in reversed(list(enumerate(numbered)))}
+    numbered = np.array([sorted(first.values()).index(first[label]) for label in numbered])
+    tree = tree_over(numbered)
+    assert tree.is_sound and np.array_equal(cut_trees([tree], [numbered.max() + 1])[0], numbered)
+
+
+def test_the_adjusted_teacher_by_hand():
+    weight, chain_rows = column(1, 3, 10).requires_grad_(), column(4, 9).requires_grad_()
+    rows = adjusted(weight, chain_rows, torch.tensor([0, 0, 1]))
+    assert rows.flatten().tolist() == [3, 5, 9]
+    rows[0].sum().backward()
+    assert weight.grad.flatten().tolist() == [0.5, -0.5, 0] and chain_rows.grad.flatten().tolist() == [1, 0]
+
+
+# ---- chains ----------------------------------------------------------------------------------------------------------
+
+NETWORKS = {
+    "osnet_x0_25": (3, 64, 32),
+    "resnet18": (3, 64, 32),
+    "shufflenet_v2_x0_5": (3, 64, 32),
+    "resnext50_32x4d": (3, 64, 32),
+}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def teacher(request):
+    torch.manual_seed(0)
+    model = build_registered(request.param, 5).eval()
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
+    return model, NETWORKS[request.param]
+
+
+def equal(one, other):
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_the_ends_of_a_fresh_chain(teacher):
+    """The widest student is the teacher, the narrowest that of the paper's chain, each bit for bit."""
+    model, size = teacher
+    graph = trace(model, size)
+    nested = WeightChain.from_teacher(model, 0.5, graph=graph, nested=True)
+    assert equal(expand(nested, width=1.0), model)
+    plain = WeightChain.from_teacher(model, 0.5, graph=graph)
+    assert all(np.array_equal(labels, plain.teacher_to_chain[name]) for name, labels in nested.teacher_to_chain.items())
+    narrow, expected = (expand(chain, width=0.5).state_dict() for chain in (nested, plain))
+    assert all(torch.allclose(tensor, expected[name], atol=1e-6) for name, tensor in narrow.items())
+
+
+def test_a_file_gives_the_chain_back(teacher, tmp_path):
+    model, size = teacher
+    chain = WeightChain.from_teacher(model, 0.5, input_size=size, nested=True)
+    chain.save(tmp_path / "chain.safetensors")
+    again = WeightChain.load(tmp_path / "chain.safetensors", model=model)
+    assert again.trees.keys() == chain.trees.keys()
+    assert equal(expand(again, width=0.7), expand(chain, width=0.7))
+
+
+def test_wide_students_are_nearer_to_the_teacher(teacher):
+    """Of a fresh chain: how far the rows of each width are from the teacher's."""
+    model, size = teacher
+    chain = WeightChain.from_teacher(model, 0.5, input_size=size, nested=True)
+    kept = []
+    for width in (0.5, 0.75, 1.0):
+        layout = chain.layout_of(width_plan(chain, width))
+        distance = 0.0
+        for name, rows in chain.rows.items():
+            axis = layout.axis(chain.graph.row_ties[name])
+            mean = torch.zeros(axis.blocks * axis.length, *rows.shape[1:]).index_add(0, axis.teacher_to_student, rows)
+            mean /= axis.members.reshape(-1, *[1] * (rows.dim() - 1))
+            distance += float((rows - mean[axis.teacher_to_student]).square().sum())
+        kept.append(distance)
+    assert kept[0] > kept[1] > kept[2] == 0
+
+
+@pytest.mark.parametrize("vector_copies", [False, True])
+def test_a_refined_chain_is_nested_between_sstudent_and_teacher(vector_copies):
+    """At the chain's width and at a trained level, its students are those that were trained."""
+    torch.manual_seed(0)
+    model = build_registered("osnet_x0_25", 5)
+    chain = WeightChain.from_teacher(model, 0.5, input_size=(3, 64, 32), nested=True)
+    refinement = Refinement(model, chain, vector_copies, within=0.0, levels=(0.75,))
+    refinement.active = (0,)
+    refinement.train()
+    optimizer = torch.optim.SGD(refinement.parameters(), 0.05)
+    for _ in range(2):
+        labels = torch.randint(5, (4,))
+        criterion = partial(torch.nn.functional.cross_entropy, target=labels)
+        losses = refinement.losses(torch.randn(4, 3, 64, 32), criterion)
+        optimizer.zero_grad()
+        losses.total().backward()
+        optimizer.step()
+    refined = refinement.to_chain()
+    student = expand(refined, width=0.5).state_dict()
+    weights = refinement.sstudent.weights(refinement.teacher)
+    assert all(torch.allclose(student[name], tensor, atol=1e-5) for name, tensor in weights.items())
+    level = refinement.sstudent.nested_weights(refinement.teacher, refinement.levels[0].narrowing)
+    wide = expand(refined, width=0.75).state_dict()
+    assert all(torch.allclose(wide[name], tensor, atol=1e-5) for name, tensor in level.items())
+    rows = refined.cluster_rows
+    assert all(torch.allclose(rows[n], refinement.sstudent.rows[n.replace(".", "/")], atol=1e-5) for n in rows)
+
+
+def test_a_level_reaches_teacher_and_chain():
+    torch.manual_seed(0)
+    model = build_registered("osnet_x0_25", 5)
+    chain = WeightChain.from_teacher(model, 0.5, input_size=(3, 64, 32), nested=True)
+    refinement = Refinement(model, chain, levels=(0.75,)).train()
+    assert len(refinement(torch.randn(2, 3, 64, 32))) == 2, "a level is trained where it is active"
+    weights = refinement.sstudent.nested_weights(refinement.teacher, refinement.levels[0].narrowing)
+    sum(tensor.square().sum() for tensor in weights.values()).backward()
+    assert refinement.teacher.conv2[0].conv1.conv.weight.grad.abs().max() > 0
+    assert refinement.sstudent.rows["conv2/0/conv1/conv/weight"].grad.abs().max() > 0
+
+
+def test_what_is_refused(tmp_path):
+    model = build_registered("osnet_x0_25", 5)
+    graph = trace(model, (3, 64, 32))
+    with pytest.raises(ConfigError, match="clustering of a nested chain is 'balanced'"):
+        WeightChain.from_teacher(model, 0.5, graph=graph, clustering="balanced", nested=True)
+    plain = WeightChain.from_teacher(model, 0.5, graph=graph)
+    with pytest.raises(ChainError, match="levels are students of a nested chain"):
+        Refinement(model, plain, levels=(0.75,))
+    nested = WeightChain.from_teacher(model, 0.5, graph=graph, nested=True)
+    with pytest.raises(WidthError, match="ask for a ratio of at least 0.5"):
+        Refinement(model, nested, levels=(0.25,))
+    with pytest.raises(WidthError, match="ask for a ratio of at least 0.5"):
+        expand(nested, width=0.25)
+    first = next(iter(nested.trees))
+    other = {**nested.trees, first: tree_over(np.arange(len(nested.trees[first].order)) % 2)}
+    with pytest.raises(ChainError, match=f"clusters of group '{first}' are no cut of its hierarchy"):
+        WeightChain.from_labels(model, graph, nested.teacher_to_chain, trees=other)
+    with pytest.raises(ChainError, match=f"group '{first}' of .* channels has no hierarchy"):
+        WeightChain.from_labels(model, graph, nested.teacher_to_chain, trees={**nested.trees, first: flat_tree(1)})

@@ -79,6 +79,18 @@ def flat_tree(size: int) -> Tree:
     return Tree(np.arange(size), np.arange(size))
 
 
+def tree_over(labels: np.ndarray) -> Tree:
+    """A tree of which given clusters, numbered by their first channel, are a cut; below it channels part in order.
+
+    Example: `labels = (0, 1, 0, 0)` give the order `0 2 3 1` and the ranks `0 2 3 1`.
+    """
+    order = np.argsort(labels, kind="stable")
+    begins = np.r_[True, np.diff(labels[order]) != 0]
+    rank = np.empty(len(labels), np.int64)
+    rank[begins], rank[~begins] = np.arange(begins.sum()), np.arange(begins.sum(), len(labels))
+    return Tree(order, rank)
+
+
 def ward_tree(rows: Tensor) -> Tree:
     """Ward's hierarchy of rows `[N, columns]` (float64, finite); its cuts are those of `clustering.ward_labels`.
 

@@ -50,6 +50,12 @@ def _check_together(config: CfgNode) -> None:
             f"loss.center.weight is {config.loss.center.weight}, and networks give features to a loss with "
             f"loss.name=triplet alone, not with '{config.loss.name}'; set one of the two"
         )
+    levels = list(config.oskt.refine.levels)
+    if levels and not config.oskt.nested:
+        raise ConfigError(
+            f"oskt.refine.levels is {levels}, and only a nested chain has students of further widths to train; set "
+            "oskt.nested=True, or empty the levels"
+        )
     sgd = config.sgd
     if config.train.optim == "sgd" and sgd.nesterov and (sgd.momentum == 0 or sgd.dampening != 0):
         raise ConfigError(

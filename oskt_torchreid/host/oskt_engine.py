@@ -49,7 +49,7 @@ class OSKTEngine(TransferEngine):
         loss: re-id loss of teacher and S-student; `None`: label-smoothed cross-entropy.
         lambda_weight: final weight of the refining loss.
         lambda_shape: `constant` or `linear`, see `losses.lambda_schedule`.
-        within: weight of what makes rows alike, as a share of `lambda_weight` (1 in the paper), see `losses.row_distance`.
+        within: weight of what makes rows alike, as a share of `lambda_weight`; 1 in the paper, see `row_distance`.
         distil_weight: weight of what the narrow students lose against the teacher's class scores; 0 in the paper.
         distil_temperature: of these scores.
         levels: further widths of a nested chain, of which each step trains one, in turn.

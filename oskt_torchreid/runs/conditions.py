@@ -65,7 +65,7 @@ def left_out_keys(config: Config) -> dict[str, str]:
     engine, oskt, vkd = config.engine or config.loss.name, config.oskt, config.vkd
     reasons: dict[str, str] = {}
     if engine == "oskt" and oskt.chain:
-        refined = ("width", "clustering", "normalize_rows", "attention")
+        refined = ("width", "clustering", "normalize_rows", "attention", "nested")
         keys = (*leaves(oskt.refine, "oskt.refine."), *(f"oskt.{key}" for key in refined))
         reasons |= dict.fromkeys(keys, "oskt.chain is given, so that nothing is refined")
     given = next((key for key in ("chain", "teacher") if oskt[key]), "") if engine == "oskt" else ""
@@ -170,6 +170,11 @@ def _of_chain(config: Config) -> Reasons:
         yield "oskt.width", "oskt.ladder has the widths of the chains"
     if not oskt.refine["lambda"]:
         yield "oskt.refine.lambda_schedule", "oskt.refine.lambda is 0"
+        yield "oskt.refine.within", "oskt.refine.lambda is 0"
+    if not oskt.refine.distil_weight:
+        yield "oskt.refine.distil_temperature", "oskt.refine.distil_weight is 0"
+    if not oskt.refine.levels:
+        yield "oskt.refine.level_start", "oskt.refine.levels is empty"
 
 
 def _of_students(config: Config) -> Reasons:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...registry import baseline_names
-from ..allowed import MOST_PROCESSES, AtLeast, Between, BetweenOrName, OneOf, Registered
+from ..allowed import MOST_PROCESSES, WIDTH, AtLeast, Between, BetweenOrName, Entries, OneOf, Registered
 from ..keys import NEITHER, Key, Node
 from .training import stage_node
 
@@ -37,6 +37,9 @@ OSKT: Node = {
     "attention": Key(
         "folded", "queries and keys of students made exact; paper: left as they come", OneOf("folded", "paper")
     ),
+    "nested": Key(
+        False, "students are cuts of one tree, so that wide ones keep what narrow ones merge; False: the paper's chain"
+    ),
     "refine": {
         **stage_node(max_epoch=60, lr=3.5e-4),
         "lambda": Key(1.0, "weight of the refining loss", AtLeast(0)),
@@ -46,6 +49,20 @@ OSKT: Node = {
             OneOf("constant", "linear"),
         ),
         "sstudent_weight": Key(1.0, "weight of the S-student's loss; 0: it only follows", AtLeast(0)),
+        "within": Key(
+            1.0, "weight of what makes the rows of a cluster alike, as a share of lambda; 1: the paper's", AtLeast(0)
+        ),
+        "distil_weight": Key(
+            0.0, "weight of what narrow students lose against the teacher's class scores; 0: the paper's", AtLeast(0)
+        ),
+        "distil_temperature": Key(4.0, "temperature of these class scores", AtLeast(1e-6)),
+        "levels": Key(
+            [],
+            "further widths of a nested chain that are trained in the refinement, one in each step",
+            Entries(each=WIDTH),
+            if_twice="it would be trained twice",
+        ),
+        "level_start": Key(0.3, "share of the refinement after which levels are trained", Between(0, 1)),
         "vector_copies": Key(False, "norm parameters and biases of the S-student's own, refined as rows are"),
     },
     # Which networks there are; each is made once.

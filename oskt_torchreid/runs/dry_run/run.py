@@ -22,6 +22,7 @@ from ...host.optimization import build_optimizer
 from ...host.oskt_engine import OSKTEngine
 from ...models import build_model
 from ..oskt.plan import check_start, make_plan, stand_in_chain
+from ..oskt.refinement import refining_choices
 from ..oskt.specification import students_of
 from ..single import engine_of
 from ..trainer import Trainer
@@ -153,10 +154,8 @@ def _refine_stage(config: Config, small: Config, trainer: Trainer, built: BuiltN
         optimizer,
         chain=built.chain,
         loss=loss_from_config(small, trainer.num_classes, use_gpu=False),
-        lambda_weight=node["lambda"],
-        lambda_shape=node["lambda_schedule"],
-        vector_copies=node["vector_copies"],
         use_gpu=False,
+        **refining_choices(node),
     )
     return dry_stage(config, small, trainer, "oskt.refine", "teacher, S-student", optimizer)
 

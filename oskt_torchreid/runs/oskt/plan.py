@@ -15,6 +15,7 @@ from ...chain.chain import WeightChain
 from ...chain.distance import check_foldable
 from ...chain.expansion import width_plan
 from ...chain.ladder import nearest_rung
+from ...chain.nesting import tree_over
 from ...chain.network import trace
 from ...chain.student_file import load_student
 from ...config import Config
@@ -99,6 +100,8 @@ def make_plan(config: Config, num_classes: int) -> RunPlan:
     rungs = _rungs(teacher, graph, config.oskt.ladder) or (full_plan(graph, config.oskt.width),)
     stand_in = stand_in_chain(teacher, graph, rungs[-1])
     check_foldable(stand_in, config.oskt.distance)
+    for level in config.oskt.refine.levels:
+        stand_in.check_range(full_plan(graph, level))
     check_baselines({*config.oskt.controls, *_baselines(asked)}, teacher, graph)
     students = _plans_of(config, stand_in, teacher, asked, rungs)
     return RunPlan(teacher, graph, rungs[0], students, tuple(config.oskt.controls), rungs=rungs[1:])
@@ -302,7 +305,10 @@ def narrowest_chain(teacher: nn.Module, graph: ChannelGraph) -> WeightChain:
     return stand_in_chain(teacher, graph, {group.name: group.size if group.fixed else 1 for group in graph.groups})
 
 
-def stand_in_chain(teacher: nn.Module, graph: ChannelGraph, widths: dict[str, int]) -> WeightChain:
+def stand_in_chain(
+    teacher: nn.Module, graph: ChannelGraph, widths: dict[str, int], nested: bool = False
+) -> WeightChain:
     """A chain with the right widths and arbitrary clusters: enough to check plans against, at no cost."""
     labels = {group.name: np.arange(group.size) % widths[group.name] for group in graph.groups}
-    return WeightChain.from_labels(teacher, graph, labels)
+    trees = {name: tree_over(part) for name, part in labels.items()} if nested else None
+    return WeightChain.from_labels(teacher, graph, labels, trees=trees)

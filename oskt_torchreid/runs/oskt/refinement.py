@@ -20,7 +20,7 @@ from ...host.oskt_engine import OSKTEngine
 from ..stages import Facts
 from ..trainer import Trainer, measured
 
-CLUSTERING_KEYS = ("oskt.clustering", "oskt.attention", "oskt.normalize_rows")
+CLUSTERING_KEYS = ("oskt.clustering", "oskt.attention", "oskt.normalize_rows", "oskt.nested")
 _TEACHER = "teacher."  # before its names in a checkpoint of refinement
 _NORMALIZE = {"auto": None, "yes": True, "no": False}
 
@@ -37,6 +37,19 @@ def clustering_choices(oskt: Config, seed: int = 0) -> dict[str, Any]:
         "clustering": made_of_seed(seed) if made_of_seed else oskt.clustering,
         "attention": oskt.attention,
         "normalize_rows": _NORMALIZE[oskt.normalize_rows],
+        "nested": oskt.nested,
+    }
+
+
+def refining_choices(node: Config) -> dict[str, Any]:
+    """What the `oskt.refine` node says of the method: arguments of `OSKTEngine`."""
+    names = ("vector_copies", "sstudent_weight", "within", "distil_weight", "distil_temperature", "level_start")
+    choices = {name: node[name] for name in names}
+    return {
+        **choices,
+        "levels": tuple(node.levels),
+        "lambda_weight": node["lambda"],
+        "lambda_shape": node.lambda_schedule,
     }
 
 
@@ -60,14 +73,7 @@ def refine(
     if node.max_epoch == 0:
         chain.save(path)
         return {"row_dispersion": row_dispersion(Refinement(teacher, chain).sstudent.row_pairs(teacher))}
-    build = partial(
-        OSKTEngine,
-        chain=chain,
-        lambda_weight=node["lambda"],
-        lambda_shape=node["lambda_schedule"],
-        vector_copies=node["vector_copies"],
-        sstudent_weight=node["sstudent_weight"],
-    )
+    build = partial(OSKTEngine, chain=chain, **refining_choices(node))
     engine = trainer.train(teacher, node, folder, continued, build)
     engine.chain.save(path)
     return {"refined_teacher": measured(engine), "row_dispersion": engine.dispersion}
