@@ -118,7 +118,7 @@ def _small_config(config: Config) -> Iterator[Config]:
 def _built(small: Config, num_classes: int) -> BuiltNetworks:
     """The networks of a run of OSKT, with fresh weights."""
     plan = make_plan(small, num_classes)
-    chain = stand_in_chain(plan.teacher, plan.graph, plan.chain_widths)
+    chain = stand_in_chain(plan.teacher, plan.graph, plan.chain_widths, small.oskt.nested)
     widths = {"chain (S-student)": plan.chain_widths, **{student.name: student.widths for student in plan.students}}
     counts = Costs(chain).count([plan.graph.sizes, *widths.values()])
     sizes = zip(("teacher", *widths), counts.params.tolist(), counts.flops.tolist(), strict=True)

@@ -1,0 +1,50 @@
+"""A run of a nested chain: keys reach the engine, students of every width come out, and the same run again is read."""
+
+import pytest
+from runs import tiny
+
+from oskt_torchreid.chain import WeightChain
+from oskt_torchreid.config import load_config
+from oskt_torchreid.errors import ConfigError, WidthError
+from oskt_torchreid.host.oskt_engine import OSKTEngine
+from oskt_torchreid.runs import run, run_dry
+
+NESTED = [
+    "oskt.nested=True",
+    "oskt.refine.within=0.0",
+    "oskt.refine.distil_weight=0.25",
+    "oskt.refine.levels=[0.75]",
+    "oskt.refine.level_start=0.0",
+    "oskt.students=['width=0.5', 'width=0.75', 'width=1.0']",
+]
+
+
+def test_a_run_and_the_same_again(tiny_net, data_root, tmp_path, monkeypatch):
+    engines = []
+    monkeypatch.setattr(OSKTEngine, "method_state", noting(OSKTEngine.method_state, engines))
+    results = run(tiny(data_root, tmp_path, *NESTED))
+    assert [row.name for row in results.rows] == ["teacher", "width=0.5", "width=0.75", "width=1.0"]
+    (engine,) = {id(engine): engine for engine in engines}.values()
+    assert (engine.model.within, engine.distil_weight, len(engine.model.levels)) == (0.0, 0.25, 1)
+    assert engine.model.active == (0,), "the level was trained"
+    assert WeightChain.load(tmp_path / "chain.safetensors").trees
+    monkeypatch.setattr("oskt_torchreid.runs.trainer.Trainer.train", None)
+    again = run(tiny(data_root, tmp_path, *NESTED))
+    assert [row.map_after for row in again.rows] == [row.map_after for row in results.rows]
+
+
+def noting(method, engines):
+    def noted(self):
+        engines.append(self)
+        return method(self)
+
+    return noted
+
+
+def test_what_is_said_first(tiny_net, data_root, tmp_path):
+    with pytest.raises(ConfigError, match="oskt.refine.levels is .* only a nested chain"):
+        load_config(options=["oskt.refine.levels=[0.75]"])
+    with pytest.raises(WidthError, match="ask for a ratio of at least 0.5"):
+        run(tiny(data_root, tmp_path, *NESTED, "oskt.refine.levels=[0.25]"))
+    assert not (tmp_path / "teacher").exists()
+    assert "width=0.75" in run_dry(tiny(data_root, tmp_path, *NESTED)).summary()
