@@ -205,3 +205,28 @@ def test_what_is_refused(tmp_path):
         WeightChain.from_labels(model, graph, nested.teacher_to_chain, trees=other)
     with pytest.raises(ChainError, match=f"group '{first}' of .* channels has no hierarchy"):
         WeightChain.from_labels(model, graph, nested.teacher_to_chain, trees={**nested.trees, first: flat_tree(1)})
+
+
+def test_the_four_channels_of_the_documentation():
+    """docs/method.md: the same group in the paper's chain and in a nested one whose first row of the chain has moved."""
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(1, 4, bias=False), torch.nn.Linear(4, 2, bias=False)
+    )
+    with torch.no_grad():
+        model[1].weight.copy_(column(0, 2, 10, 14))
+        model[2].weight.copy_(torch.tensor([[1.0, 2, 3, 4]] * 2))
+
+    def student(chain, width):
+        made = expand(chain, {"1": width})
+        return made[1].weight.flatten().tolist(), made[2].weight[0].tolist()
+
+    plain = WeightChain.from_teacher(model, {"1": 2}, input_size=(1, 1, 1))
+    assert student(plain, 3) == ([1, 12, 1], [1, 7, 2]) and student(plain, 2) == ([1, 12], [3, 7])
+    nested = WeightChain.from_teacher(model, {"1": 2}, input_size=(1, 1, 1), nested=True)
+    refinement = Refinement(model, nested)
+    with torch.no_grad():
+        refinement.sstudent.rows["1/weight"].copy_(column(1, 13))
+    chain = refinement.to_chain()
+    assert student(chain, 2) == ([1, 13], [3, 7])
+    assert student(chain, 3) == ([1, 11, 15], [3, 3, 4])
+    assert student(chain, 4) == ([0, 2, 11, 15], [1, 2, 3, 4])
