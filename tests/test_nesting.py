@@ -208,7 +208,7 @@ def test_what_is_refused(tmp_path):
 
 
 def test_the_four_channels_of_the_documentation():
-    """docs/method.md: the same group in the paper's chain and in a nested one whose first row of the chain has moved."""
+    """docs/method.md: one group in the paper's chain, and in a nested one."""
     model = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(1, 4, bias=False), torch.nn.Linear(4, 2, bias=False)
     )
