@@ -10,7 +10,7 @@ from oskt_torchreid.baselines import BASELINES, Baseline, baseline, register_bas
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.host.engine import TransferEngine
-from oskt_torchreid.runs import rehearse, run
+from oskt_torchreid.runs import run, run_dry
 
 YAML = """
 engine: oskt
@@ -70,7 +70,7 @@ def test_an_engine_of_ones_own_runs_from_yaml(tables, tiny_net, data_root, tmp_p
     with pytest.raises(ConfigError, match="unknown engine 'counting'; did you mean|unknown engine 'counting'; known"):
         run(config)
     register_engine("counting", Counting)
-    assert rehearse(config).stages[0].epochs == 1 and len(batches) == 1
+    assert run_dry(config).stages[0].epochs == 1 and len(batches) == 1
     rows = run(config).rows
     assert len(batches) > 1 and rows[0].map_after > 0
     count = len(batches)

@@ -25,7 +25,7 @@ from oskt_torchreid.host import models
 from oskt_torchreid.host.compat import host_table, torchreid
 from oskt_torchreid.host.data import register_dataset, register_image_dataset, unaugmented_loader
 from oskt_torchreid.host.pictures import read_picture
-from oskt_torchreid.runs import rehearse, run
+from oskt_torchreid.runs import run, run_dry
 
 FOLDER = Path("market1501") / "Market-1501-v15.09.15"
 PARTS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
@@ -508,13 +508,13 @@ def test_an_engine_without_a_batch_says_so(tiny_net, market_root):
 
 
 def test_a_dry_run_looks_at_the_data(tiny_net, market):
-    plan = rehearse(load_config(options=words(market)), step=False).summary()
+    plan = run_dry(load_config(options=words(market)), step=False).summary()
     assert "24 pictures of 6 identities by 2 cameras" in plan and "10 pictures decoded" in plan
     first(market).write_bytes(b"")
     with pytest.raises(DataError, match="it is empty"):
-        rehearse(load_config(options=words(market, "data.check=headers")), step=False)
+        run_dry(load_config(options=words(market, "data.check=headers")), step=False)
     shutil.rmtree(market.parent)
-    assert "not there" in rehearse(load_config(options=words(market)), step=False).summary()
+    assert "not there" in run_dry(load_config(options=words(market)), step=False).summary()
 
 
 def test_nodes_of_sets_that_are_not_in_use_do_not_matter(tiny_net, market):
@@ -602,14 +602,14 @@ def test_a_dry_run_reads_files_that_are_there(tiny_net, market_root, tmp_path, k
     torch.save({"state_dict": {"weight": torch.ones(1)}}, tmp_path / "checkpoint.pth")
     (tmp_path / "text").write_text("no checkpoint")
     with pytest.raises(OsktError, match=message):
-        rehearse(tiny(market_root, tmp_path, f"{key}={tmp_path / place}", *MARKET[:3]), step=False)
-    rehearse(tiny(market_root, tmp_path, f"{key}={tmp_path / 'to come'}", *MARKET[:3]), step=False)
+        run_dry(tiny(market_root, tmp_path, f"{key}={tmp_path / place}", *MARKET[:3]), step=False)
+    run_dry(tiny(market_root, tmp_path, f"{key}={tmp_path / 'to come'}", *MARKET[:3]), step=False)
 
 
 @pytest.mark.parametrize("place", ["", "/tmp", "/dev/zero"])
 def test_a_student_that_is_no_file(tiny_net, market_root, tmp_path, place):
     with pytest.raises(OsktError, match="which is no file"):
-        rehearse(tiny(market_root, tmp_path, f"oskt.students=['file={place}']"), step=False)
+        run_dry(tiny(market_root, tmp_path, f"oskt.students=['file={place}']"), step=False)
 
 
 def test_a_dry_run_with_distractors(tiny_net, market, command, capsys):

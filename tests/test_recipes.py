@@ -1,4 +1,4 @@
-"""The papers' recipes as configurations: each rehearsed on stand-in data, and its values those of the paper."""
+"""The papers' recipes as configurations: each run dry on stand-in data, and its values those of the paper."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from oskt_torchreid.errors import ChainError, CheckpointError, ConfigError, Grap
 from oskt_torchreid.host import models
 from oskt_torchreid.host.engine import TransferEngine
 from oskt_torchreid.models import build_model
-from oskt_torchreid.runs import rehearse, run
+from oskt_torchreid.runs import run, run_dry
 from oskt_torchreid.runs.oskt.plan import check_start, make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,12 +40,12 @@ def recipe(name):
     return load_config(PAPER / f"{name}.yaml")
 
 
-def rehearsed(config):
-    """A rehearsal; the networks of one configuration serve the next of the same (one set is kept: they are large)."""
+def dry_run_of(config):
+    """A dry run; the networks of one configuration serve the next of the same (one set is kept: they are large)."""
     key = str((config.model.name, config.oskt.width, config.oskt.students))
     if key not in _built:
         _built.clear()
-    result = rehearse(config, _built.get(key), step=False)
+    result = run_dry(config, _built.get(key), step=False)
     _built[key] = result.built
     return result
 
@@ -65,9 +65,9 @@ def test_the_readme_lists_every_recipe():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_can_be_rehearsed(path):
+def test_a_recipe_runs_dry(path):
     config = load_config(path)
-    result = rehearsed(config)
+    result = dry_run_of(config)
     text = result.summary()
     assert f"{config.model.name} at 256x128" in text and f"trained on  {config.data.sources[0]}" in text
     names = [stage.name for stage in result.stages]
@@ -157,7 +157,7 @@ def test_the_feature_at_test_is_on_the_papers_side_of_the_neck(name, feature):
     assert model.feature == feature and model.has_neck
 
 
-# ---- rehearsals ----------------------------------------------------------------------------------------------------
+# ---- dry runs ------------------------------------------------------------------------------------------------------
 
 SMALL = [
     "engine=oskt",
@@ -183,31 +183,31 @@ def small(*options):
     return load_config(options=[*SMALL, *options])
 
 
-def test_a_rehearsal_makes_one_step_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_dry_run_makes_one_step_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = rehearse(small("model.pretrained=True", "oskt.teacher=weights/teacher.pth"))
+    result = run_dry(small("model.pretrained=True", "oskt.teacher=weights/teacher.pth"))
     assert set(result.step) == {"loss_t", "loss_x", "loss_c", "acc"} and all(v >= 0 for v in result.step.values())
     assert [stage.name for stage in result.stages] == ["oskt.refine", "oskt.finetune"]
     assert "weights/teacher.pth (not there yet" in result.summary()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_rehearsal_follows_every_schedule_to_its_end():
+def test_a_dry_run_follows_every_schedule_to_its_end():
     options = ["train.max_epoch=6", "train.lr=0.1", "train.lr_scheduler=warmup_multi_step", "train.warmup_epochs=2"]
     config = small(
         *options, "train.stepsize=[4]", "oskt.refine.lr_scheduler=one_cycle", "oskt.refine.per_iteration=True"
     )
-    train, refine, _ = rehearse(config, step=False).stages
+    train, refine, _ = run_dry(config, step=False).stages
     assert train.rates == pytest.approx([0.001, 0.0505, 0.1, 0.1, 0.01, 0.01]) and train.marks == (0, 2, 4, 5)
     assert train.curve() == "0: 0.001, 2: 0.1, 4: 0.01, 5: 0.01"
     assert len(refine.rates) == 1 and refine.batch_size == 32
 
 
-def test_a_rehearsal_refuses_what_the_run_would_refuse():
+def test_a_dry_run_refuses_what_the_run_would_refuse():
     with pytest.raises(ConfigError, match="oskt.students has 'widht=0.5'"):
-        rehearse(small("oskt.students=['widht=0.5']"))
+        run_dry(small("oskt.students=['widht=0.5']"))
     with pytest.raises(ConfigError, match="no stand-in of data set 'viper'"):
-        rehearse(small("data.sources=['viper']"))
+        run_dry(small("data.sources=['viper']"))
 
 
 @pytest.mark.slow
@@ -296,7 +296,7 @@ def test_a_run_that_would_train_nothing_is_refused(chain_file):
         with pytest.raises(ConfigError, match=message):
             run(small("train.max_epoch=0", *options))
         with pytest.raises(ConfigError, match=message):
-            rehearse(small("train.max_epoch=0", *options))
+            run_dry(small("train.max_epoch=0", *options))
     with pytest.raises(ConfigError, match="train.max_epoch is 3 and train.start_epoch 3"):
         run(small("train.max_epoch=3", "train.start_epoch=3"))
     for options in ((f"oskt.chain={chain_file}",), ("oskt.teacher=t.pth",), ("engine=triplet", "test.evaluate=True")):

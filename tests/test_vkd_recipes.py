@@ -1,4 +1,4 @@
-"""The VKD paper's recipes as configurations: each rehearsed on stand-in data, and its values those of the paper."""
+"""The VKD paper's recipes as configurations: each run dry on stand-in data, and its values those of the paper."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from test_tools import tool
 
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError
-from oskt_torchreid.runs import rehearse
+from oskt_torchreid.runs import run_dry
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "configs" / "paper" / "vkd"
@@ -43,12 +43,12 @@ def parts_of(path):
 _built = {}
 
 
-def rehearsed(config):
-    """A rehearsal; the networks of one configuration serve the next ones of the same backbone and size."""
+def dry_run_of(config):
+    """A dry run; the networks of one configuration serve the next ones of the same backbone and size."""
     key = (config.model.name, config.data.height)
     if _built and next(iter(_built))[0] != key[0]:
         _built.clear()
-    result = rehearse(config, _built.get(key), step=False)
+    result = run_dry(config, _built.get(key), step=False)
     _built[key] = result.built
     return result
 
@@ -68,10 +68,10 @@ def test_the_readme_has_every_recipe_and_the_published_numbers():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_can_be_rehearsed(path):
+def test_a_recipe_runs_dry(path):
     net, data = parts_of(path)
     height, width = SIZES[data]
-    result = rehearsed(load_config(path))
+    result = dry_run_of(load_config(path))
     text = result.summary()
     assert f"vkd_{net} at {height}x{width}" in text and f"trained on          {data}" in text
     assert "8 views (multiview) for the teacher, 2 of them for the student; 12 identities x 4 in a batch" in text
@@ -112,7 +112,7 @@ def test_values_of_the_paper(path):
     assert node.protocols == (both if data in ("mars", "dukemtmcvidreid") else [*both, "V2I", "I2I"])
 
 
-# ---- rehearsals ----------------------------------------------------------------------------------------------------
+# ---- dry runs ------------------------------------------------------------------------------------------------------
 
 
 ON_MARS = [*SMALL, "model.name=tiny_net", "data.sources=['mars']", "data.targets=['mars']"]  # nothing is drawn
@@ -137,9 +137,9 @@ def test_the_command_makes_one_step_and_leaves_nothing(tmp_path, monkeypatch, ti
 
 
 @pytest.mark.parametrize("name", ["vkd_synthped", "vkd_oskt_synthped"])
-def test_the_embedded_configurations_can_be_rehearsed(name):
+def test_the_embedded_configurations_run_dry(name):
     config = load_config(ROOT / "configs" / f"{name}.yaml", options=["data.height=32", "data.width=16"])
-    result = rehearse(config, step=False)
+    result = run_dry(config, step=False)
     assert [stage.epochs for stage in result.stages] == [
         config.vkd.teacher_stage.max_epoch,
         config.vkd.student_stage.max_epoch,
@@ -148,7 +148,7 @@ def test_the_embedded_configurations_can_be_rehearsed(name):
     assert student == teacher if name == "vkd_synthped" else student < teacher / 2
 
 
-def test_a_rehearsal_refuses_what_the_run_would_refuse(tiny_net):
+def test_a_dry_run_refuses_what_the_run_would_refuse(tiny_net):
     for options, error, message in [
         (["vkd.student=wdith=0.5"], ConfigError, "vkd.student has 'wdith=0.5'; did you mean 'width'"),
         (["vkd.student_stage.max_epoch=0"], ConfigError, "vkd.student_stage.max_epoch is 0, so that no student"),
@@ -162,4 +162,4 @@ def test_a_rehearsal_refuses_what_the_run_would_refuse(tiny_net):
         (["data.sources=['viper']"], ConfigError, "no stand-in of data set 'viper'"),
     ]:
         with pytest.raises(error, match=message):
-            rehearse(load_config(options=[*ON_MARS, *options]), step=False)
+            run_dry(load_config(options=[*ON_MARS, *options]), step=False)

@@ -23,7 +23,7 @@ from oskt_torchreid.errors import Terminated  # noqa: E402
 from oskt_torchreid.host.distributed import is_rank_zero, joined  # noqa: E402
 from oskt_torchreid.host.termination import on_termination, status_of, terminate  # noqa: E402
 from oskt_torchreid.report import text_table  # noqa: E402
-from oskt_torchreid.runs import rehearse, run  # noqa: E402
+from oskt_torchreid.runs import run, run_dry  # noqa: E402
 
 LISTS = ("sources", "targets", "transforms")
 
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(parsed.config_file, parsed.options, flags)
         if parsed.dry_run:
-            print(rehearse(config, given=given_keys(parsed.options)).summary())
+            print(run_dry(config, given=given_keys(parsed.options)).summary())
             return 0
         folder = Path(config.data.save_dir)
         with joined(config.use_gpu), logged(folder), on_termination(terminate):

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from oskt_torchreid.config import load_config
-from oskt_torchreid.runs import rehearse, run
+from oskt_torchreid.runs import run, run_dry
 
 from .runs import NETWORK, Case, outcome_of, ready
 
@@ -89,7 +89,7 @@ def run_case(number: int, seed: int = 0) -> Case:
                 DAMAGES[name](folder, random)
         places = [f"data.root={root}", f"data.save_dir={root / 'run'}"]
         config = load_config(options=[*RUNS[way], *options, *places])
-        outcome, failure = outcome_of(lambda: rehearse(config) if way == "dry run" else run(config))
+        outcome, failure = outcome_of(lambda: run_dry(config) if way == "dry run" else run(config))
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return Case(number, f"{way}, {', '.join(options)}: {', '.join(chosen)}", outcome, failure)

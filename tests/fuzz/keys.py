@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from oskt_torchreid.config import default_config, leaves, load_config
-from oskt_torchreid.runs import rehearse, run
+from oskt_torchreid.runs import run, run_dry
 
 from .data_folders import BASE, FOLDER, OSKT, RUNS, pictures
 from .runs import Case, outcome_of, ready
@@ -31,7 +31,7 @@ def run_case(number: int, seed: int = 0) -> Case:
     """Sets one to three keys to odd values, and runs an engine with them, or its dry run."""
     ready()
     random = Random(f"keys/{seed}/{number}")
-    engine, rehearses = random.choice(sorted(BASES)), random.random() < 0.2
+    engine, is_dry = random.choice(sorted(BASES)), random.random() < 0.2
     keys = random.sample(sorted(set(LEAVES) - set(FIXED)), random.choice((1, 1, 2, 3)))
     values = {key: _odd(key, random) for key in keys}
     in_file = random.random() < 0.5
@@ -41,10 +41,10 @@ def run_case(number: int, seed: int = 0) -> Case:
             (root / FOLDER / path).parent.mkdir(parents=True, exist_ok=True)
             (root / FOLDER / path).write_bytes(content)
         begin = _begin(root, BASES[engine], values, in_file)
-        outcome, failure = outcome_of(lambda: (rehearse if rehearses else run)(begin()))
+        outcome, failure = outcome_of(lambda: (run_dry if is_dry else run)(begin()))
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    way = f"{engine}{', dry run' if rehearses else ''}, {'file' if in_file else 'command line'}"
+    way = f"{engine}{', dry run' if is_dry else ''}, {'file' if in_file else 'command line'}"
     return Case(number, f"{way}: {values!r}", outcome, failure)
 
 

@@ -1,4 +1,4 @@
-"""What a rehearsal reports: stages with their schedules, networks with their sizes, and what is in no table."""
+"""What a dry run reports: stages with their schedules, networks with their sizes, and what is in no table."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from tabulate import tabulate
 from torch import nn
 from torch.optim import Optimizer
 
-from ..chain.chain import WeightChain
-from ..config import Config, get
-from ..errors import ConfigError
-from ..host.optimization import build_scheduler
-from ..models import find_classifier
-from .trainer import Trainer, network_size
+from ...chain.chain import WeightChain
+from ...config import Config, get
+from ...errors import ConfigError
+from ...host.optimization import build_scheduler
+from ...models import find_classifier
+from ..trainer import Trainer, network_size
 
-Facts = tuple[tuple[str, str], ...]
+Details = tuple[tuple[str, str], ...]
 Network = tuple[str, int, int]
 """Name, parameters and multiply-adds."""
 
 
 @dataclass(frozen=True)
-class StageRehearsal:
+class DryStage:
     """One training stage as it would run.
 
     Attributes:
@@ -70,19 +70,19 @@ class BuiltNetworks:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
     """What a run would do.
 
     Attributes:
-        facts: what and value: network, data, loss and files that an earlier run has to leave.
+        details: what and value: network, data, loss and files that an earlier run has to leave.
         stages: training stages in order.
         networks: (name, parameters, multiply-adds) of teacher, chain width and students, without classifiers.
         step: terms of the loss of the one step, if it was made.
-        built: the networks, for a rehearsal of the same ones on other data; None of a network alone.
+        built: the networks, for a dry run of the same ones on other data; None of a network alone.
     """
 
-    facts: Facts
-    stages: tuple[StageRehearsal, ...]
+    details: Details
+    stages: tuple[DryStage, ...]
     networks: tuple[Network, ...]
     step: dict[str, float]
     built: BuiltNetworks | None = None
@@ -92,7 +92,7 @@ class Rehearsal:
         stages = [(s.name, s.networks, s.epochs, s.batch_size, s.optimizer, s.curve()) for s in self.stages]
         networks = [(name, f"{params / 1e6:.2f} M", f"{flops / 1e9:.2f} G") for name, params, flops in self.networks]
         parts = [
-            tabulate(self.facts, tablefmt="plain"),
+            tabulate(self.details, tablefmt="plain"),
             tabulate(stages, ("stage", "trains", "epochs", "batch", "optimiser", "learning rate at epoch")),
             tabulate(networks, ("network", "params", "FLOPs"), disable_numparse=True),
         ]
@@ -102,9 +102,9 @@ class Rehearsal:
         return "\n\n".join(parts)
 
 
-def rehearsed_stage(
+def dry_stage(
     config: Config, small: Config, trainer: Trainer, key: str, networks: str, optimizer: Optimizer
-) -> StageRehearsal:
+) -> DryStage:
     """Runs the schedule through, without training; the optimiser's rates are at their end afterwards."""
     node = get(small, key)
     groups = [f"{len(group['params'])} tensors at {group['lr']:.3g}" for group in optimizer.param_groups]
@@ -118,7 +118,7 @@ def rehearsed_stage(
             scheduler.step()
     name = f"{type(optimizer).__name__}: {', '.join(groups)}"
     batch_size = get(config, key).batch_size
-    return StageRehearsal(key, networks, node.max_epoch, batch_size, name, tuple(rates), _marks(node))
+    return DryStage(key, networks, node.max_epoch, batch_size, name, tuple(rates), _marks(node))
 
 
 def _marks(node: Config) -> tuple[int, ...]:
@@ -140,7 +140,7 @@ def network_cost(model: nn.Module, small: Config) -> tuple[int, int]:
     return network_size(model, heads, size)
 
 
-def facts_of(config: Config) -> Facts:
+def details_of(config: Config) -> Details:
     """What is not in the tables, of a run on images."""
     test = config.test
     tested = f"{', '.join(config.data.targets)}, {test.dist_metric}{', L2-normalised' * test.normalize_feature}"
@@ -151,11 +151,11 @@ def facts_of(config: Config) -> Facts:
     }
     return (
         ("network", f"{config.model.name} at {config.data.height}x{config.data.width}"),
-        *data_facts(config, tested),
+        *data_details(config, tested),
         ("sampler", sampler_text(config.sampler)),
         ("loss", loss_text(config)),
-        *few_shot_facts(config),
-        *file_facts(files),
+        *few_shot_details(config),
+        *file_details(files),
     )
 
 
@@ -167,7 +167,7 @@ def sampler_text(node: Config) -> str:
     return node.train_sampler + "".join(said)
 
 
-def data_facts(config: Config, tested: str) -> Facts:
+def data_details(config: Config, tested: str) -> Details:
     """Data sets, how networks are tested on them, and what is done to images."""
     data = config.data
     return (
@@ -177,7 +177,7 @@ def data_facts(config: Config, tested: str) -> Facts:
     )
 
 
-def few_shot_facts(config: Config) -> Facts:
+def few_shot_details(config: Config) -> Details:
     """The subset of the identities, where there is one."""
     few = config.few_shot
     if few.ratio == 1:
@@ -185,7 +185,7 @@ def few_shot_facts(config: Config) -> Facts:
     return (("few-shot", f"{few.ratio:g} of the training identities, seed {few.seed}"),)
 
 
-def file_facts(files: Mapping[str, str]) -> Facts:
+def file_details(files: Mapping[str, str]) -> Details:
     """Files that the run reads, and whether they are there."""
     return tuple((name, f"{path} ({_presence(path)})") for name, path in files.items() if path)
 

@@ -1,4 +1,4 @@
-"""What a rehearsal sees of the files that a run is told to read, where they are there already."""
+"""What a dry run sees of the files that a run is told to read, where they are there already."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..chain import WeightChain, load_student
-from ..config import Config
-from ..errors import ConfigError, OsktError
-from ..files import load_checkpoint
-from ..files.weights import state_dict_of
-from .oskt.specification import students_of
+from ...chain import WeightChain, load_student
+from ...config import Config
+from ...errors import ConfigError, OsktError
+from ...files import load_checkpoint
+from ...files.weights import state_dict_of
+from ..oskt.specification import students_of
 
 Reader = Callable[[str], Any]
 

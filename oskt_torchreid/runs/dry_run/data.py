@@ -1,4 +1,4 @@
-"""What a rehearsal sees of the real data, where they are there: labels, counts, matches, pictures, batches."""
+"""What a dry run sees of the real data, where they are there: labels, counts, matches, pictures, batches."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..config import Config, get
-from ..datasets.checks import check_batches, check_matches, check_pictures, counts_of, pictures_of
-from ..datasets.manager import drawn_sets, missing_sets
-from ..host.pictures import read_picture
-from .rehearsal import Facts, StageRehearsal
-from .trainer import Trainer
+from ...config import Config, get
+from ...datasets.checks import check_batches, check_matches, check_pictures, counts_of, pictures_of
+from ...datasets.manager import drawn_sets, missing_sets
+from ...host.pictures import read_picture
+from ..trainer import Trainer
+from .report import Details, DryStage
 
 DECODED = 10
 
 
-def look_at_data(config: Config, trainer: Trainer, stages: Sequence[StageRehearsal]) -> Facts:
+def look_at_data(config: Config, trainer: Trainer, stages: Sequence[DryStage]) -> Details:
     """Reads data sets that are there; draws and fetches none.
 
     Args:

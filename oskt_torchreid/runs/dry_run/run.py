@@ -1,4 +1,4 @@
-"""A rehearsal: everything that a configuration asks for is built on stand-in data; nothing is trained but one step."""
+"""A dry run: everything that a configuration asks for is built on stand-in data; nothing is trained but one step."""
 
 from __future__ import annotations
 
@@ -11,35 +11,33 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ..chain.counting import Costs
-from ..chain.expansion import expand_to_plan
-from ..config import Config, get
-from ..datasets import synthped, synthped_video
-from ..datasets.stand_in import CAMERAS, VIEWS, make_stand_in
-from ..datasets.synthetic import preset
-from ..host.losses import loss_from_config
-from ..host.optimization import build_optimizer
-from ..host.oskt_engine import OSKTEngine
-from ..models import build_model
-from .dry_run_data import look_at_data
-from .dry_run_files import look_at_files
-from .oskt.plan import check_start, make_plan, stand_in_chain
-from .oskt.specification import students_of
-from .rehearsal import BuiltNetworks, Rehearsal, StageRehearsal, facts_of, network_cost, rehearsed_stage
-from .single import engine_of
-from .trainer import Trainer
-from .use import check_use
-from .vkd.dry_run import rehearse_sets, shrink_sets
-from .vkd.run import SetTrainer
+from ...chain.counting import Costs
+from ...chain.expansion import expand_to_plan
+from ...config import Config, get
+from ...datasets import synthped, synthped_video
+from ...datasets.stand_in import CAMERAS, VIEWS, make_stand_in
+from ...datasets.synthetic import preset
+from ...host.losses import loss_from_config
+from ...host.optimization import build_optimizer
+from ...host.oskt_engine import OSKTEngine
+from ...models import build_model
+from ..oskt.plan import check_start, make_plan, stand_in_chain
+from ..oskt.specification import students_of
+from ..single import engine_of
+from ..trainer import Trainer
+from ..use import check_use
+from ..vkd.run import SetTrainer
+from .data import look_at_data
+from .files import look_at_files
+from .report import BuiltNetworks, DryRun, DryStage, details_of, dry_stage, network_cost
+from .sets import run_sets_dry, shrink_sets
 
 IDENTITIES = 2
 INSTANCES = VIEWS * CAMERAS
 TEST_PAIRS = 60  # identities times cameras: torchreid's ranking wants galleries of 51, which synthetic sets check
 
 
-def rehearse(
-    config: Config, built: BuiltNetworks | None = None, step: bool = True, given: Sequence[str] = ()
-) -> Rehearsal:
+def run_dry(config: Config, built: BuiltNetworks | None = None, step: bool = True, given: Sequence[str] = ()) -> DryRun:
     """Builds networks, widths, data loaders, losses, optimisers and schedules, and makes one step.
 
     The data of these are stand-ins of two training identities in the real layouts, in a temporary folder. Batches are
@@ -49,7 +47,7 @@ def rehearse(
 
     Args:
         config: whole tree, as `load_config` gives it.
-        built: of an earlier rehearsal of the same networks, to save time.
+        built: of an earlier dry run of the same networks, to save time.
         step: whether to make the one step, of the first student where there is one, at full resolution. Without it
             networks have shapes and no weights where that is enough to build all.
         given: dotted keys that a user named on the command line, which must be of use.
@@ -65,16 +63,16 @@ def rehearse(
     method = config.engine or config.loss.name
     if method != "vkd":
         check_start(config)
-    rehearsal = _on_stand_ins(config, method, built, step)
+    report = _on_stand_ins(config, method, built, step)
     trainer = (SetTrainer if method == "vkd" else Trainer)(config)
-    return replace(rehearsal, facts=(*rehearsal.facts, *look_at_data(config, trainer, rehearsal.stages)))
+    return replace(report, details=(*report.details, *look_at_data(config, trainer, report.stages)))
 
 
-def _on_stand_ins(config: Config, method: str, built: BuiltNetworks | None, step: bool) -> Rehearsal:
+def _on_stand_ins(config: Config, method: str, built: BuiltNetworks | None, step: bool) -> DryRun:
     """Builds everything, and makes the one step, on data that are made for it."""
-    with _rehearsal_config(config) as small:
+    with _small_config(config) as small:
         if method == "vkd":
-            return rehearse_sets(config, small, built, step)
+            return run_sets_dry(config, small, built, step)
         trainer = Trainer(small)
         if method == "oskt":
             built = built or _built(small, trainer.num_classes)
@@ -85,12 +83,12 @@ def _on_stand_ins(config: Config, method: str, built: BuiltNetworks | None, step
             stages = (_stage(config, small, trainer, "train", student, "network"),)
             networks = ((config.model.name, *network_cost(student, small)),)
         terms = _one_step(small, trainer, student) if step else {}
-        return Rehearsal(facts_of(config), stages, networks, terms, built)
+        return DryRun(details_of(config), stages, networks, terms, built)
 
 
 @contextlib.contextmanager
-def _rehearsal_config(config: Config) -> Iterator[Config]:
-    """The configuration on stand-in data that are there for the while."""
+def _small_config(config: Config) -> Iterator[Config]:
+    """The configuration on stand-in data in a temporary folder, which is deleted afterwards."""
     small = config.clone()
     small.defrost()
     identities = round(IDENTITIES / config.few_shot.ratio + 0.499999)  # as many as leave two in the subset
@@ -107,7 +105,7 @@ def _rehearsal_config(config: Config) -> Iterator[Config]:
     drawn.num_train, drawn.num_test = identities, -(-TEST_PAIRS // cameras)
     if config.engine == "vkd":
         shrink_sets(small, identities)
-    with tempfile.TemporaryDirectory(prefix="rehearsal-") as root:
+    with tempfile.TemporaryDirectory(prefix="dry-run-") as root:
         small.data.root = small.data.save_dir = root
         for name in dict.fromkeys([*config.data.sources, *config.data.targets]):
             if name not in (*synthped.VARIANTS, *synthped_video.VARIANTS):  # those draw themselves
@@ -128,7 +126,7 @@ def _built(small: Config, num_classes: int) -> BuiltNetworks:
     return BuiltNetworks(plan.teacher, tuple(sizes), expand_to_plan(chain, first), names, chain)
 
 
-def _oskt_stages(config: Config, small: Config, trainer: Trainer, built: BuiltNetworks) -> tuple[StageRehearsal, ...]:
+def _oskt_stages(config: Config, small: Config, trainer: Trainer, built: BuiltNetworks) -> tuple[DryStage, ...]:
     """Stages of a run of OSKT, in order."""
     stages = []
     if not config.oskt.chain:
@@ -140,14 +138,12 @@ def _oskt_stages(config: Config, small: Config, trainer: Trainer, built: BuiltNe
     return tuple(stages)
 
 
-def _stage(
-    config: Config, small: Config, trainer: Trainer, key: str, model: nn.Module, networks: str
-) -> StageRehearsal:
+def _stage(config: Config, small: Config, trainer: Trainer, key: str, model: nn.Module, networks: str) -> DryStage:
     optimizer = build_optimizer(model, small, get(small, key))
-    return rehearsed_stage(config, small, trainer, key, networks, optimizer)
+    return dry_stage(config, small, trainer, key, networks, optimizer)
 
 
-def _refine_stage(config: Config, small: Config, trainer: Trainer, built: BuiltNetworks) -> StageRehearsal:
+def _refine_stage(config: Config, small: Config, trainer: Trainer, built: BuiltNetworks) -> DryStage:
     """The refinement's engine is built too: it adds the S-student's parameters to the optimiser."""
     node, teacher = get(small, "oskt.refine"), built.teacher
     optimizer = build_optimizer(teacher, small, node)
@@ -162,7 +158,7 @@ def _refine_stage(config: Config, small: Config, trainer: Trainer, built: BuiltN
         vector_copies=node["vector_copies"],
         use_gpu=False,
     )
-    return rehearsed_stage(config, small, trainer, "oskt.refine", "teacher, S-student", optimizer)
+    return dry_stage(config, small, trainer, "oskt.refine", "teacher, S-student", optimizer)
 
 
 def _one_step(small: Config, trainer: Trainer, model: nn.Module) -> dict[str, float]:
