@@ -22,7 +22,7 @@ def plan_like(chain: WeightChain, like: Like) -> dict[str, int]:
 
     Args:
         chain: only its graph and widths are read.
-        like: a registered model name, a network, or a state dict; one of the two may stand in a wrapper.
+        like: a registered model name, a network, or a state dict; one of the two networks may be inside a wrapper.
 
     Raises:
         WidthError: other depth or names, shapes that no widths give, or widths out of range.
@@ -62,12 +62,12 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _shared_names(chain: WeightChain, own: Shapes, shapes: Shapes, what: str) -> dict[str, tuple[int, ...]]:
-    """The other network's shapes under the teacher's names; all but heads and statistics must be there."""
+    """The other network's shapes under the teacher's names; all but heads and statistics must be present."""
     mine, theirs = inner_names(own), inner_names(shapes)
     heads = {inner for inner, name in mine.items() if name in _head_tensors(chain)}
-    if (len(mine) < len(own)) != (len(theirs) < len(shapes)):  # only one is wrapped: its classifier stands outside
+    if (len(mine) < len(own)) != (len(theirs) < len(shapes)):  # only one is wrapped: its classifier is outside
         heads |= {name for name in (*mine, *theirs) if is_classifier(name)}
-    # Statistics say no more than the parameters beside them, and a neck no more than the feature before it.
+    # Statistics have the shapes of the parameters of the same norm, and a neck those of the feature before it.
     neck = tuple(f"{name}." for name in getattr(chain.model, "head_modules", ()))
     silent = {name for name, _ in chain.model.named_buffers()} | {name for name in own if name.startswith(neck)}
     missing = [name for name in mine if name not in theirs and name not in heads and mine[name] not in silent]
@@ -89,9 +89,9 @@ def _head_tensors(chain: WeightChain) -> set[str]:
 
 
 def _solve(graph: ChannelGraph, shapes: Shapes, what: str) -> dict[str, int]:
-    """Widths from axis lengths: a group alone on an axis is read off, the last unknown of a shared one is the rest.
+    """Widths from axis lengths: a group alone on an axis has its length, the last unknown one of several the rest.
 
-    Heads of one attention are equally wide, so that they count as one unknown.
+    Heads of one attention are equally wide, so they count as one unknown.
     """
     first_head = _first_heads(graph)
     widths: dict[int, int] = {index: group.size for index, group in enumerate(graph.groups) if group.fixed}
@@ -123,7 +123,7 @@ def _first_heads(graph: ChannelGraph) -> dict[int, int]:
 
 
 def _equations(graph: ChannelGraph, tie: Tie, shapes: Shapes) -> list[tuple[dict[int, int], int]]:
-    """`(how often each group's channels stand in a block, length of the block)` for each block of an axis."""
+    """`(how often each group's channels occur in a block, length of the block)` for each block of an axis."""
     length = shapes[tie.tensor][tie.dimension]
     length = length // tie.blocks if tie.dimension == 0 else length
     result = []

@@ -9,11 +9,11 @@ from torch import nn
 
 from ..errors import GraphError
 
-FRESH_DEVIATION = 0.001  # of a fresh classifier's weights, as necks have it
+FRESH_DEVIATION = 0.001  # standard deviation of a fresh classifier's weights, as in necks
 
 
 def relabel(student: nn.Module, heads: Iterable[str], num_classes: int) -> nn.Module:
-    """Gives a student, in place, classifiers of another class count; all else, the feature included, stays.
+    """Gives a student, in place, classifiers of another class count; the rest, including the feature, does not change.
 
     Classifiers that have the count already are kept with their weights.
 

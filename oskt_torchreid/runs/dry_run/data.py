@@ -11,12 +11,12 @@ from ...datasets.checks import check_batches, check_matches, check_pictures, cou
 from ...datasets.manager import drawn_sets, missing_sets
 from ...host.pictures import read_picture
 from ..trainer import Trainer
-from .parts import DryStage, Lines
+from .report import Details, DryStage
 
 DECODED = 10
 
 
-def look_at_data(config: Config, trainer: Trainer, stages: Sequence[DryStage]) -> Lines:
+def look_at_data(config: Config, trainer: Trainer, stages: Sequence[DryStage]) -> Details:
     """Reads data sets that are there; draws and fetches none.
 
     Args:

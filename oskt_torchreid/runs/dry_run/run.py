@@ -26,11 +26,11 @@ from ..oskt.specification import students_of
 from ..single import engine_of
 from ..trainer import Trainer
 from ..use import check_use
-from ..vkd.dry_run import run_sets_dry, shrink_sets
 from ..vkd.run import SetTrainer
 from .data import look_at_data
 from .files import look_at_files
-from .parts import BuiltNetworks, DryRun, DryStage, dry_stage, lines_of, network_cost
+from .report import BuiltNetworks, DryRun, DryStage, details_of, dry_stage, network_cost
+from .sets import run_sets_dry, shrink_sets
 
 IDENTITIES = 2
 INSTANCES = VIEWS * CAMERAS
@@ -63,9 +63,9 @@ def run_dry(config: Config, built: BuiltNetworks | None = None, step: bool = Tru
     method = config.engine or config.loss.name
     if method != "vkd":
         check_start(config)
-    result = _on_stand_ins(config, method, built, step)
+    report = _on_stand_ins(config, method, built, step)
     trainer = (SetTrainer if method == "vkd" else Trainer)(config)
-    return replace(result, lines=(*result.lines, *look_at_data(config, trainer, result.stages)))
+    return replace(report, details=(*report.details, *look_at_data(config, trainer, report.stages)))
 
 
 def _on_stand_ins(config: Config, method: str, built: BuiltNetworks | None, step: bool) -> DryRun:
@@ -83,12 +83,12 @@ def _on_stand_ins(config: Config, method: str, built: BuiltNetworks | None, step
             stages = (_stage(config, small, trainer, "train", student, "network"),)
             networks = ((config.model.name, *network_cost(student, small)),)
         terms = _one_step(small, trainer, student) if step else {}
-        return DryRun(lines_of(config), stages, networks, terms, built)
+        return DryRun(details_of(config), stages, networks, terms, built)
 
 
 @contextlib.contextmanager
 def _small_config(config: Config) -> Iterator[Config]:
-    """The configuration on stand-in data, which are removed afterwards."""
+    """The configuration on stand-in data in a temporary folder, which is deleted afterwards."""
     small = config.clone()
     small.defrost()
     identities = round(IDENTITIES / config.few_shot.ratio + 0.499999)  # as many as leave two in the subset

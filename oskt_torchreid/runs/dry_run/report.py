@@ -18,7 +18,7 @@ from ...host.optimization import build_scheduler
 from ...models import find_classifier
 from ..trainer import Trainer, network_size
 
-Lines = tuple[tuple[str, str], ...]
+Details = tuple[tuple[str, str], ...]
 Network = tuple[str, int, int]
 """Name, parameters and multiply-adds."""
 
@@ -74,14 +74,14 @@ class DryRun:
     """What a run would do.
 
     Attributes:
-        lines: what and value: network, data, loss and files that an earlier run has to leave.
+        details: what and value: network, data, loss and files that an earlier run has to leave.
         stages: training stages in order.
         networks: (name, parameters, multiply-adds) of teacher, chain width and students, without classifiers.
         step: terms of the loss of the one step, if it was made.
         built: the networks, for a dry run of the same ones on other data; None of a network alone.
     """
 
-    lines: Lines
+    details: Details
     stages: tuple[DryStage, ...]
     networks: tuple[Network, ...]
     step: dict[str, float]
@@ -92,7 +92,7 @@ class DryRun:
         stages = [(s.name, s.networks, s.epochs, s.batch_size, s.optimizer, s.curve()) for s in self.stages]
         networks = [(name, f"{params / 1e6:.2f} M", f"{flops / 1e9:.2f} G") for name, params, flops in self.networks]
         parts = [
-            tabulate(self.lines, tablefmt="plain"),
+            tabulate(self.details, tablefmt="plain"),
             tabulate(stages, ("stage", "trains", "epochs", "batch", "optimiser", "learning rate at epoch")),
             tabulate(networks, ("network", "params", "FLOPs"), disable_numparse=True),
         ]
@@ -140,7 +140,7 @@ def network_cost(model: nn.Module, small: Config) -> tuple[int, int]:
     return network_size(model, heads, size)
 
 
-def lines_of(config: Config) -> Lines:
+def details_of(config: Config) -> Details:
     """What is not in the tables, of a run on images."""
     test = config.test
     tested = f"{', '.join(config.data.targets)}, {test.dist_metric}{', L2-normalised' * test.normalize_feature}"
@@ -151,11 +151,11 @@ def lines_of(config: Config) -> Lines:
     }
     return (
         ("network", f"{config.model.name} at {config.data.height}x{config.data.width}"),
-        *data_lines(config, tested),
+        *data_details(config, tested),
         ("sampler", sampler_text(config.sampler)),
         ("loss", loss_text(config)),
-        *few_shot_lines(config),
-        *file_lines(files),
+        *few_shot_details(config),
+        *file_details(files),
     )
 
 
@@ -167,7 +167,7 @@ def sampler_text(node: Config) -> str:
     return node.train_sampler + "".join(said)
 
 
-def data_lines(config: Config, tested: str) -> Lines:
+def data_details(config: Config, tested: str) -> Details:
     """Data sets, how networks are tested on them, and what is done to images."""
     data = config.data
     return (
@@ -177,7 +177,7 @@ def data_lines(config: Config, tested: str) -> Lines:
     )
 
 
-def few_shot_lines(config: Config) -> Lines:
+def few_shot_details(config: Config) -> Details:
     """The subset of the identities, where there is one."""
     few = config.few_shot
     if few.ratio == 1:
@@ -185,7 +185,7 @@ def few_shot_lines(config: Config) -> Lines:
     return (("few-shot", f"{few.ratio:g} of the training identities, seed {few.seed}"),)
 
 
-def file_lines(files: Mapping[str, str]) -> Lines:
+def file_details(files: Mapping[str, str]) -> Details:
     """Files that the run reads, and whether they are there."""
     return tuple((name, f"{path} ({_presence(path)})") for name, path in files.items() if path)
 
