@@ -235,7 +235,7 @@ BEFORE = [
     (["train.staged_lr=True", "train.bias_lr_factor=2"], "both divide the parameters into groups"),
     (["loss.name=triplet", "engine=triplet", "loss.triplet.weight_t=0"], "weight_x or weight_t above 0"),
     (["loss.name=triplet", "engine=triplet", "train.batch_size=4", "sampler.train_sampler=RandomIdentitySampler"],
-     "the triplet loss compares identities, and a batch of 'train' holds one alone"),
+     "the triplet loss compares identities, and a batch of 'train' holds only one"),
     (["train.fixbase_epoch=1", "train.open_layers=['no']"], "is no layer"),
     (["model.resume=missing.pth"], "there is no such file"),
     (["validation.share=0.9"], "validation.share 0.9 of 6 training identities leaves nobody to train on"),

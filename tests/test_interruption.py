@@ -99,11 +99,11 @@ def test_ctrl_c_in_any_stage(uninterrupted, tmp_path, command, capsys, monkeypat
         patch.setattr(TransferEngine, method, interrupting(getattr(TransferEngine, method), at))
         assert command(words) == 130
     assert stops == [stage]
-    assert capsys.readouterr().err.splitlines()[-1] == "interrupted; run the same command again to go on"
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted; run the same command again to resume"
     check_whole(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("stage.json")}
     assert command(words) == 0
-    assert f"{Path(stage).name}: going on after epoch {after}" in capsys.readouterr().err
+    assert f"{Path(stage).name}: resuming after epoch {after}" in capsys.readouterr().err
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items()), "what was done is not done again"
     rows = read_results(tmp_path / "results.json").rows
     assert [(row.name, row.params, row.epochs) for row in rows] == [(r.name, r.params, r.epochs) for r in expected]
@@ -147,11 +147,11 @@ def test_ctrl_c_stops_the_command(data_root, tmp_path, command, capsys):
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert output == "" and errors.splitlines()[-1] == "interrupted; run the same command again to go on"
+    assert output == "" and errors.splitlines()[-1] == "interrupted; run the same command again to resume"
     assert "\r" not in errors, "no bars without a terminal"
     check_whole(folder)
     assert command(words) == 0
-    assert "teacher: going on after epoch" in capsys.readouterr().err
+    assert "teacher: resuming after epoch" in capsys.readouterr().err
     assert [row.name for row in read_results(folder / "results.json").rows] == ["teacher", "width=0.5"]
 
 
@@ -224,10 +224,10 @@ def is_there(stage, folder, start):
         return any((folder / "data").glob("*/**/*.jpg")) or any((folder / "data").glob(".*/**/*.*"))
     said = log.read_text() if log.is_file() else ""
     if stage == "evaluation":
-        return said.count("is evaluated with the weights that it begins with") == start
+        return said.count("is evaluated with its initial weights") == start
     parts = ["students/width=0.5", "students/width=0.75"] if stage == "students" else [stage.replace("vkd", "teacher")]
     if start == 2:
-        return said.count("going on after epoch") == len(parts)
+        return said.count("resuming after epoch") == len(parts)
     return all((run_folder / part / "model" / "model.pth.tar-last").is_file() for part in parts)
 
 
@@ -255,7 +255,7 @@ def test_a_stage_ends_within_seconds(data_root, tmp_path, stage):
         print(f"{stage}: {status} after {seconds:.1f} s")
         assert (process.returncode, "Traceback" in errors) == (status, False), errors
         assert seconds < 10
-        assert any(line.endswith("run the same command again to go on") for line in errors.splitlines())
+        assert any(line.endswith("run the same command again to resume") for line in errors.splitlines())
         assert not group_lives(process.pid), "processes are left"
 
 

@@ -139,7 +139,7 @@ def test_what_shapes_weights_is_made_anew_and_kept_aside(folder, data_root, trai
     assert sorted(trained) == sorted(name.rpartition("/")[2] for name in stages)
     after = digests(folder)
     assert {name for name in STAGES if after[name] != before[name]} == set(stages)
-    assert any(reason in line and "made anew, what was there is kept in" in line for line in said(caplog))
+    assert any(reason in line and "made again, the earlier files are kept in" in line for line in said(caplog))
     for name in set(stages) & kept.keys():
         old = load_checkpoint(folder / name / "kept-1" / "model" / "model.pth.tar-1")["state_dict"]
         assert all(torch.equal(tensor, old[key]) for key, tensor in kept[name]["state_dict"].items())
@@ -177,7 +177,7 @@ def test_another_picture_in_the_data_is_noticed(tiny_net, market_root, tmp_path,
     picture = next((folder / "bounding_box_train").iterdir())
     shutil.copy(picture, picture.with_name(picture.name.replace("00.jpg", "77.jpg")))
     run(tiny(elsewhere, tmp_path / "run", *words))
-    assert trained == ["run", "run"] and "the training pictures changed; made anew" in caplog.text
+    assert trained == ["run", "run"] and "the training pictures changed; made again" in caplog.text
     assert (tmp_path / "run" / "kept-1" / "model" / "model.pth.tar-1").is_file()
 
 
@@ -187,7 +187,7 @@ def test_a_checkpoint_of_another_program_is_not_overwritten(tiny_net, data_root,
     (tmp_path / "model" / "model.pth.tar-1").write_bytes(b"weeks of work")
     run(tiny(data_root, tmp_path, "engine=softmax"))
     assert (tmp_path / "kept-1" / "model" / "model.pth.tar-1").read_bytes() == b"weeks of work"
-    assert "it is not known how that was made; made anew, what was there is kept in" in caplog.text
+    assert "it is not known how that was made; made again, the earlier files are kept in" in caplog.text
 
 
 def test_evaluations_on_the_way_leave_the_weights_as_they_are(tiny_net, data_root, tmp_path):
@@ -255,7 +255,7 @@ def test_evaluate_of_a_single_network(tiny_net, data_root, tmp_path, trained, ca
     assert trained == [tmp_path.name] and again.rows[0].map_after == first.rows[0].map_after
     assert "mAP" in again.rows[0].reranked
     run(tiny(data_root, tmp_path / "other", "engine=softmax", "test.evaluate=True"))
-    assert "is evaluated with the weights that it begins with: model.load_weights is empty" in caplog.text
+    assert "is evaluated with its initial weights: model.load_weights is empty" in caplog.text
 
 
 def test_runs_of_sets(tiny_net, data_root, tmp_path, trained, caplog):

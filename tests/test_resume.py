@@ -337,7 +337,7 @@ def test_sigterm_ends_the_command_and_the_same_one_goes_on(
     )
     check_whole(tmp_path / "run")
     assert command(["--resume", "auto", *words]) == 0
-    assert "going on after epoch 1 and 1 batches of the next" in capsys.readouterr().err
+    assert "resuming after epoch 1 and 1 batches of the next" in capsys.readouterr().err
     whole, found = (
         load_checkpoint(tmp_path / name / "model" / "model.pth.tar-2")["state_dict"] for name in ("whole", "run")
     )
@@ -367,7 +367,7 @@ def test_resume_names_a_checkpoint(tiny_net, data_root, tmp_path):
             CheckpointError,
             "model.resume is 'absent.pth', and there is no",
         ),
-        (["model.resume=t.pth"], ConfigError, "engine oskt trains no single network.*stages go on by themselves"),
+        (["model.resume=t.pth"], ConfigError, "engine oskt trains no single network.*stages resume by themselves"),
         (["engine=softmax", "test.evaluate=True", "model.resume=t.pth"], ConfigError, "but test.evaluate trains no"),
     ],
 )
@@ -430,9 +430,9 @@ def other_shapes(content):
         (other_engine, "of another run: of another engine"),
         (other_groups, r"of another run: its optimiser has groups of \[\d+\] parameters, this one's of"),
         (other_shapes, r"of another run: its optimiser keeps \(7,\) for parameter 0 of shape \(16, 3, 1, 1\)"),
-        (lambda content: content.update(optimizer=[1]), "is damaged: it holds no optimiser's state"),
-        (lambda content: content.update(training=3), "is damaged: it does not say where its run goes on"),
-        (lambda content: content["training"].update(batches=-1), "is damaged: it does not say where its run goes on"),
+        (lambda content: content.update(optimizer=[1]), "is damaged: it holds no optimiser state"),
+        (lambda content: content.update(training=3), "is damaged: it does not say where its run resumes"),
+        (lambda content: content["training"].update(batches=-1), "is damaged: it does not say where its run resumes"),
         (lambda content: content["training"].update(random=[{}]), "is damaged: the states of its random number gen"),
         (
             lambda content: content["training"]["random"][0].update(torch=torch.zeros(3)),

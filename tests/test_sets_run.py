@@ -145,7 +145,7 @@ def test_a_teacher_of_other_identities(finished, data_root, tmp_path, tiny_net, 
     options = [f"vkd.teacher={folder / 'teacher' / 'network.pth'}", "few_shot.ratio=0.5", "vkd.strategy=temporal"]
     with caplog.at_level(logging.WARNING):
         rows = run(configured(data_root, tmp_path, *options)).rows
-    assert "the teacher tells 6 classes apart, the student 3: the distillation of class scores (L_KD) is left out" in (
+    assert "the teacher has 6 classes, the student 3: the distillation of class scores (L_KD) is left out" in (
         caplog.text
     )
     state = load_checkpoint(tmp_path / "student" / "network.pth")["state_dict"]
@@ -229,7 +229,7 @@ def test_an_interrupted_run_goes_on(data_root, tmp_path, tiny_net, monkeypatch, 
     capsys.readouterr()
     assert tool("main").main(words) == 0
     said = capsys.readouterr().err
-    assert f"{stage}: going on after epoch 1" in said
+    assert f"{stage}: resuming after epoch 1" in said
     assert ("teacher: done before, with the same configuration" in said) == (stage == "student")
 
 
@@ -263,7 +263,7 @@ def test_an_interrupted_run_goes_on(data_root, tmp_path, tiny_net, monkeypatch, 
             ConfigError,
             "vkd.last_stage_weights is 'a.pth', but from the second generation on students have the widths of",
         ),
-        (["vkd.student=like=resnet18"], WidthError, "vkd.student cannot be had: .*resnet18"),
+        (["vkd.student=like=resnet18"], WidthError, "vkd.student cannot be made: .*resnet18"),
     ],
 )
 def test_mistakes_are_found_before_training(data_root, tmp_path, tiny_net, monkeypatch, options, error, match):

@@ -180,7 +180,7 @@ def test_the_classifier_is_scikit_learns():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"camids": np.full(12, 4)}, DataError, "all 12 tracklets are of camera 4, so there is no camera to read off"),
+        ({"camids": np.full(12, 4)}, DataError, "all 12 tracklets are of camera 4, so there is no camera to predict"),
         ({"folds": 1}, ConfigError, "folds is 1; allowed: 2 to the 6 identities"),
         ({"folds": 7}, ConfigError, "folds is 7; allowed: 2 to the 6 identities"),
     ],

@@ -112,7 +112,7 @@ def test_other_networks_and_other_labels(caplog):
     """Cross-distillation: the distances alone are left where the classes differ, and the log says so."""
     with caplog.at_level(logging.WARNING):
         engine = make_engine(teacher=tiny(num_classes=7, width=9))
-    assert "the teacher tells 7 classes apart, the student 4: the distillation of class scores" in caplog.text
+    assert "the teacher has 7 classes, the student 4: the distillation of class scores" in caplog.text
     summary = engine.forward_backward(engine.datamanager.train_loader[0])
     assert summary.keys() == {"loss_t", "loss_x", "acc", "loss_dp"}
     assert make_engine(teacher=tiny(width=9)).same_classes
