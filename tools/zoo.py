@@ -1,4 +1,4 @@
-"""Published weights: what there is, where it comes from, fetching and converting it.
+"""Published weights: the catalogue, their sources, fetching and converting.
 
 python tools/zoo.py list
 python tools/zoo.py info osnet_x1_0_msmt17
@@ -76,7 +76,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     info = commands.add_parser("info", help="all that is known of one entry, and how to get it by hand")
     info.add_argument("name")
     info.set_defaults(run=show_info)
-    fetched = commands.add_parser("download", help="fetch and check; goes on where it was interrupted")
+    fetched = commands.add_parser("download", help="fetch and check; resumes where it was interrupted")
     fetched.add_argument("names", nargs="+", metavar="name")
     fetched.add_argument("--timeout", type=float, default=30.0, help="seconds that a server may be silent")
     fetched.set_defaults(run=run_download)

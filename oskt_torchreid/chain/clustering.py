@@ -130,9 +130,7 @@ def ward_labels(rows: Tensor, count: int) -> np.ndarray:
 def check_finite(rows: Tensor) -> None:
     """Raises `ChainError` for a row that is not finite."""
     if not torch.isfinite(rows).all():
-        raise ChainError(
-            "the teacher has weights that are NaN or infinite; a chain needs a sound teacher checkpoint"
-        )
+        raise ChainError("the teacher has weights that are NaN or infinite; a chain needs a sound teacher checkpoint")
 
 
 def _cut(merges: np.ndarray, num_rows: int, count: int) -> np.ndarray:

@@ -1,10 +1,11 @@
 """Few-shot training: any data set with a seeded subset of its training identities.
 
-Identities are told apart by their files, not by the labels of a run, so that a seed means the same people on every
+Identities are distinguished by their files, not by the labels of a run, so that a seed means the same ones on every
 machine. The subsets of one seed are nested: those of 0.1 are among those of 0.3.
 
-Example: identities with the files {a1, a2}, {b1}, {c1}, {d1} stand in this order. With the shuffled order (2, 0, 3, 1)
-of some seed, a ratio of 0.5 keeps the places 2 and 0, that is c and a; they get the labels 1 and 0, for a is before c.
+Example: identities with the files {a1, a2}, {b1}, {c1}, {d1} are in this order. With the shuffled order (2, 0, 3, 1)
+of some seed, a ratio of 0.5 keeps the places 2 and 0, that is c and a; they get the labels 1 and 0, because a is before
+c.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def few_identities(items: Sequence[Item], ratio: float, seed: int) -> list[Item]
         seed: decides which.
 
     Raises:
-        DataError: a ratio that keeps nobody.
+        DataError: a ratio that keeps no identity.
     """
     first_file: dict[int, str] = {}
     for path, person, *_ in items:
@@ -59,7 +60,7 @@ def few_identities(items: Sequence[Item], ratio: float, seed: int) -> list[Item]
 
 
 def kept_count(persons: int, ratio: float) -> int:
-    """How many of the identities a ratio keeps, rounded down; 0.3 of 10 are 3, whatever floating point makes of it."""
+    """How many of the identities a ratio keeps, rounded down; 0.3 of 10 are 3, in spite of floating-point errors."""
     return int(persons * ratio + 1e-9)
 
 

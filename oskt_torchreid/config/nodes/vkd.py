@@ -1,4 +1,4 @@
-"""Keys of VKD: the sets of frames, the student, and what it learns of its teacher."""
+"""Keys of VKD: the sets of frames, the student, and its distillation."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ A pattern is a function of the place on the body: the angle around it (radians, 
 person's left) and the height on the garment (0 = collar, 1 = hem). Patterns therefore turn with the person.
 
 `WOVEN` patterns cover close to half of the garment with the second colour wherever one looks, so two of them have the
-same mean colour and differ by their form alone. `PLACED` patterns leave most of the garment in the first colour.
+same mean colour and only differ in form. `PLACED` patterns leave most of the garment in the first colour.
 """
 
 import math
