@@ -322,7 +322,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, kind):
 
 
 class Given(nn.Module):
-    """Features that stand in the images."""
+    """Features that are stored in the images."""
 
     def forward(self, pictures):
         return pictures.flatten(1)[:, :2]

@@ -259,7 +259,7 @@ def test_evaluate_of_a_single_network(tiny_net, data_root, tmp_path, trained, ca
 
 
 def test_runs_of_sets(tiny_net, data_root, tmp_path, trained, caplog):
-    """The same of VKD: another protocol is evaluated, evaluation trains nothing, re-ranked numbers stand beside."""
+    """The same of VKD: another protocol is evaluated, evaluation trains nothing, re-ranked numbers are added."""
     caplog.set_level("INFO")
     first = run(configured_sets(data_root, tmp_path)).rows
     assert trained == ["teacher", "student"]
@@ -311,7 +311,7 @@ def test_another_first_chain_of_a_ladder_is_another_chain(tiny_net, data_root, t
 
 
 @pytest.mark.parametrize("change", [{}, {"mAP": 0.5}, {"targets": {}, "mAP": 1.0}])
-def test_facts_that_nobody_wrote_are_not_believed(tiny_net, data_root, tmp_path, trained, change):
+def test_facts_that_no_stage_wrote_are_not_used(tiny_net, data_root, tmp_path, trained, change):
     first = run(tiny(data_root, tmp_path, "engine=softmax")).rows
     path = tmp_path / "stage.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "facts": change}))
@@ -335,7 +335,7 @@ def test_a_folder_where_a_file_belongs(tiny_net, data_root, tmp_path, name):
 
 
 def test_views_of_the_teachers_own_stage(tiny_net, data_root, tmp_path, trained):
-    """Where the teacher's stage has views of its own, those of the students do not shape it."""
+    """If the teacher's stage has its own number of views, that of the students does not shape it."""
     own = ("vkd.teacher_stage.num_views=2", "vkd.teacher_stage.strategy=random")
     run(configured_sets(data_root, tmp_path, *own))
     run(configured_sets(data_root, tmp_path, *own, "vkd.strategy=temporal"))

@@ -140,7 +140,7 @@ def test_the_chain_of_a_runs_teacher_has_a_row_for_every_channel_of_the_student(
 
 
 def test_a_teacher_of_other_identities(finished, data_root, tmp_path, tiny_net, caplog):
-    """Distilled on other data: class scores are left out, and the student has a head of its own."""
+    """Distilled on other data: class scores are left out, and the student has its own classifier."""
     folder, _, _ = finished
     options = [f"vkd.teacher={folder / 'teacher' / 'network.pth'}", "few_shot.ratio=0.5", "vkd.strategy=temporal"]
     with caplog.at_level(logging.WARNING):
@@ -165,7 +165,7 @@ def test_a_chain_of_other_identities(finished, data_root, tmp_path, tiny_net):
 
 @pytest.mark.parametrize("name", ["tiny_net", "shufflenet_v2_x0_5", "tiny_vit", "vkd_tiny_net"])
 def test_students_of_any_chain_become_networks_of_sets(tiny_net, tmp_path, name):
-    """Of bare backbones, with routed channels, and of networks with necks of their own: saved, and the same again."""
+    """Of bare backbones, with routed channels, and of networks with their own necks: saved, and the same again."""
     size = (3, 64, 32)
     models.register_model("tiny_vit", VitBuilder("tiny_vit", 24, 3, 0), defined_in=VitBuilder.__module__)
     register_set_model("tiny_vit")

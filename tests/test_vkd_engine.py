@@ -41,7 +41,7 @@ def unchanged(model, before):
 
 def test_the_teacher_is_bit_identical_after_training(tmp_path):
     teacher = tiny()
-    teacher(SetManager().train_loader[0]["img"])  # statistics of its own
+    teacher(SetManager().train_loader[0]["img"])  # gives it its own statistics
     teacher.eval()
     before = snapshot(teacher)
     engine = make_engine(teacher=teacher)
@@ -179,7 +179,7 @@ def test_resume_goes_on_where_training_stopped(tmp_path):
     first.run(str(tmp_path / "first"), max_epoch=1)
     second = make_engine()
     start = second.resume(tmp_path / "first" / "model" / "model.pth.tar-1")
-    torch.manual_seed(7)  # the random numbers go on as well, whatever was drawn in between
+    torch.manual_seed(7)  # the random state is restored as well, whatever was drawn in between
     second.run(str(tmp_path / "second"), max_epoch=2, start_epoch=start)
     assert start == 1 and unchanged(second.model, whole.model.state_dict())
 

@@ -71,7 +71,7 @@ PROTOCOLS = {
             "info/query_IDX.mat",
         ),
         "unpack bbox_train.zip and bbox_test.zip of MARS (zheng-lab.cecs.anu.edu.au/Project/project_mars.html) below "
-        "mars, and put the folder info of github.com/liangzheng06/MARS-evaluation beside them",
+        "mars, and put the folder info of github.com/liangzheng06/MARS-evaluation next to them",
     ),
     "dukemtmcvidreid": Protocol(
         ("dukemtmc-vidreid",),

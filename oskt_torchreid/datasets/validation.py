@@ -32,7 +32,7 @@ def hold_out(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item]
     """Training pictures, queries and gallery.
 
     Args:
-        items: (path, person, camera, ...) of every training picture, or (paths, ...) of every tracklet.
+        items: (path, identity, camera, ...) of every training picture, or (paths, ...) of every tracklet.
         share: of the identities that are held out; the number that stays in training is rounded down.
         seed: decides which.
 
@@ -44,10 +44,10 @@ def hold_out(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item]
         DataError: a share that leaves no identity to train on.
     """
     items = [(tuple(paths) if isinstance(paths, list) else paths, *labels) for paths, *labels in items]
-    persons = len({person for _, person, *_ in items})
-    if kept_count(persons, 1 - share) == 0:
+    identities = len({identity for _, identity, *_ in items})
+    if kept_count(identities, 1 - share) == 0:
         raise DataError(
-            f"validation.share {share:g} of {persons} training identities leaves nobody to train on; give a smaller one"
+            f"validation.share {share:g} of {identities} training identities leaves none to train on; lower it"
         )
     train = few_identities(items, 1 - share, seed)
     kept = {path for path, *_ in train}

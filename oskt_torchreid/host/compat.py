@@ -75,7 +75,7 @@ def host_table(function: object, name: str) -> dict[str, Any]:
     table = getattr(function, "__globals__", {}).get(name)
     if not isinstance(table, dict):
         raise ConfigError(
-            f"this torchreid ({torchreid.__file__}) keeps no table '{name}' beside "
+            f"this torchreid ({torchreid.__file__}) keeps no table '{name}' next to "
             f"{getattr(function, '__name__', function)}; versions 0.2.5 (PyPI) and 1.4 (source) do: run `{INSTALL}`"
         )
     return table

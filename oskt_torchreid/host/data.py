@@ -177,9 +177,9 @@ def _with_reader(datamanager: DataManager) -> DataManager:
 def _needs(arguments: Mapping[str, Any], datasets: Sequence[Any], reason: Exception) -> str:
     """What torchreid's sampler needs of the data; its own checks fail without a message."""
     sampler, size = arguments["train_sampler"], arguments["batch_size_train"]
-    persons, there = size // arguments["num_instances"], sum(dataset.num_train_pids for dataset in datasets)
-    if sampler == "RandomIdentitySampler" and persons > there:
-        return f"{sampler} needs {persons} training identities for a batch, and there are {there}"
+    identities, there = size // arguments["num_instances"], sum(dataset.num_train_pids for dataset in datasets)
+    if sampler == "RandomIdentitySampler" and identities > there:
+        return f"{sampler} needs {identities} training identities for a batch, and there are {there}"
     kinds = {"RandomDomainSampler": ("num_cams", "cameras"), "RandomDatasetSampler": ("num_datasets", "data sets")}
     if sampler in kinds:
         key, what = kinds[sampler]

@@ -137,7 +137,7 @@ def _is_bias(name: str) -> bool:
 
 
 def _divided(items: nn.Module | Iterable[Any], bias_lr: float) -> list[Any]:
-    """The items, biases of modules moved to a group of their own."""
+    """The items, with biases of modules in a separate group."""
     divided: list[Any] = []
     biases: list[nn.Parameter] = []
     for item in [items] if isinstance(items, nn.Module) else items:

@@ -137,7 +137,7 @@ class OSKTEngine(TransferEngine):
         self.sstudent_loss.step()
 
     def losses(self) -> list[ReidLoss]:
-        """Those of teacher and S-student; each may have centers of its own."""
+        """The losses of teacher and S-student; each may have its own centers."""
         return [self.loss, self.sstudent_loss]
 
     def method_state(self) -> dict[str, Any]:

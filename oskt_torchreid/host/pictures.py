@@ -67,7 +67,7 @@ def install_reader(worker: int = 0) -> None:
     places += [kind.__getitem__.__globals__ for kind in (torchreid.data.ImageDataset, torchreid.data.VideoDataset)]
     if own is not read_picture and any("read_image" not in place for place in places):
         raise ConfigError(
-            f"this torchreid ({torchreid.__file__}) has no read_image beside its data sets; versions 0.2.5 (PyPI) and "
+            f"this torchreid ({torchreid.__file__}) has no read_image next to its data sets; versions 0.2.5 (PyPI) and "
             f"1.4 (source) do: run `{INSTALL}`"
         )
     for place in places:

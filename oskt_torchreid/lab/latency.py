@@ -92,7 +92,7 @@ def _of_run(folder: Path, config: Config, rows: Sequence[Row]) -> Iterator[tuple
             found += 1
             yield row, load_network(str(path), config=config) if row.kind == "teacher" else load_student(path)
     if not found:
-        raise ConfigError(f"'{folder}' has no networks of a run beside its results; give the folder of a whole run")
+        raise ConfigError(f"'{folder}' has no networks of a run next to its results; give the folder of a whole run")
 
 
 def _of_stock(names: Sequence[str], size: tuple[int, int, int]) -> Iterator[tuple[Row, nn.Module]]:

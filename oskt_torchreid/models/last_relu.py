@@ -1,6 +1,6 @@
 """The last ReLU of any backbone: found by running it, and passed by without touching its other ones.
 
-Blocks often share one ReLU module among several places, and some networks rectify in code of their own. So nothing is
+Blocks often share one ReLU module among several places, and some networks rectify in their own code. So nothing is
 replaced by name: a trial run finds the module whose code calls the last rectification and how many it calls before, and
 from then on that module lets this one value through.
 """

@@ -100,10 +100,10 @@ def _check_training(config: Config, stage: StageToCome, manager: DataManager) ->
     build_scheduler(build_optimizer(stage.model, config, node), node, len(manager.train_loader))
     if node.get("fixbase_epoch", 0):
         check_layers(stage.model, list(config.train.open_layers), "train.open_layers")
-    sampler, persons = manager.train_loader.sampler, manager.num_train_pids
+    sampler, identities = manager.train_loader.sampler, manager.num_train_pids
     if hasattr(sampler, "num_instances"):
-        persons = min(persons, node.batch_size // sampler.num_instances)
-    if loss.weight_t > 0 and min(persons, node.batch_size) < 2:
+        identities = min(identities, node.batch_size // sampler.num_instances)
+    if loss.weight_t > 0 and min(identities, node.batch_size) < 2:
         raise ConfigError(
             f"the triplet loss compares identities, and a batch of '{stage.key}' holds only one: "
             f"{stage.key}.batch_size is {node.batch_size}, sampler.num_instances {config.sampler.num_instances}, and "

@@ -84,8 +84,8 @@ def _without_epochs(config: Config, stage: str) -> list[str]:
     """The keys of a stage without epochs that have no effect."""
     node, controls = get(config, stage), config.oskt.controls
     # Controls get the epochs of refinement and fine-tuning together, at the resolutions of both.
-    beside = stage == "oskt.finetune" and controls and config.oskt.refine.max_epoch
-    if node.max_epoch or beside:
+    of_controls = stage == "oskt.finetune" and controls and config.oskt.refine.max_epoch
+    if node.max_epoch or of_controls:
         return []
     used = {f"{stage}.max_epoch"}
     used |= {f"{stage}.half_resolution_epochs"} if stage == "oskt.refine" and controls else set()

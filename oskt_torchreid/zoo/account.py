@@ -118,7 +118,7 @@ class LabelReader:
         """
         if key not in self.content:
             raise ZooError(
-                f"'{self.path}' has no labels '{key}', which the weights beside it need; the two files belong to "
+                f"'{self.path}' has no labels '{key}', which the weights next to it need; the two files belong to "
                 "networks of different depth, or one is damaged"
             )
         given = self.content[key]
@@ -143,6 +143,6 @@ class LabelReader:
         if left:
             more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
             raise ZooError(
-                f"'{self.path}' labels {', '.join(left[:_SHOWN])}{more}, which the weights beside it do not have; the "
+                f"'{self.path}' labels {', '.join(left[:_SHOWN])}{more}, which the weights next to it do not have; the "
                 "two files belong to networks of different depth, or one is damaged"
             )

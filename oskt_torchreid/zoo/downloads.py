@@ -114,7 +114,7 @@ def verify(entry: Entry, place: Path, base: Path) -> None:
     recorded_path = base / CHECKSUMS
     recorded = files.read_json(recorded_path, ZooError) if recorded_path.is_file() else {}
     if not isinstance(recorded, dict):
-        raise ZooError(f"'{recorded_path}' holds no checksums; remove it to record them anew")
+        raise ZooError(f"'{recorded_path}' holds no checksums; remove it to record them again")
     own = dict(_checksums(entry, place, parts))
     for key, checksum in own.items():
         expected = entry.sha256 or recorded.get(key, checksum)

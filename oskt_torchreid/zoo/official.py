@@ -155,12 +155,12 @@ def _weights_path(folder: Path, weights: str) -> Path:
     if weights:
         return folder / weights
     if not folder.is_dir():
-        raise ZooError(f"no folder at '{folder.absolute()}'; give the one with {LABELS} and the weights beside it")
+        raise ZooError(f"no folder at '{folder.absolute()}'; give the one with {LABELS} and the weights")
     found = sorted(path for path in folder.iterdir() if path.suffix == ".pth")
     named = [path for path in found if _WEIGHTS.match(path.name)] or found
     if len(named) != 1:
         raise ZooError(
-            f"'{folder}' must have one state dict such as resnet50_100.pth or transformer_120.pth beside {LABELS}; it "
+            f"'{folder}' must have one state dict such as resnet50_100.pth or transformer_120.pth next to {LABELS}; it "
             f"has {', '.join(path.name for path in named) or 'no .pth file'}"
             + ("; name one with weights=..." if named else "")
         )

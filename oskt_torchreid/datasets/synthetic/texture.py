@@ -65,8 +65,8 @@ def _open_front(angle, height, scale):
 
 
 def _side_panels(angle, height, scale):
-    beside = np.abs(np.abs(angle) - math.pi / 2) < (0.45, 0.3)[scale]
-    return np.broadcast_to(beside, np.broadcast(angle, height).shape)
+    on_sides = np.abs(np.abs(angle) - math.pi / 2) < (0.45, 0.3)[scale]
+    return np.broadcast_to(on_sides, np.broadcast(angle, height).shape)
 
 
 def _emblem(angle, height, scale):

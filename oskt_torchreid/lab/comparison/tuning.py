@@ -65,8 +65,8 @@ def further_jobs(config: Config, rates: Rates, tried: Tried) -> list[Job]:
         for method, curve in methods.items():
             grid, best = sorted(map(float, curve)), float(max(curve, key=curve.__getitem__))
             if len(grid) > 1 and best in (grid[0], grid[-1]):
-                beside = grid[1] if best == grid[0] else grid[-2]
-                wanted.setdefault((scenario, float(f"{best * best / beside:g}")), []).append(method)
+                neighbour = grid[1] if best == grid[0] else grid[-2]
+                wanted.setdefault((scenario, float(f"{best * best / neighbour:g}")), []).append(method)
     return _student_jobs(config, rates, [(*key, methods) for key, methods in wanted.items()])
 
 

@@ -72,8 +72,8 @@ class OSKTRun:
         processes = 1 if self.evaluates_only else processes_of(self.config)
         teacher_key = self.make_teacher()
         controls = self.controls(teacher_key)
-        beside = processes > 1
-        students = self._students_apart(processes, teacher_key, controls) if beside else self.students(teacher_key)
+        parallel = processes > 1
+        students = self._students_apart(processes, teacher_key, controls) if parallel else self.students(teacher_key)
         for complete_network in (*students, *controls):  # networks made by other processes exist already
             complete_network()
         if self.evaluates_only:
