@@ -253,7 +253,7 @@ class WeightChain:
         network.check_graph_fits(self.graph, state)
         check_code_fits(self.model, self.graph)
         for kind, expected in self._expected(state).items():
-            network.check_tensors(chain_file.KINDS[kind], getattr(self, kind), expected)
+            network.check_tensors(chain_file.TENSOR_KINDS[kind], getattr(self, kind), expected)
 
     def _expected(self, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Tensors of the expected shapes for each kind, without memory, from the teacher's."""

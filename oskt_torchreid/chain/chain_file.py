@@ -25,7 +25,7 @@ from .narrowing import check_attention
 FORMAT = "oskt-weight-chain"
 VERSION = 2
 Attributes = dict[str, Any]
-KINDS = {"rows": "chain row", "vectors": "vector", "fixed": "fixed tensor", "statistics": "statistic"}
+TENSOR_KINDS = {"rows": "chain row", "vectors": "vector", "fixed": "fixed tensor", "statistics": "statistic"}
 """Kinds of a chain's tensors, and what one tensor of each kind is called in messages."""
 
 
@@ -39,7 +39,7 @@ def write(path: str | Path, chain: Attributes) -> None:
     arrays["teacher_to_chain"] = labels
     arrays["origin_to_teacher"], origin_lengths = lineage.join_origin(graph, origin)
     tensors = {f"graph/{name}": torch.from_numpy(array) for name, array in arrays.items()}
-    for kind in KINDS:
+    for kind in TENSOR_KINDS:
         tensors.update({f"{kind}/{name}": tensor for name, tensor in chain[kind].items()})
     metadata = {
         "format": FORMAT,
@@ -132,8 +132,8 @@ def _skeleton(spec: ModelSpec | None, model: nn.Module | None, graph: ChannelGra
 
 
 def _sorted_by_kind(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Tensors by name for each of `KINDS` and for `graph`, the index arrays."""
-    parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*KINDS, "graph")}
+    """Tensors by name for each of `TENSOR_KINDS` and for `graph`, the index arrays."""
+    parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*TENSOR_KINDS, "graph")}
     for key, tensor in tensors.items():
         kind, _, name = key.partition("/")
         if kind not in parts:

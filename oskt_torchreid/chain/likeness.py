@@ -13,7 +13,7 @@ from ..graph.surgery.shell import student_shapes
 from ..networks import inner_names, is_classifier, is_foreign_classifier, resolver
 from .chain import WeightChain
 
-Shapes = Mapping[str, tuple[int, ...]]
+StateShapes = Mapping[str, tuple[int, ...]]
 Like = str | nn.Module | Mapping[str, Tensor]
 
 
@@ -44,7 +44,7 @@ def plan_like(chain: WeightChain, like: Like) -> dict[str, int]:
     return plan
 
 
-def _shapes_of(chain: WeightChain, like: Like) -> tuple[Shapes, str]:
+def _shapes_of(chain: WeightChain, like: Like) -> tuple[StateShapes, str]:
     """Shape per state-dict name of the other network, and what it is called in messages."""
     if isinstance(like, str):
         most = max((chain.rows[name].shape[0] for name in chain.graph.heads), default=1)
@@ -61,7 +61,7 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def _shared_names(chain: WeightChain, own: Shapes, shapes: Shapes, what: str) -> dict[str, tuple[int, ...]]:
+def _shared_names(chain: WeightChain, own: StateShapes, shapes: StateShapes, what: str) -> dict[str, tuple[int, ...]]:
     """The other network's shapes under the teacher's names; all but heads and statistics must be present."""
     mine, theirs = inner_names(own), inner_names(shapes)
     heads = {inner for inner, name in mine.items() if name in _head_tensors(chain)}
@@ -88,8 +88,8 @@ def _head_tensors(chain: WeightChain) -> set[str]:
     return {name for name, tie in rows.items() if tie.axis in results}
 
 
-def _solve(graph: ChannelGraph, shapes: Shapes, what: str) -> dict[str, int]:
-    """Widths from axis lengths: a group alone on an axis has its length, the last unknown one of several the rest.
+def _solve(graph: ChannelGraph, shapes: StateShapes, what: str) -> dict[str, int]:
+    """Widths from axis lengths: a group alone on an axis has its length; the last unknown one of several, the rest.
 
     Heads of one attention are equally wide, so they count as one unknown.
     """
@@ -122,7 +122,7 @@ def _first_heads(graph: ChannelGraph) -> dict[int, int]:
     return result
 
 
-def _equations(graph: ChannelGraph, tie: Tie, shapes: Shapes) -> list[tuple[dict[int, int], int]]:
+def _equations(graph: ChannelGraph, tie: Tie, shapes: StateShapes) -> list[tuple[dict[int, int], int]]:
     """`(how often each group's channels occur in a block, length of the block)` for each block of an axis."""
     length = shapes[tie.tensor][tie.dimension]
     length = length // tie.blocks if tie.dimension == 0 else length

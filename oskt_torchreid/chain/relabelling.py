@@ -33,7 +33,7 @@ def relabel(student: nn.Module, heads: Iterable[str], num_classes: int) -> nn.Mo
         layer = student.get_submodule(name)
         if not isinstance(layer, nn.Linear):
             raise GraphError(
-                f"classifier '{name}' is a {type(layer).__name__}, and only a Linear can be made anew for "
+                f"classifier '{name}' is a {type(layer).__name__}, and only a Linear can be replaced for "
                 f"{num_classes} identities; fine-tune on the chain's own identities"
             )
         owners[name] = layer

@@ -116,7 +116,7 @@ class SStudent(nn.Module):
         return functional_call(self.shell, self.weights(teacher), (images,))
 
     def row_pairs(self, teacher: nn.Module) -> Iterator[RowPair]:
-        """Teacher's weight, chain rows and their index: of refined matrices (no classifiers) and copied vectors."""
+        """Teacher's weight, chain rows and their index, of refined matrices (not classifiers) and copied vectors."""
         teachers = dict(teacher.named_parameters())
         for name, index in self._index_names.items():
             if name in self._copied_vectors:

@@ -1,8 +1,8 @@
 """A folder that is drawn on first use, whole or not at all, and only read after that.
 
-The pictures go into a temporary folder beside the final one, which takes its name when the last file, the manifest, is
-written. A manifest that fits says that the folder is whole; anything else at its place is looked through: pictures
-that this module would have drawn are replaced, and a file of somebody else stops it.
+The pictures go into a temporary folder next to the final one, which takes its name when the last file, the manifest, is
+written. A manifest that fits says that the folder is whole; anything else at its place is looked through: pictures that
+this module would have drawn are replaced, and any other file stops it.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def drawn_folder(root: str | Path, name: str, settings: SyntheticSettings, layout: Layout = MARKET) -> Path:
-    """The folder of a set below `root`, drawn first where it is missing, incomplete or of other settings.
+    """The folder of a set below `root`, drawn first if it is missing, incomplete or of other settings.
 
     A whole folder is only read. The name of the folder holds `name`, the picture size and the digest of the settings,
     so sets of other sizes or seeds lie side by side.
@@ -38,7 +38,7 @@ def drawn_folder(root: str | Path, name: str, settings: SyntheticSettings, layou
         layout: How the files are named.
 
     Raises:
-        DataError: `root` cannot be written, or foreign files lie where the set belongs.
+        DataError: `root` cannot be written, or there are other files in the set's folder.
     """
     root = Path(root).expanduser().absolute()
     folder = root / f"{name}_{settings.height}x{settings.width}_{settings.digest()}"
@@ -73,7 +73,7 @@ def is_whole(folder: Path, settings: SyntheticSettings, layout: Layout = MARKET)
 
 
 def _manifest(folder: Path, settings: SyntheticSettings, layout: Layout) -> dict:
-    """What the manifest of a folder has to say, counted from the files that are really there."""
+    """The content of a folder's manifest, counted from its files."""
     counts = {}
     for part in layout.folders:
         sizes = [path.stat().st_size for path in (folder / part).rglob("*.jpg")]
@@ -82,7 +82,7 @@ def _manifest(folder: Path, settings: SyntheticSettings, layout: Layout) -> dict
 
 
 def _draw(folder: Path, settings: SyntheticSettings, files: list[PictureFile], layout: Layout) -> None:
-    """Draws all files beside `folder`, then puts them in its place."""
+    """Draws all files next to `folder`, then moves them there."""
     drawing = folder.with_name(f"{_drawing_prefix(folder)}{secrets.token_hex(4)}")
     try:
         for part in {file.folder: None for file in files}:
@@ -105,7 +105,7 @@ def _draw(folder: Path, settings: SyntheticSettings, files: list[PictureFile], l
 
 
 def _rename(drawing: Path, folder: Path, settings: SyntheticSettings, layout: Layout) -> None:
-    """Gives the drawn folder its name, unless another process put the same one there in the meantime."""
+    """Renames the drawn folder, unless another process made the same one in the meantime."""
     try:
         drawing.rename(folder)
     except OSError:
@@ -131,7 +131,7 @@ def _drawing_prefix(folder: Path) -> str:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes left of the same drawing; a drawing that still grows is left alone."""
+    """Removes what killed processes left of the same set; a folder that still grows is not touched."""
     for leftover in folder.parent.glob(f"{_drawing_prefix(folder)}*"):
         # It may be renamed or removed by its own process at any moment.
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Files that a data set's protocol needs, and where they come from; checked before torchreid reads anything."""
+"""Files that a data set's protocol needs, and their sources; checked before torchreid reads anything."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Protocol:
     """Files of a data set.
 
     Attributes:
-        folders: where the set may lie below the root; the first that exists counts.
+        folders: folders of the set below the root; the first that exists counts.
         files: what must be in it.
         source: where they come from.
     """
@@ -71,7 +71,7 @@ PROTOCOLS = {
             "info/query_IDX.mat",
         ),
         "unpack bbox_train.zip and bbox_test.zip of MARS (zheng-lab.cecs.anu.edu.au/Project/project_mars.html) below "
-        "mars, and put the folder info of github.com/liangzheng06/MARS-evaluation beside them",
+        "mars, and put the folder info of github.com/liangzheng06/MARS-evaluation next to them",
     ),
     "dukemtmcvidreid": Protocol(
         ("dukemtmc-vidreid",),
@@ -114,7 +114,7 @@ def protocol_folder(root: str | Path, name: str) -> Path:
         name: of `PROTOCOLS`.
 
     Raises:
-        DataError: what is missing, the path looked at, and where to get it.
+        DataError: missing files; the message gives the path and their source.
     """
     protocol = PROTOCOLS[name]
     base = Path(root).expanduser().absolute()

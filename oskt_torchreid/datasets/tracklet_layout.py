@@ -30,4 +30,4 @@ def tracklet_files(settings: VideoSettings) -> Iterator[PictureFile]:
                         yield PictureFile(folder, name, person, split, identity, camera, walk, frame)
 
 
-TRACKLETS = Layout((TRAIN_FOLDER, TEST_FOLDER), tracklet_files)
+TRACKLET_LAYOUT = Layout((TRAIN_FOLDER, TEST_FOLDER), tracklet_files)

@@ -1,4 +1,4 @@
-"""What a step of view distillation costs beside its parts: the teacher's forward pass, and a step of the student."""
+"""The cost of a step of view distillation, and of its parts: the teacher's forward pass, and a step of the student."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def measure_distillation(
         views: frames of a set for the teacher and for the student.
         size: `(height, width)` of a frame.
         rounds: how often each is timed, after a warm-up.
-        use_gpu: run on the GPU where there is one.
+        use_gpu: run on the GPU if there is one.
     """
     torch.manual_seed(0)
     pids = torch.arange(sets) // INSTANCES % NUM_CLASSES

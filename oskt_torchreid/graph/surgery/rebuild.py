@@ -13,7 +13,17 @@ from torch import Tensor, nn
 
 from ...errors import GraphError
 from ..channel_graph import ChannelGraph
-from .routing import WEIGHT, Routed, orders_of, replace, set_weights, split_length, weigh, weigh_input, weights_of
+from .routing import (
+    WEIGHT_BUFFER,
+    Routed,
+    orders_of,
+    replace,
+    set_weights,
+    split_length,
+    weigh,
+    weigh_input,
+    weights_of,
+)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -123,7 +133,7 @@ def adapt_code(student: nn.Module, graph: ChannelGraph, members: np.ndarray) -> 
 
 def code_buffers(graph: ChannelGraph) -> set[str]:
     """Names of the buffers of numbers (not of indices) that `adapt_code` sets."""
-    return {f"{reduction.module}.{WEIGHT}" for reduction in graph.reductions}
+    return {f"{reduction.module}.{WEIGHT_BUFFER}" for reduction in graph.reductions}
 
 
 def describe_code(student: nn.Module, graph: ChannelGraph) -> dict:
@@ -161,7 +171,7 @@ def restore_code(model: nn.Module, code: Mapping, shapes: Mapping[str, tuple]) -
             orders = [torch.empty(shapes[n], dtype=torch.int64) if n else None for n in names]
             replace(student, name, Routed(student.get_submodule(name), calls, reads, orders))
         for name in code.get("weighted", ()):
-            set_weights(student.get_submodule(name), torch.empty(shapes[f"{name}.{WEIGHT}"]))
+            set_weights(student.get_submodule(name), torch.empty(shapes[f"{name}.{WEIGHT_BUFFER}"]))
     except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError, IndexError) as error:
         raise GraphError(f"the description of the student's code is not one of this network: {error}") from error
     return student

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...errors import WidthError
 from ..modules import Reduction, Route, SplitPoint
 
-WEIGHT = "channel_weight"
+WEIGHT_BUFFER = "channel_weight"
 
 
 class Routed(nn.Module):
@@ -64,7 +64,7 @@ class Routed(nn.Module):
 def weigh_input(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
     """Forward pre-hook: each channel of the input times its weight, so that a plain reduction counts members."""
     (images,) = inputs
-    return (images * getattr(module, WEIGHT).reshape(-1, *[1] * (images.dim() - 2)),)
+    return (images * getattr(module, WEIGHT_BUFFER).reshape(-1, *[1] * (images.dim() - 2)),)
 
 
 def split_length(split: SplitPoint, places: np.ndarray) -> int:
@@ -113,12 +113,12 @@ def weights_of(reduction: Reduction, members: np.ndarray) -> Tensor:
 
 def weigh(module: nn.Module, weights: Tensor) -> None:
     """If a module has weights already (the teacher was a student), they are multiplied."""
-    own = getattr(module, WEIGHT, None)
+    own = getattr(module, WEIGHT_BUFFER, None)
     set_weights(module, weights if own is None else own * weights)
 
 
 def set_weights(module: nn.Module, weights: Tensor) -> None:
     """Makes a module weight its input, in place."""
-    module.register_buffer(WEIGHT, weights)
+    module.register_buffer(WEIGHT_BUFFER, weights)
     if weigh_input not in module._forward_pre_hooks.values():
         module.register_forward_pre_hook(weigh_input)

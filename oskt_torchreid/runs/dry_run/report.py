@@ -1,4 +1,4 @@
-"""What a dry run reports: stages with their schedules, networks with their sizes, and what is in no table."""
+"""What a dry run reports: stages with their schedules, networks with their sizes, and further details."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class DryStage:
         batch_size: images, as the configuration says.
         optimizer: class name and, per parameter group, tensors and learning rate.
         rates: learning rate of the first group in each epoch.
-        marks: epochs at which the schedule begins, turns or ends.
+        marks: epochs at which the schedule begins, changes or ends.
     """
 
     name: str
@@ -57,9 +57,9 @@ class BuiltNetworks:
     Attributes:
         teacher: of the run.
         sizes: (name, parameters, multiply-adds) of each network, without classifiers.
-        student: the first student; of a run of OSKT without any, one of the chain's width.
-        students: names of all, of a run of OSKT.
-        chain: of a run of OSKT, with arbitrary clusters.
+        student: the first student; in a run of OSKT without any, one of the chain's width.
+        students: names of all students of a run of OSKT.
+        chain: the chain of a run of OSKT, with arbitrary clusters.
     """
 
     teacher: nn.Module
@@ -74,11 +74,11 @@ class DryRun:
     """What a run would do.
 
     Attributes:
-        details: what and value: network, data, loss and files that an earlier run has to leave.
+        details: names and values of network, data, loss, and files of earlier runs.
         stages: training stages in order.
         networks: (name, parameters, multiply-adds) of teacher, chain width and students, without classifiers.
         step: terms of the loss of the one step, if it was made.
-        built: the networks, for a dry run of the same ones on other data; None of a network alone.
+        built: the networks, reusable for a dry run on other data; None for a single network.
     """
 
     details: Details
@@ -105,7 +105,7 @@ class DryRun:
 def dry_stage(
     config: Config, small: Config, trainer: Trainer, key: str, networks: str, optimizer: Optimizer
 ) -> DryStage:
-    """Runs the schedule through, without training; the optimiser's rates are at their end afterwards."""
+    """Runs the whole schedule without training; the optimiser is left with the final rates."""
     node = get(small, key)
     groups = [f"{len(group['params'])} tensors at {group['lr']:.3g}" for group in optimizer.param_groups]
     iterations = len(trainer.stage_datamanager(node).train_loader)
@@ -113,7 +113,7 @@ def dry_stage(
     rates = []
     for _ in range(node.max_epoch):
         rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()  # without gradients it does nothing, but schedules want to see it
+        optimizer.step()  # does nothing without gradients, but torch's schedulers expect the call
         for _ in range(iterations if node.per_iteration else 1):
             scheduler.step()
     name = f"{type(optimizer).__name__}: {', '.join(groups)}"
@@ -122,7 +122,7 @@ def dry_stage(
 
 
 def _marks(node: Config) -> tuple[int, ...]:
-    """Epochs at which a schedule begins, turns or ends."""
+    """Epochs at which a schedule begins, changes or ends."""
     last = node.max_epoch - 1
     marks = {0, last}
     if node.lr_scheduler.startswith("warmup"):
@@ -132,7 +132,7 @@ def _marks(node: Config) -> tuple[int, ...]:
 
 
 def network_cost(model: nn.Module, small: Config) -> tuple[int, int]:
-    """Parameters and multiply-adds of a network for one image, without its classifier where it has one."""
+    """Parameters and multiply-adds of a network for one image, without its classifier, if it has one."""
     size = (3, small.data.height, small.data.width)
     heads: frozenset[str] = frozenset()
     with contextlib.suppress(ConfigError):  # several classifiers: they are counted
@@ -141,7 +141,7 @@ def network_cost(model: nn.Module, small: Config) -> tuple[int, int]:
 
 
 def details_of(config: Config) -> Details:
-    """What is not in the tables, of a run on images."""
+    """Details that are not in the tables, for a run on images."""
     test = config.test
     tested = f"{', '.join(config.data.targets)}, {test.dist_metric}{', L2-normalised' * test.normalize_feature}"
     files = {
@@ -160,7 +160,7 @@ def details_of(config: Config) -> Details:
 
 
 def sampler_text(node: Config) -> str:
-    """How batches are put together."""
+    """How batches are composed."""
     kinds = {"Identity": ("num_instances", "images of an identity"), "Domain": ("num_cams", "cameras")}
     kinds["Dataset"] = "num_datasets", "data sets"
     said = [f", {node[key]} {what}" for kind, (key, what) in kinds.items() if kind in node.train_sampler]
@@ -168,7 +168,7 @@ def sampler_text(node: Config) -> str:
 
 
 def data_details(config: Config, tested: str) -> Details:
-    """Data sets, how networks are tested on them, and what is done to images."""
+    """Data sets, how networks are tested on them, and the transforms of images."""
     data = config.data
     return (
         ("trained on", ", ".join(data.sources)),
@@ -178,7 +178,7 @@ def data_details(config: Config, tested: str) -> Details:
 
 
 def few_shot_details(config: Config) -> Details:
-    """The subset of the identities, where there is one."""
+    """The subset of the identities, if there is one."""
     few = config.few_shot
     if few.ratio == 1:
         return ()
@@ -186,7 +186,7 @@ def few_shot_details(config: Config) -> Details:
 
 
 def file_details(files: Mapping[str, str]) -> Details:
-    """Files that the run reads, and whether they are there."""
+    """Files that the run reads, and whether they exist."""
     return tuple((name, f"{path} ({_presence(path)})") for name, path in files.items() if path)
 
 

@@ -40,17 +40,16 @@ TEST_PAIRS = 60  # identities times cameras: torchreid's ranking wants galleries
 def run_dry(config: Config, built: BuiltNetworks | None = None, step: bool = True, given: Sequence[str] = ()) -> DryRun:
     """Builds networks, widths, data loaders, losses, optimisers and schedules, and makes one step.
 
-    The data of these are stand-ins of two training identities in the real layouts, in a temporary folder. Batches are
-    as small as they are, everything else is as configured. Files of an earlier run (teacher, chain, students) and
-    starting weights need not be there: networks have fresh weights. Data sets that are there are looked at themselves,
-    see `look_at_data`.
+    The data are stand-ins with two training identities in the real layouts, in a temporary folder. Batches are equally
+    small; everything else is as configured. Files of an earlier run (teacher, chain, students) and initial weights need
+    not exist: networks have fresh weights. Data sets that exist are checked themselves, see `look_at_data`.
 
     Args:
         config: whole tree, as `load_config` gives it.
         built: of an earlier dry run of the same networks, to save time.
-        step: whether to make the one step, of the first student where there is one, at full resolution. Without it
-            networks have shapes and no weights where that is enough to build all.
-        given: dotted keys that a user named on the command line, which must be of use.
+        step: whether to make the one step, of the first student if there is one, at full resolution. Without it
+            networks have shapes but no weights, if that is enough to build everything.
+        given: dotted keys from the command line, which must have an effect.
 
     Returns:
         What the run would do.
@@ -69,7 +68,7 @@ def run_dry(config: Config, built: BuiltNetworks | None = None, step: bool = Tru
 
 
 def _on_stand_ins(config: Config, method: str, built: BuiltNetworks | None, step: bool) -> DryRun:
-    """Builds everything, and makes the one step, on data that are made for it."""
+    """Builds everything, and makes the one step, on stand-in data."""
     with _small_config(config) as small:
         if method == "vkd":
             return run_sets_dry(config, small, built, step)
@@ -91,7 +90,7 @@ def _small_config(config: Config) -> Iterator[Config]:
     """The configuration on stand-in data in a temporary folder, which is deleted afterwards."""
     small = config.clone()
     small.defrost()
-    identities = round(IDENTITIES / config.few_shot.ratio + 0.499999)  # as many as leave two in the subset
+    identities = round(IDENTITIES / config.few_shot.ratio + 0.499999)  # so many that two remain in the subset
     small.model.pretrained, small.model.load_weights = False, ""
     small.oskt.teacher = small.oskt.chain = ""
     small.oskt.students = [spec.text for spec in students_of(config) if not spec.is_file]
@@ -108,7 +107,7 @@ def _small_config(config: Config) -> Iterator[Config]:
     with tempfile.TemporaryDirectory(prefix="dry-run-") as root:
         small.data.root = small.data.save_dir = root
         for name in dict.fromkeys([*config.data.sources, *config.data.targets]):
-            if name not in (*synthped.VARIANTS, *synthped_video.VARIANTS):  # those draw themselves
+            if name not in (*synthped.VARIANTS, *synthped_video.VARIANTS):  # these draw their own data
                 make_stand_in(root, name, identities)
         small.freeze()
         yield small
@@ -144,7 +143,7 @@ def _stage(config: Config, small: Config, trainer: Trainer, key: str, model: nn.
 
 
 def _refine_stage(config: Config, small: Config, trainer: Trainer, built: BuiltNetworks) -> DryStage:
-    """The refinement's engine is built too: it adds the S-student's parameters to the optimiser."""
+    """Builds the refinement's engine as well: it adds the S-student's parameters to the optimiser."""
     node, teacher = get(small, "oskt.refine"), built.teacher
     optimizer = build_optimizer(teacher, small, node)
     OSKTEngine(

@@ -29,14 +29,14 @@ from .report import (
 SET_INSTANCES = 2  # sets of an identity in the one batch
 TEST_TRACKLETS = 52  # torchreid's ranking wants galleries of 51, which synthetic sets check
 DRAWN_FRAMES = 2
-CLASSIFIERS = frozenset({"classifier.weight"})  # of every network of sets
+CLASSIFIERS = frozenset({"classifier.weight"})  # the same in every network of sets
 
 
 def shrink_sets(small: Config, identities: int) -> None:
     """Takes files of earlier runs out of a configuration, in place, and makes batches and synthetic sets small."""
     node, drawn = small.vkd, small.synthped_video
     node.teacher = node.last_stage_weights = ""
-    if node.student.endswith(CHAIN_SUFFIX):  # a student of as many channels, of the teacher itself
+    if node.student.endswith(CHAIN_SUFFIX):  # replaced by a student of the same width, expanded from the teacher
         node.student = f"width={node.student_width}"
     small.sampler.num_instances = min(small.sampler.num_instances, SET_INSTANCES)
     for stage in (node.teacher_stage, node.student_stage):
@@ -46,7 +46,7 @@ def shrink_sets(small: Config, identities: int) -> None:
 
 
 def run_sets_dry(config: Config, small: Config, built: BuiltNetworks | None = None, step: bool = True) -> DryRun:
-    """What `run_dry` does for `engine: vkd`.
+    """`run_dry` for `engine: vkd`.
 
     Args:
         config: whole tree.
@@ -73,7 +73,7 @@ def run_sets_dry(config: Config, small: Config, built: BuiltNetworks | None = No
 
 
 def _built(small: Config, num_classes: int, step: bool) -> BuiltNetworks:
-    """Teacher and student, with weights where a step or a chain needs them."""
+    """Teacher and student, with weights if a step or a chain needs them."""
     has_weights = step or student_kind(small) == CHAIN
     with contextlib.nullcontext() if has_weights else torch.device("meta"):
         plan = plan_sets(small, num_classes)
@@ -101,7 +101,7 @@ def _one_step(small: Config, trainer: SetTrainer, built: BuiltNetworks) -> dict[
 
 
 def _details(config: Config) -> Details:
-    """What is not in the tables."""
+    """Details that are not in the tables."""
     node, per_identity = config.vkd, config.sampler.num_instances
     taught = node.teacher_stage
     tested = [", ".join(config.data.targets), f"{', '.join(node.protocols)} by cosine distance"]
