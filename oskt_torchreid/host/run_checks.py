@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 _LOWEST = {"max_epoch": 0, "start_epoch": 0, "print_freq": 1, "fixbase_epoch": 0, "start_eval": 0, "visrank_topk": 1}
 _LOWEST["eval_freq"] = -1
-_METRICS = ("euclidean", "cosine")
 _TOO_FEW = "more than 1 value per channel"  # part of torch's message for a norm on a batch of one
 
 

@@ -20,9 +20,7 @@ from ...config import Config, get, merged
 from ...datasets.synthetic import preset
 from ...datasets.synthped import VARIANTS
 from ...errors import ConfigError
-from ...runs.oskt.run import CHAIN_NAME
 from ...runs.oskt.specification import StudentSpec
-from ...runs.oskt.teachers import TEACHER_NAME
 
 CHAIN_METHOD, TEACHER = "oskt", "teacher"
 _KEYS_OF_EXPANSION = ("oskt.statistics", "oskt.distance", "oskt.recalibrate", "oskt.attention")
