@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import oskt_torchreid  # noqa: E402
 from oskt_torchreid.config import given_keys, load_config  # noqa: E402
 from oskt_torchreid.errors import Terminated  # noqa: E402
-from oskt_torchreid.host.distributed import is_rank_zero, joined  # noqa: E402
+from oskt_torchreid.host.distributed import is_rank_zero, joined_processes  # noqa: E402
 from oskt_torchreid.host.termination import on_termination, status_of, terminate  # noqa: E402
 from oskt_torchreid.report import text_table  # noqa: E402
 from oskt_torchreid.runs import run, run_dry  # noqa: E402
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(run_dry(config, given=given_keys(parsed.options)).summary())
             return 0
         folder = Path(config.data.save_dir)
-        with joined(config.use_gpu), logged(folder), on_termination(terminate):
+        with joined_processes(config.use_gpu), logged(folder), on_termination(terminate):
             results, shown = run(config, given_keys(parsed.options)), is_rank_zero()
     except (oskt_torchreid.OsktError, KeyboardInterrupt) as stop:
         print(_said(stop), file=sys.stderr)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..errors import DataError
 from ..files import read_json, write_json
-from .market_layout import MARKET, Layout, PictureFile
+from .market_layout import MARKET, FolderLayout, PictureFile
 from .synthetic import Renderer, SyntheticSettings
 
 MANIFEST = "manifest.json"
@@ -25,7 +25,7 @@ _LEFTOVER_SECONDS = 3600
 logger = logging.getLogger(__name__)
 
 
-def drawn_folder(root: str | Path, name: str, settings: SyntheticSettings, layout: Layout = MARKET) -> Path:
+def drawn_folder(root: str | Path, name: str, settings: SyntheticSettings, layout: FolderLayout = MARKET) -> Path:
     """The folder of a set below `root`, drawn first if it is missing, incomplete or of other settings.
 
     A whole folder is only read. The name of the folder holds `name`, the picture size and the digest of the settings,
@@ -60,7 +60,7 @@ def drawn_folder(root: str | Path, name: str, settings: SyntheticSettings, layou
     return folder
 
 
-def is_whole(folder: Path, settings: SyntheticSettings, layout: Layout = MARKET) -> bool:
+def is_whole(folder: Path, settings: SyntheticSettings, layout: FolderLayout = MARKET) -> bool:
     """Whether a folder holds every picture of these settings, by its manifest and the files' number and bytes."""
     manifest_path = folder / MANIFEST
     if not manifest_path.is_file():
@@ -72,7 +72,7 @@ def is_whole(folder: Path, settings: SyntheticSettings, layout: Layout = MARKET)
     return manifest == _manifest(folder, settings, layout)
 
 
-def _manifest(folder: Path, settings: SyntheticSettings, layout: Layout) -> dict:
+def _manifest(folder: Path, settings: SyntheticSettings, layout: FolderLayout) -> dict:
     """The content of a folder's manifest, counted from its files."""
     counts = {}
     for part in layout.folders:
@@ -81,7 +81,7 @@ def _manifest(folder: Path, settings: SyntheticSettings, layout: Layout) -> dict
     return {"digest": settings.digest(), "settings": settings.as_dict(), "pictures": counts}
 
 
-def _draw(folder: Path, settings: SyntheticSettings, files: list[PictureFile], layout: Layout) -> None:
+def _draw(folder: Path, settings: SyntheticSettings, files: list[PictureFile], layout: FolderLayout) -> None:
     """Draws all files next to `folder`, then moves them there."""
     drawing = folder.with_name(f"{_drawing_prefix(folder)}{secrets.token_hex(4)}")
     try:
@@ -104,7 +104,7 @@ def _draw(folder: Path, settings: SyntheticSettings, files: list[PictureFile], l
     logger.info("drew %d pictures into %s", len(files), folder)
 
 
-def _rename(drawing: Path, folder: Path, settings: SyntheticSettings, layout: Layout) -> None:
+def _rename(drawing: Path, folder: Path, settings: SyntheticSettings, layout: FolderLayout) -> None:
     """Renames the drawn folder, unless another process made the same one in the meantime."""
     try:
         drawing.rename(folder)
@@ -113,7 +113,7 @@ def _rename(drawing: Path, folder: Path, settings: SyntheticSettings, layout: La
             raise
 
 
-def _check_ours(folder: Path, files: list[PictureFile], layout: Layout) -> None:
+def _check_ours(folder: Path, files: list[PictureFile], layout: FolderLayout) -> None:
     """Raises DataError if anything below `folder` is not a file or folder that `_draw` makes."""
     folders = {*map(Path, layout.folders), *(Path(file.folder) for file in files)}
     ours = {Path(MANIFEST), *folders, *(Path(file.folder, file.name) for file in files)}

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..host import data as host_data
 from .fewshot import few_shot_dataset
-from .protocols import PROTOCOLS, check_protocol
+from .protocols import PROTOCOL_FILES, check_protocol
 from .transforms import complete_transforms
 from .validation import validation_dataset
 
@@ -27,7 +27,7 @@ def missing_sets(config: Any) -> list[str]:
     root = Path(config.data.root).expanduser()
     missing = []
     for name in _names(config):
-        known = PROTOCOLS.get(name)
+        known = PROTOCOL_FILES.get(name)
         folder = getattr(_class(config, name), "dataset_dir", None)
         folders = known.folders if known else (folder,) if isinstance(folder, str) else ("",)
         drawn = getattr(_class(config, name), "drawn_on_first_use", False)

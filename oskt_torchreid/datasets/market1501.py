@@ -22,14 +22,14 @@ from ..host.data import register_dataset
 from .market_layout import GALLERY_FOLDER, QUERY_FOLDER, TRAIN_FOLDER
 from .protocols import protocol_folder
 
-PARTS = {"train": TRAIN_FOLDER, "query": QUERY_FOLDER, "gallery": GALLERY_FOLDER}
+FOLDER_OF_PART = {"train": TRAIN_FOLDER, "query": QUERY_FOLDER, "gallery": GALLERY_FOLDER}
 DISTRACTORS = "images"  # of the 500,000 that belong to Market-1501
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 JUNK = -1
 _NAME = re.compile(r"(-1|\d+)_c(\d+)", re.ASCII)
 _EXPECTED = "IDENTITY_cCAMERA..., such as 0002_c1s1_000451_03.jpg"
 
-Item = tuple[str, int, int]
+MarketItem = tuple[str, int, int]
 """(path, identity, camera)."""
 
 
@@ -53,7 +53,7 @@ class MarketLayout(torchreid.data.ImageDataset):
 
     def __init__(self, root: str = "", market1501_500k: bool = False, **kwargs: Any) -> None:
         self.data_dir = str(protocol_folder(root, self.variant))
-        parts = {part: self._pictures(part, folder) for part, folder in PARTS.items()}
+        parts = {part: self._pictures(part, folder) for part, folder in FOLDER_OF_PART.items()}
         if market1501_500k:
             parts["gallery"] += self._pictures("gallery", DISTRACTORS)
         first = min(1, *(camera for items in parts.values() for _, _, camera in items))
@@ -64,7 +64,7 @@ class MarketLayout(torchreid.data.ImageDataset):
         labels = {identity: label for label, identity in enumerate(numbers)}
         super().__init__([(path, labels[own], camera) for path, own, camera in train], query, gallery, **kwargs)
 
-    def _pictures(self, part: str, name: str) -> list[Item]:
+    def _pictures(self, part: str, name: str) -> list[MarketItem]:
         """The pictures of a folder, by name, junk left out."""
         folder = Path(self.data_dir, name)
         what = f"the {part} of data set '{self.variant}', '{folder}',"
@@ -110,7 +110,7 @@ def register() -> None:
         register_dataset(dataset.variant, dataset, "image", replace=True)
 
 
-def _items(what: str, found: list[os.DirEntry[str]]) -> list[Item]:
+def _items(what: str, found: list[os.DirEntry[str]]) -> list[MarketItem]:
     """Pictures by their names; raises DataError for folders with such names, and for names of another kind."""
     folders = [entry.name for entry in found if entry.is_dir()]
     if folders:

@@ -34,7 +34,7 @@ _ATRW_SOURCE = (
     "unpack atrw_reid_train.tar.gz and atrw_anno_reid_train.tar.gz (lila.science/datasets/atrw) into the folder atrw"
 )
 
-PROTOCOLS = {
+PROTOCOL_FILES = {
     "market1501": Protocol(
         ("market1501/Market-1501-v15.09.15", "market1501"),
         ("bounding_box_train", "query", "bounding_box_test"),
@@ -102,7 +102,7 @@ PROTOCOLS = {
 
 def check_protocol(root: str | Path, name: str) -> None:
     """Checks that a data set is there, as `protocol_folder` does; sets without a protocol are left to torchreid."""
-    if name in PROTOCOLS:
+    if name in PROTOCOL_FILES:
         protocol_folder(root, name)
 
 
@@ -111,12 +111,12 @@ def protocol_folder(root: str | Path, name: str) -> Path:
 
     Args:
         root: folder of all data sets.
-        name: of `PROTOCOLS`.
+        name: of `PROTOCOL_FILES`.
 
     Raises:
         DataError: missing files; the message gives the path and their source.
     """
-    protocol = PROTOCOLS[name]
+    protocol = PROTOCOL_FILES[name]
     base = Path(root).expanduser().absolute()
     folder = next((base / part for part in protocol.folders if (base / part).is_dir()), base / protocol.folders[0])
     missing = [file for file in protocol.files if not (folder / file).exists()]

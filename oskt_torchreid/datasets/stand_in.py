@@ -17,7 +17,7 @@ from ..registry import nearest
 from .market_layout import GALLERY_FOLDER, QUERY_FOLDER, TRAIN_FOLDER
 from .stand_in_video import CAMERAS, TEST_IDENTITIES, VIDEO_LAYOUTS, write_picture
 
-VIEWS = 2  # training pictures of an identity at a camera: a sampler's four instances in all
+PICTURES_PER_CAMERA = 2  # training pictures of an identity at a camera: a sampler's four instances in all
 
 PictureKey = tuple[int, int, int]  # identity, camera, number
 
@@ -52,9 +52,9 @@ def _dukemtmcreid(root: Path, identities: int) -> None:
 def _market_layout(folder: Path, identities: int) -> None:
     """`<part>/<person>_c<camera>s1_<frame>_00.jpg`; test persons follow train's."""
     parts = {
-        TRAIN_FOLDER: _views(1, identities, VIEWS),
+        TRAIN_FOLDER: _views(1, identities, PICTURES_PER_CAMERA),
         QUERY_FOLDER: _views(identities + 1, TEST_IDENTITIES, 1),
-        GALLERY_FOLDER: _views(identities + 1, TEST_IDENTITIES, VIEWS, first=1),
+        GALLERY_FOLDER: _views(identities + 1, TEST_IDENTITIES, PICTURES_PER_CAMERA, first=1),
     }
     for part, views in parts.items():
         for person, camera, number in views:
@@ -65,10 +65,10 @@ def _msmt17(root: Path, identities: int) -> None:
     """`msmt17/MSMT17_V1/{train,test}/<person>/<person>_<number>_<camera>_<rest>.jpg`, and four lists "path person"."""
     folder = root / "msmt17" / "MSMT17_V1"
     parts = {
-        "train": ("train", _views(0, identities, VIEWS)),
-        "val": ("train", _views(0, identities, 1, first=VIEWS)),
+        "train": ("train", _views(0, identities, PICTURES_PER_CAMERA)),
+        "val": ("train", _views(0, identities, 1, first=PICTURES_PER_CAMERA)),
         "query": ("test", _views(0, TEST_IDENTITIES, 1)),
-        "gallery": ("test", _views(0, TEST_IDENTITIES, VIEWS, first=1)),
+        "gallery": ("test", _views(0, TEST_IDENTITIES, PICTURES_PER_CAMERA, first=1)),
     }
     for part, (pictures, views) in parts.items():
         lines = []
@@ -89,9 +89,9 @@ def _cuhk03(root: Path, identities: int) -> None:
     (folder / "cuhk03_release" / "cuhk-03.mat").touch()
     for kind in ("detected", "labeled"):
         split = {
-            "train": _cuhk03_items(folder, kind, _views(0, identities, VIEWS)),
+            "train": _cuhk03_items(folder, kind, _views(0, identities, PICTURES_PER_CAMERA)),
             "query": _cuhk03_items(folder, kind, _views(identities, TEST_IDENTITIES, 1)),
-            "gallery": _cuhk03_items(folder, kind, _views(identities, TEST_IDENTITIES, VIEWS, first=1)),
+            "gallery": _cuhk03_items(folder, kind, _views(identities, TEST_IDENTITIES, PICTURES_PER_CAMERA, first=1)),
         }
         for protocol in ("classic", "new"):
             write_json(folder / f"splits_{protocol}_{kind}.json", [split])

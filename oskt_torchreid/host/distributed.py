@@ -46,7 +46,7 @@ def is_rank_zero() -> bool:
 
 
 @contextlib.contextmanager
-def joined(use_gpu: bool) -> Iterator[None]:
+def joined_processes(use_gpu: bool) -> Iterator[None]:
     """Inside the block, the processes that `torchrun` started work together; a single process stays single.
 
     Args:

@@ -13,7 +13,7 @@ import torch
 
 from ..host.models import build
 from ..host.vkd_engine import VKDEngine
-from ..vkd.model import PREFIX
+from ..vkd.model import SET_PREFIX
 from ..vkd.students import student_from
 
 NUM_CLASSES, INSTANCES = 625, 4  # identities of MARS, sets of an identity
@@ -56,7 +56,7 @@ def measure_distillation(
     torch.manual_seed(0)
     pids = torch.arange(sets) // INSTANCES % NUM_CLASSES
     batches = [{"img": torch.randn(sets, count, 3, *size), "pid": pids} for count in views]
-    teacher = build(PREFIX + backbone, NUM_CLASSES, "triplet")
+    teacher = build(SET_PREFIX + backbone, NUM_CLASSES, "triplet")
     student = student_from(teacher)
     alone = _engine(batches[1], student_from(teacher), use_gpu)
     whole = _engine(batches[0], student, use_gpu, teacher=teacher, num_student_views=views[1])

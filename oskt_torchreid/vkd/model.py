@@ -26,7 +26,7 @@ from ..models.neck import build_for_neck, last_strided
 from ..models.vit import VitBuilder
 from ..networks import DEFAULT_INPUT_SIZE
 
-PREFIX = "vkd_"
+SET_PREFIX = "vkd_"
 
 
 class FrameAverage(nn.Module):
@@ -189,15 +189,15 @@ def register_set_model(name: str) -> None:
     """Registers `vkd_<name>` for a backbone; doing it again changes nothing."""
     builder = models.builder_of(name)
     if isinstance(builder, VitBuilder):
-        sets = replace(builder, name=PREFIX + name, kind=SetVisionTransformer)
-        models.register_model(PREFIX + name, sets, defined_in=__name__)
+        sets = replace(builder, name=SET_PREFIX + name, kind=SetVisionTransformer)
+        models.register_model(SET_PREFIX + name, sets, defined_in=__name__)
     elif not getattr(builder, "has_neck", False):
-        models.register_model(PREFIX + name, SetBuilder(name), wraps=name)
+        models.register_model(SET_PREFIX + name, SetBuilder(name), wraps=name)
 
 
 def register_set_models() -> None:
     """Registers `vkd_<name>` for every backbone, those that are registered later included."""
-    register_wrapper(PREFIX, register_set_model)
+    register_wrapper(SET_PREFIX, register_set_model)
 
 
 def set_model_table(names: list[str] | None = None) -> str:
@@ -238,7 +238,7 @@ def class_count(model: nn.Module, who: str) -> int:
     if not isinstance(classifier, nn.Linear):
         raise ConfigError(
             f"the {who} is a {type(model).__name__} without a classifier, so it gives no class scores; give a network "
-            f"of sets with its head, such as torchreid.models.build_model('{PREFIX}resnet50', ...)"
+            f"of sets with its head, such as torchreid.models.build_model('{SET_PREFIX}resnet50', ...)"
         )
     return classifier.out_features
 
@@ -254,7 +254,7 @@ def load_set_model(name: str, path: str | Path, loss: str = "triplet") -> nn.Mod
     Raises:
         CheckpointError: unreadable, without a head, or of another network; nothing is loaded in part.
     """
-    name = name if name.startswith(PREFIX) else PREFIX + name
+    name = name if name.startswith(SET_PREFIX) else SET_PREFIX + name
     state = weights.state_dict_of(load_checkpoint(path), path)
     head = state.get("classifier.weight")
     if head is None or head.dim() != 2:

@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 
 Transform = Callable[[Image.Image], Tensor]
 Reader = Callable[[str], Image.Image]
-Item = dict[str, Any]
+SetItem = dict[str, Any]
 
 
-class TrainingSets(Dataset[Item]):
+class TrainingSets(Dataset[SetItem]):
     """A set of views for every tracklet, drawn again each time.
 
     Args:
@@ -70,7 +70,7 @@ class TrainingSets(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, tracklet: int) -> Item:
+    def __getitem__(self, tracklet: int) -> SetItem:
         """The set that begins in a tracklet.
 
         Returns:
@@ -84,7 +84,7 @@ class TrainingSets(Dataset[Item]):
         return _item(paths, self.train[int(tracklet)], self.transform, self.read)
 
 
-class TestSets(Dataset[Item]):
+class TestSets(Dataset[SetItem]):
     """Evenly spaced frames of every tracklet, for evaluation; the first one is the tracklet's first.
 
     Args:
@@ -103,7 +103,7 @@ class TestSets(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.tracklets)
 
-    def __getitem__(self, place: int) -> Item:
+    def __getitem__(self, place: int) -> SetItem:
         """`img` [frames, C, H, W], `pid`, `camid`, `dsetid`, and `impath` of the first frame."""
         paths = self.tracklets[place][0]
         chosen = [paths[frame] for frame in evenly_spaced(len(paths), self.num_frames)]
@@ -191,7 +191,7 @@ class FrameReader:
         return picture.copy() if self._kept else picture
 
 
-def _item(paths: Sequence[str], tracklet: Tracklet, transform: Transform, read: Reader = read_picture) -> Item:
+def _item(paths: Sequence[str], tracklet: Tracklet, transform: Transform, read: Reader = read_picture) -> SetItem:
     _, label, camera, *rest = tracklet
     frames = torch.stack([transform(read(path)) for path in paths])
     return {"img": frames, "pid": label, "camid": camera, "impath": paths[0], "dsetid": rest[0] if rest else 0}

@@ -149,7 +149,7 @@ def reordered(given: Tensor, rows: np.ndarray, axis: AxisMap) -> Tensor:
     return given.index_select(0, index)
 
 
-def spread(narrow: Tensor, clusters: np.ndarray) -> Tensor:
+def widened(narrow: Tensor, clusters: np.ndarray) -> Tensor:
     """A vector of the chain's width as one of full length, equal inside each cluster: averaged, it is itself again."""
     return narrow[torch.from_numpy(clusters)]
 

@@ -21,7 +21,7 @@ from ..graph import rebuild
 from ..host import models
 from ..networks import DEFAULT_INPUT_SIZE, set_feature_dim
 from .account import LabelReader, StateReader
-from .content import OfficialContent, RowLabels, spread, spread_columns
+from .content import OfficialContent, RowLabels, spread_columns, widened
 
 BACKBONE = "oskt_resnet50"
 STAGES = 4
@@ -133,7 +133,7 @@ def _read_head(reader: StateReader, num_classes: int, feature: RowLabels, found:
     for name, narrow in _read_norm(reader, f"{HEAD_PREFIX}bottleneck", "neck", width).items():
         kind = found.statistics if name.endswith(RUNNING_STATISTICS) else found.vectors
         if narrow.dim():  # the count of batches is the teacher's
-            kind[name] = spread(narrow, clusters)
+            kind[name] = widened(narrow, clusters)
     narrow = reader.take(f"{HEAD_PREFIX}classifier.weight", (num_classes, width))
     found.rows["classifier.weight"] = spread_columns(narrow, clusters)
 

@@ -23,7 +23,7 @@ from ..graph import rebuild
 from ..host.models import without_memory
 from ..models import VisionTransformer
 from .account import LabelReader, StateReader
-from .content import OfficialContent, RowLabels, spread, spread_columns
+from .content import OfficialContent, RowLabels, spread_columns, widened
 
 TEACHER_PREFIX = "base."
 STREAM = "dw_proj_fc2"
@@ -204,7 +204,7 @@ def _read_head(reader: StateReader, width: int, clusters: np.ndarray, found: Off
     for neck in NECKS:
         for name in NORM:
             tensors[f"{neck}.{name}"] = reader.take(f"{neck}.{name}", (width,))
-            own = spread(reader.take(f"{neck}s.s1.{name}", (narrow,)), clusters)
+            own = widened(reader.take(f"{neck}s.s1.{name}", (narrow,)), clusters)
             (found.statistics if name in RUNNING_STATISTICS else found.vectors)[f"{neck}.{name}"] = own
         tensors[f"{neck}.num_batches_tracked"] = reader.take(f"{neck}.num_batches_tracked", ())
         reader.take(f"{neck}s.s1.num_batches_tracked", ())

@@ -15,7 +15,7 @@ from ...chain.counting import Costs
 from ...chain.expansion import expand_to_plan
 from ...config import Config, get
 from ...datasets import synthped, synthped_video
-from ...datasets.stand_in import CAMERAS, VIEWS, make_stand_in
+from ...datasets.stand_in import CAMERAS, PICTURES_PER_CAMERA, make_stand_in
 from ...datasets.synthetic import preset
 from ...host.losses import loss_from_config
 from ...host.optimization import build_optimizer
@@ -33,7 +33,7 @@ from .report import BuiltNetworks, DryRun, DryStage, details_of, dry_stage, netw
 from .sets import run_sets_dry, shrink_sets
 
 IDENTITIES = 2
-INSTANCES = VIEWS * CAMERAS
+INSTANCES = PICTURES_PER_CAMERA * CAMERAS
 TEST_PAIRS = 60  # identities times cameras: torchreid's ranking wants galleries of 51, which synthetic sets check
 
 

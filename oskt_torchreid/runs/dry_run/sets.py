@@ -11,7 +11,7 @@ from ...config import Config, get
 from ...datasets.synthetic import video_preset
 from ...host.losses import loss_from_config
 from ...host.optimization import build_optimizer
-from ...vkd.model import PREFIX
+from ...vkd.model import SET_PREFIX
 from ..trainer import network_size
 from ..vkd.plan import CHAIN, CHAIN_SUFFIX, IMAGENET, SELF, check_set_start, plan_sets, start_student, student_kind
 from ..vkd.run import STUDENT_STAGE, TEACHER_STAGE, SetTrainer
@@ -103,7 +103,7 @@ def _one_step(small: Config, trainer: SetTrainer, built: BuiltNetworks) -> dict[
 def _details(config: Config) -> Details:
     """Details that are not in the tables."""
     node, per_identity = config.vkd, config.sampler.num_instances
-    taught = node.teacher_stage
+    name, taught = SET_PREFIX + config.model.name.removeprefix(SET_PREFIX), node.teacher_stage
     tested = [", ".join(config.data.targets), f"{', '.join(node.protocols)} by cosine distance"]
     tested.append(f"{node.test_frames or 'all'} frames of a tracklet")
     tested += ["queries in the gallery"] * node.query_in_gallery + ["without cameras"] * node.no_camera
@@ -116,7 +116,7 @@ def _details(config: Config) -> Details:
         f"{taught.batch_size // per_identity} identities x {per_identity} in a batch"
     )
     details = [
-        ("network", f"{PREFIX}{config.model.name.removeprefix(PREFIX)} at {config.data.height}x{config.data.width}"),
+        ("network", f"{name} at {config.data.height}x{config.data.width}"),
         *data_details(config, "; ".join(tested)),
         ("sets", sets),
         *([] if node.teacher else [("teacher's own sets", own)]),

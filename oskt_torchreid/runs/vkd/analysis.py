@@ -25,7 +25,7 @@ from ...host.interfaces import DataManager
 from ...report.analysis import Curves, curve_plot, curve_table, probe_plot, probe_table
 from ...vkd.analysis import COUNTS, DRAWS, FrameFeatures, extract_frames, gallery_curve, views_curves
 from ...vkd.camera_probe import FOLDS, camera_probe
-from ...vkd.model import PREFIX, as_set_model, load_set_model
+from ...vkd.model import SET_PREFIX, as_set_model, load_set_model
 from .run import NETWORK_NAME, SetTrainer
 
 
@@ -107,7 +107,7 @@ def _network(config: Config, trainer: SetTrainer, name: str, path: Path) -> nn.M
         network: nn.Module = as_set_model(load_student(path), trainer.num_classes, size)
     else:
         backbone = config.model.name if name == "teacher" else config.vkd.student or config.model.name
-        network = load_set_model(PREFIX + backbone.removeprefix(PREFIX), path)
+        network = load_set_model(SET_PREFIX + backbone.removeprefix(SET_PREFIX), path)
     return network.eval().to(device(config.use_gpu))
 
 

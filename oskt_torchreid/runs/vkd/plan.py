@@ -18,7 +18,7 @@ from ...models import build_fetching
 from ...models import load_weights as load_any_weights
 from ...models.neck import PREFIX as NECK_PREFIX
 from ...models.neck import last_strided
-from ...vkd.model import PREFIX, as_set_model, class_count, load_set_model
+from ...vkd.model import SET_PREFIX, as_set_model, class_count, load_set_model
 from ...vkd.students import KEEP, SCRATCH, student_from
 from ..oskt.plan import narrowest_chain
 from ..oskt.specification import StudentSpec
@@ -62,14 +62,14 @@ def plan_sets(config: Config, num_classes: int) -> SetPlan:
     teacher = repeated = _teacher(config, num_classes)
     chain = None
     if kind == CROSS:
-        repeated = build(PREFIX + node.student.removeprefix(PREFIX), num_classes, "triplet")
+        repeated = build(SET_PREFIX + node.student.removeprefix(SET_PREFIX), num_classes, "triplet")
     elif kind == CHAIN:
         chain = _checked_chain(config, teacher)
     plan = SetPlan(teacher, kind, chain)
     if kind != SELF and node.generations == 1:
         return plan  # no student starts from its teacher's weights
     name = config.model.name if kind == SELF else node.student
-    plan = replace(plan, published=_published(config, PREFIX + name.removeprefix(PREFIX), num_classes))
+    plan = replace(plan, published=_published(config, SET_PREFIX + name.removeprefix(SET_PREFIX), num_classes))
     if kind != CHAIN and node.reinit_last_stage and node.last_stage_weights:
         start_student(config, plan, repeated, num_classes, generation=0)  # raises if something does not fit
     return plan
@@ -142,7 +142,7 @@ def start_student(
         chain = WeightChain.from_teacher(teacher, widths, graph=graph)  # of the student's widths: a cluster per channel
         return _of_sets(expand_to_plan(chain, widths), num_classes, size)
     if kind == CROSS:
-        name = PREFIX + node.student.removeprefix(PREFIX)
+        name = SET_PREFIX + node.student.removeprefix(SET_PREFIX)
         return build_fetching(name, num_classes, "triplet", bool(config.model.pretrained))
     same = class_count(teacher, "teacher") == num_classes
     restarts = node.reinit_last_stage
@@ -153,7 +153,7 @@ def start_student(
 def _of_sets(student: nn.Module, num_classes: int, size: tuple[int, int, int]) -> nn.Module:
     """An expanded student as a network of sets; its record in the file names that network."""
     record: StudentRecord = vars(student)["student_record"]
-    name = record.name.removeprefix(NECK_PREFIX).removeprefix(PREFIX)
+    name = record.name.removeprefix(NECK_PREFIX).removeprefix(SET_PREFIX)
     if not getattr(student, "has_neck", False):
         record = record.inside("backbone")
         for strided in last_strided(name) if name else ():  # as vkd_<name> has it
@@ -161,12 +161,12 @@ def _of_sets(student: nn.Module, num_classes: int, size: tuple[int, int, int]) -
             if isinstance(convolution, nn.Conv2d):
                 convolution.stride = (1, 1)
     network = as_set_model(student, num_classes, size)
-    name = name and PREFIX + name
+    name = name and SET_PREFIX + name
     return replace(record, name=name, num_classes=num_classes, loss="triplet").attach(network)
 
 
 def _teacher(config: Config, num_classes: int) -> nn.Module:
-    name = PREFIX + config.model.name.removeprefix(PREFIX)
+    name = SET_PREFIX + config.model.name.removeprefix(SET_PREFIX)
     if config.vkd.teacher:
         return load_set_model(name, config.vkd.teacher)
     teacher = build_fetching(name, num_classes, "triplet", bool(config.model.pretrained))
