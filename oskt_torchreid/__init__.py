@@ -1,11 +1,11 @@
 """Model compression for torchreid: one trained teacher, one weight chain, deployable students of any size.
 
 Importing this package registers its engines, model names and data sets with torchreid; doing so again changes nothing.
-Where torchreid is absent, the method itself is there all the same (`graph`, `chain`, `deploy`), and what needs
-torchreid says so when it is asked for.
+Without torchreid the method itself is still available (`graph`, `chain`, `deploy`), and attributes that need torchreid
+raise an error that says so.
 
-What most programs use stands here; everything else in the parts: `chain` (widths, recalibration, scales of features),
-`graph` (rules of operators), `deploy` (latency, parity), `errors`, `models`, `vkd`, `zoo`, `baselines`.
+The most used names are here; all others are in the parts: `chain` (widths, recalibration, scales of features), `graph`
+(rules of operators), `deploy` (latency, parity), `errors`, `models`, `vkd`, `zoo`, `baselines`.
 """
 
 from typing import Any
@@ -52,7 +52,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What is absent with torchreid: the reason why, instead of a missing attribute."""
+    """Attributes that need torchreid: raises the reason if it is missing, instead of an attribute error."""
     if name in __all__ and _missing is not None:
         raise _missing
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -1,4 +1,4 @@
-"""Batches of a loader, whose data set may raise anything while it gives its pictures."""
+"""Batches of a loader, whose data set may raise anything while it is read."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _CHANNELS = 3
 
 
 def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
-    """What a loader gives, batch by batch.
+    """The batches of a loader, one by one.
 
     Raises:
-        DataError: what its data set, its transforms or its workers raised, in their own words.
+        DataError: what its data set, its transforms or its workers raised, with their own message.
     """
     batches, count = iter(loader), 0
     while True:
@@ -29,7 +29,7 @@ def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
             return
         except OsktError:
             raise
-        except Exception as reason:  # a user's class raises what it likes
+        except Exception as reason:  # a user's class may raise anything
             dataset = getattr(loader, "dataset", loader)
             raise DataError(
                 f"{type(dataset).__name__} raised {type(reason).__name__} while it gave pictures: {_own_words(reason)}"
@@ -40,7 +40,7 @@ def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
 
 
 def check_items(batch: Any, num_classes: int | None = None) -> None:
-    """Raises `DataError` unless a batch is what torchreid's data sets give, images and labels by name.
+    """Raises `DataError` unless a batch has the form of torchreid's, images and labels by name.
 
     Args:
         batch: `img` `[batch, 3, height, width]` (sets `[batch, views, 3, height, width]`), `pid` `[batch]`.
@@ -68,7 +68,7 @@ def images_of(batch: Any, number: int) -> Tensor:
     """The images of a batch: a tensor, a dict with one under `img` (torchreid), or a tuple that begins with one.
 
     Args:
-        batch: what a loader gave.
+        batch: from a loader.
         number: of the batch, for messages.
 
     Returns:
@@ -92,7 +92,7 @@ def images_of(batch: Any, number: int) -> Tensor:
 
 
 def _own_words(reason: Exception) -> str:
-    """What an exception says; one that came from a worker process has it behind the worker's traceback."""
+    """The message of an exception; one from a worker process has it after the worker's traceback."""
     lines = str(reason).strip().splitlines()
     if len(lines) > 1 and lines[0].startswith("Caught "):
         return lines[-1].removeprefix(f"{type(reason).__name__}: ")

@@ -10,7 +10,7 @@ def positive(text: str) -> int:
 
     Raises:
         ArgumentTypeError: a smaller number; argparse prints it with the argument's name.
-        ValueError: no whole number at all; argparse says so itself.
+        ValueError: not a whole number; argparse reports it.
     """
     value = int(text)
     if value < 1:

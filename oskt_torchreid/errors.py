@@ -8,9 +8,9 @@ _FROM_WORKER = re.compile(r"Caught \w+ in .+\.\nOriginal Traceback \(most recent
 class OsktError(Exception):
     """Base of every error that this package raises for a user.
 
-    A data loader's worker process cannot raise in the process that waits for it: torch makes the error anew there, of
-    its type and of a text that holds the worker's whole traceback. Such a text is reduced to the error's own message,
-    so that a user reads the same words whatever the number of workers.
+    A data loader's worker process cannot raise in the process that waits for it: torch creates the error again there,
+    of its type and of a text that holds the worker's whole traceback. Such a text is reduced to the error's own
+    message, so that a user reads the same message with any number of workers.
     """
 
     def __init__(self, *arguments: object) -> None:
@@ -20,7 +20,7 @@ class OsktError(Exception):
 
 
 def _own_message(text: str, name: str) -> str:
-    """What follows the name of the error where the traceback of a worker names it last; any other text as it is."""
+    """The message after the error's name in a worker's traceback; any other text unchanged."""
     if not _FROM_WORKER.match(text):
         return text
     *_, last = [None, *re.finditer(rf"^(?:[\w.]+\.)?{re.escape(name)}: ", text, re.MULTILINE)]
@@ -44,7 +44,7 @@ class WidthError(OsktError, ValueError):
 
 
 class ChainError(OsktError, ValueError):
-    """A weight chain, or a chain file, that is damaged, foreign or does not fit its teacher."""
+    """A weight chain, or a chain file, that is damaged, unrelated or does not fit its teacher."""
 
 
 class CheckpointError(OsktError, ValueError):
@@ -64,14 +64,14 @@ class ZooError(OsktError, ValueError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as KeyboardInterrupt is SIGINT: no error, and the same command resumes."""
+    """SIGTERM, as KeyboardInterrupt is SIGINT: not an error, and the same command resumes where it stopped."""
 
 
 class ExportError(OsktError, RuntimeError):
-    """A network that cannot be exported, or an exported file that does not compute what the network does."""
+    """A network that cannot be exported, or an exported file that does not compute the same as the network."""
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, in a line of a message of our own; its type where it says nothing."""
+    """The message of another library's error, as one line; its type if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""What importing this package makes known to torchreid: engines, model names, data sets; and what needs torchreid."""
+"""Registers engines, model names and data sets with torchreid; and the attributes that need torchreid."""
 
 from . import models, vkd, zoo
 from .datasets import atrw, market1501, synthped, synthped_video, veri776

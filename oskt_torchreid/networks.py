@@ -1,4 +1,4 @@
-"""What networks for re-identification have in common, as far as torch alone can tell: outputs, classifiers, names.
+"""Common properties of networks for re-identification that only need torch: outputs, classifiers, names.
 
 Names of models are resolved by whoever knows a factory: `host` registers torchreid's.
 """
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What rebuilds a model: arguments of a builder."""
+    """The arguments of a builder that rebuild a model."""
 
     name: str
     num_classes: int
@@ -32,7 +32,7 @@ class ModelSpec:
 
 
 class Outputs(NamedTuple):
-    """A model's outputs in one shape; one entry per branch, empty where the model gave none.
+    """A model's outputs in one shape; one entry per branch, empty if the model returned none.
 
     Attributes:
         logits: tensors [batch, classes].
@@ -52,7 +52,7 @@ def parse_outputs(outputs: Any, training: bool, loss: str = "") -> Outputs:
     Args:
         outputs: what the model returned.
         training: whether it was in training mode.
-        loss: 'softmax' or 'triplet', as the model was built; empty: told from the structure.
+        loss: 'softmax' or 'triplet', as the model was built; empty: inferred from the structure.
 
     Raises:
         ConfigError: a pair of equally wide tensors without `loss`: two branches' logits or logits and features.
@@ -141,8 +141,8 @@ def watched(
     Args:
         modules: names and modules, such as `network.named_modules()`.
         enter: called before each call, with the name, the module, and the arguments without and with names.
-        leave: called after it, with the name, the module, its arguments without names and its output; what it returns
-            takes the output's place, unless it is `None`.
+        leave: called after it, with the name, the module, its arguments without names and its output; its result
+            replaces the output, unless it is `None`.
     """
     handles: list[RemovableHandle] = []
     try:
@@ -159,7 +159,7 @@ def watched(
 
 
 def without_memory_or_on_cpu(run: Callable[[str], Result]) -> Result:
-    """What `run` finds out on the device `meta`; on the CPU where a network's code cannot run without memory."""
+    """The result of `run` on the device `meta`; on the CPU if a network's code cannot run without memory."""
     try:
         return run("meta")
     except (RuntimeError, AssertionError, TypeError, ValueError):  # it reads values, or keeps its own tensors
@@ -170,13 +170,13 @@ def without_memory_or_on_cpu(run: Callable[[str], Result]) -> Result:
 
 
 class Comparison(NamedTuple):
-    """How tensors that were read differ from those of a network; everything is empty where they do not.
+    """How tensors that were read differ from those of a network; everything is empty if they do not.
 
     Attributes:
         missing: names of the network's tensors that were not read, in order.
         unexpected: names that the network does not have.
         misshaped: names of tensors of another shape.
-        unusable: what forbids to use a tensor of the right shape, by name.
+        unusable: why a tensor of the right shape cannot be used, by name.
     """
 
     missing: list[str]
@@ -197,7 +197,7 @@ def compare(
         tensors: as they were read.
         expected: of the network; they may have no memory.
         ignore: names that may be missing, unexpected or of another shape.
-        shape: what must agree of a tensor's shape.
+        shape: the part of a tensor's shape that must agree.
     """
     shared = [name for name in expected if name in tensors]
     misshaped = dict.fromkeys(name for name in shared if shape(tensors[name]) != shape(expected[name]))
@@ -211,11 +211,11 @@ def compare(
 
 
 def _fault_of(tensor: Tensor, expected: Tensor) -> str:
-    """What forbids to put a tensor that was read in the place of a network's; empty if nothing does.
+    """Why a tensor that was read cannot replace a network's; empty if it can.
 
     Args:
         tensor: as it was read.
-        expected: of the network, possibly without memory; its shape is not looked at.
+        expected: of the network, possibly without memory; its shape is not compared.
     """
     if _kind(tensor) != _kind(expected):
         return f"is {tensor.dtype} ({tensor.layout}) instead of {expected.dtype} ({expected.layout})"
@@ -225,7 +225,7 @@ def _fault_of(tensor: Tensor, expected: Tensor) -> str:
 
 
 def _kind(tensor: Tensor) -> tuple:
-    """What does not depend on the precision of a file."""
+    """The kind of number, without the precision of a file."""
     return tensor.layout, tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
 
 
@@ -233,23 +233,23 @@ def _kind(tensor: Tensor) -> tuple:
 
 
 class Resolver(Protocol):
-    """Who knows the names of models."""
+    """A factory that knows the names of models."""
 
     def identify(self, model: nn.Module) -> ModelSpec | None:
-        """What rebuilds a model; `None` where no name does."""
+        """The specification that rebuilds a model; `None` if no name does."""
 
     def input_size(self, name: str) -> tuple[int, int, int]:
         """`(channels, height, width)` that a model is made for."""
 
     def builder_of(self, name: str) -> Callable[..., nn.Module]:
-        """What builds a model; raises `ConfigError` for an unknown name."""
+        """The builder of a model; raises `ConfigError` for an unknown name."""
 
     def skeleton(self, name: str, num_classes: int, loss: str = "softmax") -> nn.Module:
         """The model on the meta device, shared: copy it before changing it."""
 
 
 class _NoNames:
-    """Where nobody has registered a factory: networks are the user's own, and no name means any."""
+    """Used if no factory is registered: networks are the user's own, and no name is known."""
 
     def identify(self, model: nn.Module) -> ModelSpec | None:
         return None
@@ -278,5 +278,5 @@ def register_resolver(resolver: Resolver) -> None:
 
 
 def resolver() -> Resolver:
-    """Who resolves the names of models now."""
+    """The factory that currently resolves names of models."""
     return _RESOLVERS[-1]

@@ -46,7 +46,7 @@ def build_engine(name: str, datamanager: Any, model: Any, **kwargs: Any) -> Any:
 
 
 def add_baseline_name(name: str) -> None:
-    """Makes a name one that configurations may give a baseline by; adding it again changes nothing."""
+    """Makes a name of a baseline known to configurations; adding it again changes nothing."""
     if name not in _BASELINE_NAMES:
         _BASELINE_NAMES.append(name)
 

@@ -6,7 +6,7 @@ import torch
 from test_oskt_engine import SIZE, datamanager, make_engine, teacher_of  # noqa: F401  a fixture is used by name
 from torch import nn
 
-from oskt_torchreid.baselines.partitions import CLUSTERINGS, kmeans_labels, random_labels
+from oskt_torchreid.baselines.partitions import PARTITIONS, kmeans_labels, random_labels
 from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.chain.expansion import expand, expand_to_plan
 from oskt_torchreid.errors import ConfigError
@@ -42,7 +42,7 @@ def test_chains_of_other_clusters(clustering):
     graph = trace(teacher, (3, 1, 1))
     ward = WeightChain.from_teacher(teacher, 0.5, graph=graph).teacher_to_chain["1"]
     labels = [
-        WeightChain.from_teacher(teacher, 0.5, graph=graph, clustering=CLUSTERINGS[clustering](seed)).teacher_to_chain[
+        WeightChain.from_teacher(teacher, 0.5, graph=graph, clustering=PARTITIONS[clustering](seed)).teacher_to_chain[
             "1"
         ]
         for seed in (0, 0, 1)

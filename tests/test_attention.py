@@ -47,7 +47,7 @@ def with_attention(width=4, heads=2):
 
 
 def separate(heads=2, **options):
-    """Queries, keys and values by layers of their own."""
+    """Queries, keys and values from separate layers."""
 
     def forward(self, tokens):
         split = [part(tokens).unflatten(2, (heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v)]

@@ -192,7 +192,7 @@ def test_weights_that_cannot_be_fetched(data_root, tmp_path, monkeypatch):
 
 
 def test_exploding_training_stops_and_says_where(tiny_net, data_root, tmp_path, command, capsys):
-    """The state before the explosion is kept, and the same command with another rate begins anew."""
+    """The state before the explosion is kept, and the same command with another rate starts again."""
     words = [*TINY, f"data.root={data_root}", f"data.save_dir={tmp_path}", "train.max_epoch=9"]
     words += ["train.lr_scheduler=warmup_multi_step", "train.warmup_epochs=1", "train.warmup_factor=0.0"]
     assert command([*words, "train.lr=1e30"]) == 2

@@ -1,4 +1,4 @@
-"""Bottleneck attention: its gates by hand, and where they stand in the registered networks."""
+"""Bottleneck attention: its gates by hand, and their places in the registered networks."""
 
 import pytest
 import torch

@@ -128,7 +128,7 @@ def test_students_and_baselines_of_a_given_chain_on_other_people(tiny_net, data_
 
 def test_a_teacher_of_other_identities_cannot_be_distilled(tiny_net, data_root, teacher, tmp_path, untrained):
     options = (teacher[0], f"oskt.chain={teacher[1] / 'chain.safetensors'}", "oskt.students=['kd++:width=0.5']")
-    with pytest.raises(ConfigError, match="its teacher, which knows 6 identities, but the data have 5; drop it"):
+    with pytest.raises(ConfigError, match="its teacher, which has 6 identities, but the data have 5; drop it"):
         run(tiny(data_root, tmp_path, *options, "synthped.num_train=5"))
 
 

@@ -27,7 +27,7 @@ STRANGER = '\nassert not [name for name in sys.modules if name.startswith("oskt_
 
 
 def run(script, *arguments, folder):
-    """A script in its own process, which may import what this one may."""
+    """A script in a separate process, which may import what this one may."""
     paths = os.pathsep.join(path for path in sys.path if path)
     result = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],

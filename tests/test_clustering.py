@@ -45,7 +45,7 @@ def test_equal_rows_still_give_exactly_as_many_clusters_as_asked_for(values, dat
 
 
 def test_an_example_by_hand():
-    """Two far pairs and a single: at three clusters each stands alone, at two the nearer pair takes the single."""
+    """Two far pairs and a single: at three clusters each is its own, at two the nearer pair takes the single."""
     rows = torch.tensor([[10.0], [0.0], [10.5], [3.0], [0.5]], dtype=torch.float64)
     assert ward_labels(rows, 3).tolist() == [0, 1, 0, 2, 1]
     assert ward_labels(rows, 2).tolist() == [0, 1, 0, 1, 1]

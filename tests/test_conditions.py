@@ -189,7 +189,7 @@ def own(finished, tmp_path):
 
 
 def test_a_runs_own_chain_and_teacher_are_what_they_are(own, data_root, trained, caplog):  # noqa: F811
-    """Named by hand, they are the same files: nothing is made anew, and nothing is moved."""
+    """Named by hand, they are the same files: nothing is made again, and nothing is moved."""
     caplog.set_level("INFO")
     teacher, chain = own / "teacher" / "teacher.pth", own / "chain.safetensors"
     for words in (
@@ -213,7 +213,7 @@ def test_a_given_checkpoint_stays_where_it_is(tiny_net, data_root, tmp_path, tra
     path = tmp_path / "model" / "model.pth.tar-1"
     content = path.read_bytes()
     words = ("engine=softmax", "train.max_epoch=2", f"{key}={path}")
-    if key == "model.resume":  # which goes on with the same settings alone, and says so before anything is moved
+    if key == "model.resume":  # which resumes with the same settings only, and says so before anything is moved
         for _ in range(2):
             with pytest.raises(Exception, match="is a checkpoint of another run"):
                 run(tiny(data_root, tmp_path, *words))
@@ -235,10 +235,10 @@ BEFORE = [
     (["train.staged_lr=True", "train.bias_lr_factor=2"], "both divide the parameters into groups"),
     (["loss.name=triplet", "engine=triplet", "loss.triplet.weight_t=0"], "weight_x or weight_t above 0"),
     (["loss.name=triplet", "engine=triplet", "train.batch_size=4", "sampler.train_sampler=RandomIdentitySampler"],
-     "the triplet loss compares identities, and a batch of 'train' holds one alone"),
+     "the triplet loss compares identities, and a batch of 'train' holds only one"),
     (["train.fixbase_epoch=1", "train.open_layers=['no']"], "is no layer"),
     (["model.resume=missing.pth"], "there is no such file"),
-    (["validation.share=0.9"], "validation.share 0.9 of 6 training identities leaves nobody to train on"),
+    (["validation.share=0.9"], "validation.share 0.9 of 6 training identities leaves none to train on"),
 ]  # fmt: skip
 
 

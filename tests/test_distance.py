@@ -23,7 +23,7 @@ from oskt_torchreid.graph.plans import balanced
 from oskt_torchreid.host import models
 from oskt_torchreid.models import NeckModel
 
-# Between the last layer and the feature stands an operator that no factor passes.
+# Between the last layer and the feature is an operator that no factor passes.
 NOT_FOLDABLE = {"mobilenetv2_x1_0": "relu6", "mobilenetv2_x1_4": "relu6"}
 SOME = ("resnet18", "osnet_x0_25", "densenet121", "squeezenet1_0")
 IMAGE = (3, 8, 8)
@@ -77,7 +77,7 @@ def test_distances(name):
 
 # These end as smaller ones do, and factors pass no further than the end.
 SAME_END = ("resnext50_32x4d", "se_resnet50", "resnet50_ibn_a", "inceptionv4", "nasnsetmobile", "osnet_ain_x0_25")
-# HA-CNN's students weigh channels by a buffer of their own, see test_distances_beside_weighted_channels.
+# HA-CNN's students weight channels by their own buffer, see test_distances_beside_weighted_channels.
 OTHERS = [name for name in one_of_each_kind() if name not in (*SOME, *NOT_FOLDABLE, *SAME_END, "hacnn")]
 
 
@@ -117,7 +117,7 @@ def test_half_of_resnet50_is_off_without():
 
 
 def small(tail):
-    """Four channels into a feature of four, and two classes; `tail` stands between the norm and the feature."""
+    """Four channels into a feature of four, and two classes; `tail` is between the norm and the feature."""
 
     def forward(self, images):
         feature = tail(self.norm(self.last(self.first(images)))).mean((2, 3))

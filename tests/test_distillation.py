@@ -35,7 +35,7 @@ def datamanager(market_root):
 
 
 def make_engine(datamanager, name="osnet_x0_25", loss="softmax", **options):
-    """An engine that stands at the first iteration of a run of 12 epochs, its student and its teacher."""
+    """An engine at the first iteration of a run of 12 epochs, its student and its teacher."""
     torch.manual_seed(0)
     teacher = models.build(name, datamanager.num_train_pids, loss)
     graph = trace(teacher, SIZE)
@@ -58,7 +58,7 @@ def test_divergence_by_hand():
 
 @pytest.mark.parametrize(("length", "expected"), [(10.0, 1 - 3 / 10), (2.0, 1 - 3 / 5)])
 def test_norm_and_direction_by_hand(length, expected):
-    """A student of length 5 with 3 along the class mean, beside a longer and a shorter teacher's feature."""
+    """A student of length 5 with 3 along the class mean, and a longer and a shorter teacher's feature."""
     student = torch.tensor([[3.0, 4, 0, 0]], requires_grad=True)
     teacher = torch.tensor([[0.0, 0, 0, length]])
     loss = norm_direction_loss(student, teacher, torch.tensor([[1.0, 0, 0, 0]]))

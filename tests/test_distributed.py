@@ -242,7 +242,7 @@ def test_what_cannot_be_shared(manager, tmp_path, market_root):
     assert engine == half
     assert batch.startswith("train: a batch of 8 has 8 images, and 3 processes share it: 3 does not divide 8; start a")
     assert "batches of a torch DataLoader with a batch_size, and this is a list" in loader
-    assert latency.startswith("'latency=5ms' asks for a latency, which 3 processes would measure differently")
+    assert latency.startswith("'latency=5ms' requires a latency, which 3 processes would measure differently")
     assert not (tmp_path / "run").exists()
 
 

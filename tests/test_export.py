@@ -225,7 +225,7 @@ def test_an_operator_that_is_not_there_is_named_with_its_module(tmp_path, kind):
             r"Fixed cannot be traced .*specialized it to be a constant .*\(images.shape\[0\], not len",
         ),
         (Fixed(), "net.torchscript", r"gives features \(2, 3\) instead of \(1, 3\)"),
-        (Constant(), "net.onnx", "does not tell images apart: 6 of 6 features .* The file was deleted"),
+        (Constant(), "net.onnx", "does not distinguish images: 6 of 6 features .* The file was deleted"),
         (Means(Noisy()), "net.onnx", "does not compute what the network does: .* The file was deleted"),
         (Means(Noisy()), "net.torchscript", "does not compute what the network does: .* The file was deleted"),
         (nn.Conv2d(3, 4, 1), "net.onnx", r"Conv2d gives \(2, 4, 32, 16\) for 2 images in evaluation"),
@@ -322,7 +322,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, kind):
 
 
 class Given(nn.Module):
-    """Features that stand in the images."""
+    """Features that are stored in the images."""
 
     def forward(self, pictures):
         return pictures.flatten(1)[:, :2]
@@ -349,8 +349,8 @@ def test_parity_by_hand():
     [
         ([[3, 4.1], [4, 3]], "fp32", "does not compute what the network does: max abs difference 0.1"),
         ([[3, 4.1], [4, float("nan")]], "int8", "does not compute"),
-        ([[4, 3], [4, 3]], "int8", "does not tell images apart: 1 of 2"),
-        ([[3, 4], [3, 4]], "int8", "does not tell images apart: 1 of 2"),
+        ([[4, 3], [4, 3]], "int8", "does not distinguish images: 1 of 2"),
+        ([[3, 4], [3, 4]], "int8", "does not distinguish images: 1 of 2"),
         ([[4, 3], [3, 4]], "fp16", "does not compute .* activations may leave the range of half precision"),
         ([[3, 4, 5], [4, 3, 5]], "fp32", r"gives features \(2, 3\) instead of \(2, 2\)"),
     ],

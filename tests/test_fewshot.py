@@ -1,4 +1,4 @@
-"""Few-shot subsets: seeded, nested, told by files, written down; and transforms and protocols of the data manager."""
+"""Few-shot subsets: seeded, nested, defined by files, recorded; and transforms and protocols of the data manager."""
 
 import numpy as np
 import pytest
@@ -77,8 +77,8 @@ def test_ratios_that_are_no_exact_binary_numbers_keep_their_whole_share():
     assert [len(few_identities(items, ratio, 0)) for ratio in (0.1, 0.3, 0.7, 0.29)] == [1, 3, 7, 2]
 
 
-def test_a_ratio_that_keeps_nobody_is_refused():
-    with pytest.raises(DataError, match=r"few_shot.ratio 0.1 of 4 training identities keeps nobody; give a larger"):
+def test_a_ratio_that_keeps_no_identity_is_refused():
+    with pytest.raises(DataError, match=r"few_shot.ratio 0.1 of 4 training identities keeps none; give a larger"):
         few_identities(ITEMS, 0.1, 0)
 
 
@@ -109,7 +109,7 @@ def test_too_few_identities_for_a_batch_are_reported(stand_in):
     root, name = stand_in
     with pytest.raises(DataError, match="RandomIdentitySampler needs 2 training identities for a batch, and there are"):
         build_datamanager(configured(root, name, "few_shot.ratio=0.1"))
-    with pytest.raises(DataError, match="keeps nobody"):
+    with pytest.raises(DataError, match="keeps none"):
         build_datamanager(configured(root, name, "few_shot.ratio=0.05"))
 
 

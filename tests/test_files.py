@@ -107,7 +107,7 @@ def test_sha256(tmp_path):
 
 
 def test_what_killed_processes_leave_is_removed(tmp_path):
-    """Ours, and those of safetensors, which writes beside a file first as well; nothing else."""
+    """Ours, and those of safetensors, which also writes a temporary file first; nothing else."""
     left = [".chain.0123456789ab.safetensors", ".tmpt0X8wS"]
     kept = [".hidden", "chain.safetensors", ".tmp", ".tmp-folder"]
     for name in (*left, *kept):

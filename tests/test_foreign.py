@@ -1,4 +1,4 @@
-"""Networks that nobody registered, of torchvision, timm and a user: traced, chained, expanded, saved and loaded."""
+"""Unregistered networks, of torchvision, timm and a user: traced, chained, expanded, saved and loaded."""
 
 from __future__ import annotations
 

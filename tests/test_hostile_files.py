@@ -43,7 +43,7 @@ def is_json(path):
 @pytest.mark.parametrize("name", PICKLED)
 @pytest.mark.parametrize("seed", range(10))
 def test_a_bomb_at_any_place_of_a_checkpoint(name, seed):
-    """Alone, as a tensor, beside the tensors, in place of them; in archives and in files of old versions."""
+    """Alone, as a tensor, next to the tensors, instead of them; in archives and in files of old versions."""
     path = next(path for path in reader(name).content if not is_json(path))
     assert read_damaged(reader(name), path, damage.bomb(reader(name).content[path], Random(seed))) in (
         ("CheckpointError", ""),

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in the middle of every stage: whole files are left, at once, and the same command resumes."""
+"""Ctrl-C and SIGTERM in the middle of every stage: complete files are left, at once, and the same command resumes."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def uninterrupted(tiny_net, data_root, tmp_path_factory):
     ],
 )
 def test_ctrl_c_in_any_stage(uninterrupted, tmp_path, command, capsys, monkeypatch, stage, moment, after):
-    """Whole files are left, and the same command resumes where it was; the end is that of an uninterrupted run."""
+    """Complete files are left, and the same command resumes; the result is that of an uninterrupted run."""
     words, expected = uninterrupted
     words = [*words, f"data.save_dir={tmp_path}"]
     if not stage.startswith("controls"):
@@ -130,7 +130,7 @@ def test_ctrl_c_while_pictures_are_drawn(tiny_net, tmp_path, command, monkeypatc
 
 @pytest.mark.slow
 def test_ctrl_c_stops_the_command(data_root, tmp_path, command, capsys):
-    """The real command in its own process."""
+    """The real command in a separate process."""
     folder = tmp_path / "run"
     words = [*SMALL, f"data.root={data_root}", f"data.save_dir={folder}", "train.max_epoch=3"]
     words += ["oskt.refine.max_epoch=0", "oskt.finetune.max_epoch=0"]
@@ -218,13 +218,13 @@ def words_of(stage, root, folder):
 
 
 def is_there(stage, folder, start):
-    """Whether a command is in the stage; at its second start, whether it goes on with it."""
+    """Whether a command is in the stage; at its second start, whether it resumes it."""
     run_folder, log = folder / "run", folder / "run" / "log.txt"
     if stage == "drawing":
         return any((folder / "data").glob("*/**/*.jpg")) or any((folder / "data").glob(".*/**/*.*"))
     said = log.read_text() if log.is_file() else ""
     if stage == "evaluation":
-        return said.count("is evaluated with the weights that it begins with") == start
+        return said.count("is evaluated with its initial weights") == start
     parts = ["students/width=0.5", "students/width=0.75"] if stage == "students" else [stage.replace("vkd", "teacher")]
     if start == 2:
         return said.count("resuming after epoch") == len(parts)

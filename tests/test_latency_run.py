@@ -1,4 +1,4 @@
-"""Latency of a run's networks beside stock models: table, file and picture."""
+"""Latency of a run's networks and of stock models: table, file and picture."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_folder_without_a_run(folder, tmp_path, capsys):
     (folder / "teacher" / "teacher.pth").unlink()
     (folder / "students" / "width=0.5" / "student.pth").unlink()
     assert tool("benchmark").main(["latency", str(folder), "--backends", "pytorch", "--stock"]) == 2
-    assert "has no networks of a run beside its results" in capsys.readouterr().err
+    assert "has no networks of a run next to its results" in capsys.readouterr().err
     assert tool("benchmark").main(["latency", str(folder / "teacher")]) == 2
     assert "error: no file at" in capsys.readouterr().err
 

@@ -70,7 +70,7 @@ def imports_of(path: Path) -> Iterator[str]:
 
 
 def parts_imported(path: Path) -> set[str]:
-    """Parts of the package that a file imports; '' stands for the package's own __init__."""
+    """Parts of the package that a file imports; '' is the package's own __init__."""
     names = [name.split(".") for name in imports_of(path) if name.split(".")[0] == PACKAGE]
     return {name[1] if len(name) > 1 and name[1] in ROOMS else "" for name in names}
 
@@ -92,7 +92,7 @@ def test_imports_are_on_the_list(path):
     assert imported <= ROOMS[own], f"{own} imports {sorted(imported - ROOMS[own])}, which is not on its list"
 
 
-def test_the_list_has_nothing_that_nobody_needs():
+def test_the_list_has_no_unused_entries():
     used = {own: set() for own in ROOMS}
     for path in FILES:
         used[part_of(path)] |= parts_imported(path)

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from oskt_torchreid.errors import ConfigError
-from oskt_torchreid.runs.memory import check_memory, training_memory
+from oskt_torchreid.runs.memory import check_stage_memory, training_memory
 
 
 def network():
@@ -30,9 +30,9 @@ def test_the_network_stays_as_it_is():
 
 def test_what_is_said(caplog):
     caplog.set_level("INFO")
-    check_memory({"train": (2**20, 32)}, use_gpu=False)
+    check_stage_memory({"train": (2**20, 32)}, use_gpu=False)
     assert "train: batches of 32 take about 1.05MB" in caplog.text
     with pytest.raises(ConfigError, match="oskt.refine: batches of 64 take about .*; lower oskt.refine.batch_size, or"):
-        check_memory({"oskt.refine": (2**50, 64)}, use_gpu=False)
+        check_stage_memory({"oskt.refine": (2**50, 64)}, use_gpu=False)
     with pytest.raises(ConfigError, match="train: Sequential cannot be trained on images of 2x2"):
         training_memory(nn.Sequential(nn.Conv2d(3, 4, 5)), (3, 2, 2), 2)

@@ -50,7 +50,7 @@ def test_students_share_no_memory_with_the_chain():
         own = {tensor.untyped_storage().data_ptr() for tensor in student.state_dict().values()}
         parts = (chain.rows, chain.vectors, chain.fixed)
         assert not own & {tensor.untyped_storage().data_ptr() for part in parts for tensor in part.values()}
-        assert len(own) == len(student.state_dict()), "each tensor has memory of its own"
+        assert len(own) == len(student.state_dict()), "each tensor has its own memory"
 
 
 def test_gradient_flows_through_at_any_width():
@@ -63,5 +63,5 @@ def test_gradient_flows_through_at_any_width():
     found = made["0.weight"].flatten(1)
     assert [int((found == row).all(1).sum()) for row in rows["0.weight"].flatten(1)] == [2, 2]
     sum(tensor.sum() for tensor in made.values()).backward()
-    assert rows["0.weight"].grad.flatten().tolist() == [2] * 6, "every chain row stands twice"
+    assert rows["0.weight"].grad.flatten().tolist() == [2] * 6, "every chain row occurs twice"
     assert vectors["0.bias"].grad.tolist() == [1] * 4

@@ -53,7 +53,7 @@ def small_vit() -> nn.Module:
 
 
 def refined_chain(teacher: nn.Module, width: float, **options) -> WeightChain:
-    """A chain with rows and statistics of its own, as if it had been refined."""
+    """A chain with its own rows and statistics, as if it had been refined."""
     chain = WeightChain.from_teacher(teacher, width, input_size=(3, 64, 32), **options)
     both = Refinement(teacher, chain).train()
     with torch.no_grad():

@@ -75,7 +75,7 @@ def test_gradients_of_a_resnet_step(step, reference):
 
 
 class Tokens(torch.nn.Module):
-    """The outputs of a vision transformer's tokens, as a network of its own."""
+    """The outputs of a vision transformer's tokens, as a separate network."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()

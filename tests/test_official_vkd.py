@@ -11,7 +11,7 @@ import oskt_torchreid as oskt
 from oskt_torchreid.errors import ZooError
 from oskt_torchreid.host import models
 from oskt_torchreid.vkd.model import SetModel
-from oskt_torchreid.zoo.vkd_format import BACKBONES, official_name
+from oskt_torchreid.zoo.vkd_format import BACKBONE_NAMES, official_name
 
 IMAGES = torch.rand(2, 3, 3, 64, 32, generator=torch.Generator().manual_seed(0))
 CLASSES = 5
@@ -93,10 +93,10 @@ def test_their_networks_compute_what_they_computed(kind, tmp_path):
         assert (found[1] < 0).any()
 
 
-@pytest.mark.parametrize("kind", BACKBONES)
+@pytest.mark.parametrize("kind", BACKBONE_NAMES)
 def test_every_tensor_of_every_backbone_has_a_name(kind):
     """Names of torchvision's parts, where they have the network; never one name twice."""
-    model = models.skeleton(f"vkd_{BACKBONES[kind]}", CLASSES, "triplet")
+    model = models.skeleton(f"vkd_{BACKBONE_NAMES[kind]}", CLASSES, "triplet")
     names = {name: official_name(name, model) for name in model.state_dict()}
     if kind == "mobilenet":  # their first block does not expand
         names = {ours: theirs for ours, theirs in names.items() if ".conv2.0.conv1." not in ours}

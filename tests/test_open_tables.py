@@ -1,4 +1,4 @@
-"""Methods and engines of anybody: registered in one line, then named in a YAML file like this package's own."""
+"""Users' methods and engines: registered in one line, then named in a YAML file like this package's own."""
 
 import copy
 

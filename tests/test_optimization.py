@@ -1,4 +1,4 @@
-"""Schedules against their definitions, biases with a rate of their own, and what a further module adds."""
+"""Schedules against their definitions, biases with their own rate, and what a further module adds."""
 
 import math
 

@@ -39,7 +39,7 @@ def teacher_of(datamanager, name=NAME, loss="softmax"):
 
 
 def make_engine(datamanager, teacher=None, **options):
-    """An engine that stands at the first iteration of a run of ten epochs."""
+    """An engine at the first iteration of a run of ten epochs."""
     teacher = teacher or teacher_of(datamanager)
     options = {"width": 0.5, "use_gpu": False, **options}
     engine = oskt.OSKTEngine(datamanager, teacher, **options)

@@ -1,4 +1,4 @@
-"""Data that strangers bring: damaged pictures, names and labels of their own, classes that raise what they like."""
+"""Users' data: damaged pictures, arbitrary names and labels, classes that may raise anything."""
 
 import io
 import os
@@ -298,7 +298,7 @@ def manager(root, *names, **options):
 
 
 class OfItsOwn(Exception):  # noqa: N818 - a name that a stranger may choose
-    """An error that nobody knows."""
+    """An unknown error."""
 
 
 def failing(self, root="", **kwargs):
@@ -351,7 +351,7 @@ def test_all_parts_together_share_no_labels(market_root, monkeypatch, labels):
 
 
 class Named(torchreid.data.ImageDataset):
-    """Pictures that nobody opens, whose names say who is on them."""
+    """Pictures that are never opened, whose names hold the identity."""
 
     labels = (1, 2, 3)
 

@@ -1,4 +1,4 @@
-"""Pieces of work in processes of their own."""
+"""Pieces of work in separate processes."""
 
 import multiprocessing
 import os
@@ -49,7 +49,7 @@ def leave_or_fail(folder: Path, number: int) -> None:
 
 
 def append(path: Path, number: int) -> None:
-    """The first piece goes on until all have been added."""
+    """The first piece runs until all have been added."""
     if number == 0:
         wait_for(path.with_name("added"))
     with path.open("a") as file:
@@ -63,7 +63,7 @@ def stay(folder: Path, number: int) -> None:
 
 
 def keep_and_go(folder: Path, number: int) -> None:
-    """Between two steps it sees that it is told to terminate, and keeps its state, as training does."""
+    """Between two steps it notices that it has to terminate, and saves its state, as training does."""
     told = []
     with on_termination(lambda: told.append(number)):
         (folder / "begun").touch()
@@ -74,7 +74,7 @@ def keep_and_go(folder: Path, number: int) -> None:
 
 
 def not_heed(folder: Path, number: int) -> None:
-    """Cannot be told anything, as a kernel that takes long cannot."""
+    """Cannot be interrupted, like a kernel that takes long."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     stay(folder, number)
 
@@ -105,7 +105,7 @@ def test_pieces_ahead_of_those_that_wait(tmp_path):
         workers.add([(order, 2), (order, 3)], ahead=True)
         (tmp_path / "added").touch()
         until = time.monotonic() + 60
-        while not order.exists() or order.read_text().count("\n") < 4:  # one at a time as long as this goes on
+        while not order.exists() or order.read_text().count("\n") < 4:  # one at a time as long as this runs
             assert time.monotonic() < until, "not all pieces were worked off"
             time.sleep(0.01)
     assert order.read_text().split() == ["0", "2", "3", "1"]
@@ -157,13 +157,13 @@ def test_pieces_that_do_not_end_are_ended(tmp_path, again, error):
         signal.signal(signal.SIGINT, before)
     assert time.monotonic() - start < (GRACE if again else 10)
     while any(is_alive(pid) for pid in left(tmp_path)):
-        assert time.monotonic() < start + 10, "the piece goes on"
+        assert time.monotonic() < start + 10, "the piece still runs"
         time.sleep(0.01)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks up processes in /proc")
 def test_processes_end_with_the_one_that_waits_for_them(tmp_path):
-    """Killed, it cannot tell them; a worker that goes on for hours would take the machine from whatever comes next."""
+    """If it is killed, it cannot tell its workers to stop; one that runs for hours would block the machine."""
     context = multiprocessing.get_context("spawn")
     parent = context.Process(target=in_processes, args=(stay, [(tmp_path, 0), (tmp_path, 1)], 2, ""))
     parent.start()
@@ -175,7 +175,7 @@ def test_processes_end_with_the_one_that_waits_for_them(tmp_path):
         assert all(is_alive(pid) for pid in left(tmp_path))
         parent.kill()
         while any(is_alive(pid) for pid in left(tmp_path)):
-            assert time.monotonic() < until, "the workers go on"
+            assert time.monotonic() < until, "the workers still run"
             time.sleep(0.01)
     finally:
         parent.kill()

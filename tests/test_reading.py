@@ -158,7 +158,7 @@ def test_distractors_are_in_the_gallery_on_request(market_root, tmp_path):
 
 
 def test_cameras_that_count_from_0_keep_their_numbers(tmp_path):
-    for part in market1501.PARTS.values():
+    for part in market1501.FOLDER_OF_PART.values():
         (tmp_path / "market1501" / part).mkdir(parents=True)
         for camera in (0, 1):
             (tmp_path / "market1501" / part / f"0001_c{camera}s1.jpg").touch()
@@ -167,7 +167,7 @@ def test_cameras_that_count_from_0_keep_their_numbers(tmp_path):
 
 
 def test_what_lies_in_an_empty_folder_is_said(tmp_path):
-    for part in market1501.PARTS.values():
+    for part in market1501.FOLDER_OF_PART.values():
         (tmp_path / "market1501" / part).mkdir(parents=True)
         (tmp_path / "market1501" / part / "0001_c1s1.jpg").touch()
     (tmp_path / "market1501" / "query" / "0001_c1s1.jpg").rename(tmp_path / "market1501" / "query" / "0001_c1s1.tif")

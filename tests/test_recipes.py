@@ -1,4 +1,4 @@
-"""The papers' recipes as configurations: each in a dry run on stand-in data, and its values those of the paper."""
+"""The papers' recipes as configurations: each run dry on stand-in data, and its values those of the paper."""
 
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def test_the_readme_lists_every_recipe():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_passes_a_dry_run(path):
+def test_a_recipe_runs_dry(path):
     config = load_config(path)
     result = dry_run_of(config)
     text = result.summary()
@@ -157,7 +157,7 @@ def test_the_feature_at_test_is_on_the_papers_side_of_the_neck(name, feature):
     assert model.feature == feature and model.has_neck
 
 
-# ---- dry runs ----------------------------------------------------------------------------------------------------
+# ---- dry runs ------------------------------------------------------------------------------------------------------
 
 SMALL = [
     "engine=oskt",

@@ -128,7 +128,7 @@ def test_nothing_to_plot(tmp_path):
 
 
 def test_several_targets_and_reranked_numbers():
-    """A table for each target; re-ranked numbers beside plain ones, in the file too."""
+    """A table for each target; re-ranked numbers besides plain ones, in the file too."""
     numbers = {
         "market1501": {"mAP": 0.801, "rank1": 0.9, "reranked_mAP": 0.855, "reranked_rank1": 0.91},
         "cuhk03": {"mAP": 0.311, "rank1": 0.302, "reranked_mAP": 0.377, "reranked_rank1": 0.333},

@@ -139,7 +139,7 @@ def test_what_shapes_weights_is_made_anew_and_kept_aside(folder, data_root, trai
     assert sorted(trained) == sorted(name.rpartition("/")[2] for name in stages)
     after = digests(folder)
     assert {name for name in STAGES if after[name] != before[name]} == set(stages)
-    assert any(reason in line and "made anew, what was there is kept in" in line for line in said(caplog))
+    assert any(reason in line and "made again, the earlier files are kept in" in line for line in said(caplog))
     for name in set(stages) & kept.keys():
         old = load_checkpoint(folder / name / "kept-1" / "model" / "model.pth.tar-1")["state_dict"]
         assert all(torch.equal(tensor, old[key]) for key, tensor in kept[name]["state_dict"].items())
@@ -177,7 +177,7 @@ def test_another_picture_in_the_data_is_noticed(tiny_net, market_root, tmp_path,
     picture = next((folder / "bounding_box_train").iterdir())
     shutil.copy(picture, picture.with_name(picture.name.replace("00.jpg", "77.jpg")))
     run(tiny(elsewhere, tmp_path / "run", *words))
-    assert trained == ["run", "run"] and "the training pictures changed; made anew" in caplog.text
+    assert trained == ["run", "run"] and "the training pictures changed; made again" in caplog.text
     assert (tmp_path / "run" / "kept-1" / "model" / "model.pth.tar-1").is_file()
 
 
@@ -187,7 +187,7 @@ def test_a_checkpoint_of_another_program_is_not_overwritten(tiny_net, data_root,
     (tmp_path / "model" / "model.pth.tar-1").write_bytes(b"weeks of work")
     run(tiny(data_root, tmp_path, "engine=softmax"))
     assert (tmp_path / "kept-1" / "model" / "model.pth.tar-1").read_bytes() == b"weeks of work"
-    assert "it is not known how that was made; made anew, what was there is kept in" in caplog.text
+    assert "it is not known how that was made; made again, the earlier files are kept in" in caplog.text
 
 
 def test_evaluations_on_the_way_leave_the_weights_as_they_are(tiny_net, data_root, tmp_path):
@@ -255,11 +255,11 @@ def test_evaluate_of_a_single_network(tiny_net, data_root, tmp_path, trained, ca
     assert trained == [tmp_path.name] and again.rows[0].map_after == first.rows[0].map_after
     assert "mAP" in again.rows[0].reranked
     run(tiny(data_root, tmp_path / "other", "engine=softmax", "test.evaluate=True"))
-    assert "is evaluated with the weights that it begins with: model.load_weights is empty" in caplog.text
+    assert "is evaluated with its initial weights: model.load_weights is empty" in caplog.text
 
 
 def test_runs_of_sets(tiny_net, data_root, tmp_path, trained, caplog):
-    """The same of VKD: another protocol is evaluated, evaluation trains nothing, re-ranked numbers stand beside."""
+    """The same of VKD: another protocol is evaluated, evaluation trains nothing, re-ranked numbers are added."""
     caplog.set_level("INFO")
     first = run(configured_sets(data_root, tmp_path)).rows
     assert trained == ["teacher", "student"]
@@ -311,7 +311,7 @@ def test_another_first_chain_of_a_ladder_is_another_chain(tiny_net, data_root, t
 
 
 @pytest.mark.parametrize("change", [{}, {"mAP": 0.5}, {"targets": {}, "mAP": 1.0}])
-def test_facts_that_nobody_wrote_are_not_believed(tiny_net, data_root, tmp_path, trained, change):
+def test_facts_that_no_stage_wrote_are_not_used(tiny_net, data_root, tmp_path, trained, change):
     first = run(tiny(data_root, tmp_path, "engine=softmax")).rows
     path = tmp_path / "stage.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "facts": change}))
@@ -335,7 +335,7 @@ def test_a_folder_where_a_file_belongs(tiny_net, data_root, tmp_path, name):
 
 
 def test_views_of_the_teachers_own_stage(tiny_net, data_root, tmp_path, trained):
-    """Where the teacher's stage has views of its own, those of the students do not shape it."""
+    """If the teacher's stage has its own number of views, that of the students does not shape it."""
     own = ("vkd.teacher_stage.num_views=2", "vkd.teacher_stage.strategy=random")
     run(configured_sets(data_root, tmp_path, *own))
     run(configured_sets(data_root, tmp_path, *own, "vkd.strategy=temporal"))

@@ -1,4 +1,4 @@
-"""Training that is killed goes on as if nothing had happened: bit for bit, from whole files, or not at all."""
+"""Training that is killed resumes as if nothing had happened: bit for bit, from complete files, or not at all."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def files_of(folder):
 
 
 def ended(config, seconds=None, event=None):
-    """Runs in its own process, killed after so many seconds or at an event of that number; its exit status."""
+    """Runs in a separate process, killed after so many seconds or at an event of that number; its exit status."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -257,7 +257,7 @@ def ended(config, seconds=None, event=None):
 
 
 def kill_at(event):
-    """Lets this process die at a batch, a test batch, or a file that is written but has not its name yet."""
+    """Lets this process die at a batch, a test batch, or a file that is written but not renamed yet."""
     count = itertools.count(1)
 
     def dying(function):
@@ -430,7 +430,7 @@ def other_shapes(content):
         (other_engine, "of another run: of another engine"),
         (other_groups, r"of another run: its optimiser has groups of \[\d+\] parameters, this one's of"),
         (other_shapes, r"of another run: its optimiser keeps \(7,\) for parameter 0 of shape \(16, 3, 1, 1\)"),
-        (lambda content: content.update(optimizer=[1]), "is damaged: it holds no optimiser's state"),
+        (lambda content: content.update(optimizer=[1]), "is damaged: it holds no optimiser state"),
         (lambda content: content.update(training=3), "is damaged: it does not say where its run resumes"),
         (lambda content: content["training"].update(batches=-1), "is damaged: it does not say where its run resumes"),
         (lambda content: content["training"].update(random=[{}]), "is damaged: the states of its random number gen"),

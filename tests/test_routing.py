@@ -1,4 +1,4 @@
-"""Code that moves or reduces channels by numbers of its own: what a student runs in its place, and what is refused."""
+"""Code that moves or reduces channels by fixed numbers: its replacement in a student, and what is refused."""
 
 from __future__ import annotations
 

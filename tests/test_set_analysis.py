@@ -97,9 +97,9 @@ def test_mistakes_are_said(finished, tiny_net, tmp_path, monkeypatch, capsys):
         draw_heat_maps(finished, "x.png", score="norm")
     with pytest.raises(ConfigError, match="0 identities with 2 frames each leave nothing to draw"):
         draw_heat_maps(finished, "x.png", identities=0)
-    with pytest.raises(DataError, match="19 identities were asked for, and 18 of 'synthped_video' have a query and"):
+    with pytest.raises(DataError, match="19 identities were requested, and 18 of 'synthped_video' have a query and"):
         draw_heat_maps(finished, "x.png", identities=19)
-    with pytest.raises(DataError, match="7 identities were asked for, and there are 6 to train on"):
+    with pytest.raises(DataError, match="7 identities were requested, and there are 6 to train on"):
         draw_heat_maps(finished, "x.png", identities=7, score="class")
     assert command(["camera", str(finished), "--options", "vkd.no_camera=True"]) == 2
     assert "error: vkd.no_camera says that cameras are unknown" in capsys.readouterr().err

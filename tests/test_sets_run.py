@@ -140,12 +140,12 @@ def test_the_chain_of_a_runs_teacher_has_a_row_for_every_channel_of_the_student(
 
 
 def test_a_teacher_of_other_identities(finished, data_root, tmp_path, tiny_net, caplog):
-    """Distilled on other data: class scores are left out, and the student has a head of its own."""
+    """Distilled on other data: class scores are left out, and the student has its own classifier."""
     folder, _, _ = finished
     options = [f"vkd.teacher={folder / 'teacher' / 'network.pth'}", "few_shot.ratio=0.5", "vkd.strategy=temporal"]
     with caplog.at_level(logging.WARNING):
         rows = run(configured(data_root, tmp_path, *options)).rows
-    assert "the teacher tells 6 classes apart, the student 3: the distillation of class scores (L_KD) is left out" in (
+    assert "the teacher has 6 classes, the student 3: the distillation of class scores (L_KD) is left out" in (
         caplog.text
     )
     state = load_checkpoint(tmp_path / "student" / "network.pth")["state_dict"]
@@ -165,7 +165,7 @@ def test_a_chain_of_other_identities(finished, data_root, tmp_path, tiny_net):
 
 @pytest.mark.parametrize("name", ["tiny_net", "shufflenet_v2_x0_5", "tiny_vit", "vkd_tiny_net"])
 def test_students_of_any_chain_become_networks_of_sets(tiny_net, tmp_path, name):
-    """Of bare backbones, with routed channels, and of networks with necks of their own: saved, and the same again."""
+    """Of bare backbones, with routed channels, and of networks with their own necks: saved, and the same again."""
     size = (3, 64, 32)
     models.register_model("tiny_vit", VitBuilder("tiny_vit", 24, 3, 0), defined_in=VitBuilder.__module__)
     register_set_model("tiny_vit")
@@ -263,7 +263,7 @@ def test_an_interrupted_run_goes_on(data_root, tmp_path, tiny_net, monkeypatch, 
             ConfigError,
             "vkd.last_stage_weights is 'a.pth', but from the second generation on students have the widths of",
         ),
-        (["vkd.student=like=resnet18"], WidthError, "vkd.student cannot be had: .*resnet18"),
+        (["vkd.student=like=resnet18"], WidthError, "vkd.student cannot be made: .*resnet18"),
     ],
 )
 def test_mistakes_are_found_before_training(data_root, tmp_path, tiny_net, monkeypatch, options, error, match):

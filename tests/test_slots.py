@@ -74,7 +74,7 @@ def test_the_worked_example_of_four_channels():
 
 
 def test_ties_go_to_the_lowest_cluster_and_ratios_are_followed():
-    """Sizes 2, 4, 2: ratios 1/2, 1/4, 1/2 give slots 1; then all stand at 1/2: 0, 1, 2; then 3/4 goes to 1."""
+    """Sizes 2, 4, 2: ratios 1/2, 1/4, 1/2 give slots 1; then all are at 1/2: 0, 1, 2; then 3/4 goes to 1."""
     labels = np.array([0, 0, 1, 1, 1, 1, 2, 2])
     assert make_slots(labels, 8).slot_to_cluster.tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
     assert make_slots(labels, 4).teacher_to_slot.tolist() == [0, 0, 1, 1, 3, 3, 2, 2]

@@ -105,4 +105,4 @@ def test_a_run_with_budgets_keeps_what_it_measured(tmp_path, monkeypatch):
     assert len(calls) == measured, "nothing is measured again"
     assert {row.name: row.params for row in again.rows} == {name: row.params for name, row in rows.items()}
     make_plan(configured(tmp_path, f"oskt.students={names}", "oskt.latency.batch=2"), 6)
-    assert len(calls) > measured, "other settings are measured anew"
+    assert len(calls) > measured, "other settings are measured again"

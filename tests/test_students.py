@@ -73,7 +73,7 @@ def test_a_ratio_is_the_plan_it_stands_for(small):
 
 @pytest.mark.parametrize("ratio", [0.5, 0.75, 1.0])
 def test_no_two_tensors_of_a_student_share_memory(small, ratio):
-    """Vectors of one norm are averaged together and stand alone afterwards, those of a single channel as well."""
+    """Vectors of one norm are averaged together and are separate afterwards, also those of a single channel."""
     chain = make_chain_of(of_everything(), 0.3, (3, 8, 8))
     for student in (oskt.expand(small, ratio), oskt.expand(chain, ratio)):
         tensors = [tensor for tensor in student.state_dict().values() if tensor.numel()]

@@ -12,7 +12,7 @@ from oskt_torchreid.datasets.synthetic import PRESETS, VIDEO_PRESETS, Renderer, 
 from oskt_torchreid.datasets.synthetic.camera import Camera
 from oskt_torchreid.datasets.synthetic.walk import draw_walk
 from oskt_torchreid.datasets.synthped import with_settings
-from oskt_torchreid.datasets.tracklet_layout import TRACKLETS, tracklet_files
+from oskt_torchreid.datasets.tracklet_layout import TRACKLET_LAYOUT, tracklet_files
 from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.host.compat import quiet, torchreid
 from oskt_torchreid.host.data import dataset_class
@@ -26,7 +26,7 @@ SETTINGS = video_preset("quick", **SIZE)
 def shared_root(tmp_path_factory):
     """A root with a finished set; tests only read it."""
     root = tmp_path_factory.mktemp("data")
-    drawn_folder(root, "synthped_video", SETTINGS, TRACKLETS)
+    drawn_folder(root, "synthped_video", SETTINGS, TRACKLET_LAYOUT)
     return root
 
 
@@ -139,19 +139,19 @@ def test_layout_is_that_of_mars(shared_root):
 def test_a_whole_folder_is_only_read_and_a_part_is_drawn_again(shared_root, tmp_path):
     (folder,) = shared_root.iterdir()
     before = (folder / MANIFEST).stat().st_mtime_ns
-    assert drawn_folder(shared_root, "synthped_video", SETTINGS, TRACKLETS) == folder
+    assert drawn_folder(shared_root, "synthped_video", SETTINGS, TRACKLET_LAYOUT) == folder
     assert (folder / MANIFEST).stat().st_mtime_ns == before
     small = SETTINGS.replace(train_identities=2)
-    folder = drawn_folder(tmp_path, "synthped_video", small, TRACKLETS)
+    folder = drawn_folder(tmp_path, "synthped_video", small, TRACKLET_LAYOUT)
     lost = folder / "bbox_train" / "0002" / "0002C1T0001F002.jpg"
     content = lost.read_bytes()
     lost.unlink()
-    assert not is_whole(folder, small, TRACKLETS)
-    drawn_folder(tmp_path, "synthped_video", small, TRACKLETS)
-    assert lost.read_bytes() == content and is_whole(folder, small, TRACKLETS)
+    assert not is_whole(folder, small, TRACKLET_LAYOUT)
+    drawn_folder(tmp_path, "synthped_video", small, TRACKLET_LAYOUT)
+    assert lost.read_bytes() == content and is_whole(folder, small, TRACKLET_LAYOUT)
     (folder / "bbox_test" / "0007").rename(folder / "holidays")
     with pytest.raises(DataError, match="holidays.* is not one of them; nothing was removed"):
-        drawn_folder(tmp_path, "synthped_video", small, TRACKLETS)
+        drawn_folder(tmp_path, "synthped_video", small, TRACKLET_LAYOUT)
 
 
 def test_torchreids_own_manager_reads_it(shared_root):

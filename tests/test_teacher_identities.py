@@ -39,7 +39,7 @@ def test_a_teacher_of_other_identities_gives_its_body(foreign, tmp_path, caplog)
     assert teacher.classifier.out_features == HERE
     body = {name: tensor for name, tensor in teacher.state_dict().items() if not name.startswith("classifier.")}
     assert all(torch.equal(tensor, state[name]) for name, tensor in body.items())
-    said = "teacher.pth' knows 9 identities, the data have 6; all is taken but the fresh classifier (classifier.weight,"
+    said = "teacher.pth' has 9 identities, the data have 6; everything is taken except the classifier (classifier"
     assert said in caplog.text
 
 
@@ -58,7 +58,7 @@ def test_a_run_with_such_a_teacher(foreign, data_root, tmp_path):
 
 @pytest.mark.parametrize("wish", ["oskt.students=['kd++:width=0.5']", "oskt.controls=['kd++']"])
 def test_class_scores_of_other_identities_are_not_distilled(foreign, tmp_path, wish):
-    message = "is trained by class scores of its teacher, which knows 9 identities, but the data have 6; drop it"
+    message = "is trained by class scores of its teacher, which has 9 identities, but the data have 6; drop it"
     with pytest.raises(ConfigError, match=message):
         planned(foreign, tmp_path, wish)
 

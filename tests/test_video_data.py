@@ -6,7 +6,7 @@ import torch
 
 from oskt_torchreid.config import load_config
 from oskt_torchreid.datasets import atrw, synthped_video, veri776
-from oskt_torchreid.datasets.protocols import PROTOCOLS
+from oskt_torchreid.datasets.protocols import PROTOCOL_FILES
 from oskt_torchreid.datasets.set_manager import build_set_datamanager
 from oskt_torchreid.datasets.stand_in import make_stand_in
 from oskt_torchreid.datasets.stand_in_video import VIDEO_LAYOUTS, write_picture
@@ -314,7 +314,7 @@ def test_missing_info_files_of_mars_are_named(tmp_path):
 
 @pytest.mark.parametrize("name", VIDEO_LAYOUTS)
 def test_every_file_that_is_missing_is_named(name, tmp_path):
-    protocol = PROTOCOLS[name]
+    protocol = PROTOCOL_FILES[name]
     for number, missing in enumerate(protocol.files):
         folder = tmp_path / str(number) / protocol.folders[0]
         for file in protocol.files:

@@ -322,7 +322,7 @@ def imagenet(grid=(4, 4), **more):
 
 
 def passed():
-    """A state dict in the form of PASS, whose teacher stands in wrappers."""
+    """A state dict in the form of PASS, whose teacher is inside wrappers."""
     state = {n: t for n, t in tiny().state_dict().items() if not n.startswith(("bottleneck", "classifier", "dw"))}
     return {"teacher": {f"module.backbone.{n}": t for n, t in state.items()}, "epoch": 3}
 

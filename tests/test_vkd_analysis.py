@@ -153,7 +153,7 @@ def test_majority_is_that_of_the_most_frequent_camera():
 
 
 def test_identities_are_held_out():
-    """Each person has one camera, and features tell people apart and nothing else: what is learnt helps with nobody."""
+    """Each identity has one camera, and features only distinguish identities: a probe learns nothing about others."""
     people = 40
     pids, camids = np.repeat(np.arange(people), 5), np.repeat(np.arange(people) % 2, 5)
     features = torch.eye(people)[pids] + 0.01 * torch.randn(len(pids), people)
@@ -180,7 +180,7 @@ def test_the_classifier_is_scikit_learns():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"camids": np.full(12, 4)}, DataError, "all 12 tracklets are of camera 4, so there is no camera to read off"),
+        ({"camids": np.full(12, 4)}, DataError, "all 12 tracklets are of camera 4, so there is no camera to predict"),
         ({"folds": 1}, ConfigError, "folds is 1; allowed: 2 to the 6 identities"),
         ({"folds": 7}, ConfigError, "folds is 7; allowed: 2 to the 6 identities"),
     ],

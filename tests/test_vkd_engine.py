@@ -41,7 +41,7 @@ def unchanged(model, before):
 
 def test_the_teacher_is_bit_identical_after_training(tmp_path):
     teacher = tiny()
-    teacher(SetManager().train_loader[0]["img"])  # statistics of its own
+    teacher(SetManager().train_loader[0]["img"])  # gives it its own statistics
     teacher.eval()
     before = snapshot(teacher)
     engine = make_engine(teacher=teacher)
@@ -112,7 +112,7 @@ def test_other_networks_and_other_labels(caplog):
     """Cross-distillation: the distances alone are left where the classes differ, and the log says so."""
     with caplog.at_level(logging.WARNING):
         engine = make_engine(teacher=tiny(num_classes=7, width=9))
-    assert "the teacher tells 7 classes apart, the student 4: the distillation of class scores" in caplog.text
+    assert "the teacher has 7 classes, the student 4: the distillation of class scores" in caplog.text
     summary = engine.forward_backward(engine.datamanager.train_loader[0])
     assert summary.keys() == {"loss_t", "loss_x", "acc", "loss_dp"}
     assert make_engine(teacher=tiny(width=9)).same_classes
@@ -179,7 +179,7 @@ def test_resume_goes_on_where_training_stopped(tmp_path):
     first.run(str(tmp_path / "first"), max_epoch=1)
     second = make_engine()
     start = second.resume(tmp_path / "first" / "model" / "model.pth.tar-1")
-    torch.manual_seed(7)  # the random numbers go on as well, whatever was drawn in between
+    torch.manual_seed(7)  # the random state is restored as well, whatever was drawn in between
     second.run(str(tmp_path / "second"), max_epoch=2, start_epoch=start)
     assert start == 1 and unchanged(second.model, whole.model.state_dict())
 

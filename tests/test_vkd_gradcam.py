@@ -149,7 +149,7 @@ def test_what_cannot_be_drawn_is_said(monkeypatch):
         GraphError, match=r"'embed' gives tokens \(2, 16, 4\), but no module .* rows and columns are not"
     ):
         find_map_layer(model, Similarity(model, torch.ones(2, 4)), images)
-    with pytest.raises(ConfigError, match="the network tells 4 classes apart and has no class 4; allowed: 0 to 3"):
+    with pytest.raises(ConfigError, match="the network has 4 classes and has no class 4; allowed: 0 to 3"):
         heat_maps(tiny(), images, labels=[0, 4])
     with pytest.raises(ConfigError, match=r"give goals \(similarity\) or labels \(class\), and not both"):
         heat_maps(tiny(), images)

@@ -1,4 +1,4 @@
-"""The VKD paper's recipes as configurations: each in a dry run on stand-in data, and its values those of the paper."""
+"""The VKD paper's recipes as configurations: each run dry on stand-in data, and its values those of the paper."""
 
 import re
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_the_readme_has_every_recipe_and_the_published_numbers():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_passes_a_dry_run(path):
+def test_a_recipe_runs_dry(path):
     net, data = parts_of(path)
     height, width = SIZES[data]
     result = dry_run_of(load_config(path))
@@ -112,7 +112,7 @@ def test_values_of_the_paper(path):
     assert node.protocols == (both if data in ("mars", "dukemtmcvidreid") else [*both, "V2I", "I2I"])
 
 
-# ---- dry runs ----------------------------------------------------------------------------------------------------
+# ---- dry runs ------------------------------------------------------------------------------------------------------
 
 
 ON_MARS = [*SMALL, "model.name=tiny_net", "data.sources=['mars']", "data.targets=['mars']"]  # nothing is drawn
@@ -137,7 +137,7 @@ def test_the_command_makes_one_step_and_leaves_nothing(tmp_path, monkeypatch, ti
 
 
 @pytest.mark.parametrize("name", ["vkd_synthped", "vkd_oskt_synthped"])
-def test_the_embedded_configurations_passes_a_dry_run(name):
+def test_the_embedded_configurations_run_dry(name):
     config = load_config(ROOT / "configs" / f"{name}.yaml", options=["data.height=32", "data.width=16"])
     result = run_dry(config, step=False)
     assert [stage.epochs for stage in result.stages] == [

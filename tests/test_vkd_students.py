@@ -68,7 +68,7 @@ def test_keep_and_other_classes(teacher):
     assert not changed_parts(oskt.vkd.student_from(teacher, last_stage="keep", keep_head=True), teacher)
     student = oskt.vkd.student_from(teacher, num_classes=3)
     assert student.classifier.out_features == 3
-    with pytest.raises(ConfigError, match="head tells 5 classes apart and cannot be kept for 3"):
+    with pytest.raises(ConfigError, match="head has 5 classes and cannot be kept for 3"):
         oskt.vkd.student_from(teacher, num_classes=3, keep_head=True)
     with pytest.raises(ConfigError, match="a student starts from a network of sets, got a Linear"):
         oskt.vkd.student_from(nn.Linear(2, 2))

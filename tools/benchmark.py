@@ -1,13 +1,13 @@
-"""What the method costs and what it is worth.
+"""The costs and the accuracy of the method.
 
 python tools/benchmark.py refine      one refinement step against one of the teacher alone
 python tools/benchmark.py expand      expansion from a loaded chain
 python tools/benchmark.py accuracy --config-file configs/comparison/resnet18.yaml
-python tools/benchmark.py views       drawing the sets of a batch, beside a scan of the data set
+python tools/benchmark.py views       drawing the sets of a batch, against a scan of the data set
 python tools/benchmark.py vkd-ablation --config-file configs/vkd_synthped.yaml
 python tools/benchmark.py vkd         one step of distillation against a teacher's forward pass and a student's step
 python tools/benchmark.py latency log/oskt_osnet
-python tools/benchmark.py rank        evaluation at the sizes of Market-1501 and MSMT17, beside torchreid's
+python tools/benchmark.py rank        evaluation at the sizes of Market-1501 and MSMT17, against torchreid's
 python tools/benchmark.py untrained log/oskt_osnet/chain.safetensors --config-file configs/oskt_osnet.yaml
 """
 
@@ -43,7 +43,7 @@ MEGABYTE = 2**20
 
 
 def show_refine(arguments: argparse.Namespace) -> None:
-    """Prints the cost of a refinement step beside that of a teacher-only step."""
+    """Prints the cost of a refinement step and of a teacher-only step."""
     rows = []
     for batch in arguments.batch:
         for planes in arguments.planes:
@@ -94,7 +94,7 @@ def run_accuracy(arguments: argparse.Namespace) -> None:
 
 
 def show_views(arguments: argparse.Namespace) -> None:
-    """Prints what drawing the views of a batch costs on an index of the size of MARS."""
+    """Prints the cost of drawing the views of a batch on an index of the size of MARS."""
     build_ms, costs = benchmark_views.measure_draws(arguments.sets, arguments.views, arguments.rounds)
     size = f"{benchmark_views.MARS_TRACKLETS} tracklets of {benchmark_views.MARS_IDENTITIES} identities"
     print(f"{size}: index built in {build_ms:.1f} ms")
@@ -113,7 +113,7 @@ def run_ablation(arguments: argparse.Namespace) -> None:
 
 
 def show_distillation(arguments: argparse.Namespace) -> None:
-    """Prints the cost of a step of view distillation beside those of its parts."""
+    """Prints the cost of a step of view distillation and of its parts."""
     views = (arguments.views, arguments.student_views)
     cost = benchmark_sets.measure_distillation(
         arguments.backbone, arguments.sets, views, tuple(arguments.size), arguments.rounds, arguments.gpu
@@ -131,7 +131,7 @@ def show_distillation(arguments: argparse.Namespace) -> None:
 
 
 def show_latency(arguments: argparse.Namespace) -> None:
-    """Prints what a run's networks and stock models take, and writes table and picture into the run's folder."""
+    """Prints the latency of a run's networks and stock models, and writes table and picture into the run's folder."""
     ways = [(batch, count) for batch in arguments.batch for count in arguments.measured_threads]
     settings = [Setting(backend, *way) for backend in arguments.backends for way in ways]
     rows = measure_run(arguments.folder, settings, arguments.stock, arguments.device, arguments.rounds)
@@ -142,7 +142,7 @@ def show_latency(arguments: argparse.Namespace) -> None:
 
 
 def show_rank(arguments: argparse.Namespace) -> None:
-    """Prints what ranking costs beside torchreid's, and what a large gallery costs."""
+    """Prints the cost of ranking against torchreid's, and of a large gallery."""
     market, msmt = benchmark_rank.MARKET1501, benchmark_rank.MSMT17
     rows = []
     if not arguments.no_large:
@@ -195,7 +195,7 @@ def _add_training_costs(commands: "argparse._SubParsersAction") -> None:
     refine.add_argument("--rounds", type=positive, default=7, help="timed steps of each kind (default: 7)")
     refine.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
     refine.set_defaults(run=show_refine)
-    views = commands.add_parser("views", help="drawing the sets of a batch, beside a scan of the data set")
+    views = commands.add_parser("views", help="drawing the sets of a batch, against a scan of the data set")
     views.add_argument("--sets", type=positive, default=32, help="sets in a batch (default: 32, 8 identities x 4)")
     views.add_argument("--views", type=positive, default=8, help="frames of a set (default: 8)")
     views.add_argument("--rounds", type=positive, default=30, help="timed batches (default: 30)")
@@ -236,12 +236,14 @@ def _add_deployment_costs(commands: "argparse._SubParsersAction") -> None:
 
 
 def _add_accuracies(commands: "argparse._SubParsersAction") -> None:
-    accuracy = commands.add_parser("accuracy", help="the chain against baselines, over seeds; resumes where it was")
+    accuracy = commands.add_parser("accuracy", help="the chain against baselines, over seeds; resumes where it stopped")
     accuracy.add_argument("--config-file", required=True, help="YAML with a comparison node")
     accuracy.add_argument("--processes", type=positive, default=1, help="runs at a time, of one thread each")
     accuracy.add_argument("options", nargs="*", help="KEY VALUE or KEY=VALUE, as in the YAML")
     accuracy.set_defaults(run=run_accuracy)
-    terms = commands.add_parser("vkd-ablation", help="students of VKD with single terms left out; resumes where it was")
+    terms = commands.add_parser(
+        "vkd-ablation", help="students of VKD with single terms left out; resumes where it stopped"
+    )
     terms.add_argument("--config-file", required=True, help="YAML of a run of VKD")
     terms.add_argument("--terms", nargs="+", choices=list(TERMS), default=list(TERMS), help="(default: all)")
     terms.add_argument(

@@ -1,4 +1,4 @@
-"""Makes a student of a chain, of the width that is asked for or the widest within a budget.
+"""Makes a student from a chain, of a requested width or the widest within a budget.
 
 python tools/expand.py chain.safetensors --latency 5ms -o student.pth
 python tools/expand.py chain.safetensors --like osnet_x0_5 -o student.pth
@@ -26,10 +26,10 @@ from oskt_torchreid.cli import positive  # noqa: E402
 from oskt_torchreid.deploy import measure_latency  # noqa: E402
 from oskt_torchreid.deploy.latency import BACKENDS  # noqa: E402
 from oskt_torchreid.host.termination import status_of  # noqa: E402
-from oskt_torchreid.lab.costs import cost_table, evenly_spaced  # noqa: E402
+from oskt_torchreid.lab.costs import cost_table, spaced_ratios  # noqa: E402
 from oskt_torchreid.runs.oskt.specification import StudentSpec  # noqa: E402
 
-WAYS = {
+WAY_HELP = {
     "width": "ratio of the teacher's channels, preset such as res50-s1, or YAML file of widths per channel group",
     "params": "widest student of at most so many parameters, such as 1M",
     "flops": "widest student of at most so many multiply-adds, such as 200M",
@@ -44,7 +44,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("chains", nargs="+", metavar="chain", help="file that WeightChain.save or tools/main.py wrote")
     ways = parser.add_mutually_exclusive_group(required=True)
-    for way, text in WAYS.items():
+    for way, text in WAY_HELP.items():
         ways.add_argument(f"--{way}", metavar=way.upper(), help=text)
     ways.add_argument(
         "--table", action="store_true", help="print what students of a range of widths cost, write nothing"
@@ -52,7 +52,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     ways.add_argument("--widths", action="store_true", help="print which widths each channel group can have")
     parser.add_argument("-o", "--output", help="checkpoint to write; not with --table or --widths")
     parser.add_argument("--half", action="store_true", help="write numbers in half precision")
-    parser.add_argument("--plain", action="store_true", help="write the stock form: no neck, a state dict alone")
+    parser.add_argument("--plain", action="store_true", help="write the stock form: no neck, only a state dict")
     parser.add_argument("--attention", choices=("folded", "paper"), help="queries and keys (default: as the chain's)")
     parser.add_argument("--distance", choices=("none", "chain", "teacher"), default="none", help="of features")
     table = parser.add_argument_group("table")
@@ -75,7 +75,7 @@ def load_ladder(paths: list[str]) -> oskt.Ladder | None:
 
 
 def check_output(arguments: argparse.Namespace) -> None:
-    """Raises `ConfigError` where the student cannot take its place: at a folder's, or at one of the chains'."""
+    """Raises `ConfigError` if the student's path is a folder, or one of the chains."""
     output = Path(arguments.output)
     if output.is_dir():
         raise oskt.errors.ConfigError(f"-o is '{output}', a folder; give the path of a file in it, such as student.pth")
@@ -84,8 +84,8 @@ def check_output(arguments: argparse.Namespace) -> None:
 
 
 def make_student(arguments: argparse.Namespace, chain: oskt.WeightChain, ladder: oskt.Ladder | None) -> None:
-    """Writes the student and prints what it costs; `chain` says which widths there are."""
-    way, value = next((way, getattr(arguments, way)) for way in WAYS if getattr(arguments, way) is not None)
+    """Writes the student and prints its costs; `chain` defines the possible widths."""
+    way, value = next((way, getattr(arguments, way)) for way in WAY_HELP if getattr(arguments, way) is not None)
     wish = StudentSpec.parse(f"{way}={value}").arguments("the command line")
     choice = choose_widths(chain, **wish, measure=_measure(arguments))
     nearest = ladder.nearest(choice.widths) if ladder else chain
@@ -106,7 +106,7 @@ def make_student(arguments: argparse.Namespace, chain: oskt.WeightChain, ladder:
 
 
 def _form(arguments: argparse.Namespace, student: torch.nn.Module, way: str) -> str:
-    """What a student like a stock model has in common with it."""
+    """How a student with the shapes of a stock model compares with it."""
     if way != "like":
         return ""
     if isinstance(student, oskt.models.NeckModel) and not (
@@ -123,7 +123,7 @@ def show_table(arguments: argparse.Namespace, chain: oskt.WeightChain, _: oskt.L
     print(f"params and FLOPs (multiply-adds of one {size} image) without the classifier, files with everything")
     if measure is not None:
         print(f"latency of {arguments.batch} image(s) by {arguments.backend} on {arguments.device}, median")
-    ratios = evenly_spaced(chain, arguments.rows)
+    ratios = spaced_ratios(chain, arguments.rows)
     print(cost_table(chain, ratios, measure))
     if held_groups(chain, ratios[0]):
         print("+ some groups are wider, as in the chain (--widths prints them)")
@@ -142,7 +142,7 @@ def _measure(arguments: argparse.Namespace) -> partial:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for what the user can mend."""
+    """Returns the exit status: 0, or 2 for errors that the user can fix."""
     parsed = parse_arguments(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if parsed.latency:

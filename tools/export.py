@@ -69,7 +69,7 @@ def configured(arguments: argparse.Namespace) -> object:
 
 
 def run_export(arguments: argparse.Namespace) -> None:
-    """Exports one network and prints what became of it."""
+    """Exports one network and prints the result."""
     format_of(arguments.output, arguments.format)
     check_writable(Path(arguments.output))
     config = configured(arguments)
@@ -102,7 +102,7 @@ def run_table(arguments: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for what the user can mend."""
+    """Returns the exit status: 0, or 2 for errors that the user can fix."""
     parsed = parse_arguments(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Damages what users bring in many ways: files that are read, folders of pictures that runs use, keys of runs.
+"""Damages users' input in many ways: files, folders of pictures, keys of runs.
 
 python tools/fuzz.py --cases 1000
 python tools/fuzz.py --cases 1 --first 417      one case of these again
@@ -43,7 +43,7 @@ MEMORY = {"files": 1024, "data": 8192, "keys": 8192}  # MB
 
 
 def prepare(mode: str, memory: int) -> None:
-    """Limits what a process can take, beyond what it has once everything is ready, to some MB."""
+    """Limits the memory of a process to some MB beyond its memory after start."""
     faulthandler.enable()
     torch.set_num_threads(1)
     if mode == "files":
@@ -63,7 +63,7 @@ def run_batch(mode: str, numbers: list[int], seed: int) -> tuple[list[Any], int]
 
 
 def run_cases(mode: str, numbers: list[int], seed: int, memory: int) -> Iterator[tuple[list[Any], int]]:
-    """Batches, each in its own process; the cases of one that ended early one by one."""
+    """Batches, each in a separate process; the cases of a batch that ended early are repeated one by one."""
     context = multiprocessing.get_context("spawn")
     for start in range(0, len(numbers), BATCH):
         batch = numbers[start : start + BATCH]
@@ -90,7 +90,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def group_of(case: Any) -> str:
-    """What read a file, or the kind of a run."""
+    """The reader of a file, or the kind of a run."""
     return case.reader if isinstance(case, files.Case) else re.split("[,:]", case.what)[0]
 
 

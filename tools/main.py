@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import oskt_torchreid  # noqa: E402
 from oskt_torchreid.config import given_keys, load_config  # noqa: E402
 from oskt_torchreid.errors import Terminated  # noqa: E402
-from oskt_torchreid.host.distributed import is_rank_zero, joined  # noqa: E402
+from oskt_torchreid.host.distributed import is_rank_zero, joined_processes  # noqa: E402
 from oskt_torchreid.host.termination import on_termination, status_of, terminate  # noqa: E402
 from oskt_torchreid.report import text_table  # noqa: E402
 from oskt_torchreid.runs import run, run_dry  # noqa: E402
@@ -36,7 +36,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("-t", "--targets", nargs="+", default=[], help="target data sets")
     parser.add_argument("--transforms", nargs="+", default=[], help="training transforms")
     parser.add_argument("--root", default="", help="folder that holds the data sets")
-    parser.add_argument("--resume", default="", help="auto (as without): resume where it stopped; or a checkpoint")
+    parser.add_argument("--resume", default="", help="auto (the default): resume where it stopped; or a checkpoint")
     parser.add_argument("--dry-run", action="store_true", help="build all on stand-in data, print the plan, stop")
     parser.add_argument("options", nargs="*", help="KEY VALUE or KEY=VALUE, as in the YAML")
     parsed = parser.parse_intermixed_args(arguments)  # flags may also follow the options
@@ -80,7 +80,7 @@ def logged(folder: Path) -> Iterator[None]:
         with logging_redirect_tqdm([logger]):
             yield
     except (oskt_torchreid.OsktError, KeyboardInterrupt) as stop:
-        file.handle(logging.makeLogRecord({"msg": _said(stop)}))  # the screen is told at the end
+        file.handle(logging.makeLogRecord({"msg": _said(stop)}))  # the screen gets it at the end
         raise
     finally:
         for handler in (screen, file):
@@ -89,7 +89,7 @@ def logged(folder: Path) -> Iterator[None]:
 
 
 def _said(stop: BaseException) -> str:
-    """What a user is told about the end of a run that was stopped."""
+    """The message about the end of a run that was stopped."""
     if isinstance(stop, Terminated):
         return f"{stop}; run the same command again to resume"
     if isinstance(stop, KeyboardInterrupt):
@@ -98,7 +98,7 @@ def _said(stop: BaseException) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the job; returns the exit status: 0, 2 for what the user can mend, 130 when interrupted, 143 by SIGTERM."""
+    """Runs the job; returns the exit status: 0, 2 for a user's error, 130 when interrupted, 143 by SIGTERM."""
     parsed = parse_arguments(arguments)
     flags = {f"data.{name}": getattr(parsed, name) for name in ("root", *LISTS)} | {"model.resume": parsed.resume}
     try:
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(run_dry(config, given=given_keys(parsed.options)).summary())
             return 0
         folder = Path(config.data.save_dir)
-        with joined(config.use_gpu), logged(folder), on_termination(terminate):
+        with joined_processes(config.use_gpu), logged(folder), on_termination(terminate):
             results, shown = run(config, given_keys(parsed.options)), is_rank_zero()
     except (oskt_torchreid.OsktError, KeyboardInterrupt) as stop:
         print(_said(stop), file=sys.stderr)

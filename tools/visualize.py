@@ -137,7 +137,7 @@ def _add_analyses(commands: argparse._SubParsersAction) -> None:
     views = _add_analysis(commands, "views", "mAP to sets of views and to tracklets over time", show_views)
     views.add_argument("--draws", type=positive, default=DRAWS, help=f"that are averaged (default: {DRAWS})")
     for command in (camera, views):
-        command.add_argument("--seed", type=int, default=0, help="of what is drawn at random (default: 0)")
+        command.add_argument("--seed", type=int, default=0, help="of random draws (default: 0)")
     gallery = _add_analysis(commands, "gallery", "mAP against frames per gallery tracklet", show_gallery_sizes)
     gallery.add_argument("--protocol", choices=("I2V", "V2V"), default="I2V", help="queries (default: I2V, images)")
     for command in (views, gallery):

@@ -1,4 +1,4 @@
-"""Published weights: what there is, where it comes from, fetching and converting it.
+"""Published weights: the catalogue, their sources, fetching and converting.
 
 python tools/zoo.py list
 python tools/zoo.py info osnet_x1_0_msmt17

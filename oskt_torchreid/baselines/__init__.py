@@ -1,6 +1,6 @@
-"""What people would use instead of a weight chain: each gives a student of a width plan, to be fine-tuned alike.
+"""Alternatives to a weight chain: each makes a student of a width plan, which is fine-tuned in the same way.
 
-A method says how a student is made of a teacher, and may bring its own engine that trains it.
+A method makes a student from a teacher, and may have its own engine to train it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Baseline:
     """One method.
 
     Attributes:
-        make: teacher, graph and widths to a student; the teacher is left as it is.
+        make: teacher, graph and widths to a student; the teacher is not changed.
         summary: what it does, in a few words for tables.
-        check: raises a typed error where the method cannot serve a teacher, before anything is trained; its weights do
+        check: raises a typed error if the method does not support a teacher, before anything is trained; its weights do
             not matter.
         distils: whether it is trained under its teacher, by `DistillationEngine`.
     """
@@ -73,9 +73,9 @@ def baseline(name: str) -> Baseline:
 
 
 def make_baseline(name: str, teacher: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> nn.Module:
-    """A network of the given widths by the named method, for `save_student`; the teacher is left as it is.
+    """A network of the given widths by the named method, for `save_student`; the teacher is not changed.
 
-    What is random in it (fresh weights, starts of k-means) comes from torch's generator.
+    Random parts (fresh weights, starts of k-means) come from torch's generator.
 
     Raises:
         ConfigError: an unknown method.

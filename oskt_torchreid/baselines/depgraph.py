@@ -34,7 +34,7 @@ def prune_by_depgraph(teacher: nn.Module, graph: ChannelGraph, widths: Mapping[s
     """Keeps the channels of each group with the largest group L2 norm, with exactly the teacher's numbers.
 
     Args:
-        teacher: left as it is.
+        teacher: not changed.
         graph: its channel graph.
         widths: width per group name.
 
@@ -55,7 +55,7 @@ def check_depgraph(teacher: nn.Module, graph: ChannelGraph) -> None:
 def group_norms(teacher: nn.Module, graph: ChannelGraph) -> np.ndarray:
     """DepGraph's importance of each channel, `[num_channels]`; 0 for channels that keep their width.
 
-    Channels that stand several times in one layer (queries, keys and values) have the mean of their importances there.
+    Channels that occur several times in one layer (queries, keys and values) get the mean of their importances there.
 
     Example: `Linear(1, 2)` with the rows 3 and 1, then `Linear(2, 1)` with the columns 1 and 2, couple two channels
     of importances `(9 + 1) / 2 = 5` and `(1 + 4) / 2 = 2.5`.
@@ -77,7 +77,7 @@ def group_norms(teacher: nn.Module, graph: ChannelGraph) -> np.ndarray:
                 np.add.at(score, channels, importance(group).double().numpy() / occurrences[channels])
     except GraphError:
         raise
-    except Exception as error:  # whatever a foreign tracer stumbles over
+    except Exception as error:  # another library's tracer may raise anything
         reason = f"{type(error).__name__}: {error}"
         raise GraphError(
             f"torch_pruning cannot follow {type(teacher).__name__} ({reason}); use another baseline for this backbone"
@@ -123,7 +123,7 @@ def _groups(pruning: ModuleType, model: nn.Module, graph: ChannelGraph) -> Itera
 
 
 def _training_outputs(model: nn.Module, image: Tensor) -> Any:
-    """All that a network gives in training, so that its classifiers are seen; norms stay still."""
+    """All outputs of a network in training, so that its classifiers are included; norms do not change."""
     with tracing_mode(model):
         return model(image)
 
@@ -185,7 +185,7 @@ class _Coverage:
                 self._refuse(tie.tensor, "torch_pruning leaves some of its channels out")
 
     def _tie(self, dependency: Any) -> tuple[str, np.ndarray, str] | None:
-        """Tensor that a dependency cuts, the channels along that axis, and its role; `None` where it cuts none."""
+        """Tensor that a dependency cuts, the channels along that axis, and its role; `None` if it cuts none."""
         module = dependency.target.module
         name = self._name_of.get(id(module))
         if name is None:

@@ -55,7 +55,7 @@ def norm_direction_loss(student: Tensor, teacher: Tensor, directions: Tensor) ->
 
 
 class Reading(NamedTuple):
-    """What passed through one classifier, in 32 bits: `features [batch, channels]` in, `logits` out."""
+    """Input and output of one classifier, in 32 bits: `features [batch, channels]` in, `logits` out."""
 
     features: Tensor
     logits: Tensor
@@ -109,7 +109,7 @@ class DistilledStudent(nn.Module):
 class DistillationEngine(TransferEngine):
     """Trains a student under a frozen teacher by `L_reid + w_kl * ramp * L_kl + w_nd * L_nd`.
 
-    Evaluation and checkpoints concern the student; the teacher is copied and left as it is.
+    Evaluation and checkpoints concern the student; the teacher is copied and not changed.
 
     Args:
         datamanager: torchreid data manager; the teacher's class means are taken over its training images, once, when
@@ -228,7 +228,7 @@ class DistillationEngine(TransferEngine):
     def _teachers_readings(self, images: Tensor) -> list[Reading]:
         precision = torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed_precision)
         with precision, tracing_mode(self.teacher), read_classifiers(self.teacher, self.heads) as readings:
-            self.teacher(images)  # its classifiers run, its norms use what they learnt
+            self.teacher(images)  # its classifiers run, its norms use running statistics
         return [readings[name] for name in sorted(self.heads)]
 
     @staticmethod

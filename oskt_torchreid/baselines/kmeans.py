@@ -19,11 +19,11 @@ from .partitions import kmeans
 def merge_by_kmeans(teacher: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> nn.Module:
     """Each channel of the student stands for a k-means cluster of the teacher's; nothing is trained.
 
-    It is the student that a chain of these widths gives before any refinement, with k-means in the place of Ward's
-    method. The starts follow torch's random generator.
+    It is the student that a chain of these widths gives before any refinement, with k-means instead of Ward's method.
+    The starts follow torch's random generator.
 
     Args:
-        teacher: left as it is.
+        teacher: not changed.
         graph: its channel graph.
         widths: width per group name.
 

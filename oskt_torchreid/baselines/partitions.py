@@ -29,12 +29,12 @@ def random_members(seed: int) -> Clustering:
     return lambda rows, count: random_labels(ward_labels(rows, count), random)
 
 
-CLUSTERINGS: dict[str, Callable[[int], Clustering]] = {"kmeans": kmeans, "random": random_members}
+PARTITIONS: dict[str, Callable[[int], Clustering]] = {"kmeans": kmeans, "random": random_members}
 """Clusterings by name, each made of a seed."""
 
 
 def random_labels(labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Clusters as large as the given ones, their members drawn at random: what remains of them is the sizes alone.
+    """Clusters as large as the given ones, with random members: only their sizes are kept.
 
     Args:
         labels: clusters such as Ward's, `[N]`.
@@ -91,7 +91,7 @@ def _spread_starts(products: np.ndarray, count: int, random: np.random.Generator
 
 
 def _all_in_use(labels: np.ndarray, distance: np.ndarray, count: int) -> np.ndarray:
-    """Gives every empty cluster the row that is farthest from its own mean and not alone with it."""
+    """Gives every empty cluster the row that is farthest from its own mean and not the only one of its cluster."""
     labels = labels.copy()
     for empty in np.flatnonzero(np.bincount(labels, minlength=count) == 0):
         own = distance[np.arange(len(labels)), labels]

@@ -1,6 +1,6 @@
 """Selection: a student made of some of the teacher's channels, with exactly the teacher's numbers.
 
-Channels are kept or left out whole: along every axis that they lie on, in every tensor alike, so that what is kept fits
+Channels are kept or left out as a whole: along every axis that they lie on, in every tensor, so that the rest fits
 together in any network. The ways of choosing differ in nothing else.
 
 Example, a group of the channels 0 to 3, whose rows have the norms 3, 1, 2 and 5, at width 2: `select_evenly` keeps 0
@@ -87,7 +87,7 @@ def select_channels(teacher: nn.Module, graph: ChannelGraph, widths: Mapping[str
     """Keeps `m` channels of each group, with exactly the teacher's numbers, in the teacher's order.
 
     Args:
-        teacher: left as it is.
+        teacher: not changed.
         graph: its channel graph.
         widths: width per group name.
         choose: which places of a group are kept.

@@ -1,10 +1,10 @@
-"""The widest uniform student within a budget, by bisection over the width ratios that differ.
+"""The widest uniform student within a budget, by bisection over the distinct width ratios.
 
 A group of `N` channels changes its width at the ratios `1/N .. N/N`, so a network has finitely many different
 uniform plans. Example: groups of 4 and 6 channels change at 1/6, 1/4, 1/3, 1/2, 2/3, 3/4, 5/6 and 1.
 
-No group is narrower than in the chain. Where a chain has some groups wider than others (it was made like a stock model
-that keeps its feature whole, say), these stay as they are until the ratio reaches them: its own widths come first.
+No group is narrower than in the chain. If a chain has some groups wider than others (for example, it was made like a
+stock model that keeps its feature whole), these keep the chain's width until the ratio reaches it.
 
 A budget is a number, or a number with a unit: `"1M"` parameters, `"4MB fp16"` of file, `"5ms"`.
 """
@@ -34,7 +34,7 @@ EXAMPLES = {"params": "1M", "flops": "200M", "size": "4MB", "latency": "5ms"}
 HALF = "fp16"
 _AMOUNT = re.compile(r"\s*([\d.]+(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*")
 
-CLOSE_ENOUGH = 0.95  # of a latency budget; nearer is within the noise of measuring
+CLOSE_ENOUGH = 0.95  # of a latency budget; a closer match is within the noise of the measurement
 
 
 Cost = Callable[[dict[str, int]], float]
@@ -47,12 +47,12 @@ class Choice:
 
     Attributes:
         widths: width per group name.
-        way: what was asked for: `width`, `like`, `params`, `flops`, `size` or `latency`.
-        ratio: the uniform width ratio; `None` where it was not looked for.
+        way: how the student was requested: `width`, `like`, `params`, `flops`, `size` or `latency`.
+        ratio: the uniform width ratio; `None` if it was not searched for.
         budget: the bound, in parameters, multiply-adds, bytes or milliseconds; `None` without one.
         cost: what the widths cost in the same unit.
         half: whether `cost` is the size of a file in half precision.
-        held: number of groups that the chain has wider than the ratio.
+        held: number of groups that are wider in the chain than the ratio.
     """
 
     widths: dict[str, int]
@@ -76,7 +76,7 @@ class Choice:
 
 
 def ratios_of(chain: WeightChain) -> np.ndarray:
-    """Every width ratio at which some group gets wider, increasing; before them the one of the chain's own widths."""
+    """Every width ratio at which some group gets wider, increasing; the first one is that of the chain's own widths."""
     own = chain.widths
     ranges = {(own[group.name], group.size) for group in chain.graph.groups if own[group.name] < group.size}
     if not ranges:
@@ -89,7 +89,7 @@ def ratios_of(chain: WeightChain) -> np.ndarray:
 
 
 def held_groups(chain: WeightChain, ratio: float) -> int:
-    """How many groups a chain has wider than a ratio gives them."""
+    """How many groups are wider in a chain than a ratio makes them."""
     plan = rounded_down(chain.graph, ratio)
     return sum(width > plan[name] for name, width in chain.widths.items())
 
@@ -97,18 +97,19 @@ def held_groups(chain: WeightChain, ratio: float) -> int:
 def widest_within(chain: WeightChain, way: str, budget: float | str, cost: Cost) -> Choice:
     """The widest uniform student within a budget.
 
-    Counts grow with the ratio, so that of the result is within the budget and that of the next wider plan is not. Of a
-    latency that is known only as far as it is measured: the result's is within the budget, and either above 95 % of it
-    or the closest below it that bisection met.
+    Counts grow with the ratio, so that of the result is within the budget and that of the next wider plan is not. For
+    latency this holds only for what is measured: the result is within the budget, and either above 95 % of it or the
+    closest below it that the bisection measured.
 
     Args:
-        chain: only read.
+        chain: not changed.
         way: `params`, `flops`, `size` or `latency`.
         budget: see `parse_amount`.
         cost: of a student, in the unit of `parse_amount`.
 
     Raises:
-        WidthError: no such amount, or a budget that no student meets; says the smallest and the largest there is.
+        WidthError: no such amount, or a budget that no student meets; the message gives the smallest and the largest
+            possible.
     """
     amount, half = parse_amount(way, budget), way == "size" and in_half_precision(budget)
     ratios = ratios_of(chain)
@@ -129,7 +130,7 @@ def widest_within(chain: WeightChain, way: str, budget: float | str, cost: Cost)
 
 
 def _bisect(cost: Callable[[int], float], last: int, budget: float, enough: float) -> int:
-    """An index whose cost is within the budget while that of the next one is not, or one that costs `enough`.
+    """An index whose cost is within the budget while the next one's is not, or one whose cost is at least `enough`.
 
     Example, costs `1 2 4 8` and a budget of 5: 1 fits (cost 2), 2 fits (4), 3 does not (8), so 2.
     """
@@ -146,7 +147,7 @@ def _bisect(cost: Callable[[int], float], last: int, budget: float, enough: floa
 
 
 class _Memory:
-    """Cost of the plan of each ratio, found out once."""
+    """Cost of the plan of each ratio, computed once."""
 
     def __init__(self, chain: WeightChain, ratios: np.ndarray, cost: Cost) -> None:
         self._graph, self._ratios, self._cost = chain.graph, ratios, cost
@@ -173,8 +174,8 @@ def parse_amount(way: str, budget: float | str) -> float:
     Args:
         way: `params`, `flops`, `size` or `latency`.
         budget: a number, or a number with a unit: k, M, G for counts; kB, MB, GB (powers of 1000) or KiB, MiB, GiB for
-            sizes, with `fp16` behind it for files in half precision; us, ms, s for latencies. Without a unit a
-            latency is in milliseconds.
+            sizes, followed by `fp16` for files in half precision; us, ms, s for latencies. Without a unit a latency is
+            in milliseconds.
 
     Raises:
         WidthError: no such amount, or not above zero.

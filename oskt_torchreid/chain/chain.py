@@ -27,17 +27,17 @@ from .nesting import Tree, check_trees, cut_trees
 
 @dataclass(frozen=True, eq=False)
 class WeightChain:
-    """One teacher's chain; `expand` makes students of it. Treat as read-only: every change is a new chain.
+    """One teacher's chain; `expand` makes students from it. Treat as read-only: every change makes a new chain.
 
     Attributes:
         graph: the teacher's channel graph.
         teacher_to_chain: cluster of each teacher channel per group name, shape `[N]`.
         rows: chain row of each cluster, per matrix: `[K, columns, ...]`, rows first however the matrix is stored. The
             columns are the teacher's: they are merged when a student is expanded.
-        vectors: norm parameters, biases, statistics, bare parameters along channels, of the teacher's length `[N]`.
+        vectors: norm parameters, biases, statistics and bare parameters along channels, of the teacher's length `[N]`.
         fixed: tensors without channels, as the teacher has them.
         statistics: the S-student's own running statistics, `[K]` each; empty until the chain is refined.
-        attention: how students' queries and keys are made, see `narrowing.py`; the S-student's are made alike.
+        attention: how students' queries and keys are made, see `narrowing.py`; the same for the S-student.
         model: the teacher's structure on the meta device.
         spec: the registered name that rebuilds `model`; `None` for an unregistered network. In a chain of a student
             the name of the first teacher.
@@ -74,10 +74,10 @@ class WeightChain:
         """Clusters a teacher's channels; chain rows are the means of their clusters (paper: chain initialisation).
 
         Args:
-            teacher: left exactly as it was.
+            teacher: not changed.
             width: ratio of every group's channels, the name of a preset, or the number of clusters per group name
                 (others stay whole).
-            input_size: for tracing; by default what the backbone is made for.
+            input_size: for tracing; by default the size that the backbone is made for.
             graph: the teacher's channel graph, if already traced.
             normalize_rows: cluster rows of unit length; by default where the network has attention, as in the paper.
             clustering: `ward`, or `balanced`: equally large clusters under norms over channels, which makes
@@ -88,7 +88,7 @@ class WeightChain:
                 paper's chain has even parts of its clusters.
 
         Raises:
-            ConfigError: another clustering or attention, or another clustering than Ward's for a nested chain.
+            ConfigError: an unknown clustering or attention, or a nested chain with a clustering other than Ward's.
             GraphError: the network cannot be traced.
             WidthError: a width out of range.
             ChainError: weights that are not finite.
@@ -120,14 +120,14 @@ class WeightChain:
         """The chain of a given clustering.
 
         Args:
-            teacher: left exactly as it was.
+            teacher: not changed.
             graph: its channel graph.
             teacher_to_chain: cluster of each channel per group name, shape `[N]`, every cluster in use.
             attention: see `from_teacher`.
             trees: of a nested chain per group name, of which the clusters are cuts.
 
         Raises:
-            ConfigError: another attention.
+            ConfigError: an unknown attention.
             ChainError: labels or a graph that do not fit, or weights that are not finite.
         """
         state = network.state_of(teacher)
@@ -162,14 +162,13 @@ class WeightChain:
         """Clusters a student of a chain: the next, narrower chain of a ladder (paper: "from the last level").
 
         Args:
-            student: expanded from `chain` with its features unscaled, and possibly trained since; left exactly as it
-                was.
+            student: expanded from `chain` with its features unscaled, possibly trained since; not changed.
             chain: not changed.
             width: ratio of the *student's* channels, or the number of clusters per group name (others stay whole).
             options: `normalize_rows`, `clustering` and `attention` of `from_teacher`.
 
         Returns:
-            A chain whose teacher is the student, and which knows what its channels mean to the first teacher.
+            A chain whose teacher is the student, with the map from the first teacher's channels to the student's.
 
         Raises:
             ChainError: a student of another chain, or one with scaled features.
@@ -199,11 +198,11 @@ class WeightChain:
 
     @cached_property
     def layout(self) -> Layout:
-        """Where everything of the chain's own widths sits; computed once."""
+        """The layout of the chain's own widths; computed once."""
         return self.layout_of(self.widths)
 
     def layout_of(self, widths: Mapping[str, int]) -> Layout:
-        """Where everything of a student's widths sits."""
+        """The layout of a student of these widths."""
         return Layout(self.graph, self.teacher_to_chain, widths, self.trees)
 
     @property
@@ -217,7 +216,7 @@ class WeightChain:
 
     @cached_property
     def features(self) -> FeaturePath:
-        """What the teacher's feature is made of, and where factors on it can go; traced once."""
+        """The channels of the teacher's feature, and where factors on it can be folded; traced once."""
         return network.trace_features(self.model, self.graph, {**self.vectors, **self.fixed})
 
     @property
@@ -226,7 +225,7 @@ class WeightChain:
         return self.graph.input_size
 
     def summary(self) -> str:
-        """The widths that students can have, per channel group and all together, as a table."""
+        """The widths that students can have, per channel group and in total, as a table."""
         rows = []
         for group in self.graph.groups:
             fewest, first = self.widths[group.name], len(self.origin_to_chain[group.name])
@@ -263,7 +262,7 @@ class WeightChain:
         """The same chain with refined tensors (copied to the CPU).
 
         Raises:
-            ChainError: a tensor of another name or shape, or one that is not finite.
+            ChainError: a tensor with a wrong name or shape, or with values that are not finite.
         """
         copies = ({name: _copy(t) for name, t in part.items()} for part in (rows, vectors, statistics))
         refined_rows, refined_vectors, refined_statistics = copies
@@ -275,7 +274,7 @@ class WeightChain:
         """Checks every name, shape, label and number.
 
         Raises:
-            ChainError: says which tensor or group, what it is and what it must be.
+            ChainError: the message names the tensor or group, what it is and what it must be.
         """
         network.check_labels(self.graph, self.teacher_to_chain)
         if self.trees:
@@ -286,10 +285,10 @@ class WeightChain:
         network.check_graph_fits(self.graph, state)
         check_code_fits(self.model, self.graph)
         for kind, expected in self._expected(state).items():
-            network.check_tensors(chain_file.KINDS[kind], getattr(self, kind), expected)
+            network.check_tensors(chain_file.TENSOR_KINDS[kind], getattr(self, kind), expected)
 
     def _expected(self, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Tensors like those of each kind, without memory, given the teacher's."""
+        """Tensors of the expected shapes for each kind, without memory, from the teacher's."""
         graph, narrow = self.graph, dict(state)
         for name, tie in graph.row_ties.items():
             is_matrix, axis = name in graph.matrices, self.layout.axis(tie)
@@ -317,10 +316,10 @@ class WeightChain:
 
         Args:
             path: a file that `save` wrote.
-            model: the teacher's network (any weights), needed only if its builder is not registered; left as it is.
+            model: the teacher's network (any weights), needed only if its builder is not registered; not changed.
 
         Raises:
-            ChainError: missing, truncated, foreign or damaged file, or a chain of another network.
+            ChainError: a missing, truncated, unrelated or damaged file, or a chain of another network.
         """
         if model is not None:
             check_model(model)

@@ -26,8 +26,8 @@ from .nesting import Tree
 FORMAT = "oskt-weight-chain"
 VERSION, NESTED_VERSION = 2, 3
 Attributes = dict[str, Any]
-KINDS = {"rows": "chain row", "vectors": "vector", "fixed": "fixed tensor", "statistics": "statistic"}
-"""Kinds of a chain's tensors, and what one of each is called."""
+TENSOR_KINDS = {"rows": "chain row", "vectors": "vector", "fixed": "fixed tensor", "statistics": "statistic"}
+"""Kinds of a chain's tensors, and what one tensor of each kind is called in messages."""
 
 
 def write(path: str | Path, chain: Attributes) -> None:
@@ -45,7 +45,7 @@ def write(path: str | Path, chain: Attributes) -> None:
                 joined[group.channels] = getattr(trees[group.name], kind)
     arrays["origin_to_teacher"], origin_lengths = lineage.join_origin(graph, origin)
     tensors = {f"graph/{name}": torch.from_numpy(array) for name, array in arrays.items()}
-    for kind in KINDS:
+    for kind in TENSOR_KINDS:
         tensors.update({f"{kind}/{name}": tensor for name, tensor in chain[kind].items()})
     metadata = {
         "format": FORMAT,
@@ -61,10 +61,10 @@ def write(path: str | Path, chain: Attributes) -> None:
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and description of a chain file, not yet checked against one another.
+    """Tensors and description of a chain file, not yet checked against each other.
 
     Raises:
-        ChainError: missing, truncated or foreign file.
+        ChainError: a missing, truncated or unrelated file.
     """
     tensors, metadata = files.load_tensors(path, ChainError)
     said = [metadata.get(key) for key in ("format", "version")] if isinstance(metadata, dict) else [None, None]
@@ -78,13 +78,13 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 @contextmanager
 def damage_named(path: str | Path) -> Iterator[None]:
-    """Whatever is raised inside is told as damage of a chain file."""
+    """Reports every error that is raised inside as damage of a chain file."""
     try:
         yield
     except OsktError as error:
         raise ChainError(f"'{path}' cannot be used as a weight chain: {error}") from error
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}"  # metadata of other types than were written
+        reason = f"{type(error).__name__}: {error}"  # metadata of other types than those written
         raise ChainError(f"'{path}' cannot be used as a weight chain: it is damaged ({reason})") from error
 
 
@@ -94,11 +94,11 @@ def attributes_of(tensors: dict[str, Tensor], metadata: dict[str, Any], model: n
     Args:
         tensors: of the file.
         metadata: of the file.
-        model: the teacher's network, needed only if its builder is not registered; left as it is.
+        model: the teacher's network, needed only if its builder is not registered; not changed.
 
     Raises:
         ChainError: a chain of another network.
-        Exception: whatever damage leads to, see `damage_named`.
+        Exception: any error that damage leads to, see `damage_named`.
     """
     parts = _sorted_by_kind(tensors)
     arrays: dict[str, np.ndarray] = {name: tensor.numpy() for name, tensor in parts.pop("graph").items()}
@@ -134,7 +134,7 @@ def _trees(arrays: dict[str, np.ndarray], graph: ChannelGraph) -> dict[str, Tree
 
 
 def _skeleton(spec: ModelSpec | None, model: nn.Module | None, graph: ChannelGraph) -> nn.Module:
-    """The teacher's structure: of its network where that is given, else of the registered one."""
+    """The teacher's structure: of the network if one is given, else of the registered model."""
     if model is not None:
         skeleton = network.skeleton_of(model)
         network.check_blocks(skeleton, graph.module_blocks, graph.input_size)
@@ -147,8 +147,8 @@ def _skeleton(spec: ModelSpec | None, model: nn.Module | None, graph: ChannelGra
 
 
 def _sorted_by_kind(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Tensors by name for each of `KINDS` and for `graph`, the index arrays."""
-    parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*KINDS, "graph")}
+    """Tensors by name for each of `TENSOR_KINDS` and for `graph`, the index arrays."""
+    parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*TENSOR_KINDS, "graph")}
     for key, tensor in tensors.items():
         kind, _, name = key.partition("/")
         if kind not in parts:
@@ -167,6 +167,6 @@ def _spec(model: dict | None, needed: bool) -> ModelSpec | None:
         resolver().builder_of(spec.name)
     except (KeyError, OverflowError, TypeError, ValueError, ConfigError) as error:
         if not needed and isinstance(error, ConfigError):
-            return None  # registered where the chain was made, not here; the network itself is given
+            return None  # registered where the chain was made, but not here; the network is given
         raise ChainError(f"its teacher's model {str(model)[:200]} cannot be built here: {error}") from error
     return spec

@@ -1,14 +1,14 @@
 """Chain initialisation (paper 1.2 of the method notes: clustering): which teacher channels share one chain row.
 
 Each group's channels are clustered once, jointly over every layer that produces the group: the flattened rows of those
-layers stand side by side, `[N, columns_1 + columns_2 + ...]`, and Ward's agglomerative method cuts them into `K`
-clusters. Where a convolution is grouped, every convolution group is its own channel group; so is every head of an
-attention, whose rows are those of its queries, keys and values side by side.
+layers are concatenated, `[N, columns_1 + columns_2 + ...]`, and Ward's agglomerative method cuts them into `K`
+clusters. Every convolution group of a grouped convolution is a separate channel group; so is every head of an
+attention, whose rows are the concatenated rows of its queries, keys and values.
 
 Balanced clustering makes all clusters of a group equally large, wherever a layer norm or group norm reads the group.
-These count merged channels once, so that a student is exact only where every slot stands for equally many channels:
-with balanced clusters, at every width that divides `N` and is a multiple of `K`. Other groups gain nothing by it,
-and keep Ward's clusters.
+These norms count merged channels once, so that a student is exact only if every slot stands for equally many channels:
+with balanced clusters, at every width that divides `N` and is a multiple of `K`. Other groups gain nothing from it, and
+keep Ward's clusters.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 
 CLUSTERINGS = ("ward", "balanced")
 Clustering = Callable[[Tensor, int], np.ndarray]
-"""Labels `[N]` of rows `[N, columns]` in exactly so many clusters, in any numbering."""
-_ROUNDS = 20  # of balancing; it settles in a few
+"""Maps rows `[N, columns]` and a number of clusters to labels `[N]`, in any numbering."""
+_ROUNDS = 20  # of balancing; it usually converges in a few
 
 
 def cluster_teacher(
@@ -51,7 +51,7 @@ def cluster_teacher(
         graph: the teacher's channel graph.
         state: the teacher's state dict; not changed.
         widths: number of clusters `K` per group name.
-        normalize_rows: give each layer's rows unit length first (the paper's choice for ViTs).
+        normalize_rows: scale each layer's rows to unit length first (the paper's choice for ViTs).
         clustering: `ward`; `balanced` for equally large clusters under norms over channels; or a function of rows
             and a number of clusters.
 
@@ -59,7 +59,7 @@ def cluster_teacher(
         `teacher_to_chain` per group name, shape `[N]`: clusters are numbered by their first channel.
 
     Raises:
-        ConfigError: another clustering.
+        ConfigError: an unknown clustering.
         ChainError: weights that are not finite.
     """
     if not callable(clustering) and clustering not in CLUSTERINGS:
@@ -119,7 +119,7 @@ def _producers(graph: ChannelGraph) -> list[list[Tie]]:
 def group_rows(
     graph: ChannelGraph, group: ChannelGroup, ties: list[Tie], state: Mapping[str, Tensor], normalize_rows: bool
 ) -> Tensor:
-    """Rows of a group's channels over all its producers, side by side, `[N, columns]` in float64."""
+    """Rows of a group's channels over all its producers, concatenated, `[N, columns]` in float64."""
     parts = []
     for tie in ties:
         flat = tie.channels.reshape(-1)
@@ -155,7 +155,7 @@ def check_finite(rows: Tensor) -> None:
 
 
 def _cut(merges: np.ndarray, num_rows: int, count: int) -> np.ndarray:
-    """Labels after the first `num_rows - count` merges, each of which makes node `num_rows + i` of two nodes."""
+    """Labels after the first `num_rows - count` merges; merge `i` joins two nodes into node `num_rows + i`."""
     done = merges[: num_rows - count]
     parents = num_rows + np.arange(len(done))
     links = coo_matrix(
@@ -166,11 +166,11 @@ def _cut(merges: np.ndarray, num_rows: int, count: int) -> np.ndarray:
 
 
 def balanced_labels(rows: Tensor, labels: np.ndarray) -> np.ndarray:
-    """Clusters of equal size near given ones: k-means with as many seats per cluster as it may have members.
+    """Clusters of equal size near given ones: k-means with a fixed number of seats per cluster.
 
     Each round assigns the rows to seats so that the sum of squared distances to the clusters' means is least (the
-    Hungarian method), then moves the means; neither step can raise the sum. It ends when nothing changes. Where `N`
-    is no multiple of `K`, the clusters that were largest have one member more.
+    Hungarian method), then moves the means; neither step can raise the sum. It ends when nothing changes. If `N` is not
+    a multiple of `K`, the clusters that were largest have one more member.
 
     Args:
         rows: `[N, columns]`, float64.

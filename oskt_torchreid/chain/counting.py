@@ -1,9 +1,9 @@
 """What students of a chain cost, counted without building them.
 
 Every tensor's shape is a product of axis lengths, and every axis length a sum of group widths: with `A` the number of
-times that each group's channels stand along each axis, `lengths = widths A^T` gives all axes of all plans at once.
+times that each group's channels appear along each axis, `lengths = widths A^T` gives all axes of all plans at once.
 Parameters are products of these. Multiply-adds are the same products times the number of positions at which a weight is
-applied, which one run of the teacher's structure on the meta device tells.
+applied, which are counted in one run of the teacher's structure on the meta device.
 
 Example: `Linear(3, 4)` followed by `Linear(4, 2)`, the latter the classifier, at hidden width 2 instead of 4: the
 first weight has `2 * 3` numbers instead of `4 * 3`, is applied once per image, and costs 6 multiply-adds.
@@ -32,7 +32,7 @@ Plans = Sequence[Mapping[str, int]]
 
 @dataclass(frozen=True)
 class Counts:
-    """Costs of some width plans.
+    """Costs of several width plans.
 
     Attributes:
         params: parameters of the deployed network, that is without its classifiers, shape `[plans]`.
@@ -47,8 +47,8 @@ class Costs:
     """Counts any number of width plans of one chain.
 
     Args:
-        chain: only read.
-        input_size: `(channels, height, width)` of the image; by default the one that the teacher was traced with.
+        chain: not changed.
+        input_size: `(channels, height, width)` of the image; by default the size that the teacher was traced with.
     """
 
     def __init__(self, chain: WeightChain, input_size: tuple[int, int, int] | None = None) -> None:
@@ -57,7 +57,7 @@ class Costs:
         self.shapes = Shapes(chain)
 
     def count(self, plans: Plans) -> Counts:
-        """Parameters and multiply-adds of each plan, whole numbers and exact."""
+        """Parameters and multiply-adds of each plan, as exact integers."""
         sizes = self.shapes.of(plans).prod(2)
         flops = sizes @ self._positions + self._attention(plans) + self._operators.constant
         return Counts(sizes[:, self._deployed].sum(1), flops)
@@ -120,7 +120,7 @@ class Shapes:
         return np.array([[plan[group.name] for group in self.graph.groups] for plan in plans], np.int64)
 
     def of(self, plans: Plans) -> np.ndarray:
-        """Shapes, filled up with ones, `[plans, tensors, dimensions]`."""
+        """Shapes, padded with ones, `[plans, tensors, dimensions]`."""
         # Products of floating-point matrices are fast, and exact for whole numbers of this size.
         lengths = np.rint(self.widths(plans) @ self._counts).astype(np.int64)
         shapes = np.tile(self._whole, (len(plans), 1, 1))
@@ -130,7 +130,7 @@ class Shapes:
 
 
 def _multiplicities(graph: ChannelGraph, channels: np.ndarray) -> np.ndarray:
-    """How often each channel of a group stands among `channels`, shape `[groups]`; 0 for groups that do not.
+    """How often each channel of a group occurs in `channels`, shape `[groups]`; 0 for groups without one.
 
     Example: channels `3 4 3 4 7` of groups `{3, 4}` and `{7}` give 2 and 1.
     """
@@ -143,7 +143,7 @@ def _multiplicities(graph: ChannelGraph, channels: np.ndarray) -> np.ndarray:
 
 
 def plain_attention() -> AbstractContextManager:
-    """While it is entered, attention is plain products: torch's counters do not know every fused kernel."""
+    """Inside this block attention is computed by plain products: torch's counters do not know every fused kernel."""
     return sdpa_kernel(SDPBackend.MATH)
 
 
@@ -151,7 +151,7 @@ def multiply_adds(model: nn.Module, image_size: tuple[int, ...]) -> int:
     """Multiply-adds of one image through a network in evaluation, by torch's own counter.
 
     Args:
-        model: left as it is.
+        model: not changed.
         image_size: `(channels, height, width)`.
     """
     training, device = model.training, next(model.parameters()).device
@@ -164,7 +164,7 @@ def multiply_adds(model: nn.Module, image_size: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True)
 class Operators:
-    """What one image costs in the teacher, by what it depends on.
+    """What one image costs in the teacher, split by what the cost depends on.
 
     Attributes:
         positions: multiply-adds per number of each weight.
@@ -178,7 +178,7 @@ class Operators:
 
 
 def record_operators(chain: WeightChain, input_size: tuple[int, ...]) -> Operators:
-    """Runs the teacher's structure once in evaluation, where it can on the meta device, and counts every operator.
+    """Runs the teacher's structure once in evaluation, on the meta device if possible, and counts every operator.
 
     Args:
         chain: only its structure is used, never its weights.
@@ -212,11 +212,11 @@ class _Recorder(TorchDispatchMode):
         self._owner = {_storage(parameter): name for name, parameter in model.named_parameters()}
 
     def enter(self, name: str, *_: object) -> None:
-        """An attention begins."""
+        """Enters an attention module."""
         self._inside.append(name)
 
     def leave(self, *_: object) -> None:
-        """And ends."""
+        """Leaves an attention module."""
         self._inside.pop()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204 - torch's signature
@@ -238,5 +238,5 @@ class _Recorder(TorchDispatchMode):
 
 
 def _storage(tensor: Tensor) -> int:
-    """What a tensor and its views have in common, on the meta device as well."""
+    """What identifies a tensor and its views, on the meta device as well."""
     return tensor.untyped_storage()._cdata

@@ -1,10 +1,10 @@
-"""Retrieval distances of students: merged feature dimensions given back the weight they had.
+"""Retrieval distances of students: merged feature dimensions get back their original weight.
 
-Where a student's feature has one dimension for `n` equal ones of the teacher, class scores stay exact, because
-columns are summed, but `||f - g||^2` counts that dimension once instead of `n` times. A factor per dimension mends
-it, and with it cosine distances and norms:
+If a student's feature has one dimension for `n` equal ones of the teacher, class scores stay exact, because columns are
+summed, but `||f - g||^2` counts that dimension once instead of `n` times. A factor per dimension corrects this, and
+with it cosine distances and norms:
 
-* `teacher`: `sqrt(members of the slot)` gives the distances of the teacher whose rows have become its chain's (in a
+* `teacher`: `sqrt(members of the slot)` gives the distances of the teacher with its rows replaced by its chain's (in a
   ladder, of the first teacher);
 * `chain`: `1 / sqrt(slots of the cluster)` gives those of the S-student;
 * `none`: features as they are.
@@ -14,8 +14,8 @@ The teacher's squared distance is `3 a^2 + b^2`, that of the S-student `a^2 + b^
 for `(0, 2)`, `(1)` and `(3)`, has `2 a^2 + b^2`; with the factors `sqrt(2), 1, 1` that becomes
 `(2 + 1) a^2 + b^2`, and with `sqrt(1/2), 1, sqrt(1/2)` it becomes `(1/2 + 1/2) a^2 + b^2`.
 
-The factors go into the rows of the layers that produce the feature, and out of the columns of every other layer that
-consumes it (see `graph/scaling.py`): no operator is added, and class scores do not change.
+The rows of the layers that produce the feature are multiplied by the factors, and the columns of every other layer that
+consumes it are divided by them (see `graph/scaling.py`): no operator is added, and class scores do not change.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def check_distance(distance: str) -> None:
 
 
 def check_foldable(chain: WeightChain, distance: str) -> None:
-    """Raises `GraphError` where factors cannot be folded into a network that has merged feature dimensions."""
+    """Raises `GraphError` if factors cannot be folded into a network that has merged feature dimensions."""
     check_distance(distance)
     if distance != "none" and chain.features.obstacle:
         raise GraphError(
@@ -56,7 +56,7 @@ def check_foldable(chain: WeightChain, distance: str) -> None:
 
 
 def feature_scale(chain: WeightChain, widths: Mapping[str, int], distance: str) -> Tensor:
-    """The factors themselves, for features that are scaled outside of the network.
+    """The factors, for features that are scaled outside the network.
 
     Args:
         chain: not changed.
@@ -78,7 +78,7 @@ def feature_scale(chain: WeightChain, widths: Mapping[str, int], distance: str) 
 
 
 def channel_factors(chain: WeightChain, layout: Layout, distance: str) -> np.ndarray:
-    """Factor of the slot at each channel's place, `[num_channels]`; 1 where no slot is."""
+    """Factor of the slot at each channel's place, `[num_channels]`; 1 where there is no slot."""
     check_distance(distance)
     factors = np.ones(chain.graph.num_channels)
     if distance == "teacher":
@@ -96,7 +96,7 @@ def scale_features(tensors: Mapping[str, Tensor], chain: WeightChain, layout: La
 
     Args:
         tensors: the student's own, by state-dict name.
-        chain: the chain that they were made of.
+        chain: the chain that they were made from.
         layout: of the student's widths.
         distance: see above.
 
@@ -132,7 +132,7 @@ class _Fold:
         tensor.mul_(factors)
 
     def divide_columns(self, name: str) -> None:
-        """Columns of each convolution group; a depthwise convolution has rows alone, one per channel."""
+        """Columns of each convolution group; a depthwise convolution has only rows, one per channel."""
         tie = self._chain.graph.column_ties.get(name)
         if tie is None:
             tensor, factors = self._along_rows(name)
@@ -144,7 +144,7 @@ class _Fold:
         blocked.div_(factors[:, None, :, None])
 
     def scale_statistics(self, module: str) -> None:
-        """`(s x - s m) / sqrt(s^2 (v + eps))` is what the norm gave of `x`: its variance becomes that less eps."""
+        """`(s x - s m) / sqrt(s^2 (v + eps))` is the norm's output for `x`: its variance becomes that less eps."""
         mean, factors = self._along_rows(f"{module}.running_mean")
         variance = self._tensors[f"{module}.running_var"]
         eps = vars(self._chain.model.get_submodule(module))["eps"]

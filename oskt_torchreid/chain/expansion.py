@@ -25,7 +25,7 @@ from .student_file import attach_record, file_size
 logger = logging.getLogger(__name__)
 
 STATISTICS = ("own", "merged", "initial")
-ATTEMPTS = 3  # measurements of a network that would be within a latency budget but for their spread
+ATTEMPTS = 3  # measurements of a network that is within a latency budget except for the spread
 
 
 class Measured(Protocol):
@@ -37,7 +37,7 @@ class Measured(Protocol):
 
     @property
     def spread_ms(self) -> float:
-        """Distance of the quartiles."""
+        """Interquartile range."""
 
 
 Measure = Callable[[nn.Module, tuple[int, ...]], Measured]
@@ -57,7 +57,7 @@ def expand(
     distance: str = "none",
     statistics: str = "own",
 ) -> nn.Module:
-    """Makes a student of a chain, without training (paper: weight chain expansion).
+    """Makes a student from a chain, without training (paper: weight chain expansion).
 
     Args:
         chain: not changed.
@@ -70,8 +70,8 @@ def expand(
         like: a registered model name, a network, or a state dict, whose shapes the student gets.
         measure: how latency is measured, a function of network and input size; by default
             `deploy.measure_latency` (`functools.partial` of it sets batch, threads, device or backend).
-        attention: `folded` (merged queries and keys are made exact) or `paper` (they are left as they come); by
-            default as the chain was made.
+        attention: `folded` (merged queries and keys are made exact) or `paper` (they are not corrected); by default as
+            the chain was made.
         distance: whose retrieval distances the features have before fine-tuning. `teacher`: those of the teacher,
             `chain`: those of the S-student, both exact where the rows of each cluster are equal; `none`: merged
             dimensions count once. Class scores are the same in all three.
@@ -83,9 +83,9 @@ def expand(
         dict loads strictly into that network.
 
     Raises:
-        ChainError: something else than a chain.
-        WidthError: a width outside of [chain, teacher], a budget that no student meets, another depth or family, or
-            not exactly one way of asking.
+        ChainError: anything other than a chain.
+        WidthError: a width outside of [chain, teacher], a budget that no student meets, another depth or family, or not
+            exactly one kind of request.
         ConfigError: an unknown model name, attention, distance or statistics.
         GraphError: a network whose features cannot be scaled, see `distance.py`.
     """
@@ -116,7 +116,7 @@ def choose_widths(
     given = [way for way, value in asked.items() if value is not None]
     if len(given) != 1:
         raise WidthError(
-            f"a student is asked for in exactly one way, not {len(given)} ({', '.join(given) or 'none'}): width=0.5, "
+            f"a student is requested in exactly one way, not {len(given)} ({', '.join(given) or 'none'}): width=0.5, "
             "params='1M', flops='200M', size='4MB', latency='5ms' or like='osnet_x0_5'"
         )
     if not isinstance(chain, WeightChain):
@@ -146,15 +146,15 @@ def expand_to_plan(
         widths: width per group name, each between the chain's and the teacher's.
         attention: `folded` or `paper`, see `narrowing.py`; by default as the chain's S-student has it.
         distance: `none`, `chain` or `teacher`, see `distance.py`.
-        statistics: running statistics. `own`: the S-student's where the chain was refined, else merged; `merged`:
-            the teacher's, averaged over members; `initial`: 0 and 1, as the authors have it, of no use before
-            fine-tuning or `recalibrate`.
+        statistics: running statistics. `own`: the S-student's where the chain was refined, else merged; `merged`: the
+            teacher's, averaged over members; `initial`: 0 and 1, as in the authors' code, not usable before fine-tuning
+            or `recalibrate`.
 
     Returns:
         A module of the teacher's class, on the CPU, in evaluation mode.
 
     Raises:
-        ConfigError: other statistics.
+        ConfigError: unknown statistics.
         WidthError: a width out of range.
     """
     if statistics not in STATISTICS:
@@ -199,7 +199,7 @@ def _costs(chain: WeightChain, way: str, budget: float | str, measure: Measure) 
 
 
 def _latency(student: nn.Module, input_size: tuple[int, ...], measure: Measure, budget: float) -> float:
-    """Milliseconds; other work on the machine only ever adds some, so the least of a few doubtful measurements."""
+    """Milliseconds; other work on the machine only ever adds time, so of uncertain measurements the smallest counts."""
     medians: list[float] = []
     doubtful = True
     while doubtful and len(medians) < ATTEMPTS:

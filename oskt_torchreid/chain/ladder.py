@@ -1,7 +1,7 @@
-"""Ladders: chains of students of chains, which together give students of every width between the narrowest and whole.
+"""Ladders: chains of students of chains, which together give students of every width up to the teacher's.
 
 Rung 1 is a chain of the teacher; the teacher of every further rung is the S-student of the rung above it, the student
-of that chain's own width. A rung therefore gives the widths from its own to that of the rung above::
+of that chain's own width. A rung therefore gives widths from its own up to that of the rung above::
 
     ratios 0.5, 0.25, 0.125:   teacher 1 ---- 0.5 ---- 0.25 ---- 0.125
                                     rung 1     rung 2     rung 3
@@ -31,7 +31,7 @@ class Ladder:
         chains: the rungs; the first is a chain of a first teacher.
 
     Raises:
-        ChainError: no chain, or chains that do not follow one another.
+        ChainError: no chain, or chains that do not follow from each other.
     """
 
     chains: tuple[WeightChain, ...]
@@ -50,7 +50,7 @@ class Ladder:
 
     @property
     def span(self) -> WeightChain:
-        """The widest chain with the clusters of the narrowest: which widths the ladder gives, not their weights."""
+        """The widest chain with the clusters of the narrowest: the widths of the ladder, not their weights."""
         return replace(self.chains[0], teacher_to_chain=self.chains[-1].origin_to_chain, statistics={})
 
     def expand(self, *args: Any, distance: str = "none", attention: str | None = None, **options: Any) -> nn.Module:
@@ -81,12 +81,12 @@ class Ladder:
 
 
 def nearest_rung(rungs: Sequence[Widths], whole: Widths, widths: Widths) -> int:
-    """Index of the first rung, counted from the widest, that gives these widths.
+    """Index of the widest rung that gives these widths.
 
     Args:
         rungs: widths of each rung's chain, from wide to narrow.
         whole: the first teacher's widths.
-        widths: what is asked for.
+        widths: the requested ones.
 
     Raises:
         WidthError: too narrow, too wide, or some groups belong to one rung and some to another.
@@ -115,7 +115,7 @@ def nearest_rung(rungs: Sequence[Widths], whole: Widths, widths: Widths) -> int:
 
 
 def _straddled(rungs: Sequence[Widths], widths: Widths) -> Iterator[tuple[int, str, str]]:
-    """Rungs, counted from 1, on both sides of whose widths some groups lie: its number, a group below and one above."""
+    """A rung with some groups below and some above its widths: its number, counted from 1, and one group of each."""
     for number, floor in enumerate(rungs, 1):
         low = next((name for name, width in widths.items() if width < floor[name]), "")
         high = next((name for name, width in widths.items() if width > floor[name]), "")

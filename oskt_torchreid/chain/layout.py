@@ -1,4 +1,4 @@
-"""Where everything of one width plan sits: slots of every group, and index arrays along every axis of the graph.
+"""The layout of one width plan: slots of every group, and index arrays along every axis of the graph.
 
 Widening a group of `N` teacher channels in `K` clusters to width `m`, `K <= m <= N` (paper, section on weight
 chain expansion; the steps are numbered as in its text):
@@ -13,8 +13,8 @@ and cluster 1 holds channel 1. Two slots start; the third goes to cluster 0 (1/3
 `slot_to_cluster = [0, 1, 0]`; slot 0 stands for channels 0 and 2, slot 2 for channel 3, slot 1 for channel 1, so
 `teacher_to_slot = [0, 1, 0, 2]`.
 
-Slots are given the *places* of their group (see `graph/surgery/shell.py`): slot `j` sits where the group's `j`-th
-channel sat, and what no slot sits on closes up. A channel that stands several times on one axis (a flattened map) is
+Slots take the *places* of their group (see `graph/surgery/shell.py`): slot `j` takes the place of the group's `j`-th
+channel, and places without a slot are dropped. A channel that occurs several times on one axis (a flattened map) is
 followed occurrence by occurrence.
 """
 
@@ -74,12 +74,12 @@ def slots_of_groups(teacher_to_chain: Sequence[np.ndarray], widths: Sequence[int
     clusters = np.array([int(labels.max()) + 1 for labels in teacher_to_chain])
     width = np.asarray(widths)
     _check(width, clusters, channels)
-    first_cluster = _starts(clusters)  # clusters of all groups are numbered through
+    first_cluster = _starts(clusters)  # clusters of all groups are numbered consecutively
     cluster = np.concatenate(teacher_to_chain) + np.repeat(first_cluster, channels)
     size = np.bincount(cluster)
     slot_cluster, turn, place = _apportion(size, clusters, channels, width)
     member_turn = _member_turns(cluster, size, np.bincount(slot_cluster))
-    by_turn = np.lexsort((turn, slot_cluster))  # of a cluster's slots, the one of each turn
+    by_turn = np.lexsort((turn, slot_cluster))  # index of each slot within its cluster
     first_slot = _starts(np.bincount(slot_cluster))
     teacher_to_slot = place[by_turn[first_slot[cluster] + member_turn]]
     slot_to_cluster = slot_cluster - np.repeat(first_cluster, width)
@@ -113,8 +113,8 @@ def _apportion(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cluster of each slot, the slot's turn within its cluster and its place in its group, `[all slots]` each.
 
-    A cluster of size `s` is given its slot number `t` when its ratio stands at `t / s`, and these ratios only
-    grow: sorting all `t / s` is the same as appending greedily one at a time. The first slots have the ratio 0.
+    A cluster of size `s` gets its slot number `t` when its ratio is `t / s`, and these ratios only grow: sorting all
+    `t / s` is the same as appending greedily one at a time. The first slots have the ratio 0.
 
     Args:
         size: members of each cluster.
@@ -157,7 +157,7 @@ def _check(widths: np.ndarray, clusters: np.ndarray, channels: np.ndarray) -> No
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:
-    """Where parts of these lengths begin, one after another: `3 1 2` -> `0 3 4`."""
+    """Where consecutive parts of these lengths begin: `3 1 2` -> `0 3 4`."""
     return np.cumsum(lengths) - lengths
 
 
@@ -171,7 +171,7 @@ def _cut(joined: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
 
 @dataclass(frozen=True, eq=False)
 class AxisMap:
-    """One axis of the teacher against the same axis of a student.
+    """The map from one axis of the teacher to the same axis of a student.
 
     Attributes:
         blocks: number of convolution groups along it.
@@ -196,10 +196,10 @@ class AxisMap:
 
 
 def joined(axes: Sequence[AxisMap], alignment: int = 1) -> AxisMap:
-    """Several axes, one behind the other, as one.
+    """Several consecutive axes as one.
 
     Example: the maps `0 1 0` (two student positions) and `0 0` (one) are together `0 1 0 2 2`; with an alignment
-    of 4 they are `0 1 0 4 4`, and nothing of the teacher's stands at 2, 3 and 5 to 7.
+    of 4 they are `0 1 0 4 4`, and positions 2, 3 and 5 to 7 stay empty.
 
     Args:
         axes: in order.
@@ -214,7 +214,7 @@ def joined(axes: Sequence[AxisMap], alignment: int = 1) -> AxisMap:
 
 
 def spans(axes: Sequence[AxisMap], alignment: int = 1) -> list[int]:
-    """Positions that each axis takes among joined ones: its student length, rounded up. Of 4: 3 and 6 are 4 and 8."""
+    """Positions that each joined axis takes: its student length, rounded up. Alignment 4: 3 and 6 become 4 and 8."""
     return [-(-axis.blocks * axis.length // alignment) * alignment for axis in axes]
 
 
@@ -249,12 +249,12 @@ class Layout:
             place[group.channels] = group.channels[slots.teacher_to_slot]
         self._place = place
         self._occupied = occupied(graph, widths)
-        self._position = np.empty(graph.num_channels, np.int64)  # per channel, of the axis that is being mapped
+        self._position = np.empty(graph.num_channels, np.int64)  # per channel, for the axis that is being mapped
         self._axes: dict[Axis, AxisMap] = {}
 
     @cached_property
     def members(self) -> np.ndarray:
-        """Teacher channels that stand at each channel's place, shape `[num_channels]`; 0 where the axes close up."""
+        """Number of teacher channels merged at each channel's place, shape `[num_channels]`; 0 where it is dropped."""
         return self.total(np.ones(self.graph.num_channels, np.int64))
 
     def total(self, values: np.ndarray) -> np.ndarray:
@@ -272,14 +272,14 @@ class Layout:
     def _map(self, axis: Axis) -> AxisMap:
         channels = axis.channels.reshape(-1)
         student_position = np.cumsum(self._occupied[channels]) - 1
-        length = (int(student_position[-1]) + 1) // axis.blocks  # in a plan that was checked blocks are equally long
+        length = (int(student_position[-1]) + 1) // axis.blocks  # blocks of a checked plan are equally long
         return AxisMap(axis.blocks, length, torch.from_numpy(student_position[self._seats(channels)]))
 
     def _seats(self, channels: np.ndarray) -> np.ndarray:
-        """Position along an axis of the place that each position's channel is given, shape as `channels`."""
+        """Position along an axis of the place of each position's channel, shape as `channels`."""
         order = np.arange(len(channels))
         self._position[channels] = order
-        if np.array_equal(self._position[channels], order):  # every channel stands once
+        if np.array_equal(self._position[channels], order):  # every channel occurs once
             return self._position[self._place[channels]]
         occurrence = _occurrences(channels)
         repeats = int(occurrence.max()) + 1
@@ -296,7 +296,7 @@ def student_to_chain(student: AxisMap, chain: AxisMap) -> Tensor:
 
 
 def _occurrences(channels: np.ndarray) -> np.ndarray:
-    """How many times each position's channel stood on the axis before, e.g. `[3, 5, 3]` -> `[0, 0, 1]`."""
+    """How many times each position's channel occurred on the axis before, e.g. `[3, 5, 3]` -> `[0, 0, 1]`."""
     order = np.argsort(channels, kind="stable")
     ordered = channels[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])

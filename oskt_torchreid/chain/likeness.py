@@ -13,7 +13,7 @@ from ..graph.surgery.shell import student_shapes
 from ..networks import inner_names, is_classifier, is_foreign_classifier, resolver
 from .chain import WeightChain
 
-Shapes = Mapping[str, tuple[int, ...]]
+StateShapes = Mapping[str, tuple[int, ...]]
 Like = str | nn.Module | Mapping[str, Tensor]
 
 
@@ -22,7 +22,7 @@ def plan_like(chain: WeightChain, like: Like) -> dict[str, int]:
 
     Args:
         chain: only its graph and widths are read.
-        like: a registered model name, a network, or a state dict; one of the two may stand in a wrapper.
+        like: a registered model name, a network, or a state dict; one of the two networks may be inside a wrapper.
 
     Raises:
         WidthError: other depth or names, shapes that no widths give, or widths out of range.
@@ -44,7 +44,7 @@ def plan_like(chain: WeightChain, like: Like) -> dict[str, int]:
     return plan
 
 
-def _shapes_of(chain: WeightChain, like: Like) -> tuple[Shapes, str]:
+def _shapes_of(chain: WeightChain, like: Like) -> tuple[StateShapes, str]:
     """Shape per state-dict name of the other network, and what it is called in messages."""
     if isinstance(like, str):
         most = max((chain.rows[name].shape[0] for name in chain.graph.heads), default=1)
@@ -61,13 +61,13 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def _shared_names(chain: WeightChain, own: Shapes, shapes: Shapes, what: str) -> dict[str, tuple[int, ...]]:
-    """The other network's shapes under the teacher's names; all but heads and statistics must be there."""
+def _shared_names(chain: WeightChain, own: StateShapes, shapes: StateShapes, what: str) -> dict[str, tuple[int, ...]]:
+    """The other network's shapes under the teacher's names; all but heads and statistics must be present."""
     mine, theirs = inner_names(own), inner_names(shapes)
     heads = {inner for inner, name in mine.items() if name in _head_tensors(chain)}
-    if (len(mine) < len(own)) != (len(theirs) < len(shapes)):  # only one is wrapped: its classifier stands outside
+    if (len(mine) < len(own)) != (len(theirs) < len(shapes)):  # only one is wrapped: its classifier is outside
         heads |= {name for name in (*mine, *theirs) if is_classifier(name)}
-    # Statistics say no more than the parameters beside them, and a neck no more than the feature before it.
+    # Statistics have the shapes of the parameters of the same norm, and a neck those of the feature before it.
     neck = tuple(f"{name}." for name in getattr(chain.model, "head_modules", ()))
     silent = {name for name, _ in chain.model.named_buffers()} | {name for name in own if name.startswith(neck)}
     missing = [name for name in mine if name not in theirs and name not in heads and mine[name] not in silent]
@@ -88,10 +88,10 @@ def _head_tensors(chain: WeightChain) -> set[str]:
     return {name for name, tie in rows.items() if tie.axis in results}
 
 
-def _solve(graph: ChannelGraph, shapes: Shapes, what: str) -> dict[str, int]:
-    """Widths from axis lengths: a group alone on an axis is read off, the last unknown of a shared one is the rest.
+def _solve(graph: ChannelGraph, shapes: StateShapes, what: str) -> dict[str, int]:
+    """Widths from axis lengths: a group alone on an axis has its length; the last unknown one of several, the rest.
 
-    Heads of one attention are equally wide, so that they count as one unknown.
+    Heads of one attention are equally wide, so they count as one unknown.
     """
     first_head = _first_heads(graph)
     widths: dict[int, int] = {index: group.size for index, group in enumerate(graph.groups) if group.fixed}
@@ -122,8 +122,8 @@ def _first_heads(graph: ChannelGraph) -> dict[int, int]:
     return result
 
 
-def _equations(graph: ChannelGraph, tie: Tie, shapes: Shapes) -> list[tuple[dict[int, int], int]]:
-    """`(how often each group's channels stand in a block, length of the block)` for each block of an axis."""
+def _equations(graph: ChannelGraph, tie: Tie, shapes: StateShapes) -> list[tuple[dict[int, int], int]]:
+    """`(how often each group's channels occur in a block, length of the block)` for each block of an axis."""
     length = shapes[tie.tensor][tie.dimension]
     length = length // tie.blocks if tie.dimension == 0 else length
     result = []

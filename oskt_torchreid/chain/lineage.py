@@ -1,9 +1,9 @@
-"""A chain of a student of a chain: which channels of the first teacher its channels stand for, through every level.
+"""The lineage of a chain of a student: which channels of the first teacher its channels stand for, over all levels.
 
 Each level maps the first teacher's channels to the channels of its own teacher (`origin_to_teacher`) and these to its
-clusters (`teacher_to_chain`); the composition says what a narrow student's channel means to the first teacher.
-Example: the first teacher's channels `0 1 2 3` went to the slots `0 1 0 2` of a student, whose three channels were
-clustered as `0 1 0`: the composed map is `0 1 0 0`, and cluster 0 stands for three channels of the first teacher.
+clusters (`teacher_to_chain`); the composition maps the first teacher's channels to a narrow student's. Example: the
+first teacher's channels `0 1 2 3` went to the slots `0 1 0 2` of a student, whose three channels were clustered as
+`0 1 0`: the composed map is `0 1 0 0`, and cluster 0 stands for three channels of the first teacher.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def student_channels(
     Args:
         graph: the teacher's channel graph.
         layout_of: the layout of a student of the chain, by its widths.
-        own: the student's channel graph, traced anew.
+        own: the student's channel graph, traced again.
 
     Returns:
         Per group name, shape `[teacher's width]`.
@@ -66,7 +66,7 @@ def student_channels(
 
 
 def check_unscaled(student: nn.Module) -> None:
-    """Raises `ChainError` for a student whose features were scaled: its channels no longer count alike."""
+    """Raises `ChainError` for a student whose features were scaled: its channels no longer have equal weight."""
     distance = getattr(getattr(student, "student_record", None), "distance", "none")
     if distance != "none":
         raise ChainError(
@@ -81,7 +81,7 @@ def composed(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) 
 
 
 def origins_per_channel(graph: ChannelGraph, origin_to_teacher: Mapping[str, np.ndarray]) -> np.ndarray:
-    """How many of the first teacher's channels each channel stands for, `[num_channels]`; 1 where there is no map."""
+    """How many of the first teacher's channels each channel stands for, `[num_channels]`; 1 if there is no map."""
     counts = np.ones(graph.num_channels, np.int64)
     for group in graph.groups:
         if origin_to_teacher:
@@ -126,7 +126,7 @@ def narrow_skeleton(
     """The structure of a chain's teacher that is a student itself, on the meta device.
 
     Args:
-        model: the first teacher's structure; left as it is.
+        model: the first teacher's structure; not changed.
         code: how the student's own code was adapted, see `graph.routing.describe_code`.
         graph: the student's channel graph.
         rows: the chain's rows, whose columns are the student's.

@@ -72,7 +72,7 @@ def row_distance(weight: Tensor, chain_rows: Tensor, index: Tensor, within: floa
         within: weight of the first part; the second one's is 1.
 
     Returns:
-        Scalar. Its backward pass can be taken once.
+        Scalar. Its backward pass can run once.
 
     Example with 4 rows of one number: `W = (1, 2, 3, 4)`, `C = (2, 2)`, `a = (0, 1, 0, 1)` gives `1+0+1+4 = 6`,
     the gradient `(-2, 0, 2, 4)` for `W` and `(0, -4)` for `C`. The means are 2 and 3, so that 4 of the 6 are

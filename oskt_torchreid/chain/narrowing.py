@@ -14,8 +14,8 @@ Example, 4 teacher channels in 2 slots, `a = (0, 0, 1, 1)`: a matrix over these 
 `(1, 2, 3, 4)` and `(5, 6, 7, 8)` becomes `(3, 7)` and `(11, 15)`; the bias `(1, 3, 5, 7)` becomes `(2, 6)`.
 
 *Attention.* A head's product sums over its channels. Where a slot stands for `n` equal channels, its term counts once
-instead of `n` times; and a head narrowed from `d` to `m` channels scales the sum by `m ** -0.5` instead of
-`d ** -0.5`. Both are made good when the slot's rows (and biases) of queries and keys are multiplied, each, by
+instead of `n` times; and a head narrowed from `d` to `m` channels scales the sum by `m ** -0.5` instead of `d ** -0.5`.
+Both are corrected by multiplying the slot's rows (and biases) of queries and keys, each, by
 `sqrt(n) * (m / d) ** (1/4)`. The paper folds nothing (`attention="paper"`): a narrower head uses its own size.
 
 Example, one head of 4 channels in 2 slots of 3 and 1 members: the factors are `sqrt(3) * 0.5 ** 0.25 = 1.4565` and
@@ -39,17 +39,17 @@ logger = logging.getLogger(__name__)
 ATTENTIONS = ("folded", "paper")
 
 _ALIGNMENT = 8
-"""Entries that vectors cut out of a longer one begin at a multiple of: GPU kernels read 16 bytes at a time, also of
-numbers of 2 bytes, and fail on vectors that begin between."""
+"""Vectors that are slices of a longer one begin at a multiple of this many entries: GPU kernels read 16 bytes at a
+time, even for 2-byte numbers, and fail on unaligned vectors."""
 
 
 class Narrowing(nn.Module):
-    """Tensors of a narrower network as a function of a chain's rows and a teacher's vectors; it learns nothing itself.
+    """Tensors of a narrower network as a function of a chain's rows and a teacher's vectors; it has no parameters.
 
     Args:
         graph: the teacher's channel graph.
-        chain: where everything of the chain's widths sits.
-        student: where everything of the student's widths sits; the chain's own layout for the S-student.
+        chain: layout of the chain's widths.
+        student: layout of the student's widths; the chain's own layout for the S-student.
         attention: `folded` or `paper`.
         nested: rows are those of a nested chain, one per channel of the teacher, and averaged over the members of each
             slot: `W[j, k] = mean over a(l) = j of the sum of A[l, i] over a(i) = k`.
@@ -74,7 +74,7 @@ class Narrowing(nn.Module):
             vectors: tensors along channels, of the teacher's length.
 
         Returns:
-            As the student's network stores them; some may be views, or the rows themselves where nothing changes.
+            As the student's network stores them; some may be views, or the rows themselves if nothing changes.
         """
         tensors = {name: self.matrix(name, chain_rows) for name, chain_rows in rows.items()}
         tensors |= self.averages(vectors)
@@ -95,7 +95,7 @@ class Narrowing(nn.Module):
         return rows_first(self.gathered(name, merged), self._graph.row_ties[name])
 
     def gathered(self, name: str, rows: Tensor) -> Tensor:
-        """Rows, or refined statistics, of the chain for each slot; at the chain's width they are what they were."""
+        """Rows, or refined statistics, of the chain for each slot; at the chain's width they are returned unchanged."""
         if self._student is self._chain:
             return rows
         row = self._graph.row_ties[name]
@@ -103,7 +103,7 @@ class Narrowing(nn.Module):
         return rows if torch.equal(index, torch.arange(len(rows))) else gather_rows(rows, index)
 
     def averages(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Means over the members of each slot; those of one dimension, of which there are hundreds, as one."""
+        """Means over the members of each slot; the hundreds of one-dimensional vectors are computed together."""
         averaged: dict[str, Tensor] = {}
         short: dict[tuple, list[str]] = {}
         for name, vector in vectors.items():
@@ -136,12 +136,12 @@ class Narrowing(nn.Module):
 def rows_first(weight: Tensor, row: Tie) -> Tensor:
     """A matrix with its rows along axis 0 and its columns along axis 1, as a chain holds it; or back, as it was stored.
 
-    A transposed convolution stores `[columns, rows per block, ...]`, its blocks along the columns. Turning is its own
-    inverse. Example: with 2 blocks of 3 columns and 2 rows each, `[6, 2, k, k]` becomes `[4, 3, k, k]`.
+    A transposed convolution stores `[columns, rows per block, ...]`, its blocks along the columns. The transposition is
+    its own inverse. Example: with 2 blocks of 3 columns and 2 rows each, `[6, 2, k, k]` becomes `[4, 3, k, k]`.
 
     Args:
         weight: as stored, or rows first.
-        row: the tie of its rows; along axis 0 there is nothing to turn.
+        row: the tie of its rows; along axis 0 there is nothing to transpose.
 
     Returns:
         `weight` itself, or a view of it; differentiable.
@@ -165,7 +165,7 @@ def sum_columns(weight: Tensor, axis: AxisMap) -> Tensor:
     rows, columns, *kernel = weight.shape
     blocked = weight.reshape(axis.blocks, rows // axis.blocks, columns, -1).transpose(0, 1)
     blocked = blocked.reshape(rows // axis.blocks, axis.blocks * columns, -1)
-    matrix, entries = blocked.flatten(1), blocked.shape[2]  # kernels lie in the rows of a matrix, entry by entry
+    matrix, entries = blocked.flatten(1), blocked.shape[2]  # kernels are part of the rows of a matrix, entry by entry
     place = axis.teacher_to_student.to(weight.device)[:, None] * entries + torch.arange(entries, device=weight.device)
     # One pass along rows is up to four times as fast as adding column by column.
     summed = matrix.new_zeros(len(matrix), axis.blocks * axis.length * entries)
@@ -183,8 +183,8 @@ def average_rows(tensor: Tensor, axis: AxisMap, dimension: int = 0) -> Tensor:
         dimension: the dimension that the channels lie along.
 
     Returns:
-        The same shape, `axis.blocks * axis.length` long there, 0 where nothing is merged into (`joined` leaves such
-        gaps); differentiable; integers are not accepted.
+        The same shape, `axis.blocks * axis.length` long there, 0 where nothing is merged (`joined` leaves such gaps);
+        differentiable; integers are not accepted.
     """
     moved = tensor.movedim(dimension, 0)
     total = moved.new_zeros(axis.blocks * axis.length, *moved.shape[1:])
@@ -202,7 +202,7 @@ def gather_rows(chain_rows: Tensor, index: Tensor) -> Tensor:
 
 
 def check_attention(attention: str) -> str:
-    """The choice itself; raises `ConfigError` unless it is one of `ATTENTIONS`."""
+    """Returns the choice; raises `ConfigError` unless it is one of `ATTENTIONS`."""
     if attention not in ATTENTIONS:
         raise ConfigError(
             f"attention is '{attention}'; allowed: folded (students are exact where their rows are equal) and paper "
@@ -220,8 +220,7 @@ def attention_factors(graph: ChannelGraph, layout: Layout, attention: str = "fol
         attention: `folded`, or `paper` for no factors.
 
     Returns:
-        Per tensor `[student's rows]` in float64, 1 on the rows of values; tensors that nothing happens to are left
-        out.
+        Per tensor `[student's rows]` in float64, 1 on the rows of values; tensors that do not change are left out.
     """
     factors: dict[str, Tensor] = {}
     if check_attention(attention) == "paper":

@@ -1,4 +1,4 @@
-"""Networks as the method takes them: traced as their training code runs them, built by name, compared with a chain."""
+"""Networks for the method: traced as their training code runs them, built by name, compared with a chain."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ def trace(model: nn.Module, input_size: tuple[int, ...] | None = None) -> Channe
 
     Args:
         model: a torchreid model, or any module that maps an image batch to a feature (and class scores in training).
-            Left exactly as it was.
-        input_size: `(channels, height, width)`; by default what the registered backbone is made for, else 3x256x128.
+            Not changed.
+        input_size: `(channels, height, width)`; by default the size that the registered backbone is made for, else
+            3x256x128.
 
     Raises:
         GraphError: see `graph.trace`.
@@ -36,12 +37,12 @@ def trace(model: nn.Module, input_size: tuple[int, ...] | None = None) -> Channe
 
 
 def trace_features(skeleton: nn.Module, channels: ChannelGraph, tensors: Mapping[str, Tensor]) -> FeaturePath:
-    """What the feature of a network on the meta device is made of, see `graph.feature_path`.
+    """The channels of the feature of a network on the meta device, see `graph.feature_path`.
 
     Args:
         skeleton: its structure; not changed.
         channels: its channel graph.
-        tensors: those of its tensors whose values its code may look at; the others are taken as zeros.
+        tensors: those of its tensors whose values its code may read; the others are zeros.
     """
     state = skeleton.state_dict()
     zeros = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in state.items() if name not in tensors}
@@ -54,7 +55,7 @@ def check_blocks(model: nn.Module, blocks: Mapping[str, int], input_size: tuple[
     """Raises `GraphError` unless modules have the heads and norm blocks of another network of the same shapes.
 
     Args:
-        model: traced where there is anything to compare; on the meta device with zeros for its tensors. Not changed.
+        model: traced if there is anything to compare; on the meta device with zeros for its tensors. Not changed.
         blocks: of the other network, see `ChannelGraph.module_blocks`.
         input_size: `(channels, height, width)` of an image that it runs on.
     """
@@ -67,16 +68,16 @@ def check_blocks(model: nn.Module, blocks: Mapping[str, int], input_size: tuple[
     wrong = next((name for name in (*blocks, *found) if found.get(name) != blocks.get(name)), None)
     if wrong is not None:
         raise GraphError(
-            f"module '{wrong}' of {type(model).__name__} takes its channels as {found.get(wrong, 'no')} heads or norm "
-            f"blocks side by side, the teacher's as {blocks.get(wrong, 'no')}; build the network with the same number"
+            f"module '{wrong}' of {type(model).__name__} splits its channels into {found.get(wrong, 'no')} heads or "
+            f"norm blocks, the teacher's into {blocks.get(wrong, 'no')}; build the network with the same number"
         )
 
 
 @contextlib.contextmanager
 def _logits_only(model: nn.Module) -> Iterator[None]:
-    """A model built for the triplet loss returns class scores alone while this is entered.
+    """Inside this block a model built for the triplet loss returns class scores alone.
 
-    Beside them it would return features in the form that its loss wants, some of them normalised over channels.
+    Otherwise it also returns features in the form that its loss needs, some of them normalised over channels.
     """
     loss = getattr(model, "loss", None)
     if isinstance(loss, str):
@@ -109,7 +110,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 def new_skeleton(spec: ModelSpec) -> nn.Module:
     """The registered model's structure, on the meta device."""
-    return copy.deepcopy(resolver().skeleton(spec.name, spec.num_classes, spec.loss))  # which others share
+    return copy.deepcopy(resolver().skeleton(spec.name, spec.num_classes, spec.loss))  # other chains share it
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------------
@@ -141,12 +142,12 @@ def check_graph_fits(graph: ChannelGraph, state: Mapping[str, Tensor]) -> None:
 
 
 def check_tensors(kind: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raises `ChainError` unless tensors have the names, shapes and kinds that they must have, and finite values.
+    """Raises `ChainError` unless tensors have the expected names, shapes and kinds of numbers, and finite values.
 
     Args:
         kind: what they are, for messages.
         tensors: of a chain.
-        expected: tensors like them; they may have no memory.
+        expected: tensors of the expected names, shapes and kinds; they may have no memory.
     """
     found = compare(tensors, expected)
     if found.missing or found.unexpected:

@@ -26,12 +26,12 @@ def recalibrate(student: nn.Module, loader: Iterable[Any], batches: int | None =
     `r_t = r_(t-1) + (x_t - r_(t-1)) / t` the mean of `x_1 .. x_t`, whatever was there before. Example: the batch
     means `4, 2, 0` leave `4`, then `3`, then `2`.
 
-    Parameters, other buffers, modes and momenta stay as they are, and so do the statistics of norms that the images
-    never reach. Batches count alike whatever their size; those of a single image are left out, for they have no
+    Parameters, other buffers, modes and momenta do not change, nor do the statistics of norms that the images never
+    reach. All batches count equally, whatever their size; those of a single image are skipped, because they have no
     variance.
 
     Args:
-        student: any network; changed in place. If anything fails, it is as it was before.
+        student: any network; changed in place. If anything fails, it is restored.
         loader: gives image batches `[batch, channels, height, width]`, transformed as for training: tensors, dicts
             with a tensor under `img` (torchreid's data managers), or tuples that begin with a tensor. Labels are
             not read.
@@ -41,7 +41,7 @@ def recalibrate(student: nn.Module, loader: Iterable[Any], batches: int | None =
         The student itself, in the mode it was in.
 
     Raises:
-        DataError: no batch of two or more images, or one that is no image batch or that the network cannot take.
+        DataError: no batch of two or more images, or one that is not an image batch or that the network cannot take.
     """
     if batches is not None and batches < 1:
         raise DataError(f"batches is {batches}; statistics are estimated from at least 1 batch (None for all)")
@@ -77,9 +77,9 @@ def _observe(student: nn.Module, images: Tensor, number: int) -> None:
 
 @contextlib.contextmanager
 def _averaging(student: nn.Module, norms: list[Norm]) -> Iterator[None]:
-    """For the while, norms use the batch's statistics and keep their plain average; all else is in evaluation.
+    """Inside this block norms use the batch's statistics and average them; all other modules are in evaluation mode.
 
-    The network itself is in training mode, so that what stands between feature and classifier runs as well.
+    The network itself is in training mode, so that the layers between feature and classifier run as well.
     """
     modes = {module: module.training for module in student.modules()}
     momenta = [norm.momentum for norm in norms]

@@ -9,11 +9,11 @@ from torch import nn
 
 from ..errors import GraphError
 
-FRESH_DEVIATION = 0.001  # of a fresh classifier's weights, as necks have it
+FRESH_DEVIATION = 0.001  # standard deviation of a fresh classifier's weights, as in necks
 
 
 def relabel(student: nn.Module, heads: Iterable[str], num_classes: int) -> nn.Module:
-    """Gives a student, in place, classifiers of another class count; all else, the feature included, stays.
+    """Gives a student, in place, classifiers of another class count; the rest, including the feature, does not change.
 
     Classifiers that have the count already are kept with their weights.
 
@@ -33,7 +33,7 @@ def relabel(student: nn.Module, heads: Iterable[str], num_classes: int) -> nn.Mo
         layer = student.get_submodule(name)
         if not isinstance(layer, nn.Linear):
             raise GraphError(
-                f"classifier '{name}' is a {type(layer).__name__}, and only a Linear can be made anew for "
+                f"classifier '{name}' is a {type(layer).__name__}, and only a Linear can be replaced for "
                 f"{num_classes} identities; fine-tune on the chain's own identities"
             )
         owners[name] = layer

@@ -1,9 +1,9 @@
 """The S-student: the student of the chain's width, whose weights are a function of chain and teacher.
 
 It never exists as free weights. Its rows are the chain's, its columns are summed, its norm parameters and biases are
-averaged from the *current* teacher's, and gradient flows back into all of them. What may not be narrowed it shares with
-the teacher. Its batch statistics and its head are its own. Run on narrow tensors, it costs little more than its share
-of the FLOPs.
+averaged from the *current* teacher's, and gradient flows back into all of them. Tensors that may not be narrowed are
+shared with the teacher. Its batch statistics and its classifier are its own. Run on narrow tensors, it costs little
+more than its share of the FLOPs.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ class SStudent(nn.Module):
 
     Attributes:
         rows: the chain's rows as parameters, by tensor name with `/` for `.`.
-        own_vectors: full-length vectors that the S-student has for itself (those of its head; see `vector_copies`).
+        own_vectors: full-length vectors that the S-student does not share (those of its classifier; see
+            `vector_copies`).
         shell: a network of the chain's width that holds the S-student's buffers; its weights are given at every call.
 
     Args:
         chain: copied from.
-        vector_copies: norm parameters and biases are the S-student's own, of full length, and the refining loss draws
+        vector_copies: norm parameters and biases are the S-student's own, of full length, and the refining loss pulls
             them and the teacher's together (the paper's choice for ViTs).
     """
 
@@ -105,13 +106,13 @@ class SStudent(nn.Module):
         return self._shared(teachers) | narrowing(rows, self._vectors(teachers))
 
     def _rows(self, teachers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rows of every matrix: the chain's; of one that may not be narrowed, the teacher's."""
+        """Rows of every matrix: the chain's, or the teacher's if the matrix may not be narrowed."""
         ties = {name: self._chain.graph.row_ties[name] for name in self._matrices}
         own = {name: self.rows[_key(name)] for name in self._matrices if _key(name) in self.rows}
         return {name: own[name] if name in own else rows_first(teachers[name], tie) for name, tie in ties.items()}
 
     def _vectors(self, teachers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Every learned vector, of the teacher's length: its own where it has one, else the teacher's."""
+        """Every learned vector, of the teacher's length: the S-student's own if it has one, else the teacher's."""
         own = {name: self.own_vectors[_key(name)] for name in self._vector_names if _key(name) in self.own_vectors}
         return {name: own.get(name, teachers[name]) for name in self._vector_names}
 
@@ -125,7 +126,7 @@ class SStudent(nn.Module):
         return functional_call(self.shell, self.weights(teacher), (images,))
 
     def row_pairs(self, teacher: nn.Module) -> Iterator[RowPair]:
-        """Teacher's weight, chain rows and their index, for all that is refined: matrices (but the head's), copies."""
+        """Teacher's weight, chain rows and their index, of refined matrices (not classifiers) and copied vectors."""
         teachers = dict(teacher.named_parameters())
         for name, index in self._index_names.items():
             if name in self._copied_vectors:
@@ -144,7 +145,7 @@ class SStudent(nn.Module):
         return _name(name.partition(".")[2]).partition(".")[0]
 
     def open_layers(self, names: Sequence[str]) -> None:
-        """Lets rows, vectors and statistics of some layers be trained, and no others.
+        """Trains the rows, vectors and statistics of the named layers only.
 
         Args:
             names: of children of the network.
@@ -176,7 +177,7 @@ class SStudent(nn.Module):
 
 
 class RefinementLosses(NamedTuple):
-    """The terms of a batch, scalars: what the teacher and the narrow students lose, and `L_refine` between them."""
+    """The terms of a batch, scalars: losses of the teacher and of the narrow students, and `L_refine` between them."""
 
     teacher: Tensor
     sstudent: Tensor
@@ -188,19 +189,19 @@ class RefinementLosses(NamedTuple):
 
 
 class Refinement(nn.Module):
-    """Teacher and S-student side by side, as one module that is trained, by whatever loop (paper: chain refinement).
+    """Teacher and S-student as one module that any loop can train (paper: chain refinement).
 
-    In training `forward` gives `(teacher's output, S-student's output)`; in evaluation the teacher's feature. A
+    In training `forward` returns `(teacher's output, S-student's output)`; in evaluation the teacher's feature. A
     step of any loop is::
 
         loss = refinement.losses(images, lambda outputs: criterion(outputs, labels)).total()
         optimizer.zero_grad(), loss.backward(), optimizer.step()
 
-    and `refinement.to_chain()` the chain so far.
+    and `refinement.to_chain()` is the chain so far.
 
     Args:
         teacher: trained in place.
-        chain: made of it; copied from.
+        chain: made from it; copied.
         vector_copies: norm parameters and biases are the S-student's own, see `SStudent`.
         within: weight of what makes the rows of a cluster alike, see `losses.row_distance`; 1 is the paper's.
         levels: further widths of a nested chain whose students can be trained as well, see `active`.
@@ -261,8 +262,8 @@ class Refinement(nn.Module):
         Args:
             images: `[batch, 3, height, width]`.
             criterion: the task's loss, a scalar, of what the network returns in training.
-            sstudent_criterion: the same for the narrow students, where they have their own loss.
-            distil: what a narrow student loses against the teacher, of both outputs; added to its own loss.
+            sstudent_criterion: the same for the narrow students, if their loss is different.
+            distil: a loss of a narrow student's output against the teacher's, added to its own.
         """
         return self.losses_of(self(images), criterion, sstudent_criterion, distil)
 
@@ -273,7 +274,7 @@ class Refinement(nn.Module):
         sstudent_criterion: Criterion | None = None,
         distil: Distillation | None = None,
     ) -> RefinementLosses:
-        """`losses` of what `forward` gave, in whatever form the criteria take it."""
+        """`losses` of the outputs of `forward`, in any form that the criteria take."""
         of_teacher, *of_students = outputs
         teacher = criterion(of_teacher)
         narrow = [(sstudent_criterion or criterion)(output) for output in of_students]
@@ -287,7 +288,7 @@ class Refinement(nn.Module):
 
 
 def _fixed_tensors(chain: WeightChain) -> set[str]:
-    """Tensors whose rows may not be narrowed, and are no results: nothing of theirs is merged, so they are shared."""
+    """Tensors whose rows may not be narrowed and are not results: nothing in them is merged, so they are shared."""
     graph = chain.graph
     fixed = np.array([bool(group.fixed) for group in graph.groups])
     results = {graph.row_ties[name].axis for name in graph.heads}

@@ -1,7 +1,7 @@
-"""Students as files: what is known of a student besides its tensors, written and read as a plain checkpoint.
+"""Students as files: the record of a student besides its tensors, written and read as a plain checkpoint.
 
-A file is `{"state_dict": ..., "oskt": ...}`, which torchreid's own loaders take as well. Names of tensors say nothing
-of their shapes, and any widths are legal, so that what is read is checked by running the network once.
+A file is `{"state_dict": ..., "oskt": ...}`, which torchreid's own loaders take as well. Names of tensors do not
+determine their shapes, and any widths are legal, so a file is checked by running the network once.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from .distance import DISTANCES
 
 @dataclass(frozen=True)
 class StudentRecord:
-    """What a student's file says besides its tensors.
+    """The record in a student's file, besides its tensors.
 
     Attributes:
-        name: registered name of the teacher's model; empty where it has none.
+        name: registered name of the teacher's model; empty if it has none.
         num_classes: class count of the teacher.
         loss: loss that the teacher's model was built for.
         feature_dim: length of the feature; 0 where the network has several classifiers.
         code: how the student's own code was adapted, see `graph.routing.describe_code`.
-        distance: whose distances its features were scaled to, see `distance.py`.
+        distance: the distances that its features were scaled to, see `distance.py`.
         input_size: `(channels, height, width)` of the image that the teacher was traced with.
         blocks: heads of each attention and blocks of each norm over channels, see `ChannelGraph.module_blocks`.
     """
@@ -63,7 +63,7 @@ class StudentRecord:
         return replace(self, code=code, blocks={_below(name, module): count for module, count in self.blocks.items()})
 
     def is_possible(self) -> bool:
-        """Whether the numbers are those of any network."""
+        """Whether the numbers are possible for a network."""
         sizes = is_possible_image(self.input_size) and is_possible_model(self.num_classes, (self.name, self.loss))
         return sizes and self.feature_dim >= 0 and self.distance in DISTANCES
 
@@ -98,7 +98,7 @@ def _below(parent: str, module: str) -> str:
 
 
 def attach_record(student: nn.Module, graph: ChannelGraph, spec: ModelSpec | None, distance: str = "none") -> nn.Module:
-    """Gives a narrowed network, in place, what `save_student` needs to know of it, and returns it.
+    """Gives a narrowed network, in place, the record that `save_student` needs, and returns it.
 
     Args:
         student: of the teacher's class.
@@ -129,7 +129,7 @@ def save_student(student: nn.Module, path: str | Path, half: bool = False) -> No
     Args:
         student: made by `expand`; may have been fine-tuned.
         path: written whole or not at all.
-        half: numbers in half precision, for half the bytes; every loader widens them again.
+        half: numbers in half precision, for half the bytes; every loader converts them back.
 
     Raises:
         CheckpointError: a network that `expand` did not make, or values beyond the range of half precision.
@@ -156,7 +156,7 @@ def file_content(student: nn.Module, half: bool = False) -> dict:
 
     Args:
         student: made by `expand`.
-        half: floating-point tensors in half precision; they are widened again when they are loaded.
+        half: floating-point tensors in half precision; they are converted back when they are loaded.
 
     Raises:
         CheckpointError: a network that `expand` did not make, or values beyond the range of half precision.
@@ -205,13 +205,13 @@ def load_student(path: str | Path, model: nn.Module | None = None) -> nn.Module:
 
     Args:
         path: checkpoint.
-        model: the teacher's network, needed only if its builder is not registered; left as it is.
+        model: the teacher's network, needed only if its builder is not registered; not changed.
 
     Returns:
         The student in evaluation mode.
 
     Raises:
-        CheckpointError: missing, damaged or foreign file, or tensors that do not make the network it names.
+        CheckpointError: a missing, damaged or unrelated file, or tensors that do not make the network it names.
     """
     content = files.load_checkpoint(path)
     record = StudentRecord.from_dict(content.get("oskt") if isinstance(content, dict) else None, path)
@@ -259,7 +259,7 @@ def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
         state: of a file.
         expected: of the network, in any widths.
         source: where they come from, for the message.
-        target: what they are to make, for the message.
+        target: the network they are loaded into, for the message.
     """
     found = compare(state, expected, shape=Tensor.dim)
     if found.missing or found.unexpected:
@@ -282,11 +282,11 @@ def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
 def _check_tensors_fit(student: nn.Module, input_size: tuple[int, ...], source: str) -> None:
     """Raises `CheckpointError`, naming the first module at which the tensors do not fit, and its tensors' shapes.
 
-    Names of tensors say nothing of their shapes, and any widths are legal, so that only running the network tells. Only
-    the network as a whole is in training, as in tracing: that computes class scores, and changes no statistics.
+    Names of tensors do not determine their shapes, and any widths are legal, so the network has to be run. Only the
+    root module is in training mode, as in tracing: this computes class scores and changes no statistics.
 
     Args:
-        student: in evaluation mode, and so it stays.
+        student: in evaluation mode; not changed.
         input_size: `(channels, height, width)` of an image that it runs on.
         source: where the tensors come from, for the message.
     """

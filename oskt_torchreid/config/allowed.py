@@ -1,4 +1,4 @@
-"""What a value may be: conditions that stand in the rows of keys, check values, and say in words what they allow."""
+"""Conditions in the rows of keys: they check values and describe what they allow."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ..registry import nearest
 INFINITY = float("inf")
 Scalar = bool | int | float | str
 Value = Scalar | Sequence[Scalar]
-"""What a key may hold: a word, a number, a truth value, or a list of these."""
+"""The value of a key: a word, a number, a truth value, or a list of these."""
 
 
 class Allowed(Protocol):
     """A condition on the value of a key."""
 
     def check(self, key: str, value: Value) -> None:
-        """Raises ConfigError, with what is allowed, unless the value of the key is."""
+        """Raises ConfigError, with the allowed values, unless the value of the key is one."""
 
     def in_words(self) -> str:
-        """What is allowed, as the reference page has it."""
+        """The allowed values, as on the reference page."""
 
 
 class OneOf:
@@ -37,7 +37,7 @@ class OneOf:
         return self._choices
 
     def check(self, key: str, value: Value) -> None:
-        """Raises ConfigError for the first that is none of them, with the nearest."""
+        """Raises ConfigError for the first that is not one of them, with the nearest."""
         for item in entries_of(value):
             if item not in self.choices:
                 shown = ", ".join(map(repr, self.choices))
@@ -49,7 +49,7 @@ class OneOf:
 
 
 class Registered(OneOf):
-    """One of the names that are registered by the time it is asked for, those of other people's methods included."""
+    """One of the names that are registered at the time of the check, including users' own methods."""
 
     def __init__(self, names: Callable[[], tuple[str, ...]]) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Between:
             raise ConfigError(f"{key} is {value}; allowed: {self.lowest} to {self.highest}")
 
     def in_words(self) -> str:
-        """The ends of the range, the upper one where there is one."""
+        """The ends of the range, the upper one if there is one."""
         return f"from {self.lowest:g}" if self.highest == INFINITY else f"{self.lowest:g} to {self.highest:g}"
 
 
@@ -125,7 +125,7 @@ class Entries:
             )
 
     def in_words(self) -> str:
-        """How many, and what each may be."""
+        """The number of entries, and the allowed values of each."""
         number = f"{self.fewest}" if self.fewest == self.most else f"{self.fewest} or more"
         return f"{number}, each {self.each.in_words()}" if self.each else number
 
@@ -136,5 +136,5 @@ WIDTH = Between(1e-6, 1)  # of a network, as a share of another's
 
 
 def entries_of(value: Value) -> list[Scalar]:
-    """The entries of a list; any other value is an entry by itself."""
+    """The entries of a list; any other value is a single entry."""
     return [value] if isinstance(value, (bool, int, float, str)) else list(value)

@@ -1,4 +1,4 @@
-"""Checking values: each by itself, by what its row allows, and those that must go together."""
+"""Checks of values: each alone, by what its row allows, and those that must go together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_config(config: CfgNode) -> None:
     """Checks ranges and choices of a whole tree.
 
     Raises:
-        ConfigError: first value that is not allowed, with what is.
+        ConfigError: first value that is not allowed, with the allowed ones.
     """
     values = leaves(config)
     for key, row in every_key().items():

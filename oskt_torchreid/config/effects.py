@@ -1,8 +1,8 @@
-"""What other values of keys make necessary: networks trained again, evaluated again, or neither.
+"""The effect of a changed key: networks are trained again, evaluated again, or neither.
 
-A run goes by this when it is started again. Where a key that shapes weights has another value, what follows from it is
-trained anew; where one that shapes numbers has, finished networks are evaluated again; all else changes nothing that is
-there.
+A run uses this when it is started again. If a key that shapes weights has another value, everything that depends on it
+is trained again; if one that shapes numbers has, finished networks are evaluated again; other keys change nothing that
+is there.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from .allowed import Allowed, Value
 
 
 class Effect(str, Enum):
-    """What another value of a key makes necessary."""
+    """The effect of another value of a key."""
 
     WEIGHTS = "weights"  # networks are trained again
     NUMBERS = "numbers"  # networks are evaluated again
@@ -25,12 +25,12 @@ class Key:
     """A row of the table.
 
     Attributes:
-        default: the value where nobody gives another, of the type that every value must have.
+        default: the default value, of the type that every value must have.
         meaning: what the key is for.
-        allowed: what the value may be; None: anything of the type.
-        effect: what another value makes necessary. Weights unless the row says otherwise: networks are rather trained
-            once too often than kept although they would be others.
-        if_twice: what an entry that a list has twice would lead to; empty: it may.
+        allowed: allowed values; None: anything of the type.
+        effect: the effect of another value. Weights unless the row says otherwise: networks are rather trained once too
+            often than kept although they would be others.
+        if_twice: the harm of an entry that a list has twice; empty: allowed.
         own: whether torchreid does not have the key; rows of nodes that are this package's own need not say so.
     """
 

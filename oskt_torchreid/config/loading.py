@@ -69,7 +69,7 @@ def merged(config: CfgNode, changes: Mapping[str, object], source: str = "the ch
     """A frozen copy of a tree, some of its values changed.
 
     Args:
-        config: stays as it is.
+        config: not changed.
         changes: dotted key -> value, or the word for it as on the command line.
         source: where the changes come from, for messages.
 
@@ -199,7 +199,7 @@ def _unknown(key: str, source: str) -> None:
 def _coerce(value: Any, default: Value, key: str, source: str) -> Value:
     """`value` as the type of `default`; words of the command line and YAML's '3e-4' are read as Python literals."""
     if isinstance(value, str) and not isinstance(default, str):
-        # What is no literal stays a string, which the type check below reports.
+        # A value that is not a literal stays a string, which the type check below reports.
         with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             value = ast.literal_eval(value)
     check_value(value, key, source)

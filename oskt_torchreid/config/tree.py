@@ -15,7 +15,7 @@ from .nodes.training import ADAM, LOSS, MODEL, RMSPROP, SGD, TRAIN
 from .nodes.vkd import VKD
 
 TORCHREIDS: Node = {
-    "use_gpu": Key(True, "run on a GPU where there is one", effect=NEITHER),
+    "use_gpu": Key(True, "run on a GPU if there is one", effect=NEITHER),
     "model": MODEL,
     "data": DATA,
     "market1501": MARKET1501,
@@ -45,7 +45,7 @@ OWN: Node = {
 
 
 def every_key() -> dict[str, Key]:
-    """The row of every dotted key, those that follow from what others have registered included."""
+    """The row of every dotted key, including those that depend on registered names."""
     return dict(rows_of(TORCHREIDS)) | {key: replace(row, own=True) for key, row in rows_of(OWN)}
 
 

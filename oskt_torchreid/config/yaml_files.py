@@ -1,4 +1,4 @@
-"""Reading YAML whose keys stand once: of a key that stands twice YAML's own reader takes the last and says nothing."""
+"""Reading YAML with unique keys: YAML's own reader silently takes the last of two equal keys."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class _OnceLoader(yaml.SafeLoader):
             if key is None or not isinstance(key, Hashable):  # what cannot be a key is an error below
                 continue
             if key in seen:
-                problem = f"the key '{key}' stands twice in one group; put its values together"
+                problem = f"the key '{key}' occurs twice in one group; put its values together"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds, plain values alone.
+    """The content of a YAML file, plain values only.
 
     Raises:
-        ConfigError: no such file, no YAML, or a key that stands twice.
+        ConfigError: no such file, no YAML, or a key that occurs twice.
     """
     if not path.is_file():
         raise ConfigError(f"no configuration file at '{path}' (looked in '{path.parent.absolute()}')")

@@ -3,7 +3,7 @@
 The re-identification part has pictures of tigers and an identity for each; there are no cameras and no tracklets. An
 identity is one flank of a tiger. Training sets are drawn from all pictures of an identity.
 
-* `atrw` needs the training archive alone: every third identity, in the order of their numbers, is kept for the test.
+* `atrw` only needs the training archive: every third identity, in the order of their numbers, is kept for the test.
 * `atrw_challenge` trains on all of them and tests on the pictures of the CVWC 2019 challenge, whose labels are
   published as `gt_test_plain.json`.
 
@@ -46,10 +46,10 @@ class ATRW(torchreid.data.ImageDataset):
         **kwargs: as for every data set of torchreid.
 
     Attributes:
-        variant: registered name, which decides what the test is.
+        variant: registered name, which determines the test.
 
     Raises:
-        DataError: a folder or list is missing or damaged, a listed picture is not there, or there is nobody to test.
+        DataError: a folder or list is missing or damaged, a listed picture is missing, or there is no identity to test.
     """
 
     variant: ClassVar[str] = "atrw"

@@ -1,4 +1,4 @@
-"""What is known of data before anything is trained: batches, matches, and pictures that can be read."""
+"""Checks of data before anything is trained: batches, matches, and readable pictures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Item = tuple[Any, ...]
 
 
 def check_batches(datamanager: Any, stage: str, batch_key: str) -> None:
-    """Raises `DataError` where a stage would train nothing, because its pictures do not fill one batch.
+    """Raises `DataError` if a stage would train nothing, because its pictures do not fill one batch.
 
     Args:
         datamanager: of the stage.
@@ -82,7 +82,7 @@ def check_pictures(datamanager: Any, how: str = "headers", workers: int = 0) -> 
     Args:
         datamanager: of torchreid or of sets.
         how: `headers` opens them, `all` decodes them, `none` does nothing.
-        workers: threads beside the usual ones.
+        workers: threads besides the usual ones.
 
     Returns:
         How many were looked at.
@@ -132,8 +132,8 @@ def counts_of(items: Sequence[Item]) -> str:
 def data_digest(items: Iterable[Item]) -> str:
     """Digest of pictures: their names, sizes, identities and cameras, in any order.
 
-    Names begin below the folder that all of them are in, so that a set may be moved. A picture that was added, removed,
-    renamed or replaced by one of another size gives another digest.
+    Names are relative to the common folder of all pictures, so that a set may be moved. A picture that was added,
+    removed, renamed or replaced by one of another size gives another digest.
     """
     rows = [(path, pid, camera) for paths, pid, camera, *_ in items for path in _each(paths)]
     common = os.path.commonpath([os.path.dirname(path) for path, _, _ in rows]) if rows else ""

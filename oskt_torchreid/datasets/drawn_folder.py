@@ -1,8 +1,8 @@
 """A folder that is drawn on first use, whole or not at all, and only read after that.
 
-The pictures go into a temporary folder beside the final one, which takes its name when the last file, the manifest, is
-written. A manifest that fits says that the folder is whole; anything else at its place is looked through: pictures
-that this module would have drawn are replaced, and a file of somebody else stops it.
+The pictures go into a temporary folder next to the final one, which takes its name when the last file, the manifest, is
+written. A manifest that fits says that the folder is whole; anything else at its place is looked through: pictures that
+this module would have drawn are replaced, and any other file stops it.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..errors import DataError
 from ..files import read_json, write_json
-from .market_layout import MARKET, Layout, PictureFile
+from .market_layout import MARKET, FolderLayout, PictureFile
 from .synthetic import Renderer, SyntheticSettings
 
 MANIFEST = "manifest.json"
@@ -25,8 +25,8 @@ _LEFTOVER_SECONDS = 3600
 logger = logging.getLogger(__name__)
 
 
-def drawn_folder(root: str | Path, name: str, settings: SyntheticSettings, layout: Layout = MARKET) -> Path:
-    """The folder of a set below `root`, drawn first where it is missing, incomplete or of other settings.
+def drawn_folder(root: str | Path, name: str, settings: SyntheticSettings, layout: FolderLayout = MARKET) -> Path:
+    """The folder of a set below `root`, drawn first if it is missing, incomplete or of other settings.
 
     A whole folder is only read. The name of the folder holds `name`, the picture size and the digest of the settings,
     so sets of other sizes or seeds lie side by side.
@@ -38,7 +38,7 @@ def drawn_folder(root: str | Path, name: str, settings: SyntheticSettings, layou
         layout: How the files are named.
 
     Raises:
-        DataError: `root` cannot be written, or foreign files lie where the set belongs.
+        DataError: `root` cannot be written, or there are other files in the set's folder.
     """
     root = Path(root).expanduser().absolute()
     folder = root / f"{name}_{settings.height}x{settings.width}_{settings.digest()}"
@@ -60,7 +60,7 @@ def drawn_folder(root: str | Path, name: str, settings: SyntheticSettings, layou
     return folder
 
 
-def is_whole(folder: Path, settings: SyntheticSettings, layout: Layout = MARKET) -> bool:
+def is_whole(folder: Path, settings: SyntheticSettings, layout: FolderLayout = MARKET) -> bool:
     """Whether a folder holds every picture of these settings, by its manifest and the files' number and bytes."""
     manifest_path = folder / MANIFEST
     if not manifest_path.is_file():
@@ -72,8 +72,8 @@ def is_whole(folder: Path, settings: SyntheticSettings, layout: Layout = MARKET)
     return manifest == _manifest(folder, settings, layout)
 
 
-def _manifest(folder: Path, settings: SyntheticSettings, layout: Layout) -> dict:
-    """What the manifest of a folder has to say, counted from the files that are really there."""
+def _manifest(folder: Path, settings: SyntheticSettings, layout: FolderLayout) -> dict:
+    """The content of a folder's manifest, counted from its files."""
     counts = {}
     for part in layout.folders:
         sizes = [path.stat().st_size for path in (folder / part).rglob("*.jpg")]
@@ -81,8 +81,8 @@ def _manifest(folder: Path, settings: SyntheticSettings, layout: Layout) -> dict
     return {"digest": settings.digest(), "settings": settings.as_dict(), "pictures": counts}
 
 
-def _draw(folder: Path, settings: SyntheticSettings, files: list[PictureFile], layout: Layout) -> None:
-    """Draws all files beside `folder`, then puts them in its place."""
+def _draw(folder: Path, settings: SyntheticSettings, files: list[PictureFile], layout: FolderLayout) -> None:
+    """Draws all files next to `folder`, then moves them there."""
     drawing = folder.with_name(f"{_drawing_prefix(folder)}{secrets.token_hex(4)}")
     try:
         for part in {file.folder: None for file in files}:
@@ -104,8 +104,8 @@ def _draw(folder: Path, settings: SyntheticSettings, files: list[PictureFile], l
     logger.info("drew %d pictures into %s", len(files), folder)
 
 
-def _rename(drawing: Path, folder: Path, settings: SyntheticSettings, layout: Layout) -> None:
-    """Gives the drawn folder its name, unless another process put the same one there in the meantime."""
+def _rename(drawing: Path, folder: Path, settings: SyntheticSettings, layout: FolderLayout) -> None:
+    """Renames the drawn folder, unless another process made the same one in the meantime."""
     try:
         drawing.rename(folder)
     except OSError:
@@ -113,7 +113,7 @@ def _rename(drawing: Path, folder: Path, settings: SyntheticSettings, layout: La
             raise
 
 
-def _check_ours(folder: Path, files: list[PictureFile], layout: Layout) -> None:
+def _check_ours(folder: Path, files: list[PictureFile], layout: FolderLayout) -> None:
     """Raises DataError if anything below `folder` is not a file or folder that `_draw` makes."""
     folders = {*map(Path, layout.folders), *(Path(file.folder) for file in files)}
     ours = {Path(MANIFEST), *folders, *(Path(file.folder, file.name) for file in files)}
@@ -131,7 +131,7 @@ def _drawing_prefix(folder: Path) -> str:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes left of the same drawing; a drawing that still grows is left alone."""
+    """Removes what killed processes left of the same set; a folder that still grows is not touched."""
     for leftover in folder.parent.glob(f"{_drawing_prefix(folder)}*"):
         # It may be renamed or removed by its own process at any moment.
         with contextlib.suppress(FileNotFoundError):

@@ -1,10 +1,11 @@
 """Few-shot training: any data set with a seeded subset of its training identities.
 
-Identities are told apart by their files, not by the labels of a run, so that a seed means the same people on every
+Identities are distinguished by their files, not by the labels of a run, so that a seed means the same ones on every
 machine. The subsets of one seed are nested: those of 0.1 are among those of 0.3.
 
-Example: identities with the files {a1, a2}, {b1}, {c1}, {d1} stand in this order. With the shuffled order (2, 0, 3, 1)
-of some seed, a ratio of 0.5 keeps the places 2 and 0, that is c and a; they get the labels 1 and 0, for a is before c.
+Example: identities with the files {a1, a2}, {b1}, {c1}, {d1} are in this order. With the shuffled order (2, 0, 3, 1)
+of some seed, a ratio of 0.5 keeps the places 2 and 0, that is c and a; they get the labels 1 and 0, because a is before
+c.
 """
 
 from __future__ import annotations
@@ -37,30 +38,30 @@ def few_identities(items: Sequence[Item], ratio: float, seed: int) -> list[Item]
     """The pictures of a subset of the identities, relabelled from 0 in the order of their files.
 
     Args:
-        items: (path, person, camera, ...) of every training picture, or (paths, ...) of every tracklet.
+        items: (path, identity, camera, ...) of every training picture, or (paths, ...) of every tracklet.
         ratio: share of the identities; their number is rounded down.
         seed: decides which.
 
     Raises:
-        DataError: a ratio that keeps nobody.
+        DataError: a ratio that keeps no identity.
     """
     first_file: dict[int, str] = {}
-    for path, person, *_ in items:
-        first_file[person] = min(first_file.get(person, path), path)
-    persons = sorted(first_file, key=first_file.__getitem__)
-    count = kept_count(len(persons), ratio)
+    for path, identity, *_ in items:
+        first_file[identity] = min(first_file.get(identity, path), path)
+    identities = sorted(first_file, key=first_file.__getitem__)
+    count = kept_count(len(identities), ratio)
     if count == 0:
         raise DataError(
-            f"few_shot.ratio {ratio:g} of {len(persons)} training identities keeps nobody; give a larger one"
+            f"few_shot.ratio {ratio:g} of {len(identities)} training identities keeps none; give a larger one"
         )
-    kept = sorted(np.random.default_rng(seed).permutation(len(persons))[:count])
-    labels = {persons[place]: label for label, place in enumerate(kept)}
-    return [(path, labels[person], *rest) for path, person, *rest in items if person in labels]
+    kept = sorted(np.random.default_rng(seed).permutation(len(identities))[:count])
+    labels = {identities[place]: label for label, place in enumerate(kept)}
+    return [(path, labels[identity], *rest) for path, identity, *rest in items if identity in labels]
 
 
-def kept_count(persons: int, ratio: float) -> int:
-    """How many of the identities a ratio keeps, rounded down; 0.3 of 10 are 3, whatever floating point makes of it."""
-    return int(persons * ratio + 1e-9)
+def kept_count(identities: int, ratio: float) -> int:
+    """How many of the identities a ratio keeps, rounded down; 0.3 of 10 are 3, in spite of floating-point errors."""
+    return int(identities * ratio + 1e-9)
 
 
 def few_shot_dataset(name: str, ratio: float, seed: int, kind: str = "image") -> str:
@@ -90,10 +91,10 @@ def save_list(folder: str | Path, items: Sequence[Item], root: str | Path, ratio
     base = Path(root).expanduser().absolute()
     pictures = [(path, label) for paths, label, *_ in items for path in _each(paths)]
     lines = sorted(f"{_below(Path(path).absolute(), base)} {label}" for path, label in pictures)
-    persons = len({label for _, label in pictures})
+    identities = len({label for _, label in pictures})
     path = Path(folder) / LIST_NAME
     with atomic(path) as temporary:
-        head = f"# {persons} identities, {len(lines)} pictures: ratio {ratio:g}, seed {seed}"
+        head = f"# {identities} identities, {len(lines)} pictures: ratio {ratio:g}, seed {seed}"
         temporary.write_text("\n".join([head, *lines, ""]), encoding="utf-8")
     return path
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..host import data as host_data
 from .fewshot import few_shot_dataset
-from .protocols import PROTOCOLS, check_protocol
+from .protocols import PROTOCOL_FILES, check_protocol
 from .transforms import complete_transforms
 from .validation import validation_dataset
 
@@ -27,11 +27,11 @@ def missing_sets(config: Any) -> list[str]:
     root = Path(config.data.root).expanduser()
     missing = []
     for name in _names(config):
-        known = PROTOCOLS.get(name)
+        known = PROTOCOL_FILES.get(name)
         folder = getattr(_class(config, name), "dataset_dir", None)
         folders = known.folders if known else (folder,) if isinstance(folder, str) else ("",)
         drawn = getattr(_class(config, name), "drawn_on_first_use", False)
-        free = not known and folders == ("",)  # a user's class, which says itself what it needs
+        free = not known and folders == ("",)  # a user's class, which checks its own folder
         if not drawn and not free and not any((root / part).is_dir() for part in folders):
             missing.append(name)
     return missing
@@ -51,11 +51,11 @@ def build_datamanager(
     """Builds the data manager of a configuration.
 
     Args:
-        config: whole tree; beside what `host.data.build_datamanager` reads, few_shot, validation and
+        config: whole tree; besides what `host.data.build_datamanager` reads, few_shot, validation and
             data.interpolation.
         batch_size: images (tracklets of video data) in a training batch; 0: `train.batch_size`.
         types: values of data.type that the caller can use.
-        batch_key: key that says how large a batch is, for messages.
+        batch_key: key of the batch size, for messages.
 
     Raises:
         ConfigError: unknown data set or data type.

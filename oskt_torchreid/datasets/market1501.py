@@ -2,8 +2,8 @@
 
 Three folders hold the pictures to train on, the queries and the gallery. A name such as `0002_c1s1_000451_03.jpg`
 begins with the identity and the camera. torchreid's own classes read pictures of the two published data sets alone: one
-digit of a camera, up to six cameras and 1501 identities, `.jpg`. Here both numbers may be any, so that people can lay
-their own pictures out like this, and what does not fit is named instead of left out.
+digit of a camera, up to six cameras and 1501 identities, `.jpg`. Here any numbers are allowed, so that users can lay
+out their own pictures like this, and files that do not fit are reported instead of left out.
 
 Example: training pictures of the identities 7, 3 and -1 have the labels 1 and 0; -1 is junk and left out. Camera 1 is
 torchreid's camera 0; where any picture is of a camera 0, cameras have their own numbers.
@@ -22,14 +22,14 @@ from ..host.data import register_dataset
 from .market_layout import GALLERY_FOLDER, QUERY_FOLDER, TRAIN_FOLDER
 from .protocols import protocol_folder
 
-PARTS = {"train": TRAIN_FOLDER, "query": QUERY_FOLDER, "gallery": GALLERY_FOLDER}
+FOLDER_OF_PART = {"train": TRAIN_FOLDER, "query": QUERY_FOLDER, "gallery": GALLERY_FOLDER}
 DISTRACTORS = "images"  # of the 500,000 that belong to Market-1501
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 JUNK = -1
 _NAME = re.compile(r"(-1|\d+)_c(\d+)", re.ASCII)
 _EXPECTED = "IDENTITY_cCAMERA..., such as 0002_c1s1_000451_03.jpg"
 
-Item = tuple[str, int, int]
+MarketItem = tuple[str, int, int]
 """(path, identity, camera)."""
 
 
@@ -42,7 +42,7 @@ class MarketLayout(torchreid.data.ImageDataset):
         **kwargs: as for every image data set of torchreid.
 
     Attributes:
-        variant: registered name, which decides where the set lies, see `protocols`.
+        variant: registered name, which determines the set's folder, see `protocols`.
 
     Raises:
         DataError: a folder is missing or has no pictures, a picture has a name of another kind, or a folder has the
@@ -53,7 +53,7 @@ class MarketLayout(torchreid.data.ImageDataset):
 
     def __init__(self, root: str = "", market1501_500k: bool = False, **kwargs: Any) -> None:
         self.data_dir = str(protocol_folder(root, self.variant))
-        parts = {part: self._pictures(part, folder) for part, folder in PARTS.items()}
+        parts = {part: self._pictures(part, folder) for part, folder in FOLDER_OF_PART.items()}
         if market1501_500k:
             parts["gallery"] += self._pictures("gallery", DISTRACTORS)
         first = min(1, *(camera for items in parts.values() for _, _, camera in items))
@@ -64,7 +64,7 @@ class MarketLayout(torchreid.data.ImageDataset):
         labels = {identity: label for label, identity in enumerate(numbers)}
         super().__init__([(path, labels[own], camera) for path, own, camera in train], query, gallery, **kwargs)
 
-    def _pictures(self, part: str, name: str) -> list[Item]:
+    def _pictures(self, part: str, name: str) -> list[MarketItem]:
         """The pictures of a folder, by name, junk left out."""
         folder = Path(self.data_dir, name)
         what = f"the {part} of data set '{self.variant}', '{folder}',"
@@ -75,13 +75,13 @@ class MarketLayout(torchreid.data.ImageDataset):
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
         visible.sort(key=lambda entry: entry.name)
-        found = [entry for entry in visible if entry.name.lower().endswith(SUFFIXES)]
+        found = [entry for entry in visible if entry.name.lower().endswith(PICTURE_SUFFIXES)]
         kept = [item for item in _items(what, found) if item[1] != JUNK]
         if not kept:
             other = f"it has {len(visible)} entries, such as '{visible[0].name}'" if visible else "it is empty"
             raise DataError(
-                f"{what} has no picture {_EXPECTED} ({', '.join(SUFFIXES)}; identity {JUNK} is junk): {other}; put "
-                "pictures there, or give the folder that contains the data set with --root (data.root)"
+                f"{what} has no picture {_EXPECTED} ({', '.join(PICTURE_SUFFIXES)}; identity {JUNK} is junk): {other}; "
+                "put pictures there, or give the folder that contains the data set with --root (data.root)"
             )
         return kept
 
@@ -110,7 +110,7 @@ def register() -> None:
         register_dataset(dataset.variant, dataset, "image", replace=True)
 
 
-def _items(what: str, found: list[os.DirEntry[str]]) -> list[Item]:
+def _items(what: str, found: list[os.DirEntry[str]]) -> list[MarketItem]:
     """Pictures by their names; raises DataError for folders with such names, and for names of another kind."""
     folders = [entry.name for entry in found if entry.is_dir()]
     if folders:

@@ -33,7 +33,7 @@ class PictureFile(NamedTuple):
     frame: int
 
 
-class Layout(NamedTuple):
+class FolderLayout(NamedTuple):
     """How the files of a set are named.
 
     Attributes:
@@ -67,4 +67,4 @@ def picture_files(settings: SyntheticSettings) -> Iterator[PictureFile]:
                     yield PictureFile(folder, name, person, split, identity, camera, walk, turn * _FRAME_STEP)
 
 
-MARKET = Layout(FOLDERS, picture_files)
+MARKET = FolderLayout(FOLDERS, picture_files)

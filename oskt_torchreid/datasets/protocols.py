@@ -1,4 +1,4 @@
-"""Files that a data set's protocol needs, and where they come from; checked before torchreid reads anything."""
+"""Files that a data set's protocol needs, and their sources; checked before torchreid reads anything."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Protocol:
     """Files of a data set.
 
     Attributes:
-        folders: where the set may lie below the root; the first that exists counts.
+        folders: folders of the set below the root; the first that exists counts.
         files: what must be in it.
         source: where they come from.
     """
@@ -34,7 +34,7 @@ _ATRW_SOURCE = (
     "unpack atrw_reid_train.tar.gz and atrw_anno_reid_train.tar.gz (lila.science/datasets/atrw) into the folder atrw"
 )
 
-PROTOCOLS = {
+PROTOCOL_FILES = {
     "market1501": Protocol(
         ("market1501/Market-1501-v15.09.15", "market1501"),
         ("bounding_box_train", "query", "bounding_box_test"),
@@ -71,7 +71,7 @@ PROTOCOLS = {
             "info/query_IDX.mat",
         ),
         "unpack bbox_train.zip and bbox_test.zip of MARS (zheng-lab.cecs.anu.edu.au/Project/project_mars.html) below "
-        "mars, and put the folder info of github.com/liangzheng06/MARS-evaluation beside them",
+        "mars, and put the folder info of github.com/liangzheng06/MARS-evaluation next to them",
     ),
     "dukemtmcvidreid": Protocol(
         ("dukemtmc-vidreid",),
@@ -102,7 +102,7 @@ PROTOCOLS = {
 
 def check_protocol(root: str | Path, name: str) -> None:
     """Checks that a data set is there, as `protocol_folder` does; sets without a protocol are left to torchreid."""
-    if name in PROTOCOLS:
+    if name in PROTOCOL_FILES:
         protocol_folder(root, name)
 
 
@@ -111,12 +111,12 @@ def protocol_folder(root: str | Path, name: str) -> Path:
 
     Args:
         root: folder of all data sets.
-        name: of `PROTOCOLS`.
+        name: of `PROTOCOL_FILES`.
 
     Raises:
-        DataError: what is missing, the path looked at, and where to get it.
+        DataError: missing files; the message gives the path and their source.
     """
-    protocol = PROTOCOLS[name]
+    protocol = PROTOCOL_FILES[name]
     base = Path(root).expanduser().absolute()
     folder = next((base / part for part in protocol.folders if (base / part).is_dir()), base / protocol.folders[0])
     missing = [file for file in protocol.files if not (folder / file).exists()]

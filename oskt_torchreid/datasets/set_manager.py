@@ -33,17 +33,17 @@ def build_set_datamanager(
 ) -> Any:
     """Builds a data manager whose batches are sets, from video data or from image data.
 
-    Pictures of an image data set with the same identity and camera are put together as one tracklet, in training,
-    query and gallery; junk and distractors stay single. With `vkd.no_camera` each training picture stays single, and
-    tracklets of video data are drawn from whatever their cameras.
+    Pictures of an image data set with the same identity and camera are put together as one tracklet, in training, query
+    and gallery; junk and distractors stay single. With `vkd.no_camera` each training picture stays single, and
+    tracklets of video data are drawn from all their cameras.
 
     Args:
-        config: whole tree; beside what `data.manager.build_datamanager` reads, data.type, sampler.num_instances (sets
+        config: whole tree; besides what `data.manager.build_datamanager` reads, data.type, sampler.num_instances (sets
             of an identity in a batch) and vkd.{num_views, num_student_views, strategy, no_camera, test_frames}.
         batch_size: sets in a training batch; 0: vkd.teacher_stage.batch_size.
         num_views: frames of a training set; 0: vkd.num_views.
         strategy: where they come from; empty: vkd.strategy.
-        batch_key: key that says how large a batch is, for messages.
+        batch_key: key of the batch size, for messages.
 
     Returns:
         torchreid's data manager (`num_train_pids`, `transform_tr`, `fetch_test_loaders`, ...) with
@@ -88,7 +88,7 @@ def build_set_datamanager(
 
 
 def _check_views(num_views: int, index: IdentityIndex) -> None:
-    """Warns where no identity has as many frames as a set takes, so that every set has some of them several times."""
+    """Warns if no identity has as many frames as a set takes, so that every set repeats some of them."""
     frames = int(np.bincount(index.identities, weights=index.lengths).max())
     if num_views > frames:
         logger.warning(
@@ -104,7 +104,7 @@ def _host_config(config: Any) -> Any:
     host = config.clone()
     host.defrost()
     host.sampler.train_sampler = "RandomSampler"
-    host.train.batch_size = 1  # whose batches nobody sees
+    host.train.batch_size = 1  # whose batches are never used
     return host
 
 

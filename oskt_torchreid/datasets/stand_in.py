@@ -1,7 +1,6 @@
 """Tiny stand-ins of data sets in their real layouts: folders, file names, lists and splits as torchreid reads them.
 
-They hold noise. What they are good for is to find out, in seconds and without the data, whether a configuration can be
-built.
+They hold noise. They serve to find out, in seconds and without the data, whether a configuration can be built.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from ..registry import nearest
 from .market_layout import GALLERY_FOLDER, QUERY_FOLDER, TRAIN_FOLDER
 from .stand_in_video import CAMERAS, TEST_IDENTITIES, VIDEO_LAYOUTS, write_picture
 
-VIEWS = 2  # training pictures of an identity at a camera: a sampler's four instances in all
+PICTURES_PER_CAMERA = 2  # training pictures of an identity at a camera: a sampler's four instances in all
 
-View = tuple[int, int, int]  # identity, camera, number
+PictureKey = tuple[int, int, int]  # identity, camera, number
 
 
 def make_stand_in(root: str | Path, name: str, identities: int = 2) -> None:
@@ -53,9 +52,9 @@ def _dukemtmcreid(root: Path, identities: int) -> None:
 def _market_layout(folder: Path, identities: int) -> None:
     """`<part>/<person>_c<camera>s1_<frame>_00.jpg`; test persons follow train's."""
     parts = {
-        TRAIN_FOLDER: _views(1, identities, VIEWS),
+        TRAIN_FOLDER: _views(1, identities, PICTURES_PER_CAMERA),
         QUERY_FOLDER: _views(identities + 1, TEST_IDENTITIES, 1),
-        GALLERY_FOLDER: _views(identities + 1, TEST_IDENTITIES, VIEWS, first=1),
+        GALLERY_FOLDER: _views(identities + 1, TEST_IDENTITIES, PICTURES_PER_CAMERA, first=1),
     }
     for part, views in parts.items():
         for person, camera, number in views:
@@ -66,10 +65,10 @@ def _msmt17(root: Path, identities: int) -> None:
     """`msmt17/MSMT17_V1/{train,test}/<person>/<person>_<number>_<camera>_<rest>.jpg`, and four lists "path person"."""
     folder = root / "msmt17" / "MSMT17_V1"
     parts = {
-        "train": ("train", _views(0, identities, VIEWS)),
-        "val": ("train", _views(0, identities, 1, first=VIEWS)),
+        "train": ("train", _views(0, identities, PICTURES_PER_CAMERA)),
+        "val": ("train", _views(0, identities, 1, first=PICTURES_PER_CAMERA)),
         "query": ("test", _views(0, TEST_IDENTITIES, 1)),
-        "gallery": ("test", _views(0, TEST_IDENTITIES, VIEWS, first=1)),
+        "gallery": ("test", _views(0, TEST_IDENTITIES, PICTURES_PER_CAMERA, first=1)),
     }
     for part, (pictures, views) in parts.items():
         lines = []
@@ -81,25 +80,25 @@ def _msmt17(root: Path, identities: int) -> None:
 
 
 def _cuhk03(root: Path, identities: int) -> None:
-    """`cuhk03` as torchreid leaves it after its first use: pictures and splits extracted, the raw files beside them.
+    """`cuhk03` as torchreid leaves it after its first use: pictures and splits extracted, next to the raw files.
 
-    The raw pictures (`cuhk-03.mat`) are only looked for in this state, so the stand-in's is empty.
+    The raw pictures (`cuhk-03.mat`) only have to exist in this state, so the stand-in's are empty.
     """
     folder = root / "cuhk03"
     (folder / "cuhk03_release").mkdir(parents=True)
     (folder / "cuhk03_release" / "cuhk-03.mat").touch()
     for kind in ("detected", "labeled"):
         split = {
-            "train": _cuhk03_items(folder, kind, _views(0, identities, VIEWS)),
+            "train": _cuhk03_items(folder, kind, _views(0, identities, PICTURES_PER_CAMERA)),
             "query": _cuhk03_items(folder, kind, _views(identities, TEST_IDENTITIES, 1)),
-            "gallery": _cuhk03_items(folder, kind, _views(identities, TEST_IDENTITIES, VIEWS, first=1)),
+            "gallery": _cuhk03_items(folder, kind, _views(identities, TEST_IDENTITIES, PICTURES_PER_CAMERA, first=1)),
         }
         for protocol in ("classic", "new"):
             write_json(folder / f"splits_{protocol}_{kind}.json", [split])
         savemat(folder / f"cuhk03_new_protocol_config_{kind}.mat", _cuhk03_protocol(split))
 
 
-def _cuhk03_items(folder: Path, kind: str, views: Iterator[View]) -> list[tuple[str, int, int]]:
+def _cuhk03_items(folder: Path, kind: str, views: Iterator[PictureKey]) -> list[tuple[str, int, int]]:
     """Writes pictures `<camera pair>_<person>_<camera>_<number>.png` and returns (path, person, camera from 0)."""
     items = []
     for person, camera, number in views:
@@ -130,7 +129,7 @@ IMAGE_LAYOUTS: dict[str, Callable[[Path, int], None]] = {
 LAYOUTS = IMAGE_LAYOUTS | VIDEO_LAYOUTS
 
 
-def _views(first_identity: int, identities: int, count: int, first: int = 0) -> Iterator[View]:
+def _views(first_identity: int, identities: int, count: int, first: int = 0) -> Iterator[PictureKey]:
     """Every identity at every camera (from 1), `count` times, numbered from `first`."""
     for identity in range(first_identity, first_identity + identities):
         for camera in range(1, CAMERAS + 1):

@@ -13,7 +13,7 @@ from ..files import write_json
 
 CAMERAS = 2
 TEST_IDENTITIES = 2
-TRACKLETS = 2  # of an identity at a camera, where a layout tells tracklets apart
+TRACKLETS = 2  # of an identity at a camera, if a layout distinguishes tracklets
 FRAMES = 3
 
 
@@ -92,7 +92,7 @@ def _veri776(root: Path, identities: int) -> None:
 def _atrw(root: Path, identities: int) -> None:
     """`atrw/train/<number>.jpg` and `reid_list_train.csv`; also the challenge's `test` and `gt_test_plain.json`.
 
-    Every third identity is for the test, so there are half as many again as are asked for.
+    Every third identity is for the test, so there are half as many again as requested.
     """
     folder = root / "atrw"
     lines: list[str] = []

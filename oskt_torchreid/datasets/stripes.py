@@ -88,14 +88,14 @@ def stripe_baseline(dataset: Any, stripes: int = 16, centre: float = 0.3, balanc
         DataError: A picture that cannot be read.
     """
     items = [*dataset.query, *dataset.gallery]
-    persons, cameras = (np.array([item[place] for item in items]) for place in (1, 2))
+    identities, cameras = (np.array([item[place] for item in items]) for place in (1, 2))
     features = stripe_features([_read(item[0]) for item in items], stripes, centre, balanced)
     features = normalised_per_camera(features, cameras)
     count = len(dataset.query)
     distances = np.linalg.norm(features[:count, None] - features[None, count:], axis=2)
     with quiet():
         curve, mean_precision = torchreid.metrics.evaluate_rank(
-            distances, persons[:count], persons[count:], cameras[:count], cameras[count:], use_cython=False
+            distances, identities[:count], identities[count:], cameras[:count], cameras[count:], use_cython=False
         )
     return StripeScore(float(mean_precision), float(curve[0]))
 

@@ -1,8 +1,8 @@
 """The synthetic pedestrians as image data sets of torchreid: `synthped` and `synthped_medium`.
 
-Importing the package registers both names, so that torchreid's own `ImageDataManager(root="reid-data",
-sources="synthped", height=128, width=64)` draws and reads them. Other settings stand behind the name `synthped` after
-`synthped.configure(synthetic.preset("quick", seed=3))`.
+Importing the package registers both names, so that torchreid's own
+`ImageDataManager(root="reid-data", sources="synthped", height=128, width=64)` draws and reads them. The name `synthped`
+has other settings after `synthped.configure(synthetic.preset("quick", seed=3))`.
 """
 
 import functools
@@ -28,7 +28,7 @@ class SynthPed(torchreid.data.ImageDataset):
         **kwargs: As for every image data set of torchreid.
 
     Raises:
-        DataError: The root cannot be written, or foreign files lie where the set belongs.
+        DataError: The root cannot be written, or there are other files in the set's folder.
     """
 
     drawn_on_first_use = True  # the folder need not be there beforehand
@@ -51,7 +51,7 @@ class SynthPed(torchreid.data.ImageDataset):
 
 
 VARIANTS = {"synthped": PRESETS["quick"], "synthped_medium": PRESETS["medium"]}
-"""What the registered names stand for at first; the second is the harder set, for benchmarks."""
+"""Initial settings of the registered names; the second is the harder set, for benchmarks."""
 
 
 def register() -> None:
@@ -62,7 +62,7 @@ def register() -> None:
 
 
 def configure(settings: SyntheticSettings, variant: str = "synthped") -> None:
-    """Sets what a registered name stands for from now on; data sets that were made before stay as they are.
+    """Sets the settings of a registered name from now on; existing data sets do not change.
 
     Args:
         settings: What to draw when torchreid next makes the data set.
@@ -93,7 +93,7 @@ def check_variant(variants: Mapping[str, SyntheticSettings], settings: object, v
 
 @functools.cache
 def with_settings(drawn: Any, name: str, settings: SyntheticSettings) -> type:
-    """The class of a data set that draws itself, for torchreid's table: it is made of a root and torchreid's keywords.
+    """The class of a data set that draws itself, for torchreid's table: called with a root and torchreid's keywords.
 
     Args:
         drawn: `SynthPed` or the like.

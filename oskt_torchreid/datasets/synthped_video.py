@@ -16,7 +16,7 @@ from .drawn_folder import drawn_folder
 from .synthetic import VIDEO_PRESETS, VideoSettings
 from .synthetic.renderer import TRAIN_SPLIT
 from .synthped import check_variant, with_settings
-from .tracklet_layout import TRACKLETS, tracklet_files
+from .tracklet_layout import TRACKLET_LAYOUT, tracklet_files
 
 
 class SynthPedVideo(torchreid.data.VideoDataset):
@@ -29,7 +29,7 @@ class SynthPedVideo(torchreid.data.VideoDataset):
         **kwargs: As for every video data set of torchreid.
 
     Raises:
-        DataError: The root cannot be written, or foreign files lie where the set belongs.
+        DataError: The root cannot be written, or there are other files in the set's folder.
     """
 
     drawn_on_first_use = True  # the folder need not be there beforehand
@@ -43,7 +43,7 @@ class SynthPedVideo(torchreid.data.VideoDataset):
     ):
         self.settings = settings
         self.root = root
-        self.dataset_dir = str(drawn_folder(root, name, settings, TRACKLETS))
+        self.dataset_dir = str(drawn_folder(root, name, settings, TRACKLET_LAYOUT))
         super().__init__(*self._listing(), **kwargs)
 
     def _listing(self) -> tuple[list, list, list]:
@@ -62,7 +62,7 @@ class SynthPedVideo(torchreid.data.VideoDataset):
 
 
 VARIANTS = {"synthped_video": VIDEO_PRESETS["quick"], "synthped_video_medium": VIDEO_PRESETS["medium"]}
-"""What the registered names stand for at first; the second is the harder set, for benchmarks."""
+"""Initial settings of the registered names; the second is the harder set, for benchmarks."""
 
 
 def register() -> None:
@@ -73,7 +73,7 @@ def register() -> None:
 
 
 def configure(settings: VideoSettings, variant: str = "synthped_video") -> None:
-    """Sets what a registered name stands for from now on; data sets that were made before stay as they are.
+    """Sets the settings of a registered name from now on; existing data sets do not change.
 
     Args:
         settings: What to draw when torchreid next makes the data set.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from .market_layout import Layout, PictureFile
+from .market_layout import FolderLayout, PictureFile
 from .synthetic.renderer import TEST_SPLIT, TRAIN_SPLIT
 from .synthetic.video import FRAME_STEP, VideoSettings
 
@@ -30,4 +30,4 @@ def tracklet_files(settings: VideoSettings) -> Iterator[PictureFile]:
                         yield PictureFile(folder, name, person, split, identity, camera, walk, frame)
 
 
-TRACKLETS = Layout((TRAIN_FOLDER, TEST_FOLDER), tracklet_files)
+TRACKLET_LAYOUT = FolderLayout((TRAIN_FOLDER, TEST_FOLDER), tracklet_files)

@@ -22,14 +22,14 @@ ADDED: dict[str, Callable[[int, int], Transform]] = {"pad_crop": pad_crop}
 
 
 def complete_transforms(datamanager: Any, names: Sequence[str], interpolation: str = "bilinear") -> None:
-    """Gives a data manager's transforms, in place, what torchreid's lack.
+    """Adds to a data manager's transforms, in place, those that torchreid does not have.
 
     The added ones work on pictures, just before they become tensors: after torchreid's flip, before normalisation and
     random erasing.
 
     Args:
         datamanager: torchreid image data manager.
-        names: training transforms that are asked for; torchreid's own are in place already.
+        names: requested training transforms; torchreid's own are there already.
         interpolation: how training and test pictures are resized, `bilinear` or `bicubic`.
     """
     steps = datamanager.transform_tr.transforms

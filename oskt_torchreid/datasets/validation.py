@@ -1,4 +1,4 @@
-"""Validation without the test set: some training identities are held out, and stand in for query and gallery.
+"""Validation without the test set: some training identities are held out, and replace query and gallery.
 
 Learning rates and other choices are made on them; the identities that results are reported on are not looked at.
 
@@ -32,8 +32,8 @@ def hold_out(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item]
     """Training pictures, queries and gallery.
 
     Args:
-        items: (path, person, camera, ...) of every training picture, or (paths, ...) of every tracklet.
-        share: of the identities that are held out; what stays in training is rounded down.
+        items: (path, identity, camera, ...) of every training picture, or (paths, ...) of every tracklet.
+        share: of the identities that are held out; the number that stays in training is rounded down.
         seed: decides which.
 
     Returns:
@@ -41,13 +41,13 @@ def hold_out(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item]
         picture of each identity and camera; and the rest of theirs, the gallery.
 
     Raises:
-        DataError: a share that leaves nobody to train on.
+        DataError: a share that leaves no identity to train on.
     """
     items = [(tuple(paths) if isinstance(paths, list) else paths, *labels) for paths, *labels in items]
-    persons = len({person for _, person, *_ in items})
-    if kept_count(persons, 1 - share) == 0:
+    identities = len({identity for _, identity, *_ in items})
+    if kept_count(identities, 1 - share) == 0:
         raise DataError(
-            f"validation.share {share:g} of {persons} training identities leaves nobody to train on; give a smaller one"
+            f"validation.share {share:g} of {identities} training identities leaves none to train on; lower it"
         )
     train = few_identities(items, 1 - share, seed)
     kept = {path for path, *_ in train}

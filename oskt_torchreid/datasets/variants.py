@@ -12,7 +12,7 @@ from .checks import Item
 
 
 class Dataset(Protocol):
-    """What a change finds in a data set of torchreid: lists of items, and their counts."""
+    """The parts of torchreid's data sets that a variant changes: lists of items, and their counts."""
 
     train: list[Item]
     query: list[Item]
@@ -33,7 +33,7 @@ def register_variant(name: str, suffix: str, kind: str, change: Callable[..., No
 
     Args:
         name: of a registered data set.
-        suffix: what the variant's name has behind it.
+        suffix: of the variant's name.
         kind: "image" or "video".
         change: a function of a `Dataset`, which it changes in place, and of the settings.
         **settings: hashable.

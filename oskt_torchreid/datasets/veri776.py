@@ -20,7 +20,7 @@ from .protocols import protocol_folder
 NAME = "veri776"
 _PICTURE = re.compile(r"(\d+)_c(\d+)_.*\.jpg", re.IGNORECASE)
 
-Labels = tuple[int, int]
+VehicleLabels = tuple[int, int]
 """(vehicle, camera from 0)."""
 Tracklet = tuple[tuple[str, ...], int, int]
 """(paths, vehicle, camera from 0)."""
@@ -34,7 +34,7 @@ class VeRi776(torchreid.data.ImageDataset):
         **kwargs: as for every data set of torchreid.
 
     Raises:
-        DataError: a folder or list is missing, a list is empty, or it has a name that is none of VeRi-776.
+        DataError: a folder or list is missing, a list is empty, or it has a name that is not one of VeRi-776's.
     """
 
     def __init__(self, root: str = "", **kwargs: Any) -> None:
@@ -61,7 +61,7 @@ def register() -> None:
     register_dataset(NAME, VeRi776Video, "video")
 
 
-def labels_of(name: str) -> Labels:
+def labels_of(name: str) -> VehicleLabels:
     """Vehicle and camera of a picture: (2, 1) for `0002_c002_00030600_0.jpg`.
 
     Raises:
@@ -76,7 +76,7 @@ def labels_of(name: str) -> Labels:
 
 
 def _training_tracklets(folder: Path) -> list[Tracklet]:
-    groups: dict[Labels, list[str]] = {}
+    groups: dict[VehicleLabels, list[str]] = {}
     for name in sorted(_listed(folder, "train")):
         groups.setdefault(labels_of(name), []).append(str(folder / "image_train" / name))
     return _relabelled([(tuple(paths), *labels) for labels, paths in groups.items()])
@@ -98,7 +98,7 @@ def _test_tracklets(folder: Path) -> list[Tracklet]:
 
 
 def _query_tracklets(folder: Path, gallery: list[Tracklet]) -> list[Tracklet]:
-    """For each query picture, its test tracklet behind it; the first one of vehicle and camera where none has it."""
+    """For each query picture, its test tracklet; if none has it, the first one of its vehicle and camera."""
     by_name = {Path(path).name: paths for paths, *_ in gallery for path in paths}
     by_labels = {(vehicle, camera): paths for paths, vehicle, camera in reversed(gallery)}
     tracklets = []

@@ -1,4 +1,4 @@
-"""A network as it is deployed: images in, features out, and what a client must know to feed it."""
+"""A deployed network: images in, features out, and the metadata that a client needs to feed it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # to
 
 
 class Deployed(nn.Module):
-    """A network in evaluation with one output, whatever number of branches it has.
+    """A network in evaluation with one output, with any number of branches.
 
     Args:
         network: a torchreid model; a copy of it, in single precision on the CPU, is kept.
@@ -43,7 +43,7 @@ class Deployed(nn.Module):
 
 @dataclass(frozen=True)
 class Deployment:
-    """What goes into a file.
+    """The content of an exported file.
 
     Attributes:
         network: maps images to features.
@@ -73,7 +73,7 @@ class Deployment:
         """Checks everything and runs the network once.
 
         Args:
-            model: a student, teacher or any torchreid model; left as it is.
+            model: a student, teacher or any torchreid model; not changed.
             input_size: by default what a student's record or the model's registered name says, else 3x256x128.
             mean: see the class.
             std: see the class.
@@ -96,8 +96,8 @@ class Deployment:
         return cls(network, name, size, mean, std, _feature_dim(network, type(model).__name__, size))
 
     def metadata(self, precision: str) -> dict[str, str]:
-        """What a client must know, as JSON text per name."""
-        facts: dict[str, Any] = {
+        """The metadata that a client needs, as JSON text per name."""
+        metadata: dict[str, Any] = {
             "network": self.name,
             "input_size": list(self.input_size),
             "mean": list(self.mean),
@@ -108,7 +108,7 @@ class Deployment:
             "l2_normalized": self.network.normalized,
             "precision": precision,
         }
-        return {name: json.dumps(value) for name, value in facts.items()}
+        return {name: json.dumps(value) for name, value in metadata.items()}
 
 
 def _checked_size(size: Sequence[int]) -> tuple[int, int, int]:

@@ -29,7 +29,7 @@ FORMATS = tuple(WRITERS)
 PRECISIONS = ("fp32", "fp16", "int8")
 SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".torchscript": "torchscript", ".ts": "torchscript"}
 COMPANIONS = {"openvino": ".bin"}
-OPSETS = (18, 23)  # what torch's exporter writes
+OPSETS = (18, 23)  # the opset that torch's exporter writes
 _PARITY_IMAGES = 8  # of those that calibrated
 
 
@@ -38,13 +38,13 @@ class Exported:
     """A file that was written and checked.
 
     Attributes:
-        path: of the file; an OpenVINO network has its weights beside it, as `.bin`.
+        path: of the file; an OpenVINO network has its weights next to it, as `.bin`.
         format: `onnx`, `openvino` or `torchscript`.
         precision: `fp32`, `fp16` or `int8`.
-        size: bytes, of both files where there are two.
+        size: bytes, of both files if there are two.
         feature_dim: length of a feature.
         parity: how far its features are from the network's.
-        plain_size: bytes of the same network in an ONNX file of single precision, where the precision is another.
+        plain_size: bytes of the same network in an ONNX file of single precision, if the precision is different.
     """
 
     path: Path
@@ -79,13 +79,13 @@ def export(
     calibration_images: int = CALIBRATION_IMAGES,
     opset: int = OPSET,
 ) -> Exported:
-    """Writes a network into a file for ONNX Runtime, OpenVINO or TorchScript, and checks what the file computes.
+    """Writes a network into a file for ONNX Runtime, OpenVINO or TorchScript, and checks the file's features.
 
     The batch size is free. The file runs on several batches of different sizes before it takes its place; one whose
-    features are not the network's, or do not tell images apart, is deleted.
+    features differ from the network's, or do not distinguish images, is deleted.
 
     Args:
-        model: a student, a teacher or any torchreid model; left as it is.
+        model: a student, a teacher or any torchreid model; not changed.
         path: file to write, whole or not at all.
         format: `onnx`, `openvino` or `torchscript`; by default by the suffix: `.onnx`, `.xml`,
             `.torchscript`.
@@ -100,11 +100,11 @@ def export(
         opset: version of ONNX's operators.
 
     Returns:
-        What was written, and how far its features are from the network's.
+        The written file, and how far its features are from the network's.
 
     Raises:
         ConfigError: a format, precision, opset or size that does not exist, a missing package, int8 without images.
-        ExportError: a path that cannot be written, an operator that the format lacks, or features that are off.
+        ExportError: a path that cannot be written, an operator that the format does not have, or features that differ.
 
     The file says how to feed it: `input_size`, `mean`, `std`, `color`, `interpolation`, `feature_dim`,
     `l2_normalized`, `precision` and `network`, each JSON, in ONNX as `metadata_props`, in OpenVINO as
@@ -153,10 +153,10 @@ def write_checked(
 
 
 def format_of(path: str | Path, format: str = "") -> str:
-    """The format that is asked for, or that a path's suffix stands for.
+    """The requested format, or the one of a path's suffix.
 
     Raises:
-        ConfigError: no such format, or a suffix that stands for none.
+        ConfigError: no such format, or a suffix without one.
     """
     if format:
         if format not in WRITERS:
@@ -170,7 +170,7 @@ def format_of(path: str | Path, format: str = "") -> str:
 
 
 def check_writable(path: Path) -> None:
-    """Raises `ExportError` where a file cannot be written, before anything is computed for it."""
+    """Raises `ExportError` if a file cannot be written, before anything is computed for it."""
     if path.is_dir():
         raise ExportError(f"'{path}' is a folder; give the path of a file in it")
     folder = next(parent for parent in path.absolute().parents if parent.exists())

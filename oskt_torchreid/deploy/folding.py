@@ -51,7 +51,7 @@ class _Pair(NamedTuple):
         convolution: its output goes to the norm alone.
         norm: in evaluation.
         kernel: of the convolution.
-        offset: the convolution's own bias; empty where it has none.
+        offset: the convolution's own bias; empty if it has none.
         weights: of the norm: weight, bias, running mean and variance.
         epsilon: of the norm.
     """
@@ -65,7 +65,7 @@ class _Pair(NamedTuple):
 
 
 def _pair_of(norm: Node, names: Mapping[str, str]) -> _Pair | None:
-    """A norm and the convolution that it can be folded into; `None` where there is none."""
+    """A norm and the convolution that it can be folded into; `None` if there is none."""
     convolution, *weights, training, _, epsilon = norm.args[:8]
     if training or not (isinstance(convolution, Node) and convolution.target is _CONVOLUTION):
         return None

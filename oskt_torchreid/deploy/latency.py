@@ -55,10 +55,10 @@ class Latency:
 
 
 class Timed:
-    """A network made ready to be timed in several ways; what backends share is made once.
+    """A network prepared for timing in several ways; what backends share is made once.
 
     Args:
-        model: left as it is; a copy is timed, in evaluation, where torchreid's models compute no class scores.
+        model: not changed; a copy is timed, in evaluation, where torchreid's models compute no class scores.
         input_size: `(channels, height, width)` of an image.
     """
 
@@ -112,7 +112,7 @@ def measure_latency(
     """Times a network as it is deployed: in evaluation, where torchreid's models compute no class scores.
 
     Args:
-        model: left as it is; a copy is timed.
+        model: not changed; a copy is timed.
         input_size: `(channels, height, width)` of an image.
         batch: images at a time.
         threads: of one operator; by default torch's own number. Set back afterwards.
@@ -137,7 +137,7 @@ def _check_numbers(batch: int, threads: int | None, warmup: int, repeats: int) -
 
 @contextlib.contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Sets torch's threads inside the block."""
+    """Sets torch's number of threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

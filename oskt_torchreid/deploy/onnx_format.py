@@ -34,8 +34,8 @@ def to_onnx(network: nn.Module, input_size: tuple[int, ...], opset: int = OPSET)
         `onnx.ModelProto`, weights inside; input `images`, output `features`.
 
     Raises:
-        ExportError: code that depends on the values of tensors, or an operator that ONNX lacks; names the operator
-            and the module that uses it.
+        ExportError: code that depends on the values of tensors, or an operator that ONNX does not have; the message
+            names it and the module that uses it.
     """
     images = torch.rand(_EXAMPLES, *input_size, generator=torch.Generator().manual_seed(0))
     with silence(), torch.no_grad():
@@ -57,8 +57,8 @@ def to_onnx(network: nn.Module, input_size: tuple[int, ...], opset: int = OPSET)
             raise ExportError(_refusal(program, error, f"ONNX's operators of version {opset}")) from error
     model = converted.model_proto
     written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if written != opset:  # the exporter converts from its own version, and keeps that where it cannot
-        raise ExportError(f"the network cannot be written with opset {opset}, only with {written}; ask for that")
+    if written != opset:  # the exporter converts from its own version, and keeps that version if it fails
+        raise ExportError(f"the network cannot be written with opset {opset}, only with {written}; use that")
     _name_batch(model)
     _strip(model)
     return model
@@ -104,7 +104,7 @@ def _refusal(program: ExportedProgram, error: Exception, what: str) -> str:
 
 
 def _decomposed_nodes(program: ExportedProgram) -> Iterator[Any]:
-    """Operators of a program as it is, and taken apart as far as torch can, which gives exporters' names to nodes."""
+    """Operators of a program, and of its decomposition by torch, whose nodes have exporters' names."""
     yield from program.graph.nodes
     with contextlib.suppress(Exception):  # there is an error to report anyway
         yield from program.run_decompositions().graph.nodes
@@ -120,7 +120,7 @@ def _owner(node: Any) -> str:
 
 
 def _place(error: Exception) -> str:
-    """The line of code at which tracing stopped, where the error says so."""
+    """The line of code at which tracing stopped, if the error names it."""
     lines = re.findall(r'File "([^"]+)", line (\d+), in .*\n\s+(.+)', str(error))
     return "".join(f"; at {path.rpartition('/')[2]}:{line}: {code}" for path, line, code in lines[-1:])
 
@@ -132,7 +132,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _first_line(error: Exception) -> str:
-    """The first line that says something; torch's own reports of a violated batch size begin with a headline."""
+    """The first informative line; torch's own reports of a violated batch size begin with a headline."""
     lines = [line.strip(" -") for line in str(error).strip().splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

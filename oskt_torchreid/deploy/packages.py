@@ -25,7 +25,7 @@ def require(what: str, purpose: str, *more: str) -> None:
 
     Args:
         what: a format or backend; one that is not in `NEEDS` needs none.
-        purpose: what they are needed for, as the message begins: `"backend 'openvino'"`.
+        purpose: purpose of the packages, as the message begins: `"backend 'openvino'"`.
         more: further packages.
     """
     for name in (*NEEDS.get(what, ()), *more):
@@ -33,7 +33,7 @@ def require(what: str, purpose: str, *more: str) -> None:
 
 
 def package(name: str, purpose: str) -> ModuleType:
-    """An optional package; a missing one raises `ConfigError`, which says what to install."""
+    """An optional package; if it is missing, raises a `ConfigError` that says what to install."""
     try:
         return import_module(name)
     except ImportError as error:
@@ -43,7 +43,7 @@ def package(name: str, purpose: str) -> ModuleType:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Keeps what exporters report of their progress, to stdout and otherwise, from the user."""
+    """Hides progress messages of exporters, on stdout and elsewhere, from the user."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "onnxruntime")]
     levels = [each.level for each in loggers]
     for each in loggers:

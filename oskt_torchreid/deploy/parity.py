@@ -1,4 +1,4 @@
-"""Whether an exported file computes what the network does, found by running both."""
+"""Whether an exported file computes the same as the network, checked by running both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import ExportError
 
 Run = Callable[[np.ndarray], np.ndarray]
 
-BATCHES = (1, 3, 2)  # none is a multiple of another, so that no length that was fixed in a graph passes
+BATCHES = (1, 3, 2)  # none is a multiple of another, so that a graph with a fixed length fails
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Tolerance:
     Attributes:
         relative: largest difference, as a share of the largest entry of any feature.
         cosine: least cosine of the two features of an image.
-        confused: whether a feature may be as near to the network's feature of another image as to that of its own.
+        confused: whether a feature may be as near to the network's feature of another image as to its own image's.
     """
 
     relative: float
@@ -48,7 +48,7 @@ class Parity:
         relative: the same as a share of the largest entry of any feature.
         cosine: least cosine of the two features of an image.
         apart: least distance between exported features of different images, as a share of the longest feature.
-        confused: exported features that are as near to the network's feature of another image as to that of their own.
+        confused: exported features that are as near to the network's feature of another image as to their own image's.
         batches: images in each batch.
     """
 
@@ -92,11 +92,11 @@ def check_parity(network: nn.Module, run: Run, batches: Iterable[Tensor], precis
         network: in evaluation, on the CPU.
         run: features `[batch, length]` of images `[batch, channels, height, width]` by the exported file.
         batches: images, different ones.
-        precision: `fp32`, `fp16` or `int8`; says what is tolerated.
+        precision: `fp32`, `fp16` or `int8`; determines the tolerance.
         path: of the file, for messages.
 
     Raises:
-        ExportError: another shape, features that are off, or that do not tell the images apart.
+        ExportError: another shape, features that differ, or that do not distinguish the images.
     """
     expected, found = [], []
     with torch.inference_mode():
@@ -113,7 +113,7 @@ def check_parity(network: nn.Module, run: Run, batches: Iterable[Tensor], precis
         )
     if not parity.apart > 0 or (parity.confused and not tolerance.confused):
         raise ExportError(
-            f"'{path}' does not tell images apart: {parity.confused} of {sum(parity.batches)} features are as near to "
+            f"'{path}' does not distinguish images: {parity.confused} of {sum(parity.batches)} features are as near to "
             f"another image's as to their own ({parity}). The file was deleted; export a trained network, or "
             f"{_advice(precision)}"
         )
@@ -144,7 +144,7 @@ def _compare(expected: np.ndarray, found: np.ndarray, batches: tuple[int, ...]) 
         cosine = float(((expected * found).sum(1) / (lengths[0] * lengths[1])).min())
         relative = float(np.float64(max_abs) / largest)
         apart = float((_distances(found, found) + np.diag([np.inf] * len(found))).min() / lengths[1].max())
-    # Equally near is confused: a file that gives one feature for all images is as near to each.
+    # Equally near counts as confused: a file with the same feature for all images is equally near to each.
     off = _distances(found, expected)
     others = np.where(np.eye(len(found), dtype=bool), np.inf, off).min(axis=1, initial=np.inf)
     confused = int((np.diag(off) >= others).sum())

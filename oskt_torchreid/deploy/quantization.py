@@ -16,7 +16,7 @@ from .deployment import INPUT
 from .packages import package, silence
 
 CALIBRATION_IMAGES = 128
-# What holds nearly all weights and operations. Gates and sums between them stay in single precision: they cost little,
+# Nearly all weights and operations. Gates and sums between them stay in single precision: they cost little,
 # and a gate in eight bits scales whole channels wrongly.
 OPERATORS = ["Conv", "MatMul", "Gemm"]
 

@@ -28,7 +28,7 @@ def open_exported(path: str | Path, format: str, threads: int = 0, shown: str | 
         path: file that `export` wrote.
         format: `onnx`, `openvino` or `torchscript`.
         threads: of one operator; 0: the runtime's choice. TorchScript runs with torch's own number.
-        shown: the file's name in messages, while it has another one.
+        shown: the file's name in messages, if it has a temporary one.
 
     Returns:
         Maps images `[batch, channels, height, width]` to features `[batch, feature_dim]`, both single precision.
@@ -64,7 +64,7 @@ def run_onnx(model: str | bytes, threads: int = 0, device: str = "cpu") -> Run:
 def run_openvino(model: str | bytes, threads: int = 0) -> Run:
     """A function that runs a network, a file of IR or the content of one in ONNX's format, in OpenVINO on the CPU.
 
-    Operators compute in single precision: by itself OpenVINO would take bfloat16 where the processor has it.
+    Operators compute in single precision: otherwise OpenVINO would use bfloat16 if the processor supports it.
     """
     openvino = package("openvino", "backend 'openvino'")
     settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": "f32"}
@@ -88,7 +88,7 @@ def _run_torchscript(path: str, threads: int) -> Run:
 
 
 def read_metadata(path: str | Path, format: str) -> dict[str, Any]:
-    """What an exported file says of itself: input size, mean, std and more, see `Deployment.metadata`."""
+    """The metadata of an exported file: input size, mean, std and more, see `Deployment.metadata`."""
     if format == "onnx":
         properties = package("onnx", "format 'onnx'").load(str(path), load_external_data=False).metadata_props
         texts = {entry.key: entry.value for entry in properties}
@@ -105,10 +105,10 @@ def read_metadata(path: str | Path, format: str) -> dict[str, Any]:
 
 
 class ExportedNetwork(nn.Module):
-    """An exported file in the place of its network, so that torchreid's engines can evaluate it.
+    """An exported file as a network, so that torchreid's engines can evaluate it.
 
     Args:
-        run: what `open_exported` gave.
+        run: the result of `open_exported`.
     """
 
     def __init__(self, run: Run) -> None:

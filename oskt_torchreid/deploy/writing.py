@@ -21,7 +21,7 @@ from .runtimes import METADATA_FILE, SECTION
 
 
 class Conversion:
-    """A deployment on its way into files; what formats share is made once.
+    """A deployment for writing into files; what formats share is made once.
 
     Args:
         deployment: the network and its facts.
@@ -56,7 +56,7 @@ def write_onnx(path: Path, conversion: Conversion, precision: str) -> None:
 
 
 def write_openvino(path: Path, conversion: Conversion, precision: str) -> None:
-    """Writes OpenVINO's IR: the network at `path`, its weights beside it as `.bin`, metadata as `rt_info`.
+    """Writes OpenVINO's IR: the network at `path`, its weights next to it as `.bin`, metadata as `rt_info`.
 
     The way leads over ONNX. In half precision the weights are; OpenVINO picks that of its operators by the device.
     """
@@ -71,7 +71,7 @@ def write_openvino(path: Path, conversion: Conversion, precision: str) -> None:
         converted.set_rt_info(text, [SECTION, name])
     try:
         openvino.save_model(converted, str(path), compress_to_fp16=precision == "fp16")
-    except RuntimeError as error:  # a full disk, for one
+    except RuntimeError as error:  # a full disk, for example
         raise OSError(" ".join(str(error).split())[:300]) from error
 
 

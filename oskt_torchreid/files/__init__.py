@@ -51,11 +51,11 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}(\.[^.]*)?|\.tmp\w{6}")  # as `atomi
 
 @contextmanager
 def atomic(path: str | Path, companion: str = "") -> Iterator[Path]:
-    """Gives a temporary path beside `path` that takes its place when the block ends without an exception.
+    """Gives a temporary path next to `path` that replaces it when the block ends without an exception.
 
     Readers see the old file or the new one, never a part: on any exception, Ctrl-C included, the temporary file is
-    removed and `path` stays as it was. Where several processes train together, the first one's file takes the place,
-    and what the others write is dropped.
+    removed and `path` does not change. If several processes train together, the first one's file is kept, and those of
+    the others are dropped.
 
     Args:
         path: file to write; missing folders are made.
@@ -89,7 +89,7 @@ def atomic(path: str | Path, companion: str = "") -> Iterator[Path]:
 
 
 def _make_room(path: Path) -> None:
-    """Makes the folder of a file; raises `ConfigError` where there can be none, or a folder has the file's name."""
+    """Makes the folder of a file; raises `ConfigError` if that fails, or if a folder has the file's name."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as reason:
@@ -106,7 +106,7 @@ def remove_leftovers(folder: str | Path) -> None:
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Writes tensors as safetensors, with `metadata` (anything that JSON can hold) beside them."""
+    """Writes tensors as safetensors, and `metadata` (anything that JSON can hold)."""
     # Clones, because safetensors refuses tensors that share memory.
     owned = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
@@ -120,7 +120,7 @@ def load_tensors(path: str | Path, error: type[Exception] = ChainError) -> tuple
 
     Args:
         path: file to read.
-        error: type of the error for a missing, truncated or foreign file, and one that announces more than it holds.
+        error: type of the error for a missing, truncated or unrelated file, and one that announces more than it holds.
 
     Returns:
         (tensors on the CPU, metadata).
@@ -204,7 +204,7 @@ def sha256(path: str | Path) -> str:
 
 
 def _advice(path: Path, wanted: str) -> str:
-    """What a file is instead, and who takes it; empty where its beginning does not tell.
+    """The actual kind of a file, and what reads it; empty if its first bytes do not show it.
 
     Example: of a student's file that was given as a chain, "it is a checkpoint of torch.save, ... not a weight chain".
     """
@@ -215,7 +215,7 @@ def _advice(path: Path, wanted: str) -> str:
 
 
 def kind_of(path: str | Path) -> str:
-    """What a file is by its first bytes, with an article; empty where they do not tell."""
+    """The kind of a file by its first bytes, with an article; empty if they do not show it."""
     try:
         with open(path, "rb") as file:
             start = file.read(16)
@@ -261,7 +261,7 @@ def _flush(path: Path) -> None:
 
 
 def numpy_scalar_globals() -> list[Any]:
-    """What unpickling a NumPy scalar needs, under the names of NumPy 1 and 2."""
+    """Functions needed to unpickle a NumPy scalar, under the names of NumPy 1 and 2."""
     scalar = np.float32(0).__reduce__()[0]
     types = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")}
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")

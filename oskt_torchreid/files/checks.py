@@ -1,7 +1,7 @@
-"""What is checked of a file before and after it is read: sizes, headers, what a pickle names, what tensors occupy.
+"""Checks of a file before and after it is read: sizes, headers, names in a pickle, memory of tensors.
 
-A file may have been made to do harm. None of these checks runs anything that a file says; each looks at its bytes, or
-at tensors that were read without running code.
+A file may be malicious. None of these checks runs any code from a file; each looks at its bytes, or at tensors that
+were read without running code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST_RECORDS = 2**18  # in a checkpoint
 MOST_OPERATIONS = 2**23  # of a pickle
 DEEPEST_TUPLE = 32  # of a pickle; what is hashed, compared or shown is walked to its depth
 SHARED_TIMES = 16  # bytes of all tensors, as a multiple of the file: how often tensors may share memory
-LONGEST_NAME = 200
+LONGEST_TENSOR_NAME = 200
 MOST_CLASSES = 10**6
 MOST_PIXELS = 2**20
 MOST_PLANES = 64  # of an image
@@ -136,7 +136,7 @@ def _check_name(argument: str) -> None:
 
 
 def _taken_from(stack: list[Any], operation: Any) -> list[int]:
-    """Depths of what an operation takes off the stack."""
+    """Depths of the values that an operation takes off the stack."""
     before = operation.stack_before
     taken: list[int] = []
     if pickletools.stackslice in before:
@@ -202,4 +202,4 @@ def is_possible_image(size: Sequence[int]) -> bool:
 
 def is_possible_model(num_classes: int, names: Iterable[str]) -> bool:
     """Whether a class count and names can be of a network, so that it can be built."""
-    return 0 < num_classes <= MOST_CLASSES and all(len(name) <= LONGEST_NAME for name in names)
+    return 0 < num_classes <= MOST_CLASSES and all(len(name) <= LONGEST_TENSOR_NAME for name in names)

@@ -86,6 +86,6 @@ def check_state_dict(
 
 
 def first_names(names: Sequence[str]) -> str:
-    """The first of some names, and how many more there are; "none" of none."""
+    """The first of some names, and how many more there are; "none" if there are none."""
     more = f", ... ({len(names) - _NAMES_SHOWN} more)" if len(names) > _NAMES_SHOWN else ""
     return ", ".join(names[:_NAMES_SHOWN]) + more if names else "none"

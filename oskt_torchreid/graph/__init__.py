@@ -1,4 +1,4 @@
-"""The channel graph of any network: which channels every axis of every weight is made of, and which belong together."""
+"""The channel graph of any network: the channels along every axis of every weight, and the groups they form."""
 
 from __future__ import annotations
 

@@ -7,10 +7,10 @@ Most operators need none of their own: pass one of those in `rules` to `register
     from oskt_torchreid import graph
     graph.register_rule("mylib::swish", graph.keep)      # each output element has the channel of its input element
 
-An operator that meets channels and has no rule raises: silently passing it by is how half of a network once stayed
-unshrunk while every output test passed.
+An operator that receives channels and has no rule raises an error: if it were skipped, part of a network could stay at
+full width while every test of the outputs passes.
 
-Calls of modules are followed for what a module's own code does between the modules that it calls.
+Calls of modules are followed as well, to see what a module's own code does between the modules that it calls.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def rule_for(call: Call, module: str) -> Rule:
     """The rule of a call.
 
     Raises:
-        GraphError: there is none; names the operator, the module and the hook.
+        GraphError: there is none; the message names the operator, the module and the hook.
     """
     rule = _RULES.get(call.operator) or _RULES.get(call.operator.removesuffix("_"))
     if rule is None:
@@ -120,7 +120,7 @@ class Passage:
 
     @classmethod
     def of(cls, frame: Frame) -> Passage | None:
-        """What is kept of a finished call; `None` where something in it was not one tensor with known channels."""
+        """The record of a finished call; `None` if any value in it was not a single tensor with known channels."""
         inside, given = f"{frame.name}.", frame.given
         sources = tuple(ids for ids in frame.sources if ids is not None)
         if given is None or len(sources) < len(frame.sources):
@@ -131,13 +131,13 @@ class Passage:
         return cls(frame.name, given.shape, given.dtype, given.device, calls, sources)
 
     def resembles(self, other: Passage) -> bool:
-        """Whether both calls called the same modules and moved as many channels."""
+        """Whether both calls called the same modules and moved the same numbers of channels."""
         lengths, others = ([len(ids) for ids in passage.sources] for passage in (self, other))
         return self.calls == other.calls and lengths == others
 
 
 class Frames:
-    """Follows the calls of modules, and keeps what is known of those whose own code moves channels."""
+    """Follows the calls of modules, and records those whose own code moves channels."""
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
@@ -145,7 +145,7 @@ class Frames:
 
     @property
     def passages(self) -> list[Passage]:
-        """Calls of modules whose own code moved channels, where all that went in and out is known."""
+        """Calls of modules whose own code moved channels, if all their inputs and outputs are known."""
         return [passage for passage in self._passages.values() if passage is not None]
 
     def watching(self, model: nn.Module) -> AbstractContextManager[None]:
@@ -175,7 +175,7 @@ class Frames:
         self._recording.unite(known_ids, ids)
 
     def _keep_passage(self, frame: Frame, passage: Passage | None) -> None:
-        """A module that is called again must do the same again; the channels of both calls are one."""
+        """A module that is called twice must do the same both times; the channels of the two calls are united."""
         known = self._passages.setdefault(frame.name, passage)
         if known is None or passage is None or not known.resembles(passage):
             self._passages[frame.name] = None

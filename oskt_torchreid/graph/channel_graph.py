@@ -1,4 +1,4 @@
-"""The channel graph of one network: which axis of which tensor is made of which channels, and which belong together.
+"""The channel graph of one network: the channels along every axis of every tensor, and the groups they form.
 
 Example (4 channels): `Linear(3, 4)` followed by `Linear(4, 2)` has the channels `0..3` (the hidden units) and
 `4..5` (the outputs). With the axes `hidden = Axis([[0, 1, 2, 3]])` and `output = Axis([[4, 5]])` its ties are::
@@ -28,11 +28,11 @@ Role = Literal["row", "column"]
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """Channels in a row, as they lie along a dimension of one tensor or of several; equal only to itself.
+    """A sequence of channels along a dimension of one or several tensors; an axis is equal only to itself.
 
     Attributes:
-        channels: channel per position, shape `[blocks, length]`. There is one block, except along a grouped
-            convolution, which has one per convolution group: consecutive positions of dimension 0, the same ones of
+        channels: channel per position, shape `[blocks, length]`. There is one block, except for a grouped convolution,
+            which has one block per convolution group: consecutive positions along dimension 0, the same positions along
             dimension 1.
     """
 
@@ -62,7 +62,7 @@ class Tie:
 
     @property
     def place(self) -> tuple[str, int, Role]:
-        """Tensor, dimension and role, which no other tie of a graph has together."""
+        """Tensor, dimension and role: unique to each tie of a graph."""
         return self.tensor, self.dimension, self.role
 
     @property
@@ -76,7 +76,7 @@ class Tie:
         return self.axis.blocks
 
     def shaped(self, length_per_block: int) -> int:
-        """Length of the tensor's dimension when every block holds `length_per_block` positions."""
+        """Length of the tensor's dimension if every block holds `length_per_block` positions."""
         return length_per_block * self.blocks if self.dimension == 0 else length_per_block
 
 
@@ -112,7 +112,7 @@ class ChannelGraph:
         heads: the matrices whose rows are outputs of the network (its classifiers).
         unused: tensors that the traced forward pass never touched; they keep their shape.
         input_size: `(channels, height, width)` of the traced image.
-        splits: attributes that follow the widths of the channels they part.
+        splits: attributes that follow the widths of the channels they split.
         routes: modules whose own code only moves channels.
         reductions: modules whose own code reduces their input over channels.
         norms: modules that normalise over channels.
@@ -158,18 +158,18 @@ class ChannelGraph:
 
     @cached_property
     def module_blocks(self) -> dict[str, int]:
-        """Heads of each attention, and blocks of each norm over channels: what shapes of tensors do not tell."""
+        """Heads of each attention, and blocks of each norm over channels: shapes of tensors do not show them."""
         modules: list[ChannelNorm | Attention] = [*self.norms, *self.attentions]
         return {module.module: len(module.channels) for module in modules}
 
     @cached_property
     def row_ties(self) -> dict[str, Tie]:
-        """The tie in the role `row` per tensor: every tied one has it."""
+        """The tie in the role `row` per tensor: every tied tensor has one."""
         return {tie.tensor: tie for tie in reversed(self.ties) if tie.role == "row"}
 
     @cached_property
     def column_ties(self) -> dict[str, Tie]:
-        """The tie in the role `column` per tensor: matrices have it, but depthwise ones and those of the image."""
+        """The tie in the role `column` per tensor: matrices have one, unless they are depthwise or read the image."""
         return {tie.tensor: tie for tie in reversed(self.ties) if tie.role == "column"}
 
     @cached_property

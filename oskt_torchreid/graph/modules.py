@@ -1,4 +1,4 @@
-"""What a channel graph says of single modules, whose own code moves, counts, normalises or multiplies channels."""
+"""Records of a channel graph for modules whose own code moves, counts, normalises or multiplies channels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class SplitPoint:
-    """An integer attribute of a module that says after how many channels its code takes them apart.
+    """An integer attribute of a module that says after how many channels its code splits them.
 
     Attributes:
         module: name of the module.
@@ -26,9 +26,9 @@ class SplitPoint:
 class Route:
     """A module whose own code does nothing but move channels between the modules that it calls, if any.
 
-    Source 0 is its input and source `i` the output of its call `i - 1`. What each call is given, and at last the
-    output of the module, is made of channels of some sources. Example: a shuffle of 4 channels calls nothing, has the
-    source `[0, 1, 2, 3]`, reads `((0,),)` and has the order `[0, 2, 1, 3]`.
+    Source 0 is its input and source `i` the output of its call `i - 1`. The input of each call, and finally the output
+    of the module, consists of channels of some sources. Example: a shuffle of 4 channels calls nothing, has the source
+    `[0, 1, 2, 3]`, reads `((0,),)` and has the order `[0, 2, 1, 3]`.
 
     Attributes:
         module: name of the module.
@@ -64,7 +64,7 @@ class Reduction:
 class ChannelNorm:
     """A module that normalises over channels (layer norm, group norm), which counts merged channels once.
 
-    A student computes what its teacher computes only where all its slots along a block stand for equally many channels.
+    A student computes the same as its teacher only if all its slots along a block stand for equally many channels.
 
     Attributes:
         module: name of the module.
@@ -85,9 +85,9 @@ class Attention:
     Attributes:
         module: name of the module.
         channels: channels of each head, shape `[heads, head size]`.
-        positions: tensor -> positions along its axis 0 that produce queries and keys; empty where something stands
-            between these and the linear layers that issue them, so that nothing can be folded into their rows.
-        scale_follows: whether the scale is the head's own `size ** -0.5`, and not a number of the code's.
+        positions: tensor -> positions along its axis 0 that produce queries and keys; empty if another operation lies
+            between these and the linear layers that produce them, so that nothing can be folded into their rows.
+        scale_follows: whether the scale is the head's own `size ** -0.5`, not a constant in the code.
     """
 
     module: str

@@ -1,7 +1,7 @@
-"""Networks whose own code takes channels apart or reorders them (chunk, split, shuffle): whether a student's follows.
+"""Checks networks whose own code splits or reorders channels (chunk, split, shuffle): does it follow other widths?
 
-A trial shell is built, its code adapted (`routing.py`), and traced: the code is right for its widths exactly when
-every position of every axis receives the channel whose place it is.
+A trial shell is built, its code adapted (`routing.py`), and traced: the code is right for its widths exactly when every
+position of every axis receives the channel that belongs there.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def check_movements(model: nn.Module, graph: ChannelGraph, movements: Mapping[st
     """Builds a trial shell with uneven widths and traces it.
 
     Args:
-        model: left as it is.
+        model: not changed.
         graph: its channel graph.
-        movements: operator per module where channels are taken apart or reordered, as the tracer recorded it.
-        follow: gives the channel graph of a network and an input size, without checking this in turn.
+        movements: operator per module that splits or reorders channels, as the tracer recorded it.
+        follow: returns the channel graph of a network and an input size, without making this check in turn.
 
     Raises:
-        GraphError: the network's code follows no other widths; says where and what would be needed.
+        GraphError: the network's code does not follow other widths; the message says where, and what is needed.
     """
     try:
         widths = _uneven_plan(graph)
@@ -41,7 +41,7 @@ def check_movements(model: nn.Module, graph: ChannelGraph, movements: Mapping[st
 
 
 def _mismatch(student: nn.Module, graph: ChannelGraph, widths: Mapping[str, int], follow: Follow) -> str | None:
-    """Why a narrower network does not have the planned channels in the planned places; `None` where it has."""
+    """Why a narrower network does not have the planned channels in the planned places; `None` if it does."""
     try:
         found = follow(student, graph.input_size)
     except GraphError as error:
@@ -51,7 +51,7 @@ def _mismatch(student: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]
     pairs = [
         np.stack([reduction.channels[places[reduction.channels]], reduced[reduction.module]])
         for reduction in graph.reductions
-        if reduction.module in reduced  # a reduction over one channel is none
+        if reduction.module in reduced  # a reduction over a single channel is not recorded
     ]
     for tie in graph.ties:
         if (other := found.places.get(tie.place)) is not None:
@@ -62,9 +62,9 @@ def _mismatch(student: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]
 
 
 def _uneven_plan(graph: ChannelGraph) -> dict[str, int]:
-    """A plan with different ratios for different producers, so that code that needs a common one fails it.
+    """A plan with different ratios for different producers, so that code that needs equal ratios fails.
 
-    No group is narrowed to one channel: a convolution of one channel is depthwise and dense at once.
+    No group is narrowed to one channel: a convolution of one channel is both depthwise and dense.
     """
     ratios = (0.4, 0.6, 0.5)
     producers: dict[str, int] = {}

@@ -1,7 +1,7 @@
-"""Width plans of a channel graph: of what a user asks for, made legal, and checked.
+"""Width plans of a channel graph: made from a user's request, adjusted until legal, and checked.
 
 A plan gives each group a width. It is legal where every width lies in its group's range (fixed groups stay whole), and
-where blocks side by side along one axis (convolution groups, heads, blocks of a norm) are equally wide.
+where blocks of one axis (convolution groups, heads, blocks of a norm) are equally wide.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Preset(Protocol):
 
     @property
     def family(self) -> str:
-        """The networks that it belongs to."""
+        """The networks it was published for."""
 
     def plan(self, graph: ChannelGraph) -> dict[str, int] | None:
         """Width per channel group; `None` for a graph of another architecture."""
 
 
 PRESETS: dict[str, Preset] = {}
-"""Presets by name; who knows architectures registers them."""
+"""Presets by name, registered by the modules that know the architectures."""
 
 
 def register_presets(presets: Mapping[str, Preset]) -> None:
@@ -64,8 +64,8 @@ def preset_plan(name: str, graph: ChannelGraph) -> dict[str, int]:
 def full_plan(graph: ChannelGraph, width: Width) -> dict[str, int]:
     """A width for every group.
 
-    Where heads, or the blocks of a grouped convolution, would get unequal widths, the wider ones are lowered and a
-    warning names them.
+    If heads, or the blocks of a grouped convolution, would get unequal widths, the wider ones are lowered and a warning
+    names them.
 
     Args:
         graph: the teacher's channel graph.
@@ -103,7 +103,7 @@ def report_lowered(asked: Mapping[str, int], plan: Mapping[str, int]) -> None:
 
 
 def _named(graph: ChannelGraph, widths: Mapping[str, float]) -> dict[str, int]:
-    """Widths by group name or pattern; groups that keep their width are passed over by patterns."""
+    """Widths by group name or pattern; patterns skip groups that keep their width."""
     plan = dict(graph.sizes)
     fixed = {group.name for group in graph.groups if group.fixed}
     for key, width in widths.items():
@@ -128,7 +128,7 @@ def _width(name: str, width: float, size: int) -> int:
 
 
 def show_ratio(ratio: float) -> str:
-    """A width ratio with four digits, rounded up: typed in again it makes no group narrower. 1/3 -> '0.3334'."""
+    """A width ratio with four digits, rounded up: no group gets narrower when it is typed in. 1/3 -> '0.3334'."""
     return f"{math.ceil(1e4 * ratio - 1e-6) / 1e4:g}"
 
 
@@ -136,18 +136,18 @@ def show_ratio(ratio: float) -> str:
 
 
 def ratio_plan(graph: ChannelGraph, ratio: float, least: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Width plan of a width ratio: `rounded_down`, and `balanced` where blocks would get unequal lengths.
+    """Width plan of a width ratio: `rounded_down`, then `balanced` if blocks would get unequal lengths.
 
     Args:
         graph: a network's channel graph.
         ratio: share of the channels to keep.
-        least: a legal plan below which no group goes, such as a chain's widths.
+        least: a legal plan that no group goes below, such as a chain's widths.
     """
     return balanced(graph, rounded_down(graph, ratio, least), least)
 
 
 def rounded_down(graph: ChannelGraph, ratio: float, least: Mapping[str, int] | None = None) -> dict[str, int]:
-    """`floor(ratio * size)` channels of each group, at least one; fixed groups whole. It may be no legal plan.
+    """`floor(ratio * size)` channels of each group, at least one; fixed groups whole. The plan may not be legal.
 
     With `least`, at least that many.
 
@@ -164,11 +164,11 @@ def rounded_down(graph: ChannelGraph, ratio: float, least: Mapping[str, int] | N
 
 
 def balanced(graph: ChannelGraph, widths: Mapping[str, int], least: Mapping[str, int] | None = None) -> dict[str, int]:
-    """The nearest legal widths below: lowered where blocks side by side would get different lengths.
+    """The nearest legal widths below: lowered where blocks of one axis would get different lengths.
 
-    In every block that is wider than the narrowest, the groups with the largest share of their channels give way,
-    one channel at a time, until all axes agree. Example: blocks of 27 + 26 and 26 + 27 channels at widths 14 + 13
-    and 13 + 13 become 13 + 13 each.
+    In every block that is wider than the narrowest, the groups with the largest share of their channels are lowered,
+    one channel at a time, until all axes agree. Example: blocks of 27 + 26 and 26 + 27 channels at widths 14 + 13 and
+    13 + 13 become 13 + 13 each.
 
     Args:
         graph: a network's channel graph.
@@ -176,17 +176,17 @@ def balanced(graph: ChannelGraph, widths: Mapping[str, int], least: Mapping[str,
         least: narrowest width per group name; by default one channel, and fixed groups whole.
 
     Raises:
-        WidthError: a block that cannot be as narrow as another one beside it.
+        WidthError: a block that cannot be as narrow as another one of the same axis.
     """
     width = np.array([widths[group.name] for group in graph.groups])
     lowest = np.array([least[group.name] if least else _least(group) for group in graph.groups])
     while sum(_lower(graph, blocks, width, lowest) for blocks in graph.blocked_groups):
-        pass  # what one axis gives up, others may have to give up as well
+        pass  # lowering one axis may make it necessary to lower others
     return {group.name: int(value) for group, value in zip(graph.groups, width, strict=True)}
 
 
 def _lower(graph: ChannelGraph, blocks: list[np.ndarray], width: np.ndarray, least: np.ndarray) -> bool:
-    """Lowers widths, `[groups]`, in place, until the blocks of one axis agree; whether it had to."""
+    """Lowers widths, `[groups]`, in place, until the blocks of one axis agree; returns whether it had to."""
     totals = [int(width[groups].sum()) for groups in blocks]
     if max(totals) == min(totals):
         return False
@@ -220,7 +220,7 @@ def check_widths(graph: ChannelGraph, widths: Mapping[str, int]) -> None:
 
 
 def check_plan(graph: ChannelGraph, widths: Mapping[str, int]) -> None:
-    """Raises `WidthError` unless a plan is legal: see `check_widths`; and blocks side by side equally wide."""
+    """Raises `WidthError` unless a plan is legal: see `check_widths`, and blocks of one axis equally wide."""
     check_widths(graph, widths)
     places = occupied(graph, widths)
     for channels, blocks in zip(graph.blocked_axes, graph.blocked_groups, strict=True):
@@ -237,7 +237,7 @@ def _unequal(graph: ChannelGraph, blocks: list[np.ndarray], widths: Mapping[str,
     least = max(sum(_least(group) for group in _members(graph, block)) for block in blocks)
     most = min(sum(group.size for group in _members(graph, block)) for block in blocks)
     return WidthError(
-        "convolution groups, heads and blocks of a norm side by side are equally wide, but "
+        "convolution groups, heads and blocks of a norm along one axis must be equally wide, but "
         f"{names[wide]} would get {lengths[wide]} channels and {names[narrow]} beside it {lengths[narrow]}; legal "
         f"is the same width for each of the {len(blocks)}, from {least} to {most} "
         "(oskt_torchreid.graph.balanced gives the nearest plan, where there is one)"

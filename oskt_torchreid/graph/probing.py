@@ -1,8 +1,8 @@
 """What a module's own code does with channels between the modules that it calls, found by running it on noise.
 
-Random numbers stand in for the module's input and for what each called module gives back. Wherever one of these
-channels turns up again, bit by bit, in what the code passes on, the code has moved it there. Code that does anything
-else with it (adds, scales, turns the map) leaves nothing that could be found, and gets no route.
+Random numbers replace the module's input and the output of each module that it calls. Wherever one of these channels
+reappears, bit by bit, in what the code passes on, the code has moved it there. Code that does anything else with it
+(adds, scales, rotates the map) leaves no such match, and gets no route.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .modules import Route
 from .tracer import tracing_mode
 
 logger = logging.getLogger(__name__)
-_BATCH = 2  # more than one, so that code that mixes the images of a batch is seen
+_BATCH = 2  # more than one, so that code that mixes the images of a batch is noticed
 
 Origin = tuple[tuple[int, ...], np.ndarray]
 
@@ -30,7 +30,7 @@ def find_routes(model: nn.Module, passages: Iterable[Passage]) -> list[Route]:
     """Routes of the modules whose own code does nothing but move channels, in the ids of the passages.
 
     Args:
-        model: left as it was.
+        model: not changed.
         passages: calls in which channels were moved.
     """
     found = (_route(model.get_submodule(passage.module), passage) for passage in passages)
@@ -40,7 +40,7 @@ def find_routes(model: nn.Module, passages: Iterable[Passage]) -> list[Route]:
 def _route(module: nn.Module, passage: Passage) -> Route | None:
     try:
         evaluation, training = (_origins(module, passage, training) for training in (False, True))
-    except Exception as error:  # foreign code, on inputs that it was never meant for
+    except Exception as error:  # code of others, on inputs that it was never meant for
         logger.debug("'%s' cannot be run on noise: %s", passage.module, error)
         return None
     if evaluation is None or training is None:
@@ -95,7 +95,7 @@ class _Observation:
         passage: the call that is repeated.
         sources: noise given as input, then in place of each call's output.
         calls: names of the called modules, in order.
-        arrived: what each called module was given, then the output; `None` for anything but one tensor.
+        arrived: the input of each called module, then the output; `None` for anything but a single tensor.
     """
 
     passage: Passage
@@ -108,13 +108,13 @@ class _Observation:
         self._depth = 0
 
     def run(self, module: nn.Module, training: bool) -> None:
-        """Calls a module whose code, but not its children, believes itself in training or not; leaves it as it was."""
+        """Calls a module with its own `training` flag as given and those of its children off; restores all of them."""
         children = ((name, child) for name, child in module.named_modules() if child is not module)
         with watched(children, self._enter, self._leave), tracing_mode(module), torch.inference_mode():
             module.training = training
             given = self._noise((_BATCH, *self.passage.shape[1:]))
             output = module(given)
-        untouched = torch.equal(given, self.sources[0])  # what is written into the input, the caller sees as well
+        untouched = torch.equal(given, self.sources[0])  # the caller sees what is written into the input
         self.arrived.append(output if untouched and torch.is_tensor(output) else None)
 
     def _noise(self, shape: tuple[int, ...]) -> Tensor:

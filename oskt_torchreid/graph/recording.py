@@ -1,7 +1,7 @@
-"""What is noted of a network's forward pass: channel ids beside every activation, and what operators demand of them.
+"""The record of a network's forward pass: channel ids for every activation, and what operators demand of them.
 
-Beside an activation of shape `S` stands a *shadow*: an integer tensor of shape `S` with the channel of each
-element, expanded with stride 0 wherever it does not vary and therefore nearly free.
+Every activation has a *shadow*: an integer tensor of the same shape with the channel of each element, expanded with
+stride 0 along every axis along which it does not vary, and therefore nearly free.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Frame:
 
     Attributes:
         name: name of the module.
-        given: its input, where that is one tensor and nothing else.
-        sources: ids along axis 1 of its input, then of what each module called by its own code gave back; `None` for
-            anything but one tensor whose channels lie along axis 1.
+        given: its input, if that is a single tensor and nothing else.
+        sources: ids along axis 1 of its input, then of the output of each module called by its own code; `None` for
+            anything but a single tensor whose channels lie along axis 1.
         calls: names of the modules that its own code called, in order.
         reads: how many operators read its input, those of the modules that it calls included.
-        reduction: operator, and ids of the input, where its own code reduces its input over channels.
+        reduction: operator, and ids of the input, if its own code reduces its input over channels.
     """
 
     name: str
@@ -64,18 +64,19 @@ class Recording:
 
     Attributes:
         ties: recorded ties by `(tensor, axis, role)`, in order.
-        elementwise: provisional ids, in the tensor's own shape, of every bare parameter that met activations directly.
+        elementwise: provisional ids, in the tensor's own shape, of every bare parameter that is combined directly with
+            activations.
         unions: pairs of id arrays that must be one channel.
         gates: pairs `(gate ids, finer ids)`: a coarser factor that is shared by several channels.
         fixed: pairs `(ids, reason)` of channels that must keep their width.
         matrices: weights of convolutions and linear layers.
         image_inputs: the matrices whose columns are the image's own channels.
-        movements: module name -> operator, where channels were taken apart or reordered at places chosen by code.
-        splits: `(module, attribute, ids of each part)` where a module's own integer says where channels part.
+        movements: module name -> operator, where channels were split or reordered at places chosen by code.
+        splits: `(module, attribute, ids of each part)` where a module's own integer says where channels are split.
         norms: module name -> ids `[blocks, length]` that it normalises over.
         attentions: module name -> the queries and keys that it multiplies.
-        running: the module calls that are running, outermost first; the network itself is none of them.
-        reductions: module -> operator and ids of its input, where its own code reduces that, and does no more with it.
+        running: the module calls that are running, outermost first; the network itself is not among them.
+        reductions: module -> operator and ids of its input, if its own code reduces that and does nothing else with it.
         touched: names of all state-dict tensors that reached an operator.
         outputs: ids of the network's outputs.
         results: the network's output tensors.
@@ -135,7 +136,7 @@ class Recording:
     def shadow(self, tensor: Any) -> Tensor | None:
         """Channel ids of a tensor's elements, in its shape; `None` where it carries no channels (images, constants).
 
-        A parameter that meets activations directly receives one id per element the first time.
+        A bare parameter that is combined directly with activations gets one id per element the first time.
         """
         if not isinstance(tensor, Tensor):
             return None
@@ -160,16 +161,16 @@ class Recording:
         self._shadows[id(tensor)] = shadow
 
     def set_adrift(self, tensor: Tensor, module: str) -> None:
-        """Says that channels went into this memory, by code of `module`, that are followed no further."""
-        self._alive.append(tensor)  # memory that is in use is not given to others
+        """Records that code of `module` wrote channels into this memory, which are not followed any further."""
+        self._alive.append(tensor)  # memory that is in use is not allocated again
         self._adrift[tensor.untyped_storage().data_ptr()] = module
 
     def adrift(self, tensor: Tensor) -> str | None:
-        """The module that wrote channels into this memory, or what it was computed from, and lost sight of them."""
+        """The module that wrote channels into this memory, or into its source, where they could not be followed."""
         return self._adrift.get(tensor.untyped_storage().data_ptr()) if self._adrift else None
 
     def unite(self, left: Tensor, right: Tensor) -> None:
-        """The channels that meet, position by position after broadcasting, become one."""
+        """Channels at the same position after broadcasting become one."""
         left, right = torch.broadcast_tensors(compact(left), compact(right))
         if left is not right:
             self.unions.append((left.reshape(-1).numpy(), right.reshape(-1).numpy()))
@@ -198,12 +199,12 @@ class Recording:
         return channels if len(channels) == shadow.shape[1] else channels.expand(shadow.shape[1])
 
     def tie(self, tensor: Tensor, axis: int, role: Role, ids: Tensor, blocks: int = 1) -> None:
-        """Records a tie; met again (a module called twice), the channels of both calls are united instead."""
+        """Records a tie; at the second call of a module, the channels of both calls are united instead."""
         name = self.name_of(tensor)
         if name is None:
             raise GraphError(
                 f"module '{self.module}' uses a weight of shape {tuple(tensor.shape)} that is computed in its forward; "
-                "only weights that stand in the state dict can be expanded; store the computed weight, or keep this "
+                "only weights in the state dict can be expanded; store the computed weight, or keep this "
                 "module out of the network"
             )
         known = self.ties.get((name, axis, role))
@@ -230,7 +231,7 @@ class Recording:
         self.attentions.setdefault(self.owner, RecordedAttention(queries.numpy(), keys.numpy(), scale_follows))
 
     def record_split(self, length: int, parts: list[Tensor]) -> bool:
-        """Notes which integer attribute of the running module gave the length of the parts; False unless just one."""
+        """Notes which integer attribute of the running module is the length of the parts; False if not exactly one."""
         name = self.owner
         owner = self._model.get_submodule(name)
         named = [key for key, value in vars(owner).items() if type(value) is int and value == length]

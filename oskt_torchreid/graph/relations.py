@@ -1,17 +1,17 @@
-"""Which unknowns that are 0 or 1 become 1 with others: equalities, zeros, and products that take one side of two."""
+"""Solves equations between unknowns that are 0 or 1: equalities, zeros, and products where one of two sides is 1."""
 
 from __future__ import annotations
 
 Unknown = tuple[str, ...]
-"""What it is (`activation`, `rows`, `columns`, `statistics`), and of what."""
+"""Its kind (`activation`, `rows`, `columns`, `statistics`), and what it belongs to."""
 
 
 class Relations:
-    """Equations between unknowns that are 0 (as it was) or 1 (carries the factor).
+    """Equations between unknowns that are 0 (unchanged) or 1 (carries the factor).
 
     Attributes:
         known: every unknown.
-        tensors: names of the tensors that an unknown stands for, where it is not one of its own name.
+        tensors: names of the tensors that an unknown stands for, if not the single tensor of its own name.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Relations:
         return list(self._parent)
 
     def find(self, unknown: Unknown) -> Unknown:
-        """The one that stands for all that are equal."""
+        """The representative of all unknowns that are equal to this one."""
         self._parent.setdefault(unknown, unknown)
         while (parent := self._parent[unknown]) != unknown:
             self._parent[unknown] = self._parent[parent]
@@ -50,10 +50,10 @@ class Relations:
         self._products.append((result, left, right, why))
 
     def solve(self, wanted: set[Unknown]) -> tuple[set[Unknown], str]:
-        """The fewest unknowns that are 1 if the wanted ones are.
+        """The smallest set of unknowns that are 1 if the wanted ones are.
 
         Returns:
-            Those, and an empty string; or why it is impossible.
+            That set and an empty string, or the reason why it is impossible.
         """
         zeros: dict[Unknown, str] = {}
         for unknown, why in self._zero:
@@ -63,7 +63,7 @@ class Relations:
 
 
 def _complete(ones: set[Unknown], zeros: dict[Unknown, str], products: list[tuple]) -> tuple[set[Unknown], str]:
-    """Adds what follows from `ones`; where a product leaves a choice, the left side is tried first."""
+    """Adds what follows from `ones`; if a product leaves a choice, the left side is tried first."""
     for unknown in ones:
         if unknown in zeros:
             return set(), zeros[unknown]

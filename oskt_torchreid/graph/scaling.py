@@ -1,8 +1,9 @@
-"""Where positive factors on a network's features can go: into which rows, and out of which columns again.
+"""Where positive factors on a network's features can be folded: which rows are multiplied, which columns divided.
 
 A factor per channel passes unchanged through everything that is positively homogeneous channel by channel: ReLU,
-pooling, sums, concatenation, movement. So it can be put on the rows of the layers that produce the feature, and taken
-off the columns of whatever else consumes what those layers produce. Everything else in the network stays bit for bit.
+pooling, sums, concatenation, movement. So the rows of the layers that produce the feature can be multiplied by it, and
+the columns of everything else that consumes the output of those layers divided. The rest of the network stays the same
+bit for bit.
 
 Whether an activation carries the factor is one unknown per activation, and one per tensor's rows or columns; operators
 relate them. Example: in `relu(norm(conv(x)) + skip)` with the sum as feature, sum, `norm`'s rows and `skip` carry
@@ -47,10 +48,10 @@ class FeaturePath:
 
 
 def feature_path(model: nn.Module, graph: ChannelGraph) -> FeaturePath:
-    """Follows a network once as it is trained and once as it is evaluated.
+    """Traces a network once in training and once in evaluation.
 
     Args:
-        model: left exactly as it was; may live on the meta device.
+        model: not changed; may live on the meta device.
         graph: its channel graph.
 
     Raises:
@@ -99,8 +100,9 @@ class ScaleTracer(Tracer):
 
     Args:
         model: the network that will run.
-        relations: what is noted; shared by several runs, in which tensors are the same and activations are not.
-        run_name: tells this run's activations from another's.
+        relations: collects what is found; shared by several runs, which have the same tensors but different
+            activations.
+        run_name: distinguishes this run's activations from another's.
     """
 
     def __init__(self, model: nn.Module, relations: Relations, run_name: str) -> None:
@@ -114,7 +116,7 @@ class ScaleTracer(Tracer):
         return ("rows", name) if name else ("activation", self._run_name, str(id(tensor)))
 
     def carries(self, tensor: object) -> bool:
-        """Whether a tensor carries channels: an activation, or a bare parameter that has met one."""
+        """Whether a tensor carries channels: an activation, or a bare parameter that was combined with one."""
         return id(tensor) in self._shadows or (torch.is_tensor(tensor) and self.name_of(tensor) in self.elementwise)
 
     def _follow(self, call: Call) -> None:
@@ -127,7 +129,7 @@ class ScaleTracer(Tracer):
         except GraphError:
             if operator not in _LENGTHS or self._run_name == "training":
                 raise
-            self.mark(call.output, None)  # a feature's length: of the scaled feature, that of the scaled feature
+            self.mark(call.output, None)  # a feature is divided by its own length, scaled or not
             return
         tracked = [tensor for tensor in call.tensors if self.carries(tensor)]
         if tracked:
@@ -140,6 +142,8 @@ class ScaleTracer(Tracer):
 
 
 _LENGTHS = ("linalg_vector_norm", "norm")
+ScaleRule = Callable[[ScaleTracer, Call, list[Tensor]], None]
+"""Relates the factor of an operator's inputs, of which the last argument lists those with channels, to its outputs'."""
 
 
 def _stop(tracer: ScaleTracer, call: Call, tracked: list[Tensor]) -> None:
@@ -147,13 +151,13 @@ def _stop(tracer: ScaleTracer, call: Call, tracked: list[Tensor]) -> None:
         tracer.stop(tensor, call)
 
 
-def _carry(tracer: ScaleTracer, call: Call, tracked: list[Tensor]) -> None:
-    """Homogeneous in all that carries channels together: movement, pooling, ReLU, sums of activations."""
+def _keep(tracer: ScaleTracer, call: Call, tracked: list[Tensor]) -> None:
+    """Homogeneous in all inputs with channels together: movement, pooling, ReLU, sums of activations."""
     tracer._relations.equal(*map(tracer.unknown, (*tracked, *call.outputs)))
 
 
-def _carry_if(condition: Callable[[ScaleTracer, Call], bool]) -> Callable[[ScaleTracer, Call, list[Tensor]], None]:
-    return lambda tracer, call, tracked: (_carry if condition(tracer, call) else _stop)(tracer, call, tracked)
+def _keep_if(condition: Callable[[ScaleTracer, Call], bool]) -> ScaleRule:
+    return lambda tracer, call, tracked: (_keep if condition(tracer, call) else _stop)(tracer, call, tracked)
 
 
 def _keeps_channels(tracer: ScaleTracer, call: Call) -> bool:
@@ -176,7 +180,7 @@ def _pads_zeros(_: ScaleTracer, call: Call) -> bool:
 def _multiply(tracer: ScaleTracer, call: Call, tracked: list[Tensor]) -> None:
     result, sides = tracer.unknown(call.outputs[0]), [tracer.unknown(tensor) for tensor in tracked]
     if len(sides) == 1 and torch.is_tensor(call.args[0]) and tracked[0] is call.args[0]:
-        tracer._relations.equal(result, *sides)  # by a number, or one that all channels share
+        tracer._relations.equal(result, *sides)  # by a number, or by a tensor that all channels share
     elif len(sides) == 2 and call.operator.startswith("mul"):
         place = f"both sides of a product in module '{tracer.module}' would carry the factor"
         left, right = sides
@@ -189,7 +193,7 @@ def _multiply(tracer: ScaleTracer, call: Call, tracked: list[Tensor]) -> None:
 
 
 def _layer(tracer: ScaleTracer, call: Call, tracked: list[Tensor]) -> None:
-    """Convolution and linear layer: rows give the result its factor, columns take the input's off."""
+    """Convolution and linear layer: rows give the output its factor, columns remove the input's."""
     image, weight, bias = (call.arguments[name] for name in ("input", "weight", "bias"))
     rows = _rows(tracer, weight, bias)
     tracer._relations.equal(rows, tracer.unknown(call.output))
@@ -198,7 +202,7 @@ def _layer(tracer: ScaleTracer, call: Call, tracked: list[Tensor]) -> None:
 
 
 def _norm(tracer: ScaleTracer, call: Call, tracked: list[Tensor]) -> None:
-    """Weight and bias give the result its factor; only running statistics can take the input's off."""
+    """Weight and bias give the result its factor; only running statistics can remove the input's."""
     image, result = call.arguments["input"], call.outputs[0]
     weight, bias = call.arguments["weight"], call.arguments["bias"]
     if weight is None:
@@ -219,19 +223,19 @@ def _rows(tracer: ScaleTracer, weight: Tensor, bias: Tensor | None) -> Unknown:
     return ("rows", names[0])
 
 
-_SCALE_RULES: dict[str, Callable[[ScaleTracer, Call, list[Tensor]], None]] = {}
-for _scale_rule, _operators in {
+_SCALE_RULES: dict[str, ScaleRule] = {}
+for _rule, _operators in {
     _layer: "conv2d conv1d linear",
     _norm: "batch_norm instance_norm layer_norm native_layer_norm group_norm native_group_norm",
-    _carry: "relu leaky_relu dropout feature_dropout clone contiguous detach alias lift_fresh to _to_copy type_as abs "
+    _keep: "relu leaky_relu dropout feature_dropout clone contiguous detach alias lift_fresh to _to_copy type_as abs "
     "neg max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d upsample_bilinear2d upsample_nearest2d "
     "upsample_bicubic2d reflection_pad2d replication_pad2d view _unsafe_view reshape flatten unflatten view_as "
     "reshape_as permute transpose t movedim swapaxes expand expand_as squeeze unsqueeze slice select split "
     "split_with_sizes chunk unbind narrow index_select repeat flip roll cat concat concatenate stack",
-    _carry_if(_keeps_channels): "mean sum amax amin linalg_vector_norm norm",
-    _carry_if(_adds_activations): "add sub maximum minimum",
-    _carry_if(_clamps_at_zero): "clamp clamp_min clamp_max",
-    _carry_if(_pads_zeros): "pad constant_pad_nd",
+    _keep_if(_keeps_channels): "mean sum amax amin linalg_vector_norm norm",
+    _keep_if(_adds_activations): "add sub maximum minimum",
+    _keep_if(_clamps_at_zero): "clamp clamp_min clamp_max",
+    _keep_if(_pads_zeros): "pad constant_pad_nd",
     _multiply: "mul div",
 }.items():
-    _SCALE_RULES.update(dict.fromkeys(_operators.split(), _scale_rule))
+    _SCALE_RULES.update(dict.fromkeys(_operators.split(), _rule))

@@ -55,7 +55,7 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], description: Mapping) -> ChannelGraph:
-    """Inverse of `to_arrays`; checks that sizes and ids agree and raises `GraphError` where they do not."""
+    """Inverse of `to_arrays`; raises `GraphError` if sizes and ids do not agree."""
     try:
         _check_arrays(arrays)
         shapes = [(int(blocks), int(length)) for blocks, length in description["axes"]]
@@ -172,7 +172,7 @@ def _check_ids(graph: ChannelGraph) -> None:
 
 
 def _check_route(route: Route) -> None:
-    """Each step reads sources that exist by then, at places that they have."""
+    """Checks that each step reads sources that exist by then, at valid places."""
     steps = len(route.calls) + 1
     sound = len(route.sources) == len(route.reads) == len(route.orders) == steps
     for number in range(steps if sound else 0):
@@ -185,7 +185,7 @@ def _check_route(route: Route) -> None:
 
 
 def _check_attention(graph: ChannelGraph, attention: Attention) -> None:
-    """Its positions lie on axes of rows."""
+    """Checks that its positions lie on axes of rows."""
     for name, positions in attention.positions.items():
         tie = graph.row_ties.get(name)
         if tie is None or len(positions) == 0 or not 0 <= positions.min() <= positions.max() < tie.channels.size:

@@ -1,8 +1,9 @@
-"""One forward pass of the real network, with a channel id carried beside every element of every activation.
+"""One forward pass of the real network, with a channel id for every element of every activation.
 
 The pass runs under a `TorchDispatchMode` inside `torch.inference_mode()`, where composite operators (convolution,
-linear, batch norm, ...) arrive whole. Data movement acts on the shadow of an activation as it acts on the data; layers
-issue fresh channels; sums and products unite the channels that meet. What each operator does is written in `rules`.
+linear, batch norm, ...) are not decomposed. Data movement acts on the shadow of an activation as it acts on the data;
+layers create new channels; sums and products unite the channels at the same position. What each operator does is
+written in `rules`.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ class Tracer(Recording, TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # spares the import of torch's compiler, which takes longer than any trace
+        return False  # avoids the import of torch's compiler, which takes longer than any trace
 
     def _follow(self, call: Call) -> None:
-        """Applies the rule of a call that meets channels; one that says nothing of any output would lose them."""
+        """Applies the rule of a call that receives channels; a rule that marks no output would lose them: an error."""
         tracked = any(id(tensor) in self._shadows for tensor in call.tensors)
         before = len(self._alive)
         rule_for(call, self.module)(self, call)
@@ -71,7 +72,7 @@ class Tracer(Recording, TorchDispatchMode):
 
 @contextlib.contextmanager
 def tracing_mode(model: nn.Module, training: bool = True) -> Iterator[None]:
-    """The root in training, so that classifiers run, all else in evaluation, so that norms stay still; restored."""
+    """The root in training mode, so that classifiers run, the rest in evaluation mode, so that norms keep; restored."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     model.training = training
@@ -83,7 +84,7 @@ def tracing_mode(model: nn.Module, training: bool = True) -> Iterator[None]:
 
 
 def run(model: nn.Module, input_size: tuple[int, ...], tracer: Tracer | None = None, training: bool = True) -> Tracer:
-    """Traces one forward pass over an image of noise. The model is left as it was.
+    """Traces one forward pass over an image of noise. The model is not changed.
 
     Args:
         model: any module that maps an image batch `[1, channels, height, width]` to a tensor, or nested ones.
@@ -117,7 +118,7 @@ def _traced(model: nn.Module, tracer: Tracer, image: Tensor) -> Any:
             return model(image)
     except GraphError:
         raise
-    except Exception as error:  # of a network's own code
+    except Exception as error:  # raised by a network's own code
         raise forward_error(model, image, tracer.module, error) from error
 
 
@@ -131,7 +132,7 @@ def _tensors(outputs: Any) -> Iterable[Tensor]:
             yield from _tensors(output)
 
 
-# Words of torch's messages, and of networks' own checks, about tensors that do not fit each other.
+# Words in messages of torch, and of networks' own checks, about shapes that do not fit.
 _OF_SHAPES = re.compile(
     r"shape|size|dimension|channels|elements|height|width|resolution|out of range|match", re.IGNORECASE
 )
@@ -163,11 +164,11 @@ def check_input_size(input_size: tuple[int, ...]) -> None:
 
 
 def forward_error(forward: Callable[[Tensor], Any], image: Tensor, module: str, error: Exception) -> GraphError:
-    """The error of a forward pass that failed, worded after its cause.
+    """The error for a forward pass that failed, with a message that fits its cause.
 
     Args:
-        forward: runs the network as it was run, but not traced.
-        image: what it was given, `[1, channels, height, width]`.
+        forward: runs the network in the same way without a trace.
+        image: its input, `[1, channels, height, width]`.
         module: name of the module whose code failed.
         error: what it raised.
     """
@@ -191,6 +192,6 @@ def _runs(forward: Callable[[Tensor], Any], image: Tensor) -> bool:
     try:
         with torch.no_grad():
             forward(image)
-    except Exception:  # foreign code; what it raised while it was traced is what the user is told
+    except Exception:  # code of others; the user is shown what it raised while it was traced
         return False
     return True

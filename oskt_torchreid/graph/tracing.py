@@ -25,16 +25,16 @@ def trace(model: nn.Module, input_size: tuple[int, ...] = DEFAULT_INPUT_SIZE) ->
     """Follows every channel of a network through one forward pass.
 
     Args:
-        model: any module that maps an image batch to features or class scores; left exactly as it was.
-        input_size: `(channels, height, width)` of the image to run it on; only speed depends on it, unless the
-            network itself is made for one size.
+        model: any module that maps an image batch to features or class scores; not changed.
+        input_size: `(channels, height, width)` of the image to run it on; it only affects speed, unless the network is
+            made for one size.
 
     Returns:
         The channel graph; `print(graph.summary())` shows it.
 
     Raises:
-        GraphError: an operator without a rule, a reduction over channels, weights that are computed on the fly, or
-            code that takes channels apart at fixed places; says where and what to do.
+        GraphError: an operator without a rule, a reduction over channels, weights that are computed on the fly, or code
+            that splits channels at fixed places; the message says where and what to do.
     """
     check_model(model)
     tracer = run(model, input_size)
@@ -50,8 +50,8 @@ def build_graph(
 ) -> ChannelGraph:
     """Turns a trace into a graph; `routes` are in the recording's provisional ids.
 
-    A channel is a connected component of united ids. Two channels belong to one group when they have the same
-    signature: the same ties, as often, in the same convolution groups, under the same gates, fixed for the same reason.
+    A channel is a connected component of united ids. Two channels belong to one group if they have the same signature:
+    the same ties equally often, in the same convolution groups, under the same gates, fixed for the same reason.
 
     Raises:
         GraphError: a tensor that took part in the forward pass has an axis of unknown channels.
@@ -104,7 +104,7 @@ def united(recording: Recording) -> np.ndarray:
 
 
 def _elementwise_ties(recording: Recording, channel_of: np.ndarray) -> Iterable[RecordedTie]:
-    """A bare parameter's one axis of channels, read off its elements' ids; one that has several is held fixed."""
+    """A bare parameter's one axis of channels, read off its elements' ids; one with several is fixed."""
     for name, ids in recording.elementwise.items():
         channels = channel_of[ids.numpy()]
         varying = [axis for axis in range(channels.ndim) if (channels != channels.take([0], axis)).any()]
@@ -116,7 +116,7 @@ def _elementwise_ties(recording: Recording, channel_of: np.ndarray) -> Iterable[
 
 
 def _renumbered(channel_of: np.ndarray, recorded: list[RecordedTie]) -> tuple[np.ndarray, int]:
-    """Consecutive numbers for the channels that stand in a tie; -1 for ids that stand in none."""
+    """Consecutive numbers for the channels that appear in a tie; -1 for ids that appear in none."""
     used = np.unique(np.concatenate([channel_of[tie.ids].reshape(-1) for tie in recorded]))
     number = np.full(len(channel_of) + 1, -1)
     number[used] = np.arange(len(used))
@@ -135,7 +135,7 @@ def _interned(recorded: list[RecordedTie], channel_of: np.ndarray) -> list[Tie]:
 
 
 def _splits(recording: Recording, channel_of: np.ndarray, routed: set[str]) -> tuple[SplitPoint, ...]:
-    """Split points of known channels, but for those of modules whose own code will not run in a student."""
+    """Split points of known channels, except those of modules whose own code will not run in a student."""
     return tuple(
         SplitPoint(module, attribute, tuple(channel_of[part] for part in parts))
         for module, attribute, parts in recording.splits
@@ -169,10 +169,10 @@ def _norms(recording: Recording, channel_of: np.ndarray) -> tuple[ChannelNorm, .
 
 
 def _attentions(recording: Recording, recorded: list[RecordedTie], channel_of: np.ndarray) -> tuple[Attention, ...]:
-    """Attentions, with the rows that issued the ids of their queries and keys.
+    """Attentions, with the rows that produced the ids of their queries and keys.
 
-    Provisional ids still tell queries, keys and values apart, which have been united since. Rows are given where linear
-    layers issue them and no other tensor (a norm of the queries) stands between these and the product.
+    Provisional ids still distinguish queries, keys and values, which have been united since. Rows are given if linear
+    layers produce them and no other tensor (a norm of the queries) lies between these and the product.
     """
     attentions = []
     for module, product in recording.attentions.items():
@@ -193,9 +193,9 @@ def _attentions(recording: Recording, recorded: list[RecordedTie], channel_of: n
 
 
 def _fix_modules(model: nn.Module, ties: Sequence[Tie], fixed: np.ndarray) -> None:
-    """Holds fixed, in place, what the `fixed_modules` of a network's modules produce (names of their children).
+    """Fixes, in place, the channels that the `fixed_modules` of a network's modules produce (names of their children).
 
-    It is how a network keeps channels whole that could be narrowed, such as the embedding in front of a first layer.
+    With this attribute a network excludes channels from narrowing, such as the embedding in front of the first layer.
     """
     for name, module in model.named_modules():
         for child in getattr(module, "fixed_modules", ()):
@@ -206,7 +206,7 @@ def _fix_modules(model: nn.Module, ties: Sequence[Tie], fixed: np.ndarray) -> No
 
 
 def _fixed_reasons(recording: Recording, ties: list[Tie], channel_of: np.ndarray, num_channels: int) -> np.ndarray:
-    """Why each channel is fixed (empty: it is not), an object array `[num_channels]`.
+    """Why each channel is fixed, an object array `[num_channels]`; empty where it is not.
 
     An output whose channels some layer consumes is a feature and may be narrowed; one that none consumes is a result.
     """
@@ -250,7 +250,7 @@ def _signature_classes(
 
 
 def _refine(labels: np.ndarray, channels: np.ndarray, codes: np.ndarray) -> None:
-    """Splits classes, in place: channels of one class that received different codes, or none, part."""
+    """Splits classes, in place: a class is split if its channels received different codes, or none."""
     while len(channels):
         unique, first = np.unique(channels, return_index=True)
         pair = labels[unique] * (codes.max() + 1) + codes[first]
@@ -282,7 +282,7 @@ def _named_groups(labels: np.ndarray, ties: list[Tie], matrices: set[str], fixed
 
 
 def _check_coverage(recording: Recording, ties: list[Tie], shapes: dict[str, tuple[int, ...]]) -> None:
-    """Every tensor that took part has its ties, of the right lengths; the image's own columns excepted."""
+    """Checks that every tensor that took part has ties of the right lengths; the image's own columns need none."""
     tied: dict[str, set[str]] = {}
     for tie in ties:
         tied.setdefault(tie.tensor, set()).add(tie.role)

@@ -1,1 +1,1 @@
-"""The edge to torchreid: nothing outside of this folder imports it."""
+"""The interface to torchreid: nothing outside this folder imports it."""

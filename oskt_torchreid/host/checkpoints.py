@@ -1,4 +1,4 @@
-"""What a checkpoint says about the run that wrote it, checked before anything of it is used."""
+"""The record of a run in its checkpoint, checked before anything in it is used."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .random_state import State, check_random_state
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run resumes.
+    """The position at which a run resumes.
 
     Attributes:
-        epoch: whole epochs that are done.
-        batches: of the next epoch that are done too.
+        epoch: number of completed epochs.
+        batches: number of completed batches of the next epoch.
         random: states of the generators of every process at this place.
-        epoch_random: those at the beginning of the epoch, where batches are done: the sampler's order and the images
-            of its batches follow from it.
-        evaluated: epochs that were done at the last evaluation.
+        epoch_random: those at the beginning of the epoch, if any batch is completed: they determine the sampler's order
+            and the images of its batches.
+        evaluated: number of completed epochs at the last evaluation.
         curve: evaluations so far.
     """
 
@@ -37,13 +37,13 @@ class Position:
 
 
 def training_state(position: Position, run_key: str, losses: Sequence[ReidLoss], method: dict) -> dict[str, Any]:
-    """What a checkpoint holds under `training`, beside weights, optimiser and schedule: plain values and tensors.
+    """The entry `training` of a checkpoint, besides weights, optimiser and schedule: plain values and tensors.
 
     Args:
         position: where the run resumes.
         run_key: digest of the settings that decide its result.
-        losses: whose centers are kept.
-        method: what a method adds.
+        losses: whose centers are stored.
+        method: state of the method.
     """
     return {
         "run": run_key,
@@ -58,7 +58,7 @@ def training_state(position: Position, run_key: str, losses: Sequence[ReidLoss],
 
 
 def position_of(content: Mapping[str, Any], source: str) -> Position | None:
-    """Where the run of a checkpoint resumes; None for one that does not say (torchreid's own).
+    """The position at which a checkpoint's run resumes; None if it has none (torchreid's own).
 
     Args:
         content: of the file.
@@ -98,16 +98,16 @@ def check_training(training: Mapping[str, Any], run_key: str, losses: Sequence[R
 
     Args:
         training: as `position_of` has seen it.
-        run_key: of the run that resumes; empty: not compared.
-        losses: of the run that resumes.
+        run_key: of the resumed run; empty: not compared.
+        losses: of the resumed run.
         source: the file, for messages.
     """
     key, learned = training["run"], training["losses"]
     if run_key and key and key != run_key:
         raise CheckpointError(
             f"{source} is a checkpoint of another run: its settings have the digest {key}, this run's {run_key}. "
-            "Nothing was loaded; resume with the configuration that it was written with (config.yaml of its run), or "
-            "begin anew in another folder (data.save_dir), with its weights by model.load_weights"
+            "Nothing was loaded; resume with the configuration that it was written with (config.yaml of its "
+            "run), or start again in another folder (data.save_dir), with its weights by model.load_weights"
         )
     if len(learned) != len(losses):
         raise CheckpointError(f"{source} is a checkpoint of another run: of another engine. Nothing was loaded")
@@ -120,7 +120,7 @@ def check_optimizer_state(state: Any, optimizer: Optimizer, source: str) -> None
 
     Args:
         state: of `optimizer.state_dict()` when it was saved.
-        optimizer: stays as it is.
+        optimizer: not changed.
         source: the file, for messages.
     """
     groups = [group["params"] for group in optimizer.param_groups]
@@ -134,7 +134,7 @@ def check_optimizer_state(state: Any, optimizer: Optimizer, source: str) -> None
         }
     except (AttributeError, KeyError, TypeError) as reason:
         raise CheckpointError(
-            f"{source} is damaged: it holds no optimiser's state ({type(reason).__name__}: {reason}). Nothing was "
+            f"{source} is damaged: it holds no optimiser state ({type(reason).__name__}: {reason}). Nothing was "
             "loaded; resume from another checkpoint"
         ) from reason
     if given != sizes:

@@ -1,4 +1,4 @@
-"""Finds torchreid, in either of its two distributions, and names what is missing.
+"""Finds torchreid, in either of its two distributions, and reports what is missing.
 
 The package on PyPI keeps its code under `torchreid.reid`, the source repository directly under `torchreid`; both give
 the attributes `torchreid.data`, `.engine`, ..., so everything is reached through those.
@@ -27,8 +27,8 @@ def _find_torchreid() -> ModuleType:
     """The torchreid module.
 
     Raises:
-        MissingTorchreidError: torchreid, or one of its own needs, is missing.
-        ConfigError: one of its parts is.
+        MissingTorchreidError: torchreid, or one of its dependencies, is missing.
+        ConfigError: one of its parts is missing.
     """
     try:
         with warnings.catch_warnings():
@@ -49,11 +49,11 @@ def _find_torchreid() -> ModuleType:
     return found
 
 
-torchreid: Any = _find_torchreid()  # which has no types
+torchreid: Any = _find_torchreid()  # torchreid has no types
 
 
 def device(use_gpu: bool = True) -> torch.device:
-    """Where models run: the current GPU if it is wanted and there is one, else the CPU."""
+    """The device on which models run: the current GPU if requested and available, else the CPU."""
     return torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
 
 
@@ -75,7 +75,7 @@ def host_table(function: object, name: str) -> dict[str, Any]:
     table = getattr(function, "__globals__", {}).get(name)
     if not isinstance(table, dict):
         raise ConfigError(
-            f"this torchreid ({torchreid.__file__}) keeps no table '{name}' beside "
+            f"this torchreid ({torchreid.__file__}) keeps no table '{name}' next to "
             f"{getattr(function, '__name__', function)}; versions 0.2.5 (PyPI) and 1.4 (source) do: run `{INSTALL}`"
         )
     return table

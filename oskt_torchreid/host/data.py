@@ -42,7 +42,7 @@ def dataset_class(name: str, kind: str) -> type:
         kind: "image" or "video".
 
     Raises:
-        ConfigError: unknown name; the message says so where it is one of the other kind.
+        ConfigError: unknown name; the message says if it is a name of the other kind.
     """
     known = _datasets(kind)
     if name in known:
@@ -59,8 +59,8 @@ def dataset_class(name: str, kind: str) -> type:
 def has_splits(name: str, kind: str) -> bool:
     """Whether a data set has several splits, of which `data.split_id` names one; unknown names have none.
 
-    torchreid gives the number to every class. Its own classes and ours that read it name it; a user's may read
-    it from its keywords.
+    torchreid passes the number to every class. Its own classes and those of this package that read it have a parameter
+    for it; a user's class may read it from its keywords.
     """
     known = _datasets(kind).get(name)
     if known is None:
@@ -78,7 +78,7 @@ def _is_known(dataset: type) -> bool:
 def register_image_dataset(name: str, dataset: type) -> None:
     """Makes an image data set known to torchreid; registering the same class again changes nothing.
 
-    A class with a true attribute `drawn_on_first_use` makes its own folder and is not looked for beforehand.
+    A class with a true attribute `drawn_on_first_use` makes its own folder and is not searched for beforehand.
 
     Raises:
         ConfigError: another class has the name.
@@ -87,13 +87,13 @@ def register_image_dataset(name: str, dataset: type) -> None:
 
 
 def register_dataset(name: str, dataset: type, kind: str, replace: bool = False) -> None:
-    """`register_image_dataset` for data sets of the kind "image" or "video"; one name may stand in both tables.
+    """`register_image_dataset` for data sets of the kind "image" or "video"; the same name may be in both tables.
 
     Args:
         name: of the data set.
         dataset: its class.
         kind: "image" or "video".
-        replace: put the class in the place of one of torchreid or of this package.
+        replace: replace a class of torchreid or of this package.
 
     Raises:
         ConfigError: another class has the name, one of torchreid or of this package without `replace`.
@@ -120,7 +120,7 @@ def build_datamanager(
         config: whole tree; nodes use_gpu, data, sampler, video, train, test, market1501 and cuhk03 are read.
         batch_size: images (tracklets of video data) in a training batch; 0: `train.batch_size`.
         types: values of data.type that the caller can use.
-        batch_key: key that says how large a batch is, for messages.
+        batch_key: key of the batch size, for messages.
 
     Returns:
         `torchreid.data.ImageDataManager` or `VideoDataManager`, by data.type.
@@ -146,7 +146,7 @@ def build_datamanager(
                 built = manager(**arguments)
         except OsktError:
             raise
-        except Exception as reason:  # of a sampler or transform: those of data sets are told by `guarded`
+        except Exception as reason:  # raised by a sampler or transform: `guarded` reports those of data sets
             trained_on = [made[name] for name in config.data.sources if name in made]
             raise DataError(
                 f"torchreid cannot make batches of {', '.join(config.data.sources)} (tested on "
@@ -158,7 +158,7 @@ def build_datamanager(
 
 
 def _with_reader(datamanager: DataManager) -> DataManager:
-    """Lets loaders' workers begin by importing this package: those that are no forks have not done so."""
+    """Makes loaders' workers import this package first: spawned workers do not inherit the import."""
     parts = [part for loaders in datamanager.test_loader.values() for part in loaders.values()]
     for loader in (datamanager.train_loader, *parts):
         loader.worker_init_fn = install_reader
@@ -166,11 +166,11 @@ def _with_reader(datamanager: DataManager) -> DataManager:
 
 
 def _needs(arguments: Mapping[str, Any], datasets: Sequence[Any], reason: Exception) -> str:
-    """What torchreid's sampler asks of the data, which it checks without a word."""
+    """What torchreid's sampler needs of the data; its own checks fail without a message."""
     sampler, size = arguments["train_sampler"], arguments["batch_size_train"]
-    persons, there = size // arguments["num_instances"], sum(dataset.num_train_pids for dataset in datasets)
-    if sampler == "RandomIdentitySampler" and persons > there:
-        return f"{sampler} needs {persons} training identities for a batch, and there are {there}"
+    identities, there = size // arguments["num_instances"], sum(dataset.num_train_pids for dataset in datasets)
+    if sampler == "RandomIdentitySampler" and identities > there:
+        return f"{sampler} needs {identities} training identities for a batch, and there are {there}"
     kinds = {"RandomDomainSampler": ("num_cams", "cameras"), "RandomDatasetSampler": ("num_datasets", "data sets")}
     if sampler in kinds:
         key, what = kinds[sampler]
@@ -192,7 +192,7 @@ def unaugmented_loader(datamanager: DataManager) -> DataLoader:
 
 
 def forget_patches(loader: Any) -> None:
-    """Empties the pool of torchreid's `random_patch`, the one thing that a transform carries from epoch to epoch.
+    """Empties the pool of torchreid's `random_patch`, the only state that a transform keeps from epoch to epoch.
 
     In a loader's workers it is empty at the beginning of every epoch anyway.
     """
@@ -240,7 +240,7 @@ def _check_folder(root: Path, name: str, dataset: type) -> None:
 
 
 def _manager_arguments(config: Config) -> dict[str, Any]:
-    """Keyword arguments of `ImageDataManager`, as torchreid's own script takes them from its tree."""
+    """Keyword arguments of `ImageDataManager`, as torchreid's own script takes them from its configuration."""
     data, sampler = config.data, config.sampler
     return {
         "root": data.root,
@@ -271,7 +271,7 @@ def _manager_arguments(config: Config) -> dict[str, Any]:
 
 
 def _video_arguments(config: Config, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those of `arguments` that `VideoDataManager` takes too, and its own."""
+    """The `arguments` that `VideoDataManager` takes as well, and its additional ones."""
     taken = inspect.signature(torchreid.data.VideoDataManager).parameters
     video = {"seq_len": config.video.seq_len, "sample_method": config.video.sample_method}
     return {name: value for name, value in arguments.items() if name in taken} | video

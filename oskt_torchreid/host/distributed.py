@@ -1,11 +1,11 @@
-"""One run by several processes, as `torchrun` starts them: each has its share of every batch, all have the same result.
+"""One run in several processes, started by `torchrun`: each has its share of every batch, all have the same result.
 
-The processes put the outputs of their shares together (`whole_batch`), so that every loss, hard triplets and distances
-between all pairs included, is that of the whole batch, and its terms need no gathering. After the backward pass one
+The processes gather the outputs of their shares (`whole_batch`), so that every loss, including hard triplets and
+distances between all pairs, is that of the whole batch, and its terms need no reduction. After the backward pass one
 collective averages all gradients (`average`). torch's DistributedDataParallel wraps a module and what its forward pass
-uses; here a step also learns from what lies beside it (chain rows in the refining loss, centers of a loss), and the
-S-student is a function of another network's parameters. One explicit average serves every engine alike, keeps the
-names in checkpoints, and costs little for networks of this size.
+uses; here a step also trains tensors outside the module (chain rows in the refining loss, centers of a loss), and the
+S-student is a function of another network's parameters. One explicit average works for every engine, keeps the names in
+checkpoints, and costs little for networks of this size.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _CPU = torch.device("cpu")
 
 
 def world_size() -> int:
-    """How many processes share the run; 1 where none was joined."""
+    """Number of processes that share the run; 1 for a single one."""
     return processes.get_world_size() if processes.is_available() and processes.is_initialized() else 1
 
 
@@ -46,11 +46,11 @@ def is_rank_zero() -> bool:
 
 
 @contextlib.contextmanager
-def joined(use_gpu: bool) -> Iterator[None]:
-    """Inside the block, the processes that `torchrun` started work together; a process by itself stays so.
+def joined_processes(use_gpu: bool) -> Iterator[None]:
+    """Inside the block, the processes that `torchrun` started work together; a single process stays single.
 
     Args:
-        use_gpu: each takes the GPU of its local number, where there is one; else they meet on the CPU (gloo).
+        use_gpu: each takes the GPU of its local number, if there is one; else they communicate on the CPU (gloo).
 
     Raises:
         ConfigError: more processes on this machine than GPUs.
@@ -75,7 +75,7 @@ def joined(use_gpu: bool) -> Iterator[None]:
 
 
 def broadcast(make: Callable[[], T]) -> T:
-    """What `make` gives in the first process, in all of them; the others wait for it and do not call it."""
+    """The result of `make` in the first process, returned in all; the others wait for it and do not call it."""
     if world_size() == 1:
         return make()
     content: list[Any] = [make() if is_rank_zero() else None]
@@ -85,7 +85,7 @@ def broadcast(make: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def rank_zero_first() -> Iterator[None]:
-    """The first process goes through the block before the others do, for what is made once and then read."""
+    """The first process runs the block before the others, for files that are made once and then read."""
     if world_size() > 1 and not is_rank_zero():
         processes.barrier()
     yield
@@ -103,22 +103,22 @@ def all_gather(value: T) -> list[T]:
 
 
 def spread_random_numbers() -> None:
-    """Lets every process draw its own random numbers, which follow from the first one's."""
+    """Gives every process its own random numbers, derived from the first one's."""
     if world_size() > 1:
         seed = broadcast(lambda: int(torch.randint(2**31, ())))
         seed_everything(seed + rank())
 
 
 def set_own_state(states: Sequence[State], device: torch.device) -> None:
-    """Puts this process's generators where they were when the states of all processes were kept.
+    """Restores this process's generators from the states of all processes.
 
-    A process that was not there then draws its own numbers, which follow from the first one's.
+    A process that did not exist when they were saved draws its own numbers, derived from the first one's.
     """
     number = rank()
     if number < len(states):
         set_random_state(states[number], device)
         return
-    logger.warning("process %d of %d was not there when the checkpoint was written", number, world_size())
+    logger.warning("process %d of %d did not exist when the checkpoint was written", number, world_size())
     set_random_state(states[0], device)
     seed_everything(int(torch.randint(2**31, ())) + number)
 
@@ -137,7 +137,7 @@ def agree(model: nn.Module) -> None:
 
 
 def check_share(batch_size: int, num_instances: int = 0, stage: str = "") -> None:
-    """Raises ConfigError unless a batch can be shared: equally, and by whole identities where it is made of them.
+    """Raises ConfigError unless a batch can be shared: equally, and by whole identities if it is made of them.
 
     Args:
         batch_size: images, or sets, of a batch of all processes.
@@ -164,9 +164,9 @@ class _SizedSampler(Protocol):
 
 
 class SharedSampler(Sampler[int]):
-    """This process's share of the batches that a sampler gives, all processes drawing the same order.
+    """This process's share of the batches of a sampler; all processes draw the same order.
 
-    Shares are contiguous: of a batch of identities each process has whole ones, and none has another's.
+    Shares are contiguous: each process has whole identities of a batch, and none has another's.
 
     Args:
         sampler: of the whole batches.
@@ -193,7 +193,7 @@ class SharedSampler(Sampler[int]):
 
 
 def share_of(loader: Any) -> Any:
-    """A training loader of this process's share of every batch; the loader itself where there is one process.
+    """A training loader of this process's share of every batch; the loader itself if there is one process.
 
     Raises:
         ConfigError: batches that cannot be shared, or a loader that is not torch's.
@@ -222,8 +222,8 @@ def share_of(loader: Any) -> Any:
 class _Whole(torch.autograd.Function):
     """Rows of all processes, in their order.
 
-    Every process computes the same loss from them, so the gradient of its own rows is at hand without asking. It is
-    multiplied by the number of processes, because gradients are averaged over them in the end.
+    Every process computes the same loss from them, so the gradient of its own rows needs no communication. It is
+    multiplied by the number of processes, because gradients are averaged over them afterwards.
     """
 
     @staticmethod
@@ -236,7 +236,7 @@ class _Whole(torch.autograd.Function):
 
 
 def whole_batch(tensors: T) -> T:
-    """Outputs and labels of the whole batch from those of this process's share, in any nest of tuples.
+    """Outputs and labels of the whole batch from those of this process's share, in nested tuples of any depth.
 
     What is computed from them must be the same in every process.
     """
@@ -254,7 +254,7 @@ def features_by_shares(embed: Callable[[Tensor], Tensor], images: Tensor) -> Ten
     if count == 1:
         return embed(images)
     share = -(-len(images) // count)
-    # The last one is repeated where the shares do not come out even.
+    # The last image is repeated if the shares are not equal.
     places = torch.arange(share) + rank() * share
     features = embed(images[places.clamp(max=len(images) - 1).to(images.device)])
     return torch.cat(_all(features))[: len(images)]

@@ -1,7 +1,7 @@
 """torchreid's engine made safe: one device, frozen modules that stay frozen, finite losses, progress with ETA.
 
-torchreid's loop is kept, and `resumable` adds what a run needs to resume after an interruption. An engine of this
-package overrides `compute_losses`, or `forward_backward` where one backward pass is not enough.
+torchreid's loop is kept, and `resumable` lets a run resume after an interruption. An engine of this package overrides
+`compute_losses`, or `forward_backward` where one backward pass is not enough.
 """
 
 import math
@@ -51,7 +51,7 @@ class TransferEngine(EvaluatingEngine):
         optimizer: needed for training only.
         scheduler: None keeps the learning rate.
         loss: None: label-smoothed cross-entropy over the data manager's identities.
-        use_gpu: run on the GPU where there is one.
+        use_gpu: run on the GPU if there is one.
         schedule_per_iteration: step the scheduler after every batch instead of every epoch.
         channels_last: keep images and convolution weights with channels innermost in memory, which is faster where
             convolutions are depthwise or pointwise; results differ in the last digits only.
@@ -133,9 +133,9 @@ class TransferEngine(EvaluatingEngine):
     def two_stepped_transfer_learning(
         self, epoch: int, fixbase_epoch: int, open_layers: Any, model: nn.Module | None = None
     ) -> None:
-        """Opens layers for this epoch as torchreid does, but keeps frozen what was: torchreid unfreezes everything.
+        """Opens layers for this epoch as torchreid does, but keeps frozen parameters frozen: torchreid unfreezes all.
 
-        Frozen is also what belongs to no layer, such as a transformer's class token, which torchreid keeps training.
+        Parameters outside all layers, such as a transformer's class token, are frozen too; torchreid trains them.
         """
         only_some = epoch + 1 <= fixbase_epoch and open_layers is not None
         if model is None:
@@ -151,7 +151,7 @@ class TransferEngine(EvaluatingEngine):
         return self.model
 
     def check_run(self, settings: Mapping[str, Any]) -> None:
-        """Checks, before a run begins, what it would stumble over later, or do nothing with; then makes its folder.
+        """Checks, before a run begins, arguments that would fail later or have no effect; then makes its folder.
 
         Args:
             settings: arguments of `run` by name.
@@ -179,7 +179,7 @@ class TransferEngine(EvaluatingEngine):
 
     @property
     def images_of_item(self) -> int:
-        """Images that the network sees of one item of a batch."""
+        """Number of images that the network sees per item of a batch."""
         return 1
 
     # Training
@@ -191,7 +191,7 @@ class TransferEngine(EvaluatingEngine):
             Terms for the log.
 
         Raises:
-            TrainingError: the loss is not finite; the weights are as they were before the step.
+            TrainingError: the loss is not finite; the weights are those from before the step.
         """
         images, pids = self.prepare(data)
         with too_few_images(len(pids)):
@@ -210,15 +210,15 @@ class TransferEngine(EvaluatingEngine):
         return images, in_order(pids, self._labels).to(self.device, non_blocking=True)
 
     def compute_losses(self, images: Tensor, pids: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a batch and its terms for the log; what a method overrides.
+        """The loss of a batch and its terms for the log; methods override it.
 
-        Of a batch that several processes share, images and labels are this one's, and the loss is that of the whole.
+        If several processes share a batch, images and labels are this process's, and the loss is that of the whole.
         """
         outputs = parse_outputs(self.outputs_of(images), training=True, loss=getattr(self.model, "loss", ""))
         return self.loss(*whole_batch((outputs, pids)))
 
     def outputs_of(self, images: Tensor, model: nn.Module | None = None) -> Any:
-        """What the model (or another one) returns for images in training, in 32 bits whatever it is computed in."""
+        """The output of the model (or another one) for images in training, in 32 bits whatever precision it used."""
         model = self.model if model is None else model
         if not self.mixed_precision:
             return model(images)
@@ -246,7 +246,7 @@ class TransferEngine(EvaluatingEngine):
         self.last_summary = summary
 
     def _shared(self, optimizer: Optimizer) -> Iterator[Tensor]:
-        """What the processes average after a backward pass: gradients, and running statistics, each of its share."""
+        """Tensors that processes average after a backward pass: gradients and running statistics of their shares."""
         groups = [group["params"] for group in optimizer.param_groups]
         for parameter in chain(*groups, *(loss.parameters() for loss in self.losses())):
             if parameter.grad is not None:
@@ -274,7 +274,7 @@ class TransferEngine(EvaluatingEngine):
         return min(1.0, done / max(1, self.max_epoch * len(self.train_loader) - 1))
 
     def update_lr(self, names: Any = None) -> None:
-        """Steps the schedules after an epoch, unless they move after every batch."""
+        """Steps the schedules after an epoch, unless they step after every batch."""
         if not self.schedule_per_iteration:
             super().update_lr(names)
 

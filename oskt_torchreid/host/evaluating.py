@@ -32,7 +32,7 @@ class EvaluatingEngine(ResumableEngine):
         super().__init__(datamanager, use_gpu)
         self.memory_format = torch.contiguous_format
         self.results: dict[str, dict[str, float]] = {}
-        self._test_bar: tqdm | None = None  # while an evaluation runs
+        self._test_bar: tqdm | None = None  # set while an evaluation runs
         self._rankings: list[Rankings] = []  # of the last evaluation, one per target
 
     def extract_features(self, input: Tensor) -> Tensor:
@@ -50,8 +50,8 @@ class EvaluatingEngine(ResumableEngine):
     def test(self, *args: Any, **kwargs: Any) -> float:
         """Evaluates on every target as torchreid does, and keeps the numbers in `results[target]`.
 
-        With `rerank`, re-ranked numbers stand beside the plain ones (`reranked_mAP`). Random numbers are left as they
-        are, so that a run does not depend on when it is evaluated.
+        With `rerank`, there are re-ranked numbers besides the plain ones (`reranked_mAP`). The random state is
+        restored, so that a run does not depend on when it is evaluated.
 
         Returns:
             Rank-1 of the last target, as a fraction; re-ranked with `rerank`.
@@ -73,7 +73,7 @@ class EvaluatingEngine(ResumableEngine):
         return float(rank1)
 
     def note_evaluation(self) -> None:
-        """Adds the first target's numbers to the curve of the run, while there is one."""
+        """Adds the first target's numbers to the curve of the run, if one is running."""
         if self._run_folder is not None:
             first = next(iter(self.results.values()))
             self.curve.append({"epoch": self.epoch + 1, "mAP": first["mAP"], "rank1": first["rank1"]})
@@ -81,7 +81,7 @@ class EvaluatingEngine(ResumableEngine):
     def _evaluate(
         self, dataset_name: str = "", query_loader: Any = None, gallery_loader: Any = None, **settings: Any
     ) -> tuple[float, float]:
-        """What torchreid's `test` calls for every target; returns rank-1 and mAP as fractions."""
+        """Called by torchreid's `test` for every target; returns rank-1 and mAP as fractions."""
         rankings = evaluate_target(self, dataset_name, query_loader, gallery_loader, **settings)
         self._rankings.append(rankings)
         reported = rankings.reranked or rankings.plain

@@ -1,4 +1,4 @@
-"""One target's evaluation: what torchreid's computes and prints, in bounded memory."""
+"""One target's evaluation: the numbers and the report of torchreid's, in bounded memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,23 @@ from torch.nn import functional
 from ..batches import batches_of, check_items
 from .compat import logger, torchreid
 from .distributed import is_rank_zero
-from .ranking import INTERPOLATED, REPORTED_RANKS, Labels, Part, Ranking, distance_matrix, distance_parts, rank_parts
+from .ranking import (
+    INTERPOLATED,
+    REPORTED_RANKS,
+    Labels,
+    QueryPart,
+    Ranking,
+    distance_matrix,
+    distance_parts,
+    rank_parts,
+)
 from .reranking import Reranking
 
-RERANKED = "reranked_"  # before the names of numbers that are of re-ranked distances
+RERANKED = "reranked_"  # before the names of numbers from re-ranked distances
 
 
 class Extractor(Protocol):
-    """An engine, as far as an evaluation needs it."""
+    """The part of an engine that an evaluation needs."""
 
     device: torch.device
     datamanager: Any
@@ -34,13 +43,13 @@ class Extractor(Protocol):
 
 
 class Rankings(NamedTuple):
-    """The ranking of one target by its features' distances, and by re-ranked ones where these were asked for."""
+    """The ranking of one target by feature distances, and by re-ranked distances if requested."""
 
     plain: Ranking
     reranked: Ranking | None = None
 
     def numbers(self, ranks: Sequence[int] = REPORTED_RANKS) -> dict[str, float]:
-        """`mAP`, `rank1` and further ranks as fractions, and the same behind `reranked_`."""
+        """`mAP`, `rank1` and further ranks as fractions, and the same with the prefix `reranked_`."""
         found = {}
         for prefix, ranking in (("", self.plain), (RERANKED, self.reranked)):
             if ranking is not None:
@@ -67,7 +76,7 @@ def evaluate_target(
     """CMC and mean AP of one target; arguments, numbers and report are those of torchreid's engine.
 
     The whole distance matrix is held only for pictures of rankings (`visrank`) and for CUHK03's classic protocol.
-    Galleries may be short, also where queries have different numbers of entries left.
+    Galleries may be short, even if different queries have different numbers of entries left.
 
     Args:
         engine: extracts features; its data manager knows the pictures.
@@ -76,15 +85,15 @@ def evaluate_target(
         gallery_loader: batches of the gallery.
         dist_metric: `euclidean` or `cosine`.
         normalize_feature: features of unit length.
-        visrank: write pictures of the first places, of the re-ranked ones where there are any.
+        visrank: write pictures of the first places, of the re-ranked ones if there are any.
         visrank_topk: how many places.
         save_dir: folder of the pictures.
         use_metric_cuhk03: CUHK03's classic protocol.
         ranks: places of the CMC curve to report.
-        rerank: k-reciprocal re-ranking, beside the plain one.
+        rerank: k-reciprocal re-ranking as well.
 
     Returns:
-        The plain ranking, and the re-ranked one where it was asked for.
+        The plain ranking, and the re-ranked one if requested.
     """
     queries, q_pids, q_camids = _features(engine, query_loader)
     gallery, g_pids, g_camids = _features(engine, gallery_loader)
@@ -109,15 +118,15 @@ def evaluate_target(
     return Rankings(plain, reranked)
 
 
-def _parts_of(distances: np.ndarray) -> Iterable[Part]:
+def _parts_of(distances: np.ndarray) -> Iterable[QueryPart]:
     """A whole distance matrix in the form of its parts."""
     return [(slice(0, len(distances)), torch.from_numpy(distances))]
 
 
-def _ranked(parts: Iterable[Part], distances: np.ndarray | None, labels: Labels, cuhk03: bool) -> Ranking:
+def _ranked(parts: Iterable[QueryPart], distances: np.ndarray | None, labels: Labels, cuhk03: bool) -> Ranking:
     """The ranking of distances that come in parts; CUHK03's classic protocol takes all of them at once."""
     if cuhk03:
-        np.random.seed(0)  # it draws one picture of each identity again and again; the engine puts the state back
+        np.random.seed(0)  # it repeatedly draws one picture of each identity; the engine restores the random state
         return Ranking(*torchreid.metrics.evaluate_rank(distances, *labels, use_metric_cuhk03=True))
     shape = (len(labels[0]), len(labels[1]))
     return rank_parts(parts, shape, labels, (INTERPOLATED,))[INTERPOLATED]

@@ -1,7 +1,7 @@
-"""Data sets of any class, read so that what is wrong with them is said: which set, which part, in its own words.
+"""Guards around users' data sets: an error names the set, the part, and what the set itself reported.
 
-torchreid's managers make data sets by name from a table. While one does so, the table gives functions that make the
-same objects, look at what is in them, and put their labels in order.
+torchreid's managers make data sets by name from a table. Inside `guarded`, the table's entries are functions that make
+the same objects, check their items, and renumber their labels.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from .compat import torchreid
 logger = logging.getLogger(__name__)
 
 PARTS = ("train", "query", "gallery")
-IDENTITY, CAMERA = 1, 2  # places in an item
-LARGEST_LABEL = 2**31  # what batches hold as whole numbers
+IDENTITY, CAMERA = 1, 2  # positions in an item
+LARGEST_LABEL = 2**31  # batches hold whole numbers of this size
 _BASE = torchreid.data.Dataset.__init__.__code__
 
 Item = tuple[Any, ...]
 
 
 class CombinedInOrder(torchreid.data.Dataset):
-    """Mixed into a data set's class: where all parts are put together, training identities are numbered from 0 before.
+    """Mixed into a data set's class: before all parts are combined, training identities are numbered from 0.
 
-    torchreid numbers those of the test from the number of training identities on, whatever these are called.
+    torchreid numbers the test identities from the number of training identities, whatever labels those have.
     """
 
     train: list[Item]
@@ -45,14 +45,14 @@ class CombinedInOrder(torchreid.data.Dataset):
 
 @contextlib.contextmanager
 def guarded(table: dict[str, Any], names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Has torchreid make data sets by `guarded_dataset`; afterwards the table is as it was.
+    """Makes torchreid build data sets with `guarded_dataset`; the table is restored afterwards.
 
     Args:
         table: torchreid's own, from names to classes.
         names: of the data sets that will be made.
 
     Yields:
-        The last object of each name that was made, as they are made.
+        The last object that was made for each name, filled while they are made.
     """
     classes = {name: table[name] for name in names}
     made: dict[str, Any] = {}
@@ -72,12 +72,12 @@ def guarded_dataset(name: str, kind: Callable[..., Any], arguments: Mapping[str,
     """An object of a data set's class, with items of plain values and training labels from 0 without gaps.
 
     Raises:
-        DataError: whatever the class raised, in its own words; or items that are none.
+        DataError: what the class raised, with its own message; or invalid items.
     """
     dataset = _plain_parts(name, _made(name, kind, arguments))
     if _is_in_order(dataset.train, IDENTITY) and _is_in_order(dataset.train, CAMERA):
         return dataset
-    logger.info("data set '%s': identities and cameras of the training part are numbered anew, from 0", name)
+    logger.info("data set '%s': identities and cameras of the training part are renumbered from 0", name)
     if arguments.get("combineall") and not _is_in_order(dataset.train, IDENTITY):
         dataset = _combined(_plain_parts(name, _made(name, kind, {**arguments, "combineall": False})))
     _replace(dataset, "train", _in_order(_in_order(dataset.train, IDENTITY), CAMERA))
@@ -85,10 +85,10 @@ def guarded_dataset(name: str, kind: Callable[..., Any], arguments: Mapping[str,
 
 
 def _combined(dataset: Any) -> Any:
-    """The data set itself, all of its parts together in training.
+    """The data set itself, with all of its parts combined for training.
 
-    torchreid numbers the identities of the test from the number of those of training on, so that these must run from 0
-    before. Cameras are the same in all parts, and keep their numbers until all are together.
+    torchreid numbers the test identities from the number of training identities, so these must be numbered from 0
+    first. Cameras are the same in all parts, and keep their numbers until the parts are combined.
     """
     _replace(dataset, "train", _in_order(dataset.train, IDENTITY))
     before, dataset.combineall = dataset.train, True
@@ -111,7 +111,7 @@ def _made(name: str, kind: Callable[..., Any], arguments: Mapping[str, Any]) -> 
         return kind(**arguments)
     except OsktError:
         raise
-    except Exception as reason:  # a user's class raises what it likes
+    except Exception as reason:  # a user's class may raise anything
         title = getattr(kind, "__qualname__", repr(kind))
         _check_given(name, kind, reason)
         raise DataError(
@@ -121,9 +121,9 @@ def _made(name: str, kind: Callable[..., Any], arguments: Mapping[str, Any]) -> 
 
 
 def _check_given(name: str, kind: Callable[..., Any], reason: Exception) -> None:
-    """Raises `DataError` where a class gave torchreid's base class a part that is none, which then fails on it.
+    """Raises `DataError` if a class passed an invalid part to torchreid's base class, which then fails on it.
 
-    The base class looks into the first item of every part without asking whether there is one.
+    The base class reads the first item of every part without checking that there is one.
     """
     for frame, _ in traceback.walk_tb(reason.__traceback__):
         if frame.f_code is _BASE:
@@ -133,21 +133,21 @@ def _check_given(name: str, kind: Callable[..., Any], reason: Exception) -> None
 
 
 def _own_words(reason: Exception, title: str) -> str:
-    """What an exception of a data set's class says, and where, if it says nothing itself."""
+    """The message of an exception of a data set's class, or the line that raised it if there is no message."""
     last = traceback.extract_tb(reason.__traceback__)[-1]
     text = first_line(reason) if str(reason).strip() else f"'{last.line}' in {os.path.basename(last.filename)}"
     return f"{title} raised {type(reason).__name__}: {text}"
 
 
 def _replace(dataset: Any, part: str, items: list[Item]) -> None:
-    """Sets a part of a data set, and what it gives items of, where that is the same."""
+    """Sets a part of a data set, and the list that it serves items from, if that is the same."""
     if getattr(dataset, "data", None) is getattr(dataset, part):
         dataset.data = items
     setattr(dataset, part, items)
 
 
 def _checked(name: str, part: str, items: Any, has_tracklets: bool) -> list[Item]:
-    """The items with plain labels; raises `DataError` for one that is none."""
+    """The items with plain labels; raises `DataError` for an invalid one."""
     if not isinstance(items, (Sequence, np.ndarray)):
         raise DataError(
             f"the {part} part of data set '{name}' is {items!r:.200}; expected a list of (path, identity, camera): its "

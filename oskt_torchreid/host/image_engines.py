@@ -1,4 +1,4 @@
-"""torchreid's own image engines under the names that a configuration gives, softmax and triplet."""
+"""torchreid's own image engines under their configuration names, softmax and triplet."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What this package reads of torchreid's objects, and of those that a user gives in their place."""
+"""What this package reads of torchreid's objects, and of those that a user passes instead."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 
 class EngineData(Protocol):
-    """A data manager, as far as engines read it: torchreid's, or one of one's own.
+    """A data manager, as engines read it: torchreid's, or the user's own.
 
     Attributes:
         train_loader: of training batches.
-        test_loader: of every target the loaders `query` and `gallery`.
+        test_loader: the loaders `query` and `gallery` of every target.
         num_train_pids: training identities.
         height: of images.
         width: of images.
@@ -28,9 +28,9 @@ class DataManager(EngineData, Protocol):
     """torchreid's data manager, as runs read it.
 
     Attributes:
-        test_dataset: of every target the items of `query` and `gallery`.
-        transform_tr: what is done to a picture in training.
-        transform_te: what is done to one in evaluation.
+        test_dataset: the items of `query` and `gallery` of every target.
+        transform_tr: transforms of a picture in training.
+        transform_te: transforms of a picture in evaluation.
     """
 
     test_dataset: Mapping[str, Mapping[str, Any]]

@@ -1,4 +1,4 @@
-"""Training labels that do not run from 0, as data managers of one's own may give them."""
+"""Training labels that are not numbered from 0, as a user's own data manager may have them."""
 
 import logging
 from typing import Any
@@ -12,10 +12,10 @@ logger = logging.getLogger(__name__)
 
 
 def unordered_labels(loader: Any, num_classes: int) -> Tensor | None:
-    """The distinct labels of a loader's pictures in increasing order, where they are not 0, 1, 2, ...
+    """The distinct labels of a loader's pictures in increasing order, if they are not 0, 1, 2, ...
 
     Args:
-        loader: whose data set keeps its items, (path, label, ...) each, as `train`; of others nothing is known.
+        loader: whose data set keeps its items, (path, label, ...) each, as `train`; other loaders are not checked.
         num_classes: training identities that the data manager counts.
 
     Raises:
@@ -37,7 +37,7 @@ def unordered_labels(loader: Any, num_classes: int) -> Tensor | None:
 
 
 def in_order(pids: Tensor, labels: Tensor | None) -> Tensor:
-    """Labels as their places among all of them; as they are where these are in order.
+    """Labels as their positions among all of them; unchanged if they are already numbered from 0.
 
     Example: of the labels 5, 7 and 9, a batch of 9, 5, 9 is 2, 0, 2.
     """

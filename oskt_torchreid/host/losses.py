@@ -16,8 +16,8 @@ from .distributed import agree
 class CenterLoss(nn.Module):
     """Mean squared distance of features to the learnt center of their identity (Wen et al., ECCV 2016).
 
-    The centers have a plain SGD of their own, whatever optimiser trains the network and whatever weight the loss has:
-    call `step` after every backward pass. They are made when the first batch shows how long a feature is.
+    The centers have their own plain SGD, whatever optimiser trains the network and whatever weight the loss has: call
+    `step` after every backward pass. They are created when the first batch shows the feature's length.
 
     Args:
         num_classes: training identities.
@@ -47,7 +47,7 @@ class CenterLoss(nn.Module):
             self.centers.grad = None
 
     def fits(self, learned: Any) -> bool:
-        """Whether this is what a loss of as many identities has learnt: its centers, or nothing yet."""
+        """Whether this is the state of a loss for the same number of identities: its centers, or nothing yet."""
         if not isinstance(learned, dict) or not learned.keys() <= {"centers"}:
             return False
         return all(torch.is_tensor(each) and each.shape[:-1] == (self.num_classes,) for each in learned.values())
@@ -136,7 +136,7 @@ class ReidLoss(nn.Module):
         return total, summary
 
     def step(self) -> None:
-        """After a backward pass: moves what the loss itself learns (centers)."""
+        """After a backward pass: updates what the loss itself learns (centers)."""
         if self.center is not None:
             self.center.step()
 
@@ -156,7 +156,7 @@ class ReidLoss(nn.Module):
             )
 
     def load_learned(self, learned: dict[str, Tensor], device: torch.device) -> None:
-        """Continues from what `learned` gave."""
+        """Continues from a result of `learned`."""
         if self.center is not None and "centers" in learned:
             self.center.centers = nn.Parameter(learned["centers"].to(device))
 
@@ -181,7 +181,7 @@ class ReidLoss(nn.Module):
 
 
 def loss_from_config(config: Config, num_classes: int, use_gpu: bool) -> ReidLoss:
-    """The loss that `loss.name` and its nodes ask for; softmax leaves the triplet term out."""
+    """The loss that `loss.name` and its nodes configure; softmax leaves the triplet term out."""
     triplet = config.loss.triplet
     is_triplet = config.loss.name == "triplet"
     return ReidLoss(
@@ -222,7 +222,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
 
     Args:
         student_logits: class scores `s`, `[batch, classes]`.
-        teacher_logits: class scores `t`, the same shape; they are given no gradient.
+        teacher_logits: class scores `t`, the same shape; they get no gradient.
         temperature: `tau`, above 0.
 
     Returns:

@@ -26,7 +26,7 @@ _INPUT_SIZES = {"hacnn": (3, 160, 64)}  # its attention grids fit no other size
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _WRAPPED: dict[str, str] = {}  # registered wrapper -> name of the model inside it
 _FACTORY: dict[str, Builder] = host_table(torchreid.models.build_model, "__model_factory")
-_DEFINED_IN: dict[str, str] = {}  # registered name -> Python module of its model's class, where not its builder's
+_DEFINED_IN: dict[str, str] = {}  # registered name -> Python module of its model's class, if not its builder's
 
 
 def model_names() -> list[str]:
@@ -59,8 +59,8 @@ def register_model(
         name: name for `torchreid.models.build_model`.
         builder: called with `num_classes`, `loss`, `pretrained` and `use_gpu`.
         wraps: name of the model that the built one contains as a child, if any; `identify` needs it.
-        input_size: (channels, height, width) that the model is made for; a wrapper has that of what it wraps.
-        defined_in: Python module of the model's class, where it is not the builder's; `identify` needs it.
+        input_size: (channels, height, width) that the model is made for; a wrapper has that of the wrapped model.
+        defined_in: Python module of the model's class, if it is not the builder's; `identify` needs it.
 
     Raises:
         ConfigError: another builder has the name.
@@ -108,7 +108,7 @@ def skeleton(name: str, num_classes: int, loss: str = "softmax") -> nn.Module:
 
 
 def without_memory(make: Callable[[], nn.Module]) -> nn.Module:
-    """What `make` builds, on the meta device, printing nothing. Consumes no random numbers of torch."""
+    """The result of `make`, built on the meta device without printing. Consumes no random numbers of torch."""
 
     def made(device: str) -> nn.Module:
         if device == "cpu":
@@ -128,13 +128,13 @@ _FILLING = {"normal_", "uniform_", "fill_", "zero_", "erfinv_", "mul_", "add_", 
 
 
 class _NoInitialization(TorchFunctionMode):
-    """While active, tensors on the meta device are left as they are by what would only fill them with numbers.
+    """While active, calls that only fill tensors on the meta device with numbers do nothing.
 
-    They have none; but torch works each such call out in Python, which for a deep network takes longer than all else.
+    Such tensors have no numbers; but torch runs each call in Python, which dominates the time of a deep network.
     """
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Answers a call of torch as it is, or a filling one with its tensor."""
+        """Forwards a call of torch, or returns the tensor of a filling one."""
         if args and getattr(function, "__name__", "") in _FILLING and torch.is_tensor(args[0]) and args[0].is_meta:
             return args[0]
         return function(*args, **(kwargs or {}))
@@ -171,10 +171,10 @@ def identify(model: nn.Module) -> ModelSpec | None:
 
 
 def _candidates(model: nn.Module) -> Iterator[str]:
-    """Names worth comparing with, told by cheap facts.
+    """Names worth comparing with, selected by cheap checks.
 
     A builder is mostly defined in the module that defines its model's class. A wrapper's is not, but the wrapped model
-    is among the children, with every kernel of its own.
+    is among the children, with all of its own kernels.
     """
     own = type(model).__module__
     children = {type(child).__module__ for child in model.children()}
@@ -194,7 +194,7 @@ def _defined_in(name: str) -> str:
 
 
 def _kernels(model: nn.Module) -> Counter[torch.Size]:
-    """How many parameters of each shape with more than two axes a model has."""
+    """Number of parameters of each shape with more than two axes."""
     return Counter(parameter.shape for parameter in model.parameters() if parameter.dim() > 2)
 
 
@@ -209,9 +209,9 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside of torch's wrappers for several devices; any other network as it is.
+    """The network inside torch's wrappers for several devices; any other network unchanged.
 
-    Its parameters are those of the wrapper, so that an optimiser of the one is an optimiser of the other.
+    Its parameters are those of the wrapper, so an optimiser of one is an optimiser of the other.
     """
     wrapped = model
     while isinstance(model, _WRAPPERS):
@@ -225,7 +225,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def initialise(model: nn.Module) -> None:
-    """Gives every layer fresh weights, in place: torch's own, then the model's own initialisation where it has one."""
+    """Gives every layer fresh weights, in place: torch's own, then the model's own initialisation if it has one."""
     for method in ("reset_parameters", "_init_params"):  # the names that torch's layers and torchreid's models use
         for module in model.modules():
             if hasattr(module, method):
@@ -233,7 +233,7 @@ def initialise(model: nn.Module) -> None:
 
 
 class _Factory:
-    """torchreid's factory, as parts of this package see it that know torch alone."""
+    """torchreid's factory, for the parts of this package that only know torch."""
 
     identify = staticmethod(identify)
     input_size = staticmethod(input_size)

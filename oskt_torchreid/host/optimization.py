@@ -1,4 +1,4 @@
-"""Optimisers and learning rate schedules: torchreid's own, and what it lacks."""
+"""Optimisers and learning rate schedules: torchreid's own, and what torchreid lacks."""
 
 import math
 from bisect import bisect_right
@@ -16,9 +16,9 @@ from ..registry import nearest
 from .compat import torchreid
 from .models import unwrapped
 
-BIASES = "biases"  # marks the parameter group of the biases where they have a rate of their own
-NEW_LAYERS = "new_layers"  # marks that of new layers, by their names
-Curve = Callable[[float], float]
+BIASES = "biases"  # marks the parameter group of the biases if they have their own rate
+NEW_LAYERS = "new_layers"  # marks the parameter group of new layers, by their names
+RateCurve = Callable[[float], float]
 
 
 def build_optimizer(parameters: nn.Module | Iterable[Any], config: Config, stage: Config | None = None) -> Optimizer:
@@ -55,11 +55,11 @@ def build_optimizer(parameters: nn.Module | Iterable[Any], config: Config, stage
         check_layers(parameters, config.train.new_layers, "train.new_layers", leaves_some=True)
         parameters = _staged(parameters, config.train.new_layers, stage.lr * config.train.base_lr_mult)
     groups = _groups(_divided(parameters, stage.lr * factor) if factor != 1 else parameters)
-    # torchreid takes whole modules only: a stand-in chooses the class and its settings, the groups come after.
+    # torchreid takes whole modules only: a dummy selects the class and its settings, the groups are set afterwards.
     optimizer = torchreid.optim.build_optimizer(nn.Linear(1, 1, device="meta"), **settings)
     optimizer.param_groups.clear()
     if isinstance(optimizer, torch.optim.Adam):
-        # One kernel for all tensors: a network of hundreds of small ones spends a tenth of its step here otherwise.
+        # One kernel for all tensors: otherwise a network of hundreds of small ones spends a tenth of its step here.
         optimizer.defaults["fused"] = True
     for group in groups:
         optimizer.add_param_group(group)
@@ -67,14 +67,14 @@ def build_optimizer(parameters: nn.Module | Iterable[Any], config: Config, stage
 
 
 def check_layers(model: nn.Module, names: str | Sequence[str], key: str, leaves_some: bool = False) -> None:
-    """Raises ConfigError unless every name is that of a child of a network, and there is something to train in them.
+    """Raises ConfigError unless every name is a child of a network, and the children have something to train.
 
-    torchreid trains the children of these names by themselves, or faster than the others.
+    torchreid trains the children of these names alone, or faster than the others.
 
     Args:
-        model: looked at.
+        model: the network; not changed.
         names: of layers.
-        key: what they were given as, for messages.
+        key: the key or argument that names them, for messages.
         leaves_some: whether something must be left to train in the other children, too.
     """
     names = layer_names(names)
@@ -83,7 +83,7 @@ def check_layers(model: nn.Module, names: str | Sequence[str], key: str, leaves_
     listed = f"; the layers of {type(model).__name__} are {', '.join(name for name in known if name in trained)}"
     unknown = next((name for name in names if name not in known), None)
     if unknown is not None:
-        # A name from within a layer is answered with that layer: torchreid looks at children alone.
+        # For a name inside a layer, the message suggests that layer: torchreid only looks at children.
         owner = str(unknown).partition(".")[0]
         hint = f"; name the whole '{owner}'" if owner in known else nearest(str(unknown), known)
         raise ConfigError(f"{key} is {names!r}, and {unknown!r} is no layer{hint}{listed}")
@@ -99,10 +99,10 @@ def layer_names(names: str | Sequence[str]) -> list[str]:
 
 
 def add_to_optimizer(optimizer: Optimizer, module: nn.Module, layer_of: Callable[[str], str] = lambda name: "") -> None:
-    """Lets an optimiser train a further module, by its own groups: a schedule that exists has one rate per group.
+    """Adds a module to an optimiser's existing groups: an existing schedule has one rate per group.
 
-    Biases go to the group of biases, and what is of a new layer to that of new layers, where there are such groups; all
-    else goes to the first one.
+    Biases go to the group of biases, and parameters of a new layer to that of new layers, if there are such groups; all
+    others go to the first group.
 
     Args:
         optimizer: of the network that the module belongs to.
@@ -121,9 +121,9 @@ def add_to_optimizer(optimizer: Optimizer, module: nn.Module, layer_of: Callable
 
 
 def _staged(model: nn.Module, new_layers: Sequence[str], base_lr: float) -> list[Any]:
-    """torchreid's staged rates: a group of the base, which what belongs to no layer is part of, and one of new layers.
+    """torchreid's staged rates: a group of the base, including parameters outside all layers, and one of new layers.
 
-    torchreid's own function would leave out what belongs to no layer, such as a transformer's class token.
+    torchreid's own function would leave out parameters outside all layers, such as a transformer's class token.
     """
     new = [child for name, child in model.named_children() if name in new_layers]
     own = {id(parameter) for child in new for parameter in child.parameters()}
@@ -137,7 +137,7 @@ def _is_bias(name: str) -> bool:
 
 
 def _divided(items: nn.Module | Iterable[Any], bias_lr: float) -> list[Any]:
-    """The items, biases of modules moved to a group of their own."""
+    """The items, with biases of modules in a separate group."""
     divided: list[Any] = []
     biases: list[nn.Parameter] = []
     for item in [items] if isinstance(items, nn.Module) else items:
@@ -189,7 +189,7 @@ def build_scheduler(optimizer: Optimizer, stage: Config, iterations_per_epoch: i
     if name not in SCHEDULES:
         raise ConfigError(f"unknown lr_scheduler '{name}'{nearest(name, SCHEDULES)}; allowed: {', '.join(SCHEDULES)}")
     steps_per_epoch = iterations_per_epoch if stage.per_iteration else 1
-    # A schedule of no steps cannot be built, and a stage of no epochs never asks for its rates.
+    # A schedule of no steps cannot be built, and a stage of no epochs never reads its rates.
     total_steps = max(1, stage.max_epoch * steps_per_epoch)
     if name in _CURVES:
         curve = _CURVES[name](stage)
@@ -206,7 +206,7 @@ def build_scheduler(optimizer: Optimizer, stage: Config, iterations_per_epoch: i
     )
 
 
-def warmup_multi_step(stage: Config) -> Curve:
+def warmup_multi_step(stage: Config) -> RateCurve:
     """Share of the learning rate at an epoch: a linear warm-up, then `gamma` for every step size passed.
 
     Warm-up begins at `warmup_factor` and ends at 1 after `warmup_epochs`; milestones within it count already.
@@ -218,10 +218,10 @@ def warmup_multi_step(stage: Config) -> Curve:
     return lambda epoch: warmup(epoch) * stage.gamma ** bisect_right(milestones, epoch)
 
 
-def warmup_cosine(stage: Config) -> Curve:
+def warmup_cosine(stage: Config) -> RateCurve:
     """Share of the learning rate at an epoch: a linear warm-up, then half a cosine down to `min_lr_factor`.
 
-    The cosine counts from epoch 0, as timm's and TransReID's does, so that it has begun to fall when warm-up ends:
+    The cosine counts from epoch 0, as timm's and TransReID's does, so it is already falling when warm-up ends:
     `min + (1 - min) * (1 + cos(pi * epoch / max_epoch)) / 2`.
 
     Example: 120 epochs with 20 of warm-up: 0.01 at epoch 0, 0.505 at 10, 0.933 at 20, 0.5 at 60 (min_lr_factor 0).
@@ -236,12 +236,12 @@ def warmup_cosine(stage: Config) -> Curve:
     return curve
 
 
-def _warmup(stage: Config) -> Curve:
+def _warmup(stage: Config) -> RateCurve:
     length, start = stage.warmup_epochs, stage.warmup_factor
     return lambda epoch: start + (1 - start) * epoch / length if epoch < length else 1.0
 
 
-_CURVES: dict[str, Callable[[Config], Curve]] = {
+_CURVES: dict[str, Callable[[Config], RateCurve]] = {
     "warmup_multi_step": warmup_multi_step,
     "warmup_cosine": warmup_cosine,
 }
@@ -254,5 +254,5 @@ SCHEDULE_KEYS: dict[str, tuple[str, ...]] = {
     "warmup_factor": tuple(_CURVES),
     "min_lr_factor": ("warmup_cosine",),
 }
-"""Keys of a stage that some schedules read, and which."""
+"""Keys of a stage that only some schedules read, with those schedules."""
 SCHEDULES = ("single_step", "multi_step", "cosine", "one_cycle", *_CURVES)

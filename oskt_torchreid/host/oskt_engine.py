@@ -45,18 +45,19 @@ class OSKTEngine(TransferEngine):
             group. `None`: Adam with the paper's rate.
         scheduler: `None` keeps the learning rate.
         chain: a chain of this teacher; `None`: clusters one of `width`.
-        width: width ratio of the chain, where none is given.
+        width: width ratio of the chain, if none is given.
         loss: re-id loss of teacher and S-student; `None`: label-smoothed cross-entropy.
         lambda_weight: final weight of the refining loss.
         lambda_shape: `constant` or `linear`, see `losses.lambda_schedule`.
-        within: weight of what makes rows alike, as a share of `lambda_weight`; 1 in the paper, see `row_distance`.
-        distil_weight: weight of what the narrow students lose against the teacher's class scores; 0 in the paper.
-        distil_temperature: of these scores.
+        within: weight of the term that makes a cluster's rows alike, as a share of `lambda_weight`; 1 in the paper, see
+            `row_distance`.
+        distil_weight: weight of the narrow students' loss against the teacher's class scores; 0 in the paper.
+        distil_temperature: temperature of these scores.
         levels: further widths of a nested chain, of which each step trains one, in turn.
         level_start: share of the run's iterations after which it does.
-        sstudent_weight: weight of the S-student's re-id loss; at 0 it only follows, so that what refines the chain is
-            `L_refine` alone, and its running statistics are still its own.
-        vector_copies: the S-student has its own norm parameters and biases, which are refined as rows are.
+        sstudent_weight: weight of the S-student's re-id loss; at 0 the chain is refined by `L_refine` alone, and the
+            S-student still has its own running statistics.
+        vector_copies: the S-student has its own norm parameters and biases, which are refined like rows.
         **options: of `TransferEngine`.
     """
 
@@ -98,12 +99,14 @@ class OSKTEngine(TransferEngine):
         self.distil_weight, self.distil_temperature = distil_weight, distil_temperature
         self.level_start = level_start
         if optimizer is not None:
-            check_optimizer(optimizer, model)  # before it is given the S-student's parameters
+            check_optimizer(optimizer, model)  # before the S-student's parameters are added
         else:
             optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         add_to_optimizer(optimizer, refinement.sstudent, refinement.sstudent.layer_of)
         super().__init__(datamanager, refinement, optimizer, scheduler, loss=loss, **options)
-        self.sstudent_loss = copy.deepcopy(self.loss)  # what a loss learns, such as centers, is each network's own
+        self.sstudent_loss = copy.deepcopy(
+            self.loss
+        )  # each network has its own copy of what a loss learns, such as centers
         self.dispersion = row_dispersion(refinement.sstudent.row_pairs(model))
 
     @property
@@ -148,23 +151,23 @@ class OSKTEngine(TransferEngine):
     def two_stepped_transfer_learning(
         self, epoch: int, fixbase_epoch: int, open_layers: Any, model: nn.Module | None = None
     ) -> None:
-        """Opens layers of the teacher for this epoch, and what the S-student has of the same layers."""
+        """Opens layers of the teacher for this epoch, and the S-student's parameters of the same layers."""
         super().two_stepped_transfer_learning(epoch, fixbase_epoch, open_layers, model)
         if epoch + 1 <= fixbase_epoch and open_layers is not None:
             self.model.sstudent.open_layers(layer_names(open_layers))
             self._keep_frozen()
 
     def step(self, loss: Tensor, summary: dict[str, float]) -> None:
-        """One step of the optimiser, and of what the S-student's loss itself learns."""
+        """One step of the optimiser, and of the S-student's loss's own parameters."""
         super().step(loss, summary)
         self.sstudent_loss.step()
 
     def losses(self) -> list[ReidLoss]:
-        """Those of teacher and S-student; each may have its own centers."""
+        """The losses of teacher and S-student; each may have its own centers."""
         return [self.loss, self.sstudent_loss]
 
     def method_state(self) -> dict[str, Any]:
-        """The chain's clusters, which its rows belong to."""
+        """The chain's clusters, which its rows refer to."""
         return {"teacher_to_chain": self.model.sstudent.clusters()}
 
     def load_method_state(self, state: dict[str, Any], source: str) -> None:
@@ -178,7 +181,7 @@ class OSKTEngine(TransferEngine):
             )
 
     def resume(self, path: str | Path, name: str = "model") -> int:
-        """As of every engine; the row dispersion is that of the weights that were loaded."""
+        """As in every engine; the row dispersion is that of the loaded weights."""
         epoch = super().resume(path, name)
         self.dispersion = row_dispersion(self.model.sstudent.row_pairs(self.model.teacher))
         return epoch

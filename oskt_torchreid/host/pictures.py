@@ -1,4 +1,4 @@
-"""The one reader of pictures, torchreid's data sets included: it reads a file once, and says which one is damaged."""
+"""The one reader of pictures, also for torchreid's data sets: it reads a file once, and reports a damaged one."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ def read_picture(path: str | os.PathLike[str]) -> Image.Image:
     """Reads a picture.
 
     Returns:
-        An RGB picture of the caller's own.
+        A new RGB picture.
 
     Raises:
         DataError: the file is missing, damaged, too large, or no picture.
@@ -25,7 +25,7 @@ def read_picture(path: str | os.PathLike[str]) -> Image.Image:
     try:
         with _opened(path) as picture:
             return picture.convert("RGB")
-    except Exception as reason:  # decoders raise whatever a damaged file leads them to
+    except Exception as reason:  # decoders may raise anything for a damaged file
         raise DataError(
             f"picture '{path}' cannot be read: {_described(reason, path)}; replace the file, or take it out of the "
             "data set"
@@ -33,11 +33,11 @@ def read_picture(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def damage_of(path: str | os.PathLike[str], decoded: bool = False) -> str:
-    """Why a picture cannot be read; empty where it can.
+    """Why a picture cannot be read; empty if it can.
 
     Args:
         path: of the file.
-        decoded: whether to decode all of it; else it is only opened, which a file that was cut short survives.
+        decoded: whether to decode all of it; else it is only opened, which does not detect a truncated file.
     """
     try:
         with _opened(path) as picture:
@@ -51,13 +51,13 @@ def damage_of(path: str | os.PathLike[str], decoded: bool = False) -> str:
 def install_reader(worker: int = 0) -> None:
     """Makes torchreid's data sets read by `read_picture`; doing it again changes nothing.
 
-    torchreid's own reader tries a damaged file again for ever, and prints a line each time. Its data sets look the
-    reader up among the globals of their module, where it is replaced, so that the engines of this package and
-    torchreid's own data managers have it alike; and where data sets of others would import it from.
+    torchreid's own reader retries a damaged file for ever, and prints a line each time. It is replaced among the
+    globals of the module of its data sets, which serve the engines of this package and torchreid's own data managers
+    alike, and in the module that other data sets would import it from.
 
     Args:
-        worker: number of a data loader's worker, of no meaning: a worker that is no copy of its parent process, and so
-            has not imported this package, begins with this function.
+        worker: number of a data loader's worker, not used: a spawned worker, which has not imported this package,
+            starts with this function.
 
     Raises:
         ConfigError: this torchreid has no such reader.
@@ -67,7 +67,7 @@ def install_reader(worker: int = 0) -> None:
     places += [kind.__getitem__.__globals__ for kind in (torchreid.data.ImageDataset, torchreid.data.VideoDataset)]
     if own is not read_picture and any("read_image" not in place for place in places):
         raise ConfigError(
-            f"this torchreid ({torchreid.__file__}) has no read_image beside its data sets; versions 0.2.5 (PyPI) and "
+            f"this torchreid ({torchreid.__file__}) has no read_image next to its data sets; versions 0.2.5 (PyPI) and "
             f"1.4 (source) do: run `{INSTALL}`"
         )
     for place in places:
@@ -77,15 +77,15 @@ def install_reader(worker: int = 0) -> None:
 
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """A picture whose header has been read; anything may be raised for a file that is none."""
+    """A picture whose header has been read; anything may be raised for another file."""
     found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe would block for ever
         raise OSError("it is a folder" if stat.S_ISDIR(found.st_mode) else "it is no regular file")
     if not found.st_size:
         raise OSError("it is empty")
     with Image.open(path) as picture:
         pixels, most = picture.width * picture.height, Image.MAX_IMAGE_PIXELS
-        if most and pixels > most:  # up to twice as many PIL only warns
+        if most and pixels > most:  # up to twice as many, PIL only warns
             raise Image.DecompressionBombError(f"it claims to have {pixels} pixels; at most {most} are read")
         yield picture
 

@@ -10,13 +10,13 @@ from .distributed import is_rank_zero
 
 
 def batch_bar(total: int, title: str = "", leave: bool = True) -> tqdm:
-    """A bar of batches, with ETA, in the first process; none where stderr is not a terminal (`disable=None`)."""
+    """A bar of batches, with ETA, in the first process; none if stderr is not a terminal (`disable=None`)."""
     silent = None if is_rank_zero() else True
     return tqdm(total=total, desc=title or None, leave=leave, disable=silent, unit="batch", dynamic_ncols=True)
 
 
 class NoWriter:
-    """Takes the place of TensorBoard's writer in processes that write nothing."""
+    """Replaces TensorBoard's writer in processes that write nothing."""
 
     def add_scalar(self, *_: Any) -> None:
         """Writes nothing."""
@@ -26,7 +26,7 @@ class NoWriter:
 
 
 class Progressing(Protocol):
-    """An engine that trains, as far as its progress bar is concerned."""
+    """The part of a training engine that its progress bar needs."""
 
     epoch: int
     start_epoch: int
@@ -37,10 +37,10 @@ class Progressing(Protocol):
         """The learning rate."""
 
     def skip_done(self, batches: Iterator[Any]) -> int:
-        """Draws the batches once more that an interrupted epoch has seen, and says how many they are."""
+        """Draws the batches again that an interrupted epoch has seen, and returns their number."""
 
     def batch_done(self) -> None:
-        """Told after every batch."""
+        """Called after every batch."""
 
 
 class ProgressLoader:
@@ -57,7 +57,7 @@ class ProgressLoader:
         self._bar: tqdm | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # not set yet: while being copied or unpickled
+        if name == "loader":  # not set yet while the object is copied or unpickled
             raise AttributeError(name)
         return getattr(self.loader, name)
 

@@ -12,9 +12,9 @@ State = dict[str, Any]
 
 
 def random_state(device: torch.device) -> State:
-    """States of Python's, NumPy's and torch's generators, and of the device's where that is a GPU.
+    """States of Python's, NumPy's and torch's generators, and of the device's if it is a GPU.
 
-    The result holds tensors and plain values alone, so that a checkpoint with it is read without running code.
+    The result holds only tensors and plain values, so that a checkpoint with it is read without running code.
     """
     version, numbers, gauss = random.getstate()
     numpy = np.random.get_state(legacy=False)
@@ -31,7 +31,7 @@ def random_state(device: torch.device) -> State:
 
 
 def set_random_state(state: State, device: torch.device) -> None:
-    """Puts the generators into a state of `random_state` that `check_random_state` has seen."""
+    """Restores the generators from a state of `random_state` that `check_random_state` has accepted."""
     random.setstate(_of_python(state))
     np.random.set_state(_of_numpy(state))
     torch.set_rng_state(state["torch"])

@@ -1,8 +1,8 @@
 """CMC and average precision of distance matrices and of features, a few queries at a time.
 
-No gallery is ordered: a match's place is the number of distances below its own, which the sorted values of a row give.
-Sorting values is several times faster than ordering indices, and only a row in which another entry is exactly as far as
-a match has to be ordered, as torchreid orders it.
+No gallery is ordered: a match's place is the number of distances below its own, read from the sorted values of a row.
+Sorting values is several times faster than ordering indices; only a row in which another entry has exactly the distance
+of a match has to be ordered, in torchreid's order.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ INTERPOLATED, TRAPEZOID = "interpolated", "trapezoid"
 METRICS = ("euclidean", "cosine")
 PAIRS_AT_ONCE = 1 << 25  # of queries and gallery, which bounds the memory of distances and their sorted copies
 
-Part = tuple[slice, Tensor]
-"""Some queries, and their distances `[queries, gallery]`."""
+QueryPart = tuple[slice, Tensor]
+"""A slice of queries, and their distances `[queries, gallery]`."""
 
 Labels = tuple[Any, Any, Any, Any]
-"""Identities and cameras, `(q_pids, g_pids, q_camids, g_camids)`; cameras may be `None`, of both sides."""
+"""Identities and cameras, `(q_pids, g_pids, q_camids, g_camids)`; cameras may be `None` on both sides."""
 
 
 class Ranking(NamedTuple):
@@ -52,11 +52,11 @@ def rank(
 ) -> Ranking:
     """CMC and mean average precision of a distance matrix, as Market-1501's protocol defines them.
 
-    A query's gallery leaves out what shows its identity in its own camera; a query without a match in what is left
-    counts for nothing. Equal distances keep the order that torchreid's evaluation gives them.
+    A query's gallery leaves out entries of its identity from its own camera; a query without a match among the rest is
+    not counted. Equal distances keep the order that torchreid's evaluation gives them.
 
     Args:
-        distmat: `[queries, gallery]`, an array or a tensor; a tensor is ranked where it is.
+        distmat: `[queries, gallery]`, an array or a tensor; a tensor is ranked on its own device.
         q_pids: identity of each query `[queries]`.
         g_pids: identity of each gallery entry `[gallery]`.
         q_camids: camera of each query; `None`, for both sides: nothing is left out.
@@ -70,8 +70,7 @@ def rank(
 
     Raises:
         ConfigError: unknown `ap`.
-        DataError: empty sides, lengths that do not belong together, distances that are not numbers, or no query with a
-            match.
+        DataError: empty sides, lengths that do not match, distances that are not numbers, or no query with a match.
 
     Example: a gallery of 4 in which the second and third place match: the precisions are 1/2 and 2/3, just before them
     0 and 1/2; the AP is 7/12 interpolated and `((1/2 + 0) + (2/3 + 1/2)) / 4 = 5/12` by trapezoids, and the CMC curve
@@ -79,7 +78,7 @@ def rank(
     """
     distances = distmat.detach() if torch.is_tensor(distmat) else torch.from_numpy(np.ascontiguousarray(distmat))
     if distances.dtype in (torch.float16, torch.bfloat16):
-        distances = distances.float()  # which all that follows knows
+        distances = distances.float()  # for everything below
     if distances.dim() != 2 or 0 in distances.shape:
         raise DataError(
             f"the distance matrix has shape {tuple(distances.shape)}; it must be [queries, gallery] with at least one "
@@ -100,14 +99,14 @@ def rank_features(
     max_rank: int = MAX_RANK,
     device: torch.device | str = "cpu",
 ) -> dict[str, Ranking]:
-    """The same of features, without ever holding the whole distance matrix.
+    """`rank` for features, without ever holding the whole distance matrix.
 
     Args:
         queries: features `[queries, channels]`.
         gallery: features `[gallery, channels]`.
         labels: identities and cameras as in `rank`: `(q_pids, g_pids, q_camids, g_camids)`.
         metric: `euclidean` (squared) or `cosine` (1 - similarity), torchreid's.
-        aps: average precisions, see `rank`; each more costs next to nothing.
+        aps: average precisions, see `rank`; each further one costs almost nothing.
         max_rank: longest CMC curve.
         device: where distances are computed and ranked.
 
@@ -126,8 +125,8 @@ def rank_features(
 
 def distance_parts(
     queries: Tensor, gallery: Tensor, metric: str = "euclidean", device: torch.device | str = "cpu"
-) -> Iterator[Part]:
-    """torchreid's distances of some queries at a time, on `device`; arguments of `rank_features`.
+) -> Iterator[QueryPart]:
+    """torchreid's distances of a few queries at a time, on `device`; arguments of `rank_features`.
 
     Raises:
         ConfigError: unknown metric.
@@ -146,7 +145,7 @@ def distance_matrix(queries: Tensor, gallery: Tensor, metric: str = "cosine") ->
 
 
 def rows_at_once(gallery: int) -> int:
-    """Queries whose distances to a gallery of that many are in memory at a time."""
+    """Number of queries whose distances to a gallery of this size are in memory at a time."""
     return max(1, PAIRS_AT_ONCE // gallery)
 
 
@@ -154,7 +153,7 @@ def rows_at_once(gallery: int) -> int:
 
 
 def rank_parts(
-    parts: Iterable[Part],
+    parts: Iterable[QueryPart],
     shape: tuple[int, int],
     labels: Labels,
     aps: Iterable[str],
@@ -205,11 +204,11 @@ def _mean_ap(place: np.ndarray, starts: np.ndarray, ap: str) -> float:
 
 
 class _Gallery:
-    """Labels of both sides, and the gallery in the order of its identities, so that matches are one stretch of it.
+    """Labels of both sides, and the gallery ordered by identity, so that matches are contiguous.
 
     Attributes:
         q_pids: of each query.
-        camids: of queries and gallery; `None` where cameras leave nothing out.
+        camids: of queries and gallery; `None` if cameras leave nothing out.
         by_pid: gallery entries in the order of their identities.
     """
 
@@ -282,7 +281,7 @@ def _places_of(distances: Tensor, gallery: _Gallery, part: slice) -> tuple[np.nd
 
 
 def _sorted_rows(distances: Tensor) -> Tensor:
-    """Rows in increasing order, numbers that are none at the end. On the CPU NumPy sorts faster than torch."""
+    """Rows in increasing order, NaN at the end. On the CPU NumPy sorts faster than torch."""
     if distances.device.type == "cpu":
         return torch.from_numpy(np.sort(distances.detach().numpy(), axis=1))
     return distances.sort(dim=1).values

@@ -1,7 +1,8 @@
 """k-reciprocal re-ranking (Zhong et al., CVPR 2017) in bounded memory; torchreid's numbers.
 
-torchreid holds several square matrices of all queries and gallery entries at a time. Here only what is not zero of them
-is kept: the neighbours of each image, and the weights of its k-reciprocal ones. Distances come a few rows at a time.
+torchreid holds several square matrices of all queries and gallery entries at a time. Here only their non-zero entries
+are kept: the neighbours of each image, and the weights of its k-reciprocal ones. Distances are computed a few rows at a
+time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .compat import torchreid
-from .ranking import Part, rows_at_once
+from .ranking import QueryPart, rows_at_once
 
 K1, K2, WEIGHT = 20, 6, 0.3
 
@@ -27,9 +28,9 @@ class Reranking:
         queries: features `[queries, channels]`.
         gallery: features `[gallery, channels]`.
         metric: `euclidean` or `cosine`, as in `ranking.rank_features`.
-        k1: neighbours of which reciprocal ones are looked for.
-        k2: neighbours that an image's weights are averaged over.
-        weight: of the original distance; the Jaccard distance has the rest.
+        k1: number of neighbours searched for reciprocal ones.
+        k2: number of neighbours that an image's weights are averaged over.
+        weight: of the original distance; the rest is the weight of the Jaccard distance.
         device: where distances are computed.
 
     Raises:
@@ -57,8 +58,8 @@ class Reranking:
             self._weights = (averaged.tocsr() @ self._weights).astype(np.float32)
         self._by_column = self._weights.tocsc()
 
-    def parts(self) -> Iterator[Part]:
-        """Re-ranked distances `[queries, gallery]` of some queries at a time."""
+    def parts(self) -> Iterator[QueryPart]:
+        """Re-ranked distances `[queries, gallery]` of a few queries at a time."""
         for part, rows in self._rows(self.num_queries):
             jaccard = np.stack([self._jaccard(query) for query in range(part.start, part.start + len(rows))])
             mixed = jaccard * (1 - self.weight) + rows * self.weight
@@ -89,8 +90,8 @@ class Reranking:
     def _reciprocal_weights(self, neighbours: np.ndarray, k1: int) -> sparse.csr_matrix:
         """Weights of each image's k-reciprocal neighbours, which add up to 1.
 
-        Two images are reciprocal if each is among the other's nearest. A neighbour brings its own (of half as many) if
-        more than two thirds of these are the image's too.
+        Two images are reciprocal if each is among the other's nearest. A neighbour adds its own (half as many) if more
+        than two thirds of these are the image's too.
         """
         reciprocal = _reciprocal(neighbours[:, : k1 + 1])
         halved = _reciprocal(neighbours[:, : int(np.around(k1 / 2)) + 1])

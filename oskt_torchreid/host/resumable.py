@@ -1,7 +1,7 @@
-"""Training that may be killed at any moment and resumes as if nothing had happened.
+"""Training that may be killed at any moment and resumes with the same result.
 
-After every epoch, and between two batches when SIGTERM comes, a run writes its whole state (`saving.py`). On a CPU
-with as many threads as before the result is that of an uninterrupted run, bit for bit.
+After every epoch, and between two batches after a SIGTERM, a run writes its whole state (`saving.py`). On a CPU with as
+many threads as before the result is that of an uninterrupted run, bit for bit.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ class ResumableEngine(SavingEngine):
         self.start_epoch = 0
         self.train_loader = ProgressLoader(share_of(self.train_loader), self)
         self.sync_batch_norm = False
-        self._run_folder: Path | None = None  # while a run trains
-        self._kept_epoch = 0  # epochs behind the state that the run keeps; 0: none yet
-        self._within: Position | None = None  # while the epoch lasts that a run resumes within
+        self._run_folder: Path | None = None  # set while a run trains
+        self._kept_epoch = 0  # completed epochs in the stored state; 0: none yet
+        self._within: Position | None = None  # set during the epoch in which a run resumes
         self._terminated = False
         self._batch_idx = 0
 
     def check_run(self, settings: Mapping[str, Any]) -> None:
-        """Raises a typed error, before a run begins, where its arguments cannot be used."""
+        """Raises a typed error, before a run begins, if its arguments cannot be used."""
 
     def networks(self) -> list[nn.Module]:
-        """Everything that a batch passes through in training."""
+        """Every module that a batch passes through in training."""
         return list(self._models.values())
 
     # A run
@@ -63,10 +63,10 @@ class ResumableEngine(SavingEngine):
         """Trains and evaluates; arguments as in torchreid.
 
         While it trains, the state after the last whole epoch is kept in `<save_dir>/<name>/model.pth.tar-last`, one
-        file per registered model; the final checkpoint takes its place. SIGTERM is answered between two batches.
+        file per registered model; the final checkpoint replaces it. SIGTERM is handled between two batches.
 
         Raises:
-            Terminated: SIGTERM came; the state is kept.
+            Terminated: SIGTERM was received; the state is stored.
         """
         settings = _RUN.bind(self, save_dir, *args, **kwargs)
         settings.apply_defaults()
@@ -93,10 +93,10 @@ class ResumableEngine(SavingEngine):
             self.train_loader.close()
             if self.writer is not None:
                 self.writer.close()
-                self.writer = None  # a later run writes where it is told to
+                self.writer = None  # a later run writes to its own folder
 
     def _begin(self, folder: Path) -> None:
-        """Makes ready the folder, which the first process alone writes to, and what all processes must agree on."""
+        """Prepares the folder, which only the first process writes to, and what all processes must agree on."""
         if is_rank_zero():
             for name in self.get_model_names():
                 remove_leftovers(folder / name)
@@ -108,7 +108,7 @@ class ResumableEngine(SavingEngine):
             spread_random_numbers()
 
     def _go_on(self, position: Position, settings: Mapping[str, Any]) -> None:
-        """Puts the generators where they were, and makes up for an evaluation that was due when the run stopped."""
+        """Restores the generators, and runs an evaluation that was due when the run stopped."""
         self.max_epoch, epoch = settings["max_epoch"], position.epoch
         if position.batches:
             self._within = position
@@ -121,7 +121,7 @@ class ResumableEngine(SavingEngine):
             self.save_model(self.epoch, rank1, settings["save_dir"])
 
     def train(self, *args: Any, **kwargs: Any) -> None:
-        """Trains one epoch, or what is left of it, and keeps the state after it, if this is part of a run."""
+        """Trains one epoch, or the rest of it, and stores the state after it, if this is part of a run."""
         forget_patches(self.train_loader)
         if self._within is not None:
             set_own_state(self._within.epoch_random, self.device)
@@ -137,7 +137,7 @@ class ResumableEngine(SavingEngine):
         self.train_seconds += time.perf_counter() - self._epoch_start
 
     def _keep(self, epochs: int, batches: int = 0) -> bool:
-        """Writes the state of a run after so many epochs and batches, unless it is not finite; says if it was."""
+        """Writes the state of a run after so many epochs and batches, unless it is not finite; whether it did."""
         folder = self._run_folder
         if folder is None or not self._is_finite():
             return False
@@ -161,12 +161,12 @@ class ResumableEngine(SavingEngine):
         self._batch_idx = number + (self._within.batches if self._within else 0)
 
     def skip_done(self, batches: Iterator[Any]) -> int:
-        """Draws the batches once more that an interrupted epoch has seen, and leaves the generators as they were then.
+        """Draws the batches again that an interrupted epoch has seen, and restores the generators' states.
 
-        Only so are workers, too, where they were.
+        This is the only way to restore the workers as well.
 
         Returns:
-            How many they are.
+            Their number.
 
         Raises:
             CheckpointError: there are fewer.
@@ -184,7 +184,7 @@ class ResumableEngine(SavingEngine):
         return expected
 
     def batch_done(self) -> None:
-        """Between two batches: where the run was told to stop, it keeps its state and stops."""
+        """Between two batches: if the run was told to stop, it stores its state and stops."""
         if self._terminated:
             self._stop_clock()
             kept = self._keep(self.epoch, self.batch_idx + 1)
@@ -192,7 +192,7 @@ class ResumableEngine(SavingEngine):
             raise Terminated(f"terminated at {where}" + (f"; the state is in '{self._run_folder}'" if kept else ""))
 
     def check_termination(self, when: str = "while evaluating") -> None:
-        """Where the state is kept already: raises Terminated if the run was told to stop."""
+        """Called when the state is stored: raises Terminated if the run was told to stop."""
         if self._terminated:
             raise Terminated(f"terminated {when}")
 
@@ -200,7 +200,7 @@ class ResumableEngine(SavingEngine):
         self._terminated = True
 
     def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:
-        """Writes the files of `SavingEngine.save_model`; a run that is not at its end keeps them as its state too."""
+        """Writes the files of `SavingEngine.save_model`; an unfinished run keeps them as its state too."""
         super().save_model(epoch, rank1, save_dir, is_best)
         if self._run_folder is not None and epoch + 1 < self.max_epoch:
-            self._keep(epoch + 1)  # with this evaluation behind it
+            self._keep(epoch + 1)  # after this evaluation

@@ -1,4 +1,4 @@
-"""What is checked of a training run when an engine is asked for it, by a configuration or by a script."""
+"""Checks of the arguments of a training run, from a configuration or a script."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ logger = logging.getLogger(__name__)
 
 _LOWEST = {"max_epoch": 0, "start_epoch": 0, "print_freq": 1, "fixbase_epoch": 0, "start_eval": 0, "visrank_topk": 1}
 _LOWEST["eval_freq"] = -1
-_TOO_FEW = "more than 1 value per channel"  # in what torch's norms say of a batch of one
+_TOO_FEW = "more than 1 value per channel"  # part of torch's message for a norm on a batch of one
 
 
 def check_number(name: str, value: Any, lowest: float = 0.0, above: bool = False) -> None:
-    """Raises ConfigError unless an argument is a finite number from the lowest on, or above it."""
+    """Raises ConfigError unless an argument is a finite number, at least the lowest or above it."""
     is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or value < lowest or (above and value == lowest):
         raise ConfigError(f"{name} is {value!r}; allowed: numbers {'above' if above else 'of at least'} {lowest:g}")
 
 
 def check_parts(datamanager: Any, model: Any, optimizer: Any, scheduler: Any, loss: Any) -> None:
-    """Raises ConfigError unless an engine is given a data manager and a network, and the other parts or none."""
+    """Raises ConfigError unless an engine gets a data manager, a network, and valid other parts or none."""
     if not all(hasattr(datamanager, name) for name in ("train_loader", "test_loader", "num_train_pids")):
         raise ConfigError(
             f"datamanager of an engine is {datamanager!r:.100}; expected one of torchreid's, such as "
@@ -54,7 +54,7 @@ def check_parts(datamanager: Any, model: Any, optimizer: Any, scheduler: Any, lo
 
 
 def check_arguments(settings: Mapping[str, Any]) -> None:
-    """Raises ConfigError for arguments of `run` that are out of range, or with which it would do nothing.
+    """Raises ConfigError for arguments of `run` that are out of range, or that would make it do nothing.
 
     Args:
         settings: all arguments of `run` by name.
@@ -113,7 +113,7 @@ def _is_whole(value: Any, lowest: int) -> bool:
 
 
 def require_optimizer(optimizer: Optimizer | None) -> Optimizer:
-    """The optimiser itself; raises TrainingError where there is none."""
+    """The optimiser itself; raises TrainingError if there is none."""
     if optimizer is None:
         raise TrainingError(
             "there is no optimiser, so that nothing would be trained; give the engine one (optimizer=...), or set "
@@ -134,7 +134,7 @@ def check_optimizer(optimizer: Optimizer | None, model: nn.Module) -> None:
 
 
 def check_loader(loader: Any, engine: str) -> None:
-    """Raises TrainingError for a loader without a batch, with which a run would train nothing and say nothing.
+    """Raises TrainingError for a loader without a batch, with which a run would silently train nothing.
 
     Args:
         loader: of training batches.
@@ -151,10 +151,10 @@ def check_loader(loader: Any, engine: str) -> None:
 
 
 def check_batch(model: nn.Module, size: tuple[int, int, int], images: int, device: torch.device | None = None) -> None:
-    """Raises TrainingError where a network cannot be trained on batches of so few images: one, under a batch norm.
+    """Raises TrainingError if a network cannot be trained on such small batches: one image, with a batch norm.
 
     Args:
-        model: a copy of it is run once; it stays as it is, and so do random numbers.
+        model: a copy of it is run once; neither the model nor the random state changes.
         size: (channels, height, width) of an image.
         images: of a batch.
         device: where the network is; None: the CPU.
@@ -167,7 +167,7 @@ def check_batch(model: nn.Module, size: tuple[int, int, int], images: int, devic
 
 @contextlib.contextmanager
 def too_few_images(images: int) -> Iterator[None]:
-    """Says what to do where torch refuses to norm a batch of one."""
+    """Says what to do if torch refuses to normalise a batch of one."""
     try:
         yield
     except ValueError as reason:

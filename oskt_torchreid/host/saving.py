@@ -1,7 +1,7 @@
-"""Whole checkpoints of an engine: everything that the next step of a run depends on, written and read.
+"""Complete checkpoints of an engine: everything that the next step of a run depends on, written and read.
 
-One file has weights, optimiser, schedule, what the losses have learnt, the states of all random number generators, and
-the place within the epoch.
+One file has weights, optimiser, schedule, parameters of the losses, the states of all random number generators, and the
+position within the epoch.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ LAST_GOOD = "model.pth.tar-last"
 
 
 class SavingEngine(torchreid.engine.Engine):
-    """torchreid's engine with whole checkpoints.
+    """torchreid's engine with complete checkpoints.
 
     Attributes:
         run_key: digest of the settings that decide a run's result. A checkpoint keeps it, and no other run resumes from
-            it; empty: not known, not compared.
+            it; empty: unknown, not compared.
         curve: evaluations of the run: epoch, and the first target's mAP and rank1.
         train_seconds: of all epochs so far, evaluation left out.
     """
 
     loss: ReidLoss
-    # What torchreid's engine has, without types
+    # Attributes of torchreid's engine, which has no types
     epoch: int
     model: nn.Module
     train_loader: ProgressLoader
@@ -56,20 +56,20 @@ class SavingEngine(torchreid.engine.Engine):
         self.curve: list[dict[str, float]] = []
         self.train_seconds = 0.0
         self._resumed: Position | None = None  # from `resume` to the run after it
-        self._evaluated = 0  # epochs behind the last evaluation of the run
+        self._evaluated = 0  # completed epochs at the last evaluation of the run
 
     # ---- what a method adds ------------------------------------------------------------------------------------------
 
     def losses(self) -> list[ReidLoss]:
-        """Losses that may learn something themselves."""
+        """Losses that may have trained parameters (centers)."""
         return [self.loss]
 
     def method_state(self) -> dict[str, Any]:
-        """What a method's next step depends on beside the registered models and the losses: tensors, plain values."""
+        """State of a method besides the registered models and the losses: tensors, plain values."""
         return {}
 
     def load_method_state(self, state: dict[str, Any], source: str) -> None:
-        """Continues from what `method_state` gave; called before anything else is loaded.
+        """Continues from a result of `method_state`; called before anything else is loaded.
 
         Raises:
             CheckpointError: the state is of another run; nothing is changed.
@@ -105,36 +105,36 @@ class SavingEngine(torchreid.engine.Engine):
         """`resume` from where the run in a folder stopped.
 
         Returns:
-            Epoch to start from; None if the run left nothing to resume from.
+            Epoch to start from; None if there is nothing to resume from.
         """
         return next((self.resume(path) for path in _left_by(folder, max_epoch) if path.is_file()), None)
 
     def discard(self, folder: str | Path, max_epoch: int) -> None:
-        """Removes what `resume_latest` would resume from, where a run with other settings begins."""
+        """Removes what `resume_latest` would resume from, when a run with other settings begins."""
         for path in _left_by(folder, max_epoch) if is_rank_zero() else ():
             path.unlink(missing_ok=True)
 
     @property
     def place_within_epoch(self) -> str:
-        """What `resume` found beyond whole epochs, in words that follow those of the epochs."""
+        """The position that `resume` found within an epoch, as text that follows the number of epochs."""
         batches = self._resumed.batches if self._resumed else 0
         return f" and {batches} batches of the next" if batches else ""
 
     def resume(self, path: str | Path, name: str = "model") -> int:
-        """Continues from a checkpoint of this engine or of torchreid's, the time that training took so far included.
+        """Continues from a checkpoint of this engine or of torchreid's, including the training time so far.
 
-        A run that follows with the returned `start_epoch` continues bit for bit; from torchreid's own checkpoints it
-        begins the epoch with the random numbers of now.
+        A run with the returned `start_epoch` continues bit for bit; from torchreid's own checkpoints it starts the
+        epoch with the current random state.
 
         Args:
-            path: checkpoint with weights and, where they were saved, optimiser and scheduler.
+            path: checkpoint with weights and, if they were saved, optimiser and scheduler.
             name: which registered model it belongs to.
 
         Returns:
             Epoch to start from.
 
         Raises:
-            CheckpointError: unreadable, or of another model or run; nothing is loaded then.
+            CheckpointError: unreadable, or of another model or run; nothing is loaded.
         """
         content = load_checkpoint(path)
         model, optimizer, scheduler = self._models[name], self._optims[name], self._scheds[name]
@@ -155,17 +155,17 @@ class SavingEngine(torchreid.engine.Engine):
             loss.load_learned(learned, self.device)
         self.train_seconds = float(content.get("train_seconds", 0))
         epoch = int(content.get("epoch", 0))
-        self.epoch = max(0, epoch - 1)  # what a run that has no epoch left takes for its last one
+        self.epoch = max(0, epoch - 1)  # the last epoch of a run that has none left
         self._resumed = position
         return epoch
 
 
 def _left_by(folder: str | Path, max_epoch: int) -> tuple[Path, Path]:
-    """What a run leaves while it trains, and when it has."""
+    """The names of the files of a running and of a finished run."""
     folder = Path(folder)
     return last_good(folder), folder / "model" / f"model.pth.tar-{max_epoch}"
 
 
 def last_good(folder: Path, name: str = "model") -> Path:
-    """The file of the last state of a model that a run has kept."""
+    """The file of the last stored state of a model of a run."""
     return folder / name / LAST_GOOD

@@ -1,7 +1,7 @@
 """Batch norms whose statistics are those of the whole batch, whatever number of processes share it.
 
-torch's SyncBatchNorm is for GPUs alone, and it takes the module's own parameters, where the S-student's are given at
-every call. This is the same computation in plain operations, on any device.
+torch's SyncBatchNorm is for GPUs only, and uses the module's own parameters, while the S-student's are passed at every
+call. This is the same computation in plain operations, on any device.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from .distributed import world_size
 
 
 class _Mean(torch.autograd.Function):
-    """Mean of a tensor over the processes; so is its gradient."""
+    """Mean of a tensor over the processes; its gradient is averaged too."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def _mean(own: Tensor) -> Tensor:
 
 
 class _Synchronised(nn.modules.batchnorm._BatchNorm):
-    """A batch norm in training; equal shares of all processes count alike."""
+    """A batch norm in training; the equal shares of all processes have equal weight."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -54,7 +54,7 @@ class _Synchronised(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Moves the running statistics, where there are any, as torch does, with the unbiased variance."""
+        """Updates the running statistics, if there are any, as torch does, with the unbiased variance."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked += 1

@@ -1,4 +1,4 @@
-"""SIGTERM, with which schedulers end a process that may save its work first."""
+"""SIGTERM, with which schedulers end a process after it has saved its work."""
 
 import contextlib
 import os
@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator
 from ..errors import Terminated
 
 GRACE = 2.0
-"""Seconds in which work that is told to end may save its state; then it ends as it is."""
+"""Seconds that a process has to save its state after SIGTERM; then it ends."""
 
 
 @contextlib.contextmanager
 def on_termination(action: Callable[[], None]) -> Iterator[None]:
-    """Calls `action` for the first SIGTERM that comes inside the block, instead of ending the process.
+    """Calls `action` for the first SIGTERM inside the block, instead of ending the process.
 
-    Where the block is still not left after `GRACE` seconds, for a batch takes long or data do not come, and at any
-    further SIGTERM, `Terminated` is raised wherever the block is. Outside of the main thread, which alone may handle
-    signals, and where the signal is ignored, nothing changes.
+    If the block has not ended after `GRACE` seconds (a batch takes long, data do not arrive), and at any further
+    SIGTERM, `Terminated` is raised wherever the block is. Outside the main thread, which alone may handle signals, and
+    if the signal is ignored, nothing changes.
     """
     before = signal.getsignal(signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread() or before == signal.SIG_IGN:
@@ -42,15 +42,14 @@ def on_termination(action: Callable[[], None]) -> Iterator[None]:
 
 
 def terminate() -> None:
-    """Raises Terminated: the action where there is no work to be saved first."""
+    """Raises Terminated: the action if there is no work to save."""
     raise Terminated("terminated")
 
 
 def status_of(main: Callable[[], int]) -> int:
-    """What a command's main function returns, or 130 and 143 where Ctrl-C or SIGTERM ended it.
+    """The exit status of a command's main function, or 130 and 143 if Ctrl-C or SIGTERM ended it.
 
-    From then on this process takes no notice of either: Python needs seconds to end, and a further Ctrl-C within them
-    would change the exit status.
+    After that this process ignores both: Python needs seconds to end, and another Ctrl-C would change the exit status.
     """
     try:
         status = main()

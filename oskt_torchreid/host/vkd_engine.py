@@ -1,4 +1,4 @@
-"""The engine that trains networks of sets: a teacher by itself, or a student of few views under a teacher of many."""
+"""The engine that trains networks of sets: a teacher alone, or a student of few views with a teacher of many."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..errors import ConfigError
 from ..networks import Outputs, parse_outputs
 from ..registry import register_engine
-from ..vkd.evaluate import FRAMES_AT_ONCE, Results, check_protocols, evaluate_protocols, extract_side, protocol_table
+from ..vkd.evaluate import (
+    FRAMES_AT_ONCE,
+    ProtocolNumbers,
+    check_protocols,
+    evaluate_protocols,
+    extract_side,
+    protocol_table,
+)
 from ..vkd.losses import distance_preservation_loss, kd_loss
 from ..vkd.model import FrameAverage, class_count
 from ..vkd.views import check_view_counts, student_views
@@ -48,28 +55,28 @@ class VKDEngine(TransferEngine):
     """Distils views: `L = L_CE + L_TR + alpha * L_KD + beta * L_DP` (paper: equation 8); alone, `L_CE + L_TR`.
 
     Training batches are sets `[batch, N, 3, height, width]`. The frozen teacher sees all `N` views of a set, the
-    student `M` of the same, drawn anew for each. Without a teacher the network itself learns from all `N`, which is
-    how a teacher is trained. Evaluation is that of `evaluate.py`: `results[target]` holds the first protocol's
-    numbers, with its interpolated mAP, and `protocols[target]` those of all.
+    student `M` of them, drawn for each set. Without a teacher the network itself learns from all `N`, which is how a
+    teacher is trained. Evaluation is that of `evaluate.py`: `results[target]` holds the first protocol's numbers, with
+    its interpolated mAP, and `protocols[target]` those of all.
 
     Args:
         datamanager: torchreid data manager whose training batches are sets (or images: sets of one).
         model: network of sets built with loss `triplet`; it is trained, and saved.
         optimizer: over the model's parameters.
         scheduler: `None` keeps the learning rate.
-        teacher: a trained network of sets, of any architecture. It is copied and left as it is, and no checkpoint holds
-            it. `None`: the first stage, a teacher's training.
+        teacher: a trained network of sets, of any architecture. It is copied and not changed, and checkpoints do not
+            contain it. `None`: the first stage, a teacher's training.
         loss: re-id loss; `None`: plain cross-entropy and soft-margin triplet.
         num_student_views: `M`, at least 1 and at most the number of views in a batch.
         temperature: `tau` of `L_KD`.
-        alpha: weight of `L_KD`. Where teacher and student tell different numbers of classes apart, the term is left
-            out, and the log says so.
+        alpha: weight of `L_KD`. If teacher and student have different numbers of classes, the term is left out, and the
+            log says so.
         beta: weight of `L_DP`.
         protocols: evaluated after training, see `evaluate_protocols`.
         query_in_gallery: see `evaluate_protocols`.
         no_camera: see `evaluate_protocols`.
         frames_at_once: frames in one forward pass of evaluation.
-        use_gpu: run on the GPU where there is one.
+        use_gpu: run on the GPU if there is one.
         **options: of `TransferEngine`.
 
     Raises:
@@ -116,7 +123,7 @@ class VKDEngine(TransferEngine):
         self.temperature, self.alpha, self.beta = temperature, alpha, beta
         self.evaluation = Evaluation(protocols=tuple(protocols), query_in_gallery=query_in_gallery, no_camera=no_camera)
         self.frames_at_once = frames_at_once
-        self.protocols: dict[str, Results] = {}
+        self.protocols: dict[str, ProtocolNumbers] = {}
         self.teacher: nn.Module | None = None
         self.same_classes = False
         if teacher is not None:
@@ -132,7 +139,7 @@ class VKDEngine(TransferEngine):
         return self.num_student_views if self.teacher is not None else getattr(sets, "num_views", 1)
 
     def networks(self) -> list[nn.Module]:
-        """Student and teacher, whose norms see batches too."""
+        """Student and teacher, whose norms use batch statistics too."""
         return [*super().networks(), *([self.teacher] if self.teacher is not None else [])]
 
     def prepare(self, data: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -163,11 +170,11 @@ class VKDEngine(TransferEngine):
     def test(
         self, visrank: bool = False, rerank: bool = False, ranks: Sequence[int] = REPORTED_RANKS, **ignored: Any
     ) -> float:
-        """Evaluates the protocols on every target; random numbers are left as they are.
+        """Evaluates the protocols on every target; the random state is restored.
 
         Args:
             visrank: not available here.
-            rerank: by k-reciprocal re-ranking as well; its numbers stand beside the others behind `reranked_`.
+            rerank: by k-reciprocal re-ranking as well; its numbers have the prefix `reranked_`.
             ranks: places of the CMC curve that are kept.
             **ignored: torchreid's settings of its own evaluation, such as a distance; the protocols' is cosine.
 
@@ -175,7 +182,7 @@ class VKDEngine(TransferEngine):
             Rank-1 of the first protocol on the last target, as a fraction.
 
         Raises:
-            ConfigError: pictures of ranked lists were asked for.
+            ConfigError: pictures of ranked lists were requested.
             DataError: empty queries or gallery, or no query with a match.
         """
         if visrank:
@@ -196,7 +203,7 @@ class VKDEngine(TransferEngine):
         self.note_evaluation()
         return self.results[target]["rank1"]
 
-    def _write_results(self, target: str, results: Results) -> None:
+    def _write_results(self, target: str, results: ProtocolNumbers) -> None:
         if self.writer is None:
             return
         for protocol, values in results.items():
@@ -208,13 +215,13 @@ register_engine("vkd", VKDEngine)
 
 
 def frozen_teacher(teacher: nn.Module) -> nn.Module:
-    """A copy that gives class scores and embeddings, learns nothing, and keeps every tensor as it is.
+    """A frozen copy that returns class scores and embeddings.
 
-    Its norms use the statistics of the batch, as the authors' do: so do the student's while it is trained, and a
-    teacher with running ones would differ from it in more than what it sees. They track nothing.
+    Its norms use batch statistics, as in the authors' code: the student's do so in training, and a teacher with running
+    statistics would differ from it in more than its views. They track nothing.
     """
     teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
-    teacher.training = True  # the root alone: it gives class scores
+    teacher.training = True  # the root alone, so that it returns class scores
     for module in teacher.modules():
         if isinstance(module, _NORMS):
             module.training = True
@@ -236,7 +243,7 @@ def _compare_classes(teacher: nn.Module, student: nn.Module) -> bool:
     counts = class_count(teacher, "teacher"), class_count(student, "student")
     if counts[0] != counts[1]:
         logger.warning(
-            "the teacher tells %d classes apart, the student %d: the distillation of class scores (L_KD) is left out, "
+            "the teacher has %d classes, the student %d: the distillation of class scores (L_KD) is left out, "
             "that of distances (L_DP) stays",
             *counts,
         )

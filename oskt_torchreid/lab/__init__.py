@@ -1,1 +1,1 @@
-"""Experiments: comparisons, ablations, benchmarks, makers of reference pages; tools and tests alone import it."""
+"""Experiments: comparisons, ablations, benchmarks, makers of reference pages; imported by tools and tests only."""

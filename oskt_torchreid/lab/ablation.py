@@ -1,7 +1,7 @@
 """Students of VKD with single terms left out, from one teacher, over several seeds.
 
-Every student is an ordinary run in its own folder below `ablation`, told apart by a few changed keys, so what
-was run before with the same configuration is not run again. The run itself gives the teacher, and one student.
+Every student is an ordinary run in its own folder below `ablation`, with a few changed keys, so students that were
+finished with the same configuration are not run again. The run itself gives the teacher, and one student.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the terms of VKD's loss are worth: students with single ones left out, over seeds."""
+"""The contribution of the terms of VKD's loss: students with single terms left out, over seeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from ..config import Config
 from ..files import atomic, write_json
-from ..report.protocols import INTERPOLATED, SetRow
+from ..report.protocols import INTERPOLATED_NAME, SetRow
 from .comparison_report import Spread
 
 FORMAT_VERSION = 1
@@ -25,7 +25,7 @@ class TermMeasurement:
     """One student.
 
     Attributes:
-        term: what was left out, or `WHOLE`.
+        term: the one left out, or `WHOLE`.
         seed: of its training.
         row: the numbers.
     """
@@ -110,4 +110,4 @@ def _difference(measurements: Sequence[TermMeasurement], term: str, protocol: st
 
 
 def _percent(row: SetRow, protocol: str) -> float:
-    return 100 * row.protocols[protocol][INTERPOLATED]
+    return 100 * row.protocols[protocol][INTERPOLATED_NAME]

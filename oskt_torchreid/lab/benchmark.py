@@ -1,4 +1,4 @@
-"""What refining and expanding cost: one refinement step against one teacher-only step, and one expansion.
+"""The cost of refining and expanding: one refinement step against one teacher-only step, and one expansion.
 
 Clusters are random: costs depend on widths, not on which channels share a cluster, and drawing them costs nothing.
 """
@@ -122,7 +122,7 @@ def measure_refine(planes: int, batch: int, size: tuple[int, int], rounds: int, 
 
 
 def _make_step(planes: int, batch: int, size: tuple[int, int]) -> Callable[[], None]:
-    """Forward, backward and Adam's step of the teacher alone (0 planes) or of teacher and S-student."""
+    """Forward, backward and Adam's step of the teacher only (0 planes) or of teacher and S-student."""
     teacher = models.build(BACKBONE, NUM_CLASSES)
     network = Refinement(teacher, random_chain(teacher, planes / TEACHER_PLANES)) if planes else teacher
     network.train()
@@ -146,18 +146,18 @@ def _make_step(planes: int, batch: int, size: tuple[int, int]) -> Callable[[], N
 
 
 def _fresh_peak(planes: int, batch: int, size: tuple[int, int]) -> int:
-    """Peak memory of a few steps in a process of their own.
+    """Peak memory of a few steps in a separate process.
 
-    What the operating system saw is what decides whether a job fits; a profiler of torch would miss the buffers of its
-    kernels, and a shared process would carry the peaks of what ran before.
+    The operating system's number decides whether a job fits; a profiler of torch would miss the buffers of its kernels,
+    and a shared process would include the peaks of earlier work.
     """
     return in_fresh_process(_peak, planes, batch, size, torch.get_num_threads())
 
 
 def in_fresh_process(work: Callable[..., Result], *arguments: object) -> Result:
-    """What a function of a module returns in a process that has done nothing but import this package."""
+    """The result of a module-level function in a new process that has only imported this package."""
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    multiprocessing.set_forkserver_preload([__name__])  # imported once, for all that are started
+    multiprocessing.set_forkserver_preload([__name__])  # imported once, for all processes
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:
         return pool.submit(work, *arguments).result()
 
@@ -250,7 +250,7 @@ def _saved_and_loaded(chain: WeightChain) -> WeightChain:
 
 
 def _tensors(chain: WeightChain, student: nn.Module) -> list[Tensor]:
-    """What an expansion reads and what it writes."""
+    """The tensors that an expansion reads and writes."""
     read = [tensor for part in (chain.rows, chain.vectors, chain.fixed) for tensor in part.values()]
     return read + list(student.state_dict().values())
 

@@ -1,4 +1,4 @@
-"""What ranking costs: on made-up features of the sizes of Market-1501 and MSMT17, beside torchreid's evaluation."""
+"""The cost of ranking: on random features of the sizes of Market-1501 and MSMT17, against torchreid's evaluation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class GallerySize:
     cameras: int
 
 
-MARKET1501 = GallerySize(3368, 15913, 750, 6)
+MARKET1501_SIZE = GallerySize(3368, 15913, 750, 6)
 MSMT17 = GallerySize(11659, 82161, 3060, 15)
 
 
@@ -40,7 +40,7 @@ class RankCost:
         name: of the way.
         seconds: that it took.
         extra_bytes: peak memory beyond what its input takes; 0: not measured.
-        mean_ap: what came out.
+        mean_ap: the result.
         rank1: share of queries whose first place is a match.
     """
 
@@ -65,7 +65,7 @@ def made_up_sides(size: GallerySize, seed: int = 0) -> tuple[Tensor, Tensor, Lab
     return queries, gallery, (q_pids, g_pids, q_camids, g_camids)
 
 
-def compare_with_torchreid(size: GallerySize = MARKET1501) -> list[RankCost]:
+def compare_with_torchreid(size: GallerySize = MARKET1501_SIZE) -> list[RankCost]:
     """Ranks one distance matrix by torchreid's Python evaluation, by this package's, and only orders it."""
     queries, gallery, labels = made_up_sides(size)
     distances = distance_matrix(queries, gallery, "euclidean")
@@ -77,7 +77,7 @@ def compare_with_torchreid(size: GallerySize = MARKET1501) -> list[RankCost]:
 
 
 def measure_memory(size: GallerySize = MSMT17, rerank: bool = False) -> RankCost:
-    """Ranks features in its own process, and takes its peak memory.
+    """Ranks features in a separate process, and measures its peak memory.
 
     Args:
         size: of the sides.

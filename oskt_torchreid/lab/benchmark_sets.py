@@ -1,4 +1,4 @@
-"""What a step of view distillation costs beside its parts: the teacher's forward pass, and a step of the student."""
+"""The cost of a step of view distillation, and of its parts: the teacher's forward pass, and a step of the student."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from ..host.models import build
 from ..host.vkd_engine import VKDEngine
-from ..vkd.model import PREFIX
+from ..vkd.model import SET_PREFIX
 from ..vkd.students import student_from
 
 NUM_CLASSES, INSTANCES = 625, 4  # identities of MARS, sets of an identity
@@ -51,12 +51,12 @@ def measure_distillation(
         views: frames of a set for the teacher and for the student.
         size: `(height, width)` of a frame.
         rounds: how often each is timed, after a warm-up.
-        use_gpu: run on the GPU where there is one.
+        use_gpu: run on the GPU if there is one.
     """
     torch.manual_seed(0)
     pids = torch.arange(sets) // INSTANCES % NUM_CLASSES
     batches = [{"img": torch.randn(sets, count, 3, *size), "pid": pids} for count in views]
-    teacher = build(PREFIX + backbone, NUM_CLASSES, "triplet")
+    teacher = build(SET_PREFIX + backbone, NUM_CLASSES, "triplet")
     student = student_from(teacher)
     alone = _engine(batches[1], student_from(teacher), use_gpu)
     whole = _engine(batches[0], student, use_gpu, teacher=teacher, num_student_views=views[1])

@@ -1,4 +1,4 @@
-"""What drawing the views of a batch costs, beside a scan of the data set for every set."""
+"""The cost of drawing the views of a batch, against a scan of the data set for every set."""
 
 from __future__ import annotations
 

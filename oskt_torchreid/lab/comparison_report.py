@@ -1,4 +1,4 @@
-"""What a comparison found: tables over seeds, cost, and the files that hold them."""
+"""Results of a comparison: tables over seeds, costs, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Spread:
-        """Of the values that were measured; where none was, the count is 0 and the mean is not a number."""
+        """The spread of the measured values; if there are none, the count is 0 and the mean is NaN."""
         found = np.array([value for value in values if value is not None], float)
         if not found.size:
             return cls(math.nan, 0.0, 0)
@@ -49,7 +49,7 @@ class Spread:
 
 
 def select(measurements: Iterable[Measurement], scenario: str, method: str = "", width: float = 0) -> list[Measurement]:
-    """Those of a scenario and, where they are given, a method and a width."""
+    """Measurements of a scenario and, if given, a method and a width."""
     return [
         m
         for m in measurements
@@ -149,7 +149,7 @@ def _differences(ours: Iterable[Measurement], theirs: Iterable[Measurement]) -> 
 
 
 def _points(spread: Spread) -> str:
-    """`+2.3 ± 0.4`, mean and standard error in points of mAP; the error where there are several."""
+    """`+2.3 ± 0.4`, mean and standard error in points of mAP; the error if there are several."""
     if not spread.count:
         return "-"
     error = f" ± {100 * spread.deviation / math.sqrt(spread.count):.1f}" if spread.count > 1 else ""
@@ -160,7 +160,7 @@ def cost_table(measurements: Sequence[Measurement], refine_seconds: Spread, coun
     """Markdown: seconds that n students of one width cost by each method, training included, evaluation left out.
 
     The chain pays its refinement once. At equal fine-tuning every method trains each student as long; baselines are
-    shown at equal passes, where they come near or past the chain's quality.
+    shown at equal passes, where they approach or exceed the chain's quality.
     """
     rows = []
     widths = sorted({m.width for m in select(measurements, "passes")})

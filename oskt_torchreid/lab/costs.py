@@ -1,4 +1,4 @@
-"""What students of a range of widths cost: parameters, FLOPs, bytes of the file and milliseconds."""
+"""The costs of students of a range of widths: parameters, FLOPs, bytes of the file and milliseconds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADERS = ("width", "params", "FLOPs", "size", "size fp16")
 LATENCY_HEADERS = ("latency", "spread")
 
 
-def evenly_spaced(chain: WeightChain, count: int) -> list[float]:
+def spaced_ratios(chain: WeightChain, count: int) -> list[float]:
     """Width ratios from the chain's to the teacher's, `count` at most."""
     ratios = ratios_of(chain)
     if len(ratios) == 1:

@@ -17,7 +17,7 @@ from ..files import atomic
 from ..report.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, Style, size_axis
 from .measurements import Measurement
 
-# Okabe and Ito's colours, told apart by markers and dashes too.
+# Okabe and Ito's colours, also distinguished by markers and dashes.
 _STYLES = (
     (GREEN, "o", "-"),
     (VERMILION, "X", "--"),
@@ -35,7 +35,7 @@ _TITLES = {"before": "before any training", "finetune": "equal fine-tuning", "pa
 def comparison_plot(measurements: Sequence[Measurement], path: str | Path, title: str = "") -> None:
     """Draws parameters (log axis) against mAP in %, a panel for each: before training, equal fine-tuning, equal passes.
 
-    Bars are standard deviations over seeds; methods stand side by side at each size. At equal passes the chain's
+    Bars are standard deviations over seeds; methods are next to each other at each size. At equal passes the chain's
     students are those of equal fine-tuning, whose refinement is counted.
 
     Args:
@@ -73,7 +73,7 @@ def convergence_plot(measurements: Sequence[Measurement], path: str | Path, titl
 
     Args:
         measurements: of all scenarios; those with curves are drawn.
-        path: PNG file, written atomically; nothing is written where there is no curve.
+        path: PNG file, written atomically; nothing is written if there is no curve.
         title: of the picture; empty: none.
     """
     widths = sorted({m.width for m in measurements if m.scenario == "passes" and m.row.curve})
@@ -104,7 +104,7 @@ def _drawn(measurements: Sequence[Measurement]) -> Iterator[tuple[str, str]]:
 
 
 def _draw_curve(axes: Axes, chosen: Sequence[Measurement], method: str, style: tuple[str, str, str], last: int) -> int:
-    """One method's curve; returns its last epoch. The chain's ends where the others do."""
+    """One method's curve; returns its last epoch. The chain's ends with the others."""
     color, marker, line = style
     epochs = np.array([epoch for epoch, _ in chosen[0].row.curve])
     values = 100 * np.array([[value for _, value in m.row.curve] for m in chosen])
@@ -147,7 +147,7 @@ def _styles(measurements: Sequence[Measurement]) -> dict[str, tuple[str, str, st
 
 def _figure(panels: int, title: str) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(1.8 + 3.6 * panels, 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display and leaves pyplot's state alone
+    FigureCanvasAgg(figure)  # draws without a display and without changing pyplot's state
     if title:
         figure.suptitle(title, fontsize=11)
     return figure, list(np.atleast_1d(figure.subplots(1, panels, sharey=True)))

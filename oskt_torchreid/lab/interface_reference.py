@@ -25,10 +25,10 @@ PUBLIC_PARTS = [
     "host.ranking",
     "zoo",
 ]
-"""Modules whose public names are the package's, beside those at its top."""
+"""Modules whose public names belong to the package, besides its top-level names."""
 
 _SECTIONS = ("Args", "Attributes", "Example", "Raises", "Returns", "Yields")
-_WRAPPED = ("__func__", "fget", "func")  # what methods of classes and properties keep their function in
+_WRAPPED = ("__func__", "fget", "func")  # attributes in which methods of classes and properties keep their function
 _ITEM = re.compile(r"^ {4}(\*{0,2}\w+): ")
 _LONGEST_LINE = 100
 

@@ -1,4 +1,4 @@
-"""Latency of a run's networks and of stock models of the same family, beside what they are worth."""
+"""Latency of a run's networks and of stock models of the same family, with their accuracy."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def measure_run(
     device: str = "cpu",
     repeats: int = 15,
 ) -> list[LatencyRow]:
-    """Measures teacher and students of a run, and stock models beside them.
+    """Measures teacher and students of a run, and stock models for comparison.
 
     Args:
-        folder: that a run has left; its results say what the networks are worth.
+        folder: of a run; its results hold the networks' accuracy.
         settings: ways of measuring, each with every network.
         stock: registered names; by default those that are built in the same module as the run's backbone.
         device: `cpu` or `cuda`.
@@ -92,7 +92,7 @@ def _of_run(folder: Path, config: Config, rows: Sequence[Row]) -> Iterator[tuple
             found += 1
             yield row, load_network(str(path), config=config) if row.kind == "teacher" else load_student(path)
     if not found:
-        raise ConfigError(f"'{folder}' has no networks of a run beside its results; give the folder of a whole run")
+        raise ConfigError(f"'{folder}' has no networks of a run next to its results; give the folder of a whole run")
 
 
 def _of_stock(names: Sequence[str], size: tuple[int, int, int]) -> Iterator[tuple[Row, nn.Module]]:

@@ -20,7 +20,7 @@ from ..report.plots import BLACK, BLUE, GREEN, Style, short_name
 from ..report.tables import human_count
 
 STOCK = "stock"
-# Neighbours stand at different heights, as shares of the axis: networks of nearly one latency stay readable.
+# Labels of neighbours have different heights, as shares of the axis: networks of nearly equal latency stay readable.
 _NAME_HEIGHTS, _STOCK_HEIGHTS = (0.02, 0.26), (0.48, 0.64)
 _STYLES = {"teacher": (BLACK, "*", 13), "student": (GREEN, "o", 8)}
 
@@ -61,8 +61,8 @@ def latency_table(rows: Sequence[LatencyRow], style: str = "simple") -> str:
     for row in rows:
         for backend in backends:
             found = {(seen.batch, seen.threads): seen for seen in row.seen if seen.backend == backend}
-            facts = _facts(row) if backend == backends[0] or style == "github" else [""] * 5
-            lines.append((*facts, backend, *(_cell(found[way]) for way in ways)))
+            cells = _network_cells(row) if backend == backends[0] or style == "github" else [""] * 5
+            lines.append((*cells, backend, *(_cell(found[way]) for way in ways)))
     columns = [f"{batch} image{'s' * (batch > 1)}, {count} thread{'s' * (count > 1)}" for batch, count in ways]
     headers = ("network", "params", "FLOPs", "file", "mAP", "backend", *columns)
     alignment = ("left", *["right"] * 4, "left", *["right"] * len(columns))
@@ -100,7 +100,7 @@ def latency_vs_map(rows: Sequence[LatencyRow], path: str | Path, title: str = ""
         raise ConfigError("no network has an mAP; give the folder of a run that has evaluated its networks")
     backends = list(dict.fromkeys(seen.backend for seen in rows[0].seen))
     figure = Figure(figsize=(1.2 + 4.0 * len(backends), 4.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display and leaves pyplot's state alone
+    FigureCanvasAgg(figure)  # draws without a display and without changing pyplot's state
     panels = figure.subplots(1, len(backends), sharey=True, squeeze=False)[0]
     for axes, backend in zip(panels, backends, strict=True):
         _draw(axes, [(row, next(seen for seen in row.seen if seen.backend == backend)) for row in rows])
@@ -154,7 +154,7 @@ def _dress(axes: Axes, measured: Sequence[tuple[LatencyRow, Latency]]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _facts(row: LatencyRow) -> tuple[str, ...]:
+def _network_cells(row: LatencyRow) -> tuple[str, ...]:
     file_size = "-" if row.file_size is None else f"{row.file_size / 1e6:.2f} MB"
     mean_ap = "-" if row.mean_ap is None else f"{100 * row.mean_ap:.1f}"
     return row.name, human_count(row.params), human_count(row.flops), file_size, mean_ap

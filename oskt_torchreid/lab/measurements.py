@@ -1,4 +1,4 @@
-"""What a comparison measures."""
+"""The measurements of a comparison."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ def configuration_reference() -> str:
         "# Configuration reference",
         "Every key with its default, made by `python tools/docs.py`. A YAML file, and the words of a command line,\n"
         "hold differences from these; torchreid's own keys have torchreid's meaning.",
-        "What a key *shapes* says what a run does that is started again with another value: where it shapes weights,\n"
-        "what follows from it is trained anew, and what was there is kept aside; where it shapes numbers, finished\n"
-        "networks are evaluated again; all else changes nothing that is there.",
+        "The column *shapes* says what a run does when it is started again with another value: if a key shapes\n"
+        "weights, everything that depends on it is trained again, and the earlier files are kept aside; if it shapes\n"
+        "numbers, finished networks are evaluated again; other keys change nothing that exists.",
     ]
     for node, keys in _by_node(every_key()).items():
         parts += [f"## {node}"] if node else []

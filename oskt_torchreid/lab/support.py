@@ -1,4 +1,4 @@
-"""What works with which backbone, found by trying, and what its channel graph says of widths and exactness."""
+"""What works with which backbone, found by trying, and what its channel graph implies for widths and exactness."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def _neck(model: nn.Module, name: str) -> str:
 def width_grid(graph: ChannelGraph) -> str:
     """How finely one ratio for all groups can be chosen: the number of distinct plans, and the coarsest groups.
 
-    A group of `s` channels takes another width at the ratios `1/s, 2/s, ..., 1`. Example: groups of 4 and of 6
-    channels change at 1/6, 1/4, 1/3, 1/2, 2/3, 3/4, 5/6 and 1, which is 7 plans (below 1/3 both have one channel), and
-    the coarsest steps are 1/4. Groups of one channel stay as they are.
+    A group of `s` channels takes another width at the ratios `1/s, 2/s, ..., 1`. Example: groups of 4 and of 6 channels
+    change at 1/6, 1/4, 1/3, 1/2, 2/3, 3/4, 5/6 and 1, which is 7 plans (below 1/3 both have one channel), and the
+    coarsest steps are 1/4. Groups of one channel do not change.
     """
     narrowable = [group for group in graph.groups if not group.fixed and group.size > 1]
     if not narrowable:
@@ -79,7 +79,7 @@ def width_grid(graph: ChannelGraph) -> str:
 
 
 def _kinds(graph: ChannelGraph) -> dict[str, str]:
-    """What makes the groups that lie in blocks side by side, by group name."""
+    """The operator whose blocks the groups lie in, by group name."""
     kinds: dict[str, str] = {}
     for kind, axes in (("convolution groups", graph.axes), ("norm blocks", graph.norms), ("heads", graph.attentions)):
         for axis in axes:
@@ -96,7 +96,7 @@ def _groups_of(graph: ChannelGraph, channels: np.ndarray) -> list[ChannelGroup]:
 
 
 def exactness(graph: ChannelGraph) -> str:
-    """When students compute what a teacher with equal rows in each cluster computes, and what is done for it."""
+    """When students compute the same as a teacher with equal rows in each cluster, and what is adapted for it."""
     under = _counted(len(graph.norms), "norm", "over channels")
     folded = sum(bool(attention.positions) for attention in graph.attentions)
     reductions = Counter(reduction.operator for reduction in graph.reductions)

@@ -1,4 +1,4 @@
-"""Students before any fine-tuning: what statistics, recalibration and distances are worth, on a run's data."""
+"""Students before any fine-tuning: the effect of statistics, recalibration and distances, on a run's data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def untrained_table(config: Config, chain: WeightChain, students: Sequence[str],
     Args:
         config: whole tree; its first target is evaluated, its sources give unlabelled images.
         chain: only read.
-        students: as `oskt.students` asks for them.
+        students: entries as in `oskt.students`.
         batches: of training images for recalibration.
 
     Raises:

@@ -56,10 +56,10 @@ def register_all() -> None:
 
 
 def build_model(config: Any, num_classes: int) -> nn.Module:
-    """Builds the model of a configuration: `model.name`, with `model.last_stride` and `model.neck` where asked for.
+    """Builds the model of a configuration: `model.name`, with `model.last_stride` and `model.neck` as configured.
 
     Raises:
-        ConfigError: unknown name, or a backbone that does not allow what was asked for.
+        ConfigError: unknown name, or a backbone that does not allow the requested form.
         ZooError: ImageNet weights that cannot be fetched.
     """
     node = config.model
@@ -89,7 +89,7 @@ def build_fetching(
         loss: softmax or triplet.
         pretrained: whether to fetch weights.
         use_gpu: as for every builder of torchreid.
-        remedy: what to do where they cannot be fetched, for the message.
+        remedy: what to do if they cannot be fetched, for the message.
 
     Raises:
         ConfigError: unknown name or loss.
@@ -111,7 +111,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadAccount:
     """Fills a network from a file: a checkpoint of the same network, or published weights to start from.
 
     Returns:
-        What was taken, ignored and left; the same is logged.
+        The tensors that were taken, ignored and left; also logged.
 
     Raises:
         CheckpointError: a file that does not fit; the network is as it was.

@@ -1,8 +1,8 @@
 """Published weights for convolutional networks: ImageNet (torchvision), MoCo and its kin (LUPerson), checkpoints.
 
-A file is taken in full or not at all, and what "in full" left out is said: classifiers of other label sets and whatever
-a self-supervised program keeps beside its encoder are ignored; neck, classifier and BAM gates, which such files do not
-have, keep their first values. Anything else that is missing or unknown is an error.
+A file is taken in full or not at all, and everything left out is reported: classifiers of other label sets and tensors
+that a self-supervised program keeps besides its encoder are ignored; neck, classifier and BAM gates, which such files
+do not have, keep their first values. Anything else that is missing or unknown is an error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .vit_weights import LoadAccount
 
 logger = logging.getLogger(__name__)
 
-_CONTAINERS = ("model", "teacher", "student")  # where training programs keep the state dict, beside 'state_dict'
+_CONTAINERS = ("model", "teacher", "student")  # where training programs keep the state dict, besides 'state_dict'
 _ENCODERS = ("encoder_q.", "base_encoder.")  # the network that MoCo (v1 and v2, v3) trains; the rest of it is training
 _PREFIXES = ("backbone.", "base.")
 _FOREIGN = re.compile(r"(fc\d*|head|classifier|last_linear|projector|predictor|bottleneck)\.")
@@ -35,11 +35,11 @@ def load_backbone_weights(model: nn.Module, path: str | Path) -> LoadAccount:
 
     Args:
         model: network to fill.
-        path: a state dict, alone or under 'state_dict', 'model', 'teacher' or 'student', its names possibly behind
-            'module.', 'encoder_q.', 'base_encoder.', 'backbone.' or 'base.'.
+        path: a state dict, alone or under 'state_dict', 'model', 'teacher' or 'student', its names possibly with the
+            prefix 'module.', 'encoder_q.', 'base_encoder.', 'backbone.' or 'base.'.
 
     Returns:
-        What was taken, ignored and left; the same is logged.
+        The tensors that were taken, ignored and left; also logged.
 
     Raises:
         CheckpointError: unreadable file, or one that lacks tensors of the backbone, has others, or of other shapes.
@@ -69,7 +69,7 @@ def _state(content: Any, path: str | Path) -> dict[str, Tensor]:
 def _plain_names(file: Mapping[str, Tensor], path: str | Path) -> dict[str, str]:
     """Names inside the network, without prefixes -> names in the file.
 
-    Example: `encoder_q.conv1.weight` becomes `conv1.weight`, and `encoder_k.conv1.weight` beside it is left out.
+    Example: `encoder_q.conv1.weight` becomes `conv1.weight`, and `encoder_k.conv1.weight` is left out.
     """
     encoder = next((prefix for prefix in _ENCODERS if any(name.startswith(prefix) for name in file)), "")
     plain_names: dict[str, str] = {}
@@ -83,13 +83,13 @@ def _plain_names(file: Mapping[str, Tensor], path: str | Path) -> dict[str, str]
             raise CheckpointError(
                 f"'{path}' has both '{plain_names[plain]}' and '{name}' for '{plain}'; keep one of them"
             )
-        if not (encoder and plain.startswith("fc.")):  # what MoCo compares features by, not a layer of the network
+        if not (encoder and plain.startswith("fc.")):  # MoCo's queue of features, not a layer of the network
             plain_names[plain] = name
     return plain_names
 
 
 def _drop_other_classes(given: dict[str, str], file: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Leaves out, in place, a classifier of another label set, or one with a bias where the network has none."""
+    """Leaves out, in place, a classifier of another label set, or one with a bias if the network has none."""
     theirs = {name: file[stored].shape for name, stored in given.items() if is_classifier(name)}
     mine = {name: tensor.shape for name, tensor in own.items() if is_classifier(name)}
     if theirs != mine:

@@ -1,8 +1,8 @@
 """The last ReLU of any backbone: found by running it, and passed by without touching its other ones.
 
-Blocks often share one ReLU module among several places, and some networks rectify in code of their own. So nothing is
-replaced by name: a dry run finds the module whose code asks for the last rectification and how many it asks for before,
-and from then on that module lets this one value through.
+Blocks often share one ReLU module among several places, and some networks rectify in their own code. So nothing is
+replaced by name: a trial run finds the module whose code calls the last rectification and how many it calls before, and
+from then on that module lets this one value through.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from .neck import run_on_meta
 
 YES, NO, NONE = "yes", "no", "none"
 _RELUS = {functional.relu, functional.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
-_BOUNDED = {functional.hardtanh, functional.hardtanh_}  # what ReLU6 modules call
+_BOUNDED = {functional.hardtanh, functional.hardtanh_}  # the function that ReLU6 modules call
 _RELU_MODULES = (nn.ReLU, nn.Hardtanh)
 
 
 class LastRelu(NamedTuple):
-    """Where a network's feature is rectified.
+    """The place where a network's feature is rectified.
 
     Attributes:
         removable: `yes`; `no`: the feature is rectified in several places at once, or by a module that is called
             more than once; `none`: the feature is not rectified at all.
-        owner: name of the module whose code asks for the last rectification.
+        owner: name of the module whose code calls the last rectification.
         place: how many rectifications come before it in a call of that module, those of its children included.
         shared: places of all rectifications in that call that one ReLU module makes, the last included.
     """
@@ -50,7 +50,7 @@ def find_last_relu(model: nn.Module, input_size: tuple[int, int, int] = DEFAULT_
     through several at once, such as branches that are rectified and joined, it has none that could be removed.
 
     Args:
-        model: any network of torchreid's protocol; left as it is.
+        model: any network of torchreid's protocol; not changed.
         input_size: `(channels, height, width)` at which copies of it run.
 
     Raises:
@@ -70,12 +70,12 @@ def find_last_relu(model: nn.Module, input_size: tuple[int, int, int] = DEFAULT_
 
 
 def remove_last_relu(model: nn.Module, last: LastRelu, shared: bool = False) -> None:
-    """Lets the value of the last rectification through, in place; where that is not possible, nothing changes.
+    """Removes the last rectification, in place; if that is not possible, nothing changes.
 
     Args:
         model: the network that `last` was found in, or one of the same structure.
         last: see `find_last_relu`.
-        shared: let through whatever the same ReLU module rectifies in that call of the block.
+        shared: remove everything that the same ReLU module rectifies in that call of the block.
     """
     if last.removable != YES:
         return
@@ -97,10 +97,10 @@ def _passing_class(kind: type[nn.Module], passed: frozenset[int]) -> type[nn.Mod
 
 
 class _Rectifications(TorchFunctionMode):
-    """Counts the rectifications inside its block, and asks what becomes of each.
+    """Counts the rectifications inside its block, and lets `decide` replace each.
 
     Args:
-        decide: given the place of one, its input, and what makes its output; the result takes its place.
+        decide: called with the place of one, its input, and the function that computes its output; its result is used.
     """
 
     def __init__(self, decide: Callable[[int, Tensor, Callable[[], Tensor]], Tensor]) -> None:
@@ -127,7 +127,7 @@ def _rectifies(function: Any, args: tuple, kwargs: dict) -> bool:
 
 
 class _Event(NamedTuple):
-    """One rectification: whose code asked for it, at which place in that call, and the ReLU module that made it."""
+    """One rectification: the module that called it, its place in that call, and the ReLU module that computed it."""
 
     owner: str
     place: int
@@ -147,7 +147,7 @@ def _run(model: nn.Module, images: Tensor, cut: int | None) -> tuple[list[_Event
     Args:
         model: may be changed.
         images: `[1, channels, height, width]`.
-        cut: place of the one rectification through which no gradient passes; `None`: through none of them.
+        cut: place of the rectification that blocks the gradient; `None`: none of them does.
     """
     events: list[_Event] = []
     model.eval().requires_grad_(True)

@@ -30,7 +30,7 @@ class NeckModel(nn.Module):
         loss: 'softmax' (training gives logits) or 'triplet' (logits and features before the neck).
         feature: which feature evaluation gives, 'after' or 'before' the neck.
         input_size: (channels, height, width) at which the backbone runs once, without memory, to find its classifier.
-        classifier: name of the backbone's classifier where it is known; empty: find it.
+        classifier: name of the backbone's classifier if known; empty: find it.
 
     Raises:
         ConfigError: no or several classifiers, or an unknown `loss` or `feature`.
@@ -94,7 +94,7 @@ def set_last_stride(
 ) -> tuple[str, ...]:
     """Sets the stride of the convolutions that downsample last, those that see the smallest map.
 
-    A network whose last map is 1/16 of the input or larger has no such stage and stays as it is.
+    A network whose last map is 1/16 of the input or larger has no such stage and is not changed.
 
     Args:
         model: network to change.
@@ -115,7 +115,7 @@ def set_last_stride(
 
 @dataclass(frozen=True)
 class NeckBuilder:
-    """Builds `oskt_<backbone>`, a neck on the backbone with last stride 1 where it allows that; or `neck_<backbone>`.
+    """Builds `oskt_<backbone>`, a neck on the backbone with last stride 1 if it allows that; or `neck_<backbone>`.
 
     Attributes:
         backbone: registered name.
@@ -152,7 +152,7 @@ def register_neck_alone(name: str) -> None:
 def build_for_neck(
     name: str, num_classes: int, loss: str, pretrained: bool = False, use_gpu: bool = False
 ) -> tuple[nn.Module, str]:
-    """A registered backbone, with last stride 1 where it allows that, and the name of its classifier.
+    """A registered backbone, with last stride 1 if it allows that, and the name of its classifier.
 
     Raises:
         ConfigError: no or several classifiers.
@@ -169,7 +169,7 @@ def last_strided(name: str) -> tuple[str, ...]:
 
 
 class _Layout(NamedTuple):
-    """Where a registered backbone's classifier and the convolutions that downsample last are (none: nothing to set)."""
+    """A registered backbone's classifier and its last downsampling convolutions (none: nothing to set)."""
 
     classifier: str
     last_strided: tuple[str, ...]
@@ -193,7 +193,7 @@ def _layout(name: str) -> _Layout:
 
 
 class _Call(NamedTuple):
-    """One call of a module: its name, the module, and what went in and out."""
+    """One call of a module: its name, the module, its input and its output."""
 
     name: str
     module: nn.Module
@@ -239,15 +239,15 @@ def _last_strided(model: nn.Module, calls: list[_Call], size: tuple[int, int, in
 def _dry_run(model: nn.Module, size: tuple[int, int, int]) -> tuple[list[_Call], Any]:
     """Runs a copy of the model once: calls of its leaf modules in order, and the root's training outputs.
 
-    The root alone is in training mode, so that classifiers run and no statistic moves.
+    Only the root is in training mode, so that classifiers run and no statistics change.
     """
     return run_on_meta(model, size, _recorded_run)
 
 
 def run_on_meta(model: nn.Module, size: tuple[int, int, int], run: Callable[[nn.Module, Tensor], Result]) -> Result:
-    """What `run` finds out on a copy of the model and an image of that size.
+    """The result of `run` for a copy of the model and an image of that size.
 
-    It is given both without memory where the model's operators allow it, else on the CPU.
+    Both are without memory if the model's operators allow it, else on the CPU.
 
     Raises:
         ConfigError: the model cannot run on such an image.

@@ -1,6 +1,6 @@
 """Published students by name: widths of ResNet-50 and of vision transformers, as the paper's tables list them.
 
-A preset names layers and knows one architecture each, which is why it stands here and not with the method.
+A preset names layers of one architecture, which is why it is here and not with the method.
 
 ========== ============= ======================== ========== ========
 preset     base planes   multiple in each stage   params     FLOPs
@@ -23,8 +23,8 @@ vit-b-336  336           12      16.68 M      2.20 G
 ========== ============= ======= ============ ==========
 
 The published numbers of ResNet-50 leave out the classifier; FLOPs are of a 256x128 image with the last stride at 2, and
-count four operations per value that a batch norm sees beside the convolutions' multiply-adds (as the profiler `thop`
-does). Those of transformers count the blocks, `dw`, and a patch embedding of the student's own width, without tokens,
+count four operations per value of a batch norm besides the convolutions' multiply-adds (as the profiler `thop` does).
+Those of transformers count the blocks, `dw`, and a patch embedding of the student's own width, without tokens,
 positions, last norm and necks; FLOPs leave out the products of attention. By that count `vit-s-168` has 4.25 M
 parameters: the published 4.42 M must be a slip. `tests/test_presets.py` checks every number.
 """
@@ -131,7 +131,7 @@ register_presets(PRESETS)
 
 
 def _resnet_stage(group: ChannelGroup) -> int | None:
-    """Stage of a group, 0 to 3 (the stem counts as 0); `None` where name or size is not a ResNet-50's."""
+    """Stage of a group, 0 to 3 (the stem counts as 0); `None` if name or size is not a ResNet-50's."""
     match = _RESNET_GROUP.fullmatch(group.name)
     if not match:
         return None

@@ -1,4 +1,4 @@
-"""A user's network as a name in torchreid's factory, beside the stock backbones."""
+"""A user's network as a name in torchreid's factory, next to the stock backbones."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def bare_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class PlainBuilder:
-    """A builder that knows of class counts alone, with the arguments of every builder of torchreid's factory.
+    """Adapts a builder that only takes a class count to the arguments of torchreid's factory.
 
     Attributes:
         name: its name in the factory.
@@ -60,7 +60,7 @@ class PlainBuilder:
     def __call__(
         self, num_classes: int, loss: str = "softmax", pretrained: bool = False, use_gpu: bool = False
     ) -> nn.Module:
-        """The network as the builder makes it, whatever the loss."""
+        """The network of the builder, for any loss."""
         if pretrained:
             logger.warning(
                 "the builder of '%s' takes no argument 'pretrained': weights are as it makes them", self.name

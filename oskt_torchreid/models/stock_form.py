@@ -1,4 +1,4 @@
-"""A network with a neck in the form of the stock model, for programs that know that one alone."""
+"""A network with a neck in the form of the stock model, for programs that only know that form."""
 
 import copy
 
@@ -11,14 +11,14 @@ from .neck import NeckModel
 
 
 def without_neck(model: nn.Module) -> nn.Module:
-    """The backbone in its stock form, with what the neck does to class scores folded into a classifier with a bias.
+    """The backbone in its stock form, with the neck's effect on class scores folded into a classifier with a bias.
 
     With `n(x) = s (x - m) + b` and `s = g / sqrt(v + eps)`, the scores `W n(x)` are those of the weight `W s`
     and the bias `W (b - s m)`. Example, one feature and one class: `g = 2, v + eps = 4, m = 1, b = 3, W = 5` give
     `s = 1`, the weight 5 and the bias 10; the feature 4 scores 30 either way.
 
     Args:
-        model: a network with a neck; left as it is.
+        model: a network with a neck; not changed.
 
     Returns:
         A copy of the backbone. In training it gives the class scores that `model` gives with the neck's running

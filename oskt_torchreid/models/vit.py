@@ -105,9 +105,9 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     """ViT for re-identification; follows torchreid's forward protocol.
 
-    The feature is the class token's output, followed by the mean of the part tokens' where there are any. Each token
-    has its own batch norm neck; the classifier works on the feature behind the necks, the triplet loss on the one
-    before them. Images of any size run: positions are interpolated where the grid of patches is another.
+    The feature is the class token's output, followed by the mean of the part tokens', if there are any. Each token has
+    its own batch norm neck; the classifier works on the feature after the necks, the triplet loss on the one before
+    them. Images of any size run: positions are interpolated if the grid of patches differs.
 
     `dw` is a linear map between embedding and blocks, the identity at first. It lets a student's residual stream be
     narrower while patches, tokens and positions keep the teacher's width (`fixed_modules`).
@@ -273,7 +273,7 @@ class VitBuilder:
         """Arguments as every builder of torchreid's factory.
 
         Raises:
-            ConfigError: `pretrained`, for nothing is downloaded here.
+            ConfigError: `pretrained`, because nothing is downloaded here.
         """
         if pretrained:
             raise ConfigError(

@@ -1,6 +1,6 @@
 """Published weights for the vision transformers: ImageNet (timm), DINO, PASS, and checkpoints of this package.
 
-A file is taken in full or not at all, and what "in full" left out is said: heads of other tasks are ignored, tensors
+A file is taken in full or not at all, and everything left out is reported: heads of other tasks are ignored, tensors
 that the file cannot have (necks, classifier, part tokens of an ImageNet file) keep their first values, and position
 embeddings of another grid are interpolated. Anything else that is missing or unknown is an error.
 """
@@ -35,7 +35,7 @@ _ADVICE = "give weights of the same width, depth and patch size"
 
 @dataclass(frozen=True)
 class LoadAccount:
-    """What became of a file of weights.
+    """The account of a loaded file of weights.
 
     Attributes:
         taken: the network's tensors that came from the file.
@@ -63,15 +63,15 @@ def load_vit_weights(model: VisionTransformer, path: str | Path) -> LoadAccount:
 
     Args:
         model: network to fill.
-        path: a state dict, alone or under 'state_dict', 'model' or 'teacher', its names possibly behind 'module.',
-            'backbone.' or 'base.'.
+        path: a state dict, alone or under 'state_dict', 'model' or 'teacher', its names possibly with the prefix
+            'module.', 'backbone.' or 'base.'.
 
     Returns:
-        What was taken, ignored and left; the same is logged.
+        The tensors that were taken, ignored and left; also logged.
 
     Raises:
         CheckpointError: unreadable file, missing or unknown tensors, another width, depth or patch size, or positions
-            of a grid that cannot be told.
+            of an unknown grid.
     """
     state = _plain_state(load_checkpoint(path), path)
     own = model.state_dict()
@@ -117,14 +117,14 @@ def _with_positions(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The state with positions of the class token apart and of the patches on the model's grid.
 
-    ImageNet and DINO files keep the class token's position in front of the patches', PASS files beside them.
+    ImageNet and DINO files keep the class token's position in front of the patches', PASS files separately.
     """
     given = dict(state)
     positions = given.get("pos_embed")
     if positions is None:
         return given, ()
     if positions.dim() != 3 or positions.shape[2] != model.pos_embed.shape[2]:
-        return given, ()  # another width: reported with all else that does not fit
+        return given, ()  # another width: reported with the other tensors that do not fit
     if "cls_pos" not in given:
         own_tokens = 2 if "dist_token" in given else 1
         given["cls_pos"] = positions[:, :1]

@@ -1,4 +1,4 @@
-"""What a run leaves behind: results.json, tables and the plot of size against mAP."""
+"""The results of a run: results.json, tables and the plot of size against mAP."""
 
 from .plots import size_vs_map
 from .results import Results, Row, read_results, write_results

@@ -1,4 +1,4 @@
-"""What analyses of a run of VKD found, as tables and pictures: curves against frames, and the probe of cameras."""
+"""Results of analyses of a run of VKD, as tables and pictures: curves against frames, and the probe of cameras."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def probe_table(probes: Probes) -> str:
 
 
 def probe_plot(probes: Probes, path: str | Path, title: str = "") -> None:
-    """Draws the probe's accuracy in % as bars, a group per network, beside both chance levels as lines.
+    """Draws the probe's accuracy in % as bars, a group per network, with both chance levels as lines.
 
     Args:
         probes: of one or more networks.
@@ -131,7 +131,7 @@ def _label(network: str, kind: str) -> str:
 
 def _figure(size: tuple[float, float], title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display and leaves pyplot's state alone
+    FigureCanvasAgg(figure)  # draws without a display and without changing pyplot's state
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     if title:

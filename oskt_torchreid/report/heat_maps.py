@@ -25,7 +25,7 @@ _CELL, _GAP, _LETTER = 1.25, 0.35, 0.085  # inches: a frame's height, between gr
 
 @dataclass(frozen=True, eq=False)
 class HeatMapRow:
-    """Frames of one tracklet, and what each network makes of them.
+    """Frames of one tracklet, and each network's heat maps of them.
 
     Attributes:
         label: what the frames show.
@@ -54,12 +54,12 @@ def heat_map_sheet(rows: Sequence[HeatMapRow], path: str | Path, title: str = ""
         raise ConfigError(f"heat maps on a sheet need one shape and the same networks, got {len(shapes)} kinds")
     ((count, height, width, _), networks) = shapes.pop()
     names = ("frame", *networks)
-    # The name of a network stands above a frame and needs its room.
+    # The name of a network is above a frame and needs space.
     cell = max(_CELL * width / height, _LETTER * max(map(len, names)))
     size = (1.9 + count * (len(names) * cell + _GAP), 1.0 + len(rows) * _CELL * 1.06)
     layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, hspace=0.02, wspace=0.02)
     figure = Figure(figsize=size, dpi=150, layout=layout)
-    FigureCanvasAgg(figure)  # draws without a display and leaves pyplot's state alone
+    FigureCanvasAgg(figure)  # draws without a display and without changing pyplot's state
     if title:
         figure.suptitle(title, fontsize=9, wrap=True)
     # Between two groups of frames a narrow column stays empty.

@@ -32,17 +32,17 @@ _CONTROL_STYLES = (
 _NAME_LENGTH = 30  # of letters; the path of a file would leave no room for the axes
 _ROWS_KEY = "Rows"  # of a picture's metadata: a digest of what it shows
 _TICK_ROOM = 0.14  # least distance of two ticks, as a share of the axis
-_MARGIN = 1.6  # room beside the smallest and largest network, as a factor
+_MARGIN = 1.6  # margin next to the smallest and largest network, as a factor
 
 Style = dict[str, Any]
-"""Arguments by name of what draws."""
+"""Arguments of a drawing function, by name."""
 
 
 def size_vs_map(rows: Sequence[Row], path: str | Path, title: str = "") -> None:
     """Draws parameters (log axis) against mAP in % and writes a PNG, atomically.
 
     Students and controls are drawn before (hollow) and after (filled) fine-tuning, the teacher as a line. A picture
-    that shows these rows already is left as it is: drawing takes as long as all else of a run that is done.
+    that shows these rows already is not changed: drawing takes as long as the rest of a finished run.
 
     Args:
         rows: results of a run.
@@ -59,7 +59,7 @@ def size_vs_map(rows: Sequence[Row], path: str | Path, title: str = "") -> None:
     if _digest_of(Path(path)) == digest:
         return
     figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display and leaves pyplot's state alone
+    FigureCanvasAgg(figure)  # draws without a display and without changing pyplot's state
     axes = figure.add_subplot()
     _draw_teacher(axes, shown)
     _draw_students(axes, shown)
@@ -70,11 +70,11 @@ def size_vs_map(rows: Sequence[Row], path: str | Path, title: str = "") -> None:
 
 
 def _digest_of(path: Path) -> str | None:
-    """What the picture that is there says that it shows."""
+    """The digest in an existing picture."""
     try:
         with Image.open(path) as picture:
             return picture.info.get(_ROWS_KEY)
-    except OSError:  # none, or none that can be read
+    except OSError:  # missing or unreadable
         return None
 
 
@@ -122,7 +122,7 @@ def _series(axes: Axes, rows: Sequence[Row], marker: str, color: str, label: str
 
 
 def short_name(name: str) -> str:
-    """The end of a long name, which tells files apart."""
+    """The end of a long name, which distinguishes files."""
     return name if len(name) <= _NAME_LENGTH else f"…{name[1 - _NAME_LENGTH :]}"
 
 

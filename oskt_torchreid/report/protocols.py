@@ -16,7 +16,7 @@ from .results import Row, read_versioned
 from .tables import human_count
 
 FORMAT_VERSION = 1
-INTERPOLATED, TRAPEZOID = "mAP_interpolated", "mAP_trapezoid"
+INTERPOLATED_NAME, TRAPEZOID_NAME = "mAP_interpolated", "mAP_trapezoid"
 
 
 @dataclass(frozen=True)
@@ -60,23 +60,25 @@ class SetRow:
         )
 
     def on(self, target: str) -> SetRow:
-        """The row with the numbers of one target alone."""
+        """The row with the numbers of one target only."""
         return dataclasses.replace(self, protocols=self.targets[target], targets={target: self.targets[target]})
 
     def summary(self) -> str:
         """`V2V mAP 71.2, I2V mAP 60.3`, in %."""
-        return ", ".join(f"{name} mAP {100 * values[INTERPOLATED]:.1f}" for name, values in self.protocols.items())
+        return ", ".join(f"{name} mAP {100 * values[INTERPOLATED_NAME]:.1f}" for name, values in self.protocols.items())
 
 
 def _plain_names(numbers: Mapping[str, float]) -> dict[str, float]:
     """`mAP` for the interpolated one, which every report shows first."""
-    return {name.replace(INTERPOLATED, "mAP"): value for name, value in numbers.items() if TRAPEZOID not in name}
+    return {
+        name.replace(INTERPOLATED_NAME, "mAP"): value for name, value in numbers.items() if TRAPEZOID_NAME not in name
+    }
 
 
 def set_table(rows: Sequence[SetRow], style: str = "github") -> str:
     """A table in %: interpolated mAP (and the trapezoid one in brackets) and rank-1 of every protocol.
 
-    Of several targets each has a table under its name; re-ranked numbers have columns of their own.
+    If there are several targets, each has a table under its name; re-ranked numbers have their own columns.
     """
     targets = list(rows[0].targets) if rows else []
     if len(targets) < 2:
@@ -101,8 +103,8 @@ def _percents(values: Mapping[str, float]) -> dict[str, str]:
     """Cells of one protocol by the words of their columns."""
     cells = {}
     for prefix, words in (("", ""), ("reranked_", " re-ranked")):
-        if f"{prefix}{INTERPOLATED}" in values:
-            average, trapezoid = values[f"{prefix}{INTERPOLATED}"], values[f"{prefix}{TRAPEZOID}"]
+        if f"{prefix}{INTERPOLATED_NAME}" in values:
+            average, trapezoid = values[f"{prefix}{INTERPOLATED_NAME}"], values[f"{prefix}{TRAPEZOID_NAME}"]
             cells[f"mAP{words}"] = f"{100 * average:.1f} ({100 * trapezoid:.1f})"
             cells[f"rank-1{words}"] = f"{100 * values[f'{prefix}rank1']:.1f}"
     return cells

@@ -12,7 +12,7 @@ from ..files import read_json, write_json
 FORMAT_VERSION = 1
 Rows = TypeVar("Rows")
 _RERANKED = "reranked_"
-KINDS = ("teacher", "s-student", "student", "control")
+ROW_KINDS = ("teacher", "s-student", "student", "control")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Row:
 
     Attributes:
         name: how the run calls it, such as 'width=0.25' or 'scratch'.
-        kind: one of KINDS.
+        kind: one of ROW_KINDS.
         params: parameters of the network as it is deployed.
         flops: multiply-adds of one image.
         map_before, rank1_before: fractions before fine-tuning; None: not measured.
@@ -51,11 +51,11 @@ class Row:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "curve", tuple((int(epoch), float(value)) for epoch, value in self.curve))
-        if self.kind not in KINDS:
-            raise ConfigError(f"kind of result '{self.name}' is '{self.kind}'; allowed: {', '.join(KINDS)}")
+        if self.kind not in ROW_KINDS:
+            raise ConfigError(f"kind of result '{self.name}' is '{self.kind}'; allowed: {', '.join(ROW_KINDS)}")
 
     def on(self, target: str) -> "Row":
-        """The row with the numbers of one target alone."""
+        """The row with the numbers of one target only."""
         before, after = self.targets_before.get(target, {}), self.targets.get(target, {})
         return dataclasses.replace(
             self,
@@ -69,16 +69,16 @@ class Row:
 
     @property
     def reranked(self) -> dict[str, float]:
-        """Numbers of re-ranked distances on the first target, under plain names; empty: none were asked for.
+        """Numbers of re-ranked distances on the first target, under plain names; empty: not requested.
 
-        They are those after fine-tuning, or before it where there was none.
+        They are those after fine-tuning, or before it if there was none.
         """
         numbers = next(iter((self.targets or self.targets_before).values()), {})
         return {name.removeprefix(_RERANKED): value for name, value in numbers.items() if name.startswith(_RERANKED)}
 
     @property
     def best_map(self) -> float | None:
-        """mAP after fine-tuning, or before it where there was none."""
+        """mAP after fine-tuning, or before it if there was none."""
         return self.map_before if self.map_after is None else self.map_after
 
 
@@ -114,7 +114,7 @@ def _rows(content: Mapping[str, Any]) -> tuple[Row, ...]:
 
 
 def read_versioned(path: str | Path, version: int, build: Callable[[Mapping[str, Any]], Rows], run: str) -> Rows:
-    """What is built of a results file of one format version.
+    """The object built from a results file of one format version.
 
     Args:
         path: a JSON file with a `format_version`.

@@ -1,4 +1,4 @@
-"""What is known before the first stage of a run: whether every stage has batches, matches, pictures and memory."""
+"""Checks before the first stage of a run: whether every stage has batches, matches, pictures and memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..host.interfaces import DataManager
 from ..host.losses import loss_from_config
 from ..host.optimization import build_optimizer, build_scheduler, check_layers
 from ..host.run_checks import check_batch
-from .memory import check_memory, training_memory
+from .memory import check_stage_memory, training_memory
 from .oskt.plan import RunPlan
 from .trainer import Trainer
 
@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StageToCome:
-    """A training stage as far as it can be known beforehand.
+    """What is known about a training stage before it begins.
 
     Attributes:
         key: of its node.
         model: the network whose training is estimated.
-        share: of that network's memory that is taken; 1 is the network alone.
+        share: memory of the stage as a multiple of that network's; 1 is the network alone.
         images: of one item in a batch; views of a set.
     """
 
@@ -65,11 +65,11 @@ def _ratio(plan: RunPlan, widths: dict[str, int]) -> float:
 
 
 def check_stages(trainer: Trainer, stages: Sequence[StageToCome], no_camera: bool = False) -> None:
-    """Checks all that stages need, before the first of them begins.
+    """Checks everything that stages need, before the first of them begins.
 
     Args:
         trainer: of the run.
-        stages: those that will train something.
+        stages: those that will train.
         no_camera: whether cameras leave nothing out of a gallery.
 
     Raises:
@@ -91,28 +91,28 @@ def check_stages(trainer: Trainer, stages: Sequence[StageToCome], no_camera: boo
         if node.half_resolution_epochs:
             training_memory(stage.model, (3, size[1] // 2, size[2] // 2), images, stage.key)
     check_evaluation(trainer, no_camera)
-    check_memory(needed, config.use_gpu)
+    check_stage_memory(needed, config.use_gpu)
 
 
 def _check_training(config: Config, stage: StageToCome, manager: DataManager) -> None:
-    """Builds what a stage trains with: raises `ConfigError` where that cannot be, and leaves the network as it is."""
+    """Builds the loss and optimiser of a stage; raises `ConfigError` if that fails. The network is not changed."""
     node, loss = get(config, stage.key), loss_from_config(config, manager.num_train_pids, use_gpu=False)
     build_scheduler(build_optimizer(stage.model, config, node), node, len(manager.train_loader))
     if node.get("fixbase_epoch", 0):
         check_layers(stage.model, list(config.train.open_layers), "train.open_layers")
-    sampler, persons = manager.train_loader.sampler, manager.num_train_pids
+    sampler, identities = manager.train_loader.sampler, manager.num_train_pids
     if hasattr(sampler, "num_instances"):
-        persons = min(persons, node.batch_size // sampler.num_instances)
-    if loss.weight_t > 0 and min(persons, node.batch_size) < 2:
+        identities = min(identities, node.batch_size // sampler.num_instances)
+    if loss.weight_t > 0 and min(identities, node.batch_size) < 2:
         raise ConfigError(
-            f"the triplet loss compares identities, and a batch of '{stage.key}' holds one alone: "
+            f"the triplet loss compares identities, and a batch of '{stage.key}' holds only one: "
             f"{stage.key}.batch_size is {node.batch_size}, sampler.num_instances {config.sampler.num_instances}, and "
             f"the data have {manager.num_train_pids} identities; raise the batch size, or lower num_instances"
         )
 
 
 def _check_single(stage: StageToCome, size: tuple[int, int, int]) -> None:
-    """Raises `ConfigError` where a network cannot be trained on one image at a time."""
+    """Raises `ConfigError` if a network cannot be trained on one image at a time."""
     try:
         check_batch(stage.model, size, 1)
     except TrainingError as reason:
@@ -120,7 +120,7 @@ def _check_single(stage: StageToCome, size: tuple[int, int, int]) -> None:
 
 
 def check_evaluation(trainer: Trainer, no_camera: bool = False) -> None:
-    """Checks what an evaluation needs: queries with matches, and pictures as `data.check` asks for.
+    """Checks what an evaluation needs: queries with matches, and pictures as `data.check` requires.
 
     Raises:
         DataError: no query with a match, or unreadable pictures.

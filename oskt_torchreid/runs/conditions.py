@@ -1,6 +1,6 @@
-"""Which keys do nothing under the values of others, such as a step size where the rate follows a cosine.
+"""Keys without effect under the values of other keys, such as a step size when the rate follows a cosine.
 
-What decides it are other keys and the data; two keys also depend on the machine, see `BY_MACHINE`.
+This depends on other keys and the data; for two keys also on the machine, see `BY_MACHINE`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .oskt.specification import asks_for_latency, students_of
 Reasons = Iterator[tuple[str, str]]
 
 BY_MACHINE = ("train.mixed_precision", "train.sync_batch_norm")
-"""Keys that do nothing on one machine and something on another."""
+"""Keys that have an effect on some machines only."""
 
 SCHEDULE = (*STAGE_KEYS, "start_epoch", "fixbase_epoch", "open_layers")
-"""The keys of the train node that are of its own stage alone."""
+"""The keys of the train node that only concern its own stage."""
 
 _STAGES = {
     "oskt": ("train", "oskt.refine", "oskt.finetune"),
@@ -38,7 +38,7 @@ _SAMPLERS = {
 def idle_keys(config: Config) -> dict[str, str]:
     """Dotted keys that do nothing in a run, and why.
 
-    Example: `train.stepsize` does nothing where `train.lr_scheduler is 'cosine'`, which is its reason then.
+    Example: `train.stepsize` does nothing, with the reason `train.lr_scheduler is 'cosine'`.
     """
     engine = config.engine or config.loss.name
     found = [
@@ -58,9 +58,9 @@ def idle_keys(config: Config) -> dict[str, str]:
 
 
 def left_out_keys(config: Config) -> dict[str, str]:
-    """The keys of stages that are left out: for want of epochs, or because a given teacher or chain is in their place.
+    """The keys of skipped stages: those without epochs, or replaced by a given teacher or chain.
 
-    They are told, and never refused: a command stays as it is when that is added to it.
+    They are logged, never refused, so that a teacher or chain can be added to a command without other changes.
     """
     engine, oskt, vkd = config.engine or config.loss.name, config.oskt, config.vkd
     reasons: dict[str, str] = {}
@@ -81,11 +81,11 @@ def left_out_keys(config: Config) -> dict[str, str]:
 
 
 def _without_epochs(config: Config, stage: str) -> list[str]:
-    """The keys of a stage of no epochs that do nothing then."""
+    """The keys of a stage without epochs that have no effect."""
     node, controls = get(config, stage), config.oskt.controls
-    # Controls are given the epochs of refinement and fine-tuning together, at the resolutions of both.
-    beside = stage == "oskt.finetune" and controls and config.oskt.refine.max_epoch
-    if node.max_epoch or beside:
+    # Controls get the epochs of refinement and fine-tuning together, at the resolutions of both.
+    of_controls = stage == "oskt.finetune" and controls and config.oskt.refine.max_epoch
+    if node.max_epoch or of_controls:
         return []
     used = {f"{stage}.max_epoch"}
     used |= {f"{stage}.half_resolution_epochs"} if stage == "oskt.refine" and controls else set()
@@ -95,7 +95,7 @@ def _without_epochs(config: Config, stage: str) -> list[str]:
 
 
 def train_schedule(config: Config) -> list[str]:
-    """The keys of the train node that are of its own stage alone."""
+    """The keys of the train node that only concern its own stage."""
     return [f"train.{name}" for name in config.train if name in SCHEDULE]
 
 
@@ -178,7 +178,7 @@ def _of_chain(config: Config) -> Reasons:
 
 
 def _of_students(config: Config) -> Reasons:
-    """What depends on which networks there are."""
+    """Keys that depend on which networks there are."""
     oskt = config.oskt
     students = students_of(config)
     if not any(spec.of_chain for spec in students):
@@ -193,7 +193,7 @@ def _of_students(config: Config) -> Reasons:
     if trained and all(spec.of_baseline for spec in students):
         yield "oskt.finetune.lr", "oskt.students and oskt.controls are baselines, see oskt.control_lr"
     if oskt.recalibrate:
-        yield "oskt.statistics", f"oskt.recalibrate is {oskt.recalibrate}, and estimates them anew"
+        yield "oskt.statistics", f"oskt.recalibrate is {oskt.recalibrate}, and estimates them again"
     if not oskt.distillation.weight_kl:
         yield "oskt.distillation.temperature", "oskt.distillation.weight_kl is 0"
     for name in oskt.control_lr:
@@ -205,7 +205,7 @@ def _of_students(config: Config) -> Reasons:
             *leaves(oskt.distillation, "oskt.distillation."),
         )
     if not asks_for_latency((*oskt.students, *oskt.ladder)):
-        yield from _each("oskt.students and oskt.ladder ask for no latency", *leaves(oskt.latency, "oskt.latency."))
+        yield from _each("oskt.students and oskt.ladder request no latency", *leaves(oskt.latency, "oskt.latency."))
 
 
 def _of_sets(config: Config) -> Reasons:

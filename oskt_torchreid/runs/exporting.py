@@ -75,7 +75,7 @@ def export_with_data(
     """Exports a network for the pictures of a data set, and measures network and file on it.
 
     Args:
-        model: left as it is.
+        model: not changed.
         path: file to write.
         config: whole tree; `data` says size, mean and std, its sources give images to calibrate with, its first
             target is evaluated.

@@ -1,4 +1,4 @@
-"""What the training stages of a run take in memory, estimated before any of them begins."""
+"""Memory of the training stages of a run, estimated before any of them begins."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ..host.compat import device
 
 logger = logging.getLogger(__name__)
 
-_IMAGES = 2  # of the pass that is measured: norms need two
+_IMAGES = 2  # images of the measured pass: norms need two
 _PER_PARAMETER = 4 * 4  # bytes: weight, gradient, and two moments of Adam
 
 
 def training_memory(model: nn.Module, image_size: tuple[int, int, int], images: int, key: str = "train") -> int:
-    """Bytes that training a network takes: weights, gradients, moments, and what a batch keeps for its backward pass.
+    """Bytes that training a network takes: weights, gradients, moments, and activations kept for the backward pass.
 
-    One forward pass of two images shows what is kept; the rest is proportion. Buffers of single operations are not
+    One forward pass of two images shows what is kept, scaled to the batch. Buffers of single operations are not
     counted, so a real step takes somewhat more.
 
     Args:
-        model: left as it is.
+        model: not changed.
         image_size: `(channels, height, width)`.
         images: of a batch.
         key: of the stage's node, for messages.
@@ -50,16 +50,16 @@ def training_memory(model: nn.Module, image_size: tuple[int, int, int], images: 
 
     with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         outputs = _passed(probe, image_size, key)
-    del outputs  # what is kept lives as long as they do
+    del outputs  # the kept activations live as long as the outputs
     parameters = sum(parameter.numel() for parameter in probe.parameters())
     return _PER_PARAMETER * parameters + sum(kept.values()) * images // _IMAGES
 
 
 def _passed(model: nn.Module, image_size: tuple[int, int, int], key: str) -> Any:
-    """What a network in training makes of images."""
+    """The output of a network in training for images."""
     try:
         return model(torch.zeros(_IMAGES, *image_size))
-    except (RuntimeError, ValueError, IndexError, AssertionError) as reason:  # networks say it in their own ways
+    except (RuntimeError, ValueError, IndexError, AssertionError) as reason:  # networks raise different errors
         height, width = image_size[1:]
         raise ConfigError(
             f"{key}: {type(model).__name__} cannot be trained on images of {height}x{width} ({first_line(reason)}); "
@@ -67,12 +67,12 @@ def _passed(model: nn.Module, image_size: tuple[int, int, int], key: str) -> Any
         ) from reason
 
 
-def check_memory(stages: dict[str, tuple[int, int]], use_gpu: bool) -> None:
-    """Says what stages take, and refuses one that this machine can never hold.
+def check_stage_memory(stages: dict[str, tuple[int, int]], use_gpu: bool) -> None:
+    """Logs the memory of stages, and refuses one that does not fit on this machine.
 
     Args:
         stages: by the key of each node, bytes and images of a batch.
-        use_gpu: whether they run on the GPU, where there is one.
+        use_gpu: whether they run on the GPU, if there is one.
 
     Raises:
         ConfigError: a stage that takes more than the whole memory.
@@ -92,13 +92,13 @@ def check_memory(stages: dict[str, tuple[int, int]], use_gpu: bool) -> None:
 
 
 def _memory(use_gpu: bool) -> tuple[int, int]:
-    """Bytes of memory in all, and those that are free."""
+    """Bytes of memory in total, and free ones."""
     where = device(use_gpu)
     if where.type == "cuda":
         free, total = torch.cuda.mem_get_info(where)
         return total, free
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return 2**63, 2**63  # a system that does not say
+        return 2**63, 2**63  # a system without this information
     page, names = os.sysconf("SC_PAGE_SIZE"), ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES")
     total, free = (page * os.sysconf(name) for name in names)
     return total, max(free, _reclaimable())

@@ -1,4 +1,4 @@
-"""Pieces of work that do not depend on one another, several at a time, each in its own process."""
+"""Independent pieces of work, several at a time, each in a separate process."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from ..errors import Terminated
 from ..host.termination import GRACE, on_termination, terminate
 
 _LOG_FORMAT = "%(asctime)s %(message)s", "%H:%M:%S"
-_GRACE = 30  # seconds in which a piece that nobody waits for may keep its state
-_DELAY = 0.5  # seconds until it is known here that a piece has ended
-_MOMENT = 0.02  # seconds between two looks at the pieces
+_GRACE = 30  # seconds that an abandoned piece has to save its state
+_DELAY = 0.5  # seconds until the end of a piece is noticed
+_MOMENT = 0.02  # seconds between two checks of the pieces
 _PREPARED = "forkserver" in multiprocessing.get_all_start_methods()
 
 
 def prepare_processes() -> None:
-    """Imports, beside what this process does meanwhile, what processes of `in_processes` are to begin with.
+    """Imports in the background the modules that processes of `in_processes` start with.
 
-    Where the system has no fork server they import it themselves, seconds each.
+    On systems without a fork server each of them imports the modules itself, which takes seconds.
     """
     if _PREPARED:
         multiprocessing.set_forkserver_preload([f"{__package__}.run"])
@@ -40,18 +40,19 @@ def prepare_processes() -> None:
 
 
 class Workers:
-    """Processes that work off pieces, in the order of `add`, beside what this process does meanwhile.
+    """Processes that work on pieces in the background, in the order of `add`.
 
-    Small networks gain little from a second thread and much from a second process: torch's threads are shared out
-    among the processes. Inside the `with` block this process counts as one of them; leaving the block waits for all
-    pieces, of which then one more is worked off at a time. After the first failure, here or there, none begins, and the
-    processes are told to terminate, in which training keeps its state; so they are where this process is killed. They
-    take no notice of Ctrl-C, which in a terminal reaches them as well: this process tells them.
+    Small networks gain little from a second thread and much from a second process: torch's threads are divided among
+    the processes. Inside the `with` block this process counts as one of them; leaving the block waits for all pieces,
+    with one more process at work. After the first failure, here or there, no further piece begins, and the processes
+    are told to terminate, upon which training saves its state; the same happens if this process is killed. They ignore
+    Ctrl-C, which in a terminal reaches them as well: this process passes it on.
 
     Args:
-        work: a function of a module, which new processes import; called with each piece's arguments, which are pickled.
+        work: a module-level function, which new processes import; called with each piece's arguments, which are
+            pickled.
         processes: at a time, at least 2.
-        title: of the progress bar of what is waited for.
+        title: of the progress bar while waiting.
     """
 
     def __init__(self, work: Callable[..., None], processes: int, title: str) -> None:
@@ -61,17 +62,17 @@ class Workers:
         context = multiprocessing.get_context("forkserver" if _PREPARED else "spawn")
         self._pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(self._share,))
         self._places = processes - 1
-        self._lock = threading.RLock()  # a piece that is done at once calls back in the thread that began it
+        self._lock = threading.RLock()  # a piece that ends at once calls back in the thread that began it
         self._waiting: deque[tuple] = deque()
         self._done: SimpleQueue[Future] = SimpleQueue()
         self._added = self._running = 0
 
     def add(self, pieces: Sequence[tuple], ahead: bool = False) -> None:
-        """Begins as many of the pieces as there are places; this process keeps the threads that are left.
+        """Starts as many pieces as there are free processes; this process keeps the remaining threads.
 
         Args:
             pieces: arguments of `work`, in order.
-            ahead: of all that wait, not after them.
+            ahead: before all waiting pieces, not after them.
         """
         if pieces:
             torch.set_num_threads(max(1, self._threads - self._share * (self._processes - 1)))
@@ -117,13 +118,13 @@ class Workers:
         finally:
             with self._lock:
                 self._waiting.clear()
-            processes = list((self._pool._processes or {}).values())  # a public way comes with Python 3.14
+            processes = list((self._pool._processes or {}).values())  # Python 3.14 has a public interface for this
             self._pool.shutdown(wait=whole, cancel_futures=True)
             if not whole:
                 self._end(processes)
 
     def _end(self, processes: Sequence[multiprocessing.process.BaseProcess]) -> None:
-        """Tells processes to terminate, and ends them when their pieces have, or in time, or at a second Ctrl-C."""
+        """Tells processes to terminate; ends them with their pieces, after a time limit, or at a second Ctrl-C."""
         end = time.monotonic() + GRACE + _DELAY
         try:
             for process in processes:
@@ -136,9 +137,9 @@ class Workers:
 
 
 def in_processes(work: Callable[..., None], pieces: Sequence[tuple], processes: int, title: str) -> None:
-    """Calls `work(*piece)` for every piece, `processes` at a time; 1 works here, one piece after the other.
+    """Calls `work(*piece)` for every piece, `processes` at a time; 1 works in this process, one piece after another.
 
-    See `Workers`, also for what is raised.
+    See `Workers`, also for the errors.
     """
     processes = min(processes, len(pieces))
     if processes > 1:
@@ -159,9 +160,9 @@ def _begin(threads: int) -> None:
 
 
 def _between_pieces(*_: object) -> None:
-    """Answers SIGTERM where nothing is worked off: the pool sends its processes home, unless it is gone.
+    """Handles SIGTERM between pieces: the pool ends its processes itself, unless it is gone.
 
-    Of a process that ended by itself the pool would believe the worst, and terminate the others at once.
+    If a process ended by itself, the pool would assume a crash and terminate the others at once.
     """
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():
@@ -178,7 +179,7 @@ def _work_off(work: Callable[..., None], piece: tuple) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this process, hours before its piece might, when the one that would hear of the result is gone."""
+    """Ends this process when its parent is gone, instead of finishing its piece hours later."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return

@@ -1,7 +1,7 @@
-"""What a stage was made from: the settings, files and pictures that decide its weights, and those that decide numbers.
+"""Recipes of stages: the settings, files and pictures that determine weights, and those that determine numbers.
 
-Recipes are compared when a run is started again, see `stages`. They hold the values themselves and not a digest
-alone, so that a log can say what changed.
+Recipes are compared when a run is started again, see `stages`. They hold the values themselves, not only a digest, so
+that the log can say what changed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides a stage's result.
+    """Everything that determines a stage's result.
 
     Attributes:
-        weights: name and value of all that decides what is trained: keys, digests of files, pictures and earlier
-            stages.
-        numbers: the same of what finished networks are evaluated by.
-        idle: names that are kept but not compared: they decide nothing under the values of others, see `conditions`.
+        weights: name and value of everything that determines the trained weights: keys, digests of files, pictures and
+            earlier stages.
+        numbers: the same for the evaluation of finished networks.
+        idle: names that are kept but not compared: they have no effect under the values of others, see `conditions`.
     """
 
     weights: Mapping[str, Any]
@@ -36,20 +36,20 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        """Digest of what decides the weights."""
+        """Digest of everything that determines the weights."""
         return digest(self._compared(self.weights))
 
     def with_weights(self, **changes: Any) -> Recipe:
-        """The recipe of a stage that further settings decide, or that some of these do not."""
+        """This recipe with further settings, or without some of them."""
         kept = {**self.weights, **changes}
         return replace(self, weights={name: value for name, value in kept.items() if value is not None})
 
     def changed_weights(self, made: Settings) -> str:
-        """What of the weights differs from the settings that something was made with, in words; see `changes_of`."""
+        """The differences of `weights` from the settings of an earlier run, as text; see `changes_of`."""
         return self._changes(made, "weights")
 
     def changed_numbers(self, made: Settings) -> str:
-        """The same of what decides numbers."""
+        """The same for `numbers`."""
         return self._changes(made, "numbers")
 
     def _changes(self, made: Settings, part: str) -> str:
@@ -64,7 +64,7 @@ class Recipe:
 
 
 def changes_of(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs between two settings, in words; empty where nothing does.
+    """The differences between two settings, as text; empty if there are none.
 
     Example: `{"train.lr": 0.1, "seed": 1}` and `{"train.lr": 0.2, "seed": 1}` give `train.lr was 0.1, is 0.2`.
     """
@@ -75,7 +75,7 @@ def changes_of(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _change(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    if name.startswith("the "):  # files, pictures, earlier stages: their digests would say nothing to anybody
+    if name.startswith("the "):  # files, pictures, earlier stages: their digests mean nothing to a reader
         if name not in before or name not in now:
             return f"{name} is {'given now' if name in now else 'not given any more'}"
         return f"{name} changed"

@@ -1,4 +1,4 @@
-"""What a configuration asks for: a run of OSKT, of VKD, or of one network alone."""
+"""Runs a configuration: OSKT, VKD, or a single network."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ RESUME_AUTO = "auto"
 
 
 def run(config: Config, given: Sequence[str] = ()) -> Results:
-    """Runs what the configuration asks for; stages that are done with the same configuration are not done again.
+    """Runs a configuration; stages that were finished with the same configuration are not run again.
 
     Args:
         config: whole tree, as `load_config` gives it.
-        given: dotted keys that a user named on the command line, which must be of use.
+        given: dotted keys from the command line, which must have an effect.
 
     Returns:
         One row per network. The folder `data.save_dir` holds them as `results.json`, `results.md` and
-        `size_vs_map.png`, beside the resolved configuration, the log, the chain and every network.
+        `size_vs_map.png`, with the resolved configuration, the log, the chain and every network.
 
     Raises:
         OsktError: everything that can be known beforehand is checked before anything is trained.
@@ -46,7 +46,7 @@ def run(config: Config, given: Sequence[str] = ()) -> Results:
     method = config.engine or config.loss.name
     engine_class(method)
     resume = _checked_resume(config, method)
-    config = merged(config, {"model.resume": ""})  # where a run resumes is not a setting of it
+    config = merged(config, {"model.resume": ""})  # the place to resume from is not a setting of the run
     _check_processes(config, method)
     if is_rank_zero():
         remove_leftovers(folder)
@@ -80,7 +80,7 @@ def run(config: Config, given: Sequence[str] = ()) -> Results:
 def _run_oskt(config: Config, folder: Path) -> Results:
     evaluates = config.test.evaluate
     if processes_of(config) > 1 and not evaluates:
-        prepare_processes()  # beside reading the data, or drawing it
+        prepare_processes()  # while the data are read or drawn
     trainer = Trainer(config)
     plan = make_plan(config, trainer.num_classes)
     if evaluates:
@@ -94,7 +94,7 @@ def _run_oskt(config: Config, folder: Path) -> Results:
 
 
 def _checked_resume(config: Config, method: str) -> str:
-    """The checkpoint that `model.resume` names; empty where the run resumes by itself.
+    """The checkpoint that `model.resume` names; empty if the run resumes by itself.
 
     Raises:
         ConfigError: no single network is trained.
@@ -119,7 +119,7 @@ def _checked_resume(config: Config, method: str) -> str:
 
 
 def _check_processes(config: Config, method: str) -> None:
-    """Raises `ConfigError` unless several processes can share every batch, and measure nothing each by itself."""
+    """Raises `ConfigError` unless several processes can share every batch and no latency has to be measured."""
     if world_size() == 1:
         return
     measured = asks_for_latency(
@@ -127,7 +127,7 @@ def _check_processes(config: Config, method: str) -> None:
     )
     if measured and method in ("oskt", "vkd"):
         raise ConfigError(
-            f"'{measured}' asks for a latency, which {world_size()} processes would measure differently while they "
+            f"'{measured}' requires a latency, which {world_size()} processes would measure differently while they "
             "share a machine; choose the widths in one process, by tools/expand.py, and name them here"
         )
     stages = {"oskt": ("train", "oskt.refine", "oskt.finetune"), "vkd": ("vkd.teacher_stage", "vkd.student_stage")}

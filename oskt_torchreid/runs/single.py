@@ -1,4 +1,4 @@
-"""A run without a method: one network, trained and evaluated as torchreid's own script does, but for interruptions."""
+"""A run without a method: one network, trained and evaluated as by torchreid's own script, but resumable."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ def train_only(
 ) -> Results:
     """One network, trained and evaluated as torchreid's own script does; `test.evaluate` evaluates only.
 
-    An engine that somebody has registered is called with the arguments of `TransferEngine`, its loss that of
-    `loss.name`.
+    A registered engine is called with the arguments of `TransferEngine`, with the loss of `loss.name`.
 
-    An interrupted run resumes where it was, or from the checkpoint `resume`.
+    An interrupted run resumes where it stopped, or from the checkpoint `resume`.
     """
     size = (3, config.data.height, config.data.width)
     try:
@@ -65,7 +64,7 @@ def train_only(
 
 
 def engine_of(config: Config) -> type[TransferEngine]:
-    """The engine that trains one network: somebody's own where `engine` names one, else that of the loss."""
+    """The engine that trains one network: the registered one that `engine` names, else that of the loss."""
     method = config.engine or config.loss.name
     own = method not in (config.loss.name, "oskt", "vkd")
     return engine_class(method) if own else TransferEngine
@@ -74,13 +73,13 @@ def engine_of(config: Config) -> type[TransferEngine]:
 def _evaluated(
     config: Config, trainer: Trainer, model: nn.Module, stage: Stage, evaluate: Callable[[Facts], Facts]
 ) -> tuple[Facts, int]:
-    """Numbers without any training, and the epochs behind them: of the given weights, else of those in the folder."""
+    """Numbers without training, and the epochs trained: of the given weights, else of those in the folder."""
     facts = None if config.model.load_weights else stage.evaluated(evaluate)
     if facts is not None:
         return facts, config.train.max_epoch - config.train.start_epoch
     if not config.model.load_weights:
         logger.warning(
-            "'%s' is evaluated with the weights that it begins with: model.load_weights is empty, and '%s' holds no "
+            "'%s' is evaluated with its initial weights: model.load_weights is empty, and '%s' holds no "
             "network of %d epochs",
             config.model.name,
             stage.folder,

@@ -21,20 +21,22 @@ logger = logging.getLogger(__name__)
 RESULT_NAME, STARTED_NAME = "stage.json", "started.json"
 KEPT_PREFIX = "kept-"
 _PARTS = ("model", RESULT_NAME, STARTED_NAME, "events.out.*", "visrank_*")
-"""What training leaves in a stage's folder, beside the stage's outputs."""
+"""Files that training leaves in a stage's folder, besides the stage's outputs."""
 
 Facts = dict[str, Any]
-"""What `stage.json` keeps of a finished stage."""
+"""What a finished stage measured."""
+Note = dict[str, Any]
+"""Content of `stage.json` or `started.json`: a recipe with its digest, and the facts or the seconds so far."""
 
 
 class Stage:
-    """One step of a run; where several processes share it, the first one looks, writes and is believed by all.
+    """One step of a run; if several processes share it, the first one reads and writes for all of them.
 
     Args:
         folder: where its files are kept.
         recipe: of everything that decides its result.
         outputs: names of the files that the finished stage has left in its folder.
-        given: files that the run was told to read, which stay where they are.
+        given: files that the run was told to read, which are not moved.
     """
 
     def __init__(
@@ -51,35 +53,36 @@ class Stage:
         return Path(path).resolve() in self._places()
 
     def keep_as_made(self) -> None:
-        """From here on, what the folder holds is what was asked for, however it was made."""
+        """Accepts the existing result as the requested one, whatever settings it was made with."""
         known = self._read(RESULT_NAME)
         if known is not None:
             self.recipe = replace(self.recipe, weights=known["settings"]["weights"], idle=frozenset())
             self.digest = known["digest"]
 
     def complete(self, work: Callable[[bool], Facts], evaluate: Callable[[Facts], Facts] | None = None) -> Facts:
-        """The stage's facts: read where nothing that decides them changed, else measured or made anew.
+        """The stage's facts: read if nothing that determines them changed, else measured or made again.
 
-        Where settings of the weights changed, what is there is not overwritten: it is moved into a folder `kept-1`,
-        `kept-2`, ... of the stage's own.
+        If settings of the weights changed, existing files are not overwritten: they are moved into a folder `kept-1`,
+        `kept-2`, ... of the stage.
 
         Args:
-            work: makes the outputs; told whether files of an interrupted attempt at the very same work may be used.
+            work: makes the outputs; its argument: whether files of an interrupted attempt with the same recipe may be
+                used.
             evaluate: given the facts of a finished stage, measures its networks again; `None`: nothing is measured.
 
         Returns:
-            What `work` returned, now or then, with `seconds`, those of interrupted attempts included.
+            What `work` returned, now or earlier, with `seconds`, including those of interrupted attempts.
 
         Raises:
-            ConfigError: an output would take the place of a file that the run was told to read.
-            TrainingError: training cannot continue; says in which stage.
+            ConfigError: an output would overwrite a file that the run was told to read.
+            TrainingError: training cannot continue; the message names the stage.
         """
         known, started = broadcast(self._look)
         if known is not None:
             return self._known(known, evaluate)
         spent = started.get("seconds", 0.0) if started else 0.0
         if started:
-            self.digest = started["digest"]  # by which its checkpoints are known
+            self.digest = started["digest"]  # the digest in its checkpoints
         self._note_start(spent)
         logger.info("%s: %s", self.folder.name, "resumes" if started else "begins")
         start = time.perf_counter()
@@ -94,9 +97,9 @@ class Stage:
         return broadcast(lambda: self._finish(facts))
 
     def evaluated(self, evaluate: Callable[[Facts], Facts]) -> Facts | None:
-        """The facts of a stage whose outputs are there, measured again; nothing is trained or written.
+        """The facts of a stage whose outputs exist, measured again; nothing is trained or written.
 
-        Outputs that were made with other settings are evaluated all the same, and the log says so.
+        Outputs that were made with other settings are evaluated anyway, and the log says so.
 
         Returns:
             `None` where an output is missing.
@@ -108,8 +111,8 @@ class Stage:
             logger.warning("%s: evaluated as it is, though made with other settings: %s", self.folder.name, changed)
         return evaluate(dict(known.get("facts", {})))
 
-    def _known(self, known: Facts, evaluate: Callable[[Facts], Facts] | None) -> Facts:
-        """The facts of a finished stage, measured again where that became necessary."""
+    def _known(self, known: Note, evaluate: Callable[[Facts], Facts] | None) -> Facts:
+        """The facts of a finished stage, measured again if necessary."""
         changed = self.recipe.changed_numbers(known["settings"])
         if not changed or evaluate is None:
             logger.info("%s: done before, with the same configuration", self.folder.name)
@@ -118,8 +121,8 @@ class Stage:
         facts = evaluate(dict(known["facts"]))
         return broadcast(lambda: self._finish(facts))
 
-    def _look(self) -> tuple[Facts | None, Facts | None]:
-        """What a finished attempt has left, and what an interrupted one has, once its torn files are gone."""
+    def _look(self) -> tuple[Note | None, Note | None]:
+        """The notes of a finished and of an interrupted attempt; incomplete files are removed."""
         known = self._read(RESULT_NAME)
         if self._is_ours(known) and _is_whole(known) and self._has_outputs():
             return known, None
@@ -143,15 +146,15 @@ class Stage:
                 "copy the file to another place, or choose another data.save_dir"
             )
 
-    def _is_ours(self, content: Facts | None) -> TypeGuard[Facts]:
-        return content is not None and not self.recipe.changed_weights(content["settings"])
+    def _is_ours(self, note: Note | None) -> TypeGuard[Note]:
+        return note is not None and not self.recipe.changed_weights(note["settings"])
 
     def _has_outputs(self) -> bool:
         paths = [self.folder / name for name in self.outputs]
         return all(path.is_file() and path.stat().st_size for path in paths)
 
-    def _keep_aside(self, found: Facts | None) -> None:
-        """Moves what is there into its own folder, where something is, and says why."""
+    def _keep_aside(self, found: Note | None) -> None:
+        """Moves existing files into a new folder, if there are any, and logs why."""
         paths = [path for pattern in _PARTS for path in sorted(self.folder.glob(pattern))]
         outputs = [self.folder / name for name in self.outputs]
         paths += [path for path in outputs if path.is_file() and path.parent not in paths]
@@ -166,10 +169,10 @@ class Stage:
             kept.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, kept)
         changed = self.recipe.changed_weights(found["settings"]) if found else "it is not known how that was made"
-        logger.info("%s: %s; made anew, what was there is kept in '%s'", self.folder.name, changed, place)
+        logger.info("%s: %s; made again, the earlier files are kept in '%s'", self.folder.name, changed, place)
 
     def _without_given(self, path: Path) -> list[Path]:
-        """A file or folder, or of a folder that holds a given file all else."""
+        """A file or folder; if a folder holds a given file, everything else in it."""
         place = path.resolve()
         if not any(place in (given, *given.parents) for given in self._given):
             return [path]
@@ -184,12 +187,12 @@ class Stage:
         return facts
 
     def _note_start(self, seconds: float) -> None:
-        """Says that an attempt was begun, and how long attempts have taken so far."""
+        """Records that an attempt has begun, and the seconds of attempts so far."""
         content = {"digest": self.digest, "settings": self.recipe.as_json(), "seconds": seconds}
         write_json(self.folder / STARTED_NAME, content)
 
-    def _read(self, name: str) -> Facts | None:
-        """A file of this stage, if it is there and whole."""
+    def _read(self, name: str) -> Note | None:
+        """The note in a file of this stage, if it exists and is complete."""
         path = self.folder / name
         if not path.is_file():
             return None
@@ -202,32 +205,32 @@ class Stage:
 
 
 def _is_note(content: Any) -> bool:
-    """Whether a file's content is what a stage writes, in this version of the package."""
+    """Whether a file's content is a note of a stage, as this version of the package writes it."""
     if not isinstance(content, dict) or not isinstance(content.get("digest"), str):
         return False
     settings = content.get("settings")
     return isinstance(settings, dict) and all(isinstance(settings.get(part), dict) for part in ("weights", "numbers"))
 
 
-def _is_whole(content: Facts) -> bool:
+def _is_whole(note: Note) -> bool:
     """Whether the facts of a finished stage are those that were written."""
-    return isinstance(content.get("facts"), dict) and content.get("facts_digest") == digest(content["facts"])
+    return isinstance(note.get("facts"), dict) and note.get("facts_digest") == digest(note["facts"])
 
 
 def _number(path: Path) -> int:
-    """Of a folder of what was kept aside."""
+    """Number of a folder of kept files; 0 for any other."""
     digits = path.name.removeprefix(KEPT_PREFIX)
     return int(digits) if digits.isdigit() else 0
 
 
 def attempt_key(folder: Path) -> str:
-    """Digest of the stage that is being made in a folder; empty where there is none."""
+    """Digest of the stage that is being made in a folder; empty if there is none."""
     path = folder / STARTED_NAME
     return str(read_json(path)["digest"]) if path.is_file() else ""
 
 
 def require_any(found: bool, folder: Path, what: str) -> None:
-    """Raises `CheckpointError` where `test.evaluate` finds nothing that was trained."""
+    """Raises `CheckpointError` if `test.evaluate` finds nothing that was trained."""
     if not found:
         raise CheckpointError(
             f"test.evaluate trains nothing, and there is nothing to evaluate in '{folder.absolute()}': {what}"

@@ -38,10 +38,10 @@ _SHARED_TRAIN_KEYS = (
     *("seed", "optim", "bias_lr_factor", "staged_lr", "new_layers", "base_lr_mult"),
     *("mixed_precision", "channels_last", "sync_batch_norm"),
 )
-_NOT_SHARED = ("model.load_weights",)  # by its content, where a network begins with it
+_NOT_SHARED = ("model.load_weights",)  # by its content, if a network starts from it
 
 Numbers = dict[str, Any]
-"""What an evaluation measured, by name."""
+"""mAP and ranks of a network on the first target, and those of all under `targets`."""
 EngineBuilder = Callable[..., TransferEngine]
 
 
@@ -50,7 +50,7 @@ class Trainer:
 
     Args:
         config: whole tree.
-        resume: a checkpoint beside the configuration's files that a stage resumes from.
+        resume: a checkpoint from which a stage resumes, besides the configuration's files.
     """
 
     def __init__(self, config: Config, resume: str = "") -> None:
@@ -60,7 +60,7 @@ class Trainer:
         configure_synthetic(config)
 
     def datamanager(self, batch_size: int, batch_key: str = "train.batch_size") -> DataManager:
-        """torchreid's data manager for a training batch size, which a key of the configuration says; made once."""
+        """torchreid's data manager for a training batch size from a key of the configuration; made once."""
         if batch_size not in self._managers:
             with rank_zero_first():
                 self._managers[batch_size] = build_datamanager(self.config, batch_size, batch_key=batch_key)
@@ -72,7 +72,7 @@ class Trainer:
 
     @property
     def first_datamanager(self) -> DataManager:
-        """The data manager of the first stage, for what is the same in all."""
+        """The data manager of the first stage, for everything that is the same in all stages."""
         return self.datamanager(self.config.train.batch_size)
 
     @cached_property
@@ -82,7 +82,7 @@ class Trainer:
 
     @cached_property
     def shared(self) -> Recipe:
-        """All that decides what every network learns and is measured by: keys, and the pictures themselves."""
+        """The recipe shared by all networks: keys, and the pictures themselves."""
         config = self.config
         train, tested = data_nodes(config.data.sources), data_nodes(config.data.targets)
         keys = (*_SHARED_NODES, *(f"train.{key}" for key in _SHARED_TRAIN_KEYS), *train)
@@ -102,17 +102,17 @@ class Trainer:
         """The recipe of a stage.
 
         Args:
-            *nodes: keys, or nodes of keys, that decide its weights beside those that all stages share.
-            **further: names and values of what else does; digests have names that begin with "the".
+            *nodes: keys, or nodes of keys, that determine its weights, besides those shared by all stages. **further:
+            other names and values that do; digests have names that begin with "the".
         """
         return self.shared.with_weights(**settings(self.config, nodes, Effect.WEIGHTS), **further)
 
     def stage(self, folder: Path, recipe: Recipe, *outputs: str) -> Stage:
-        """A stage of this run, which leaves the files where they are that the run is given."""
+        """A stage of this run, which does not move the files that the run is given."""
         return Stage(folder, recipe, outputs, self.given)
 
     def record(self, folder: Path) -> None:
-        """Keeps in a run's folder what it is about to do: the resolved configuration, and a few-shot run's pictures."""
+        """Writes into a run's folder the resolved configuration, and the pictures of a few-shot run."""
         save_resolved(self.config, folder)
         few = self.config.few_shot
         if few.ratio < 1:
@@ -136,10 +136,10 @@ class Trainer:
             model: network to train.
             stage: node of the configuration with the schedule (`train`, `oskt.refine`, `oskt.finetune`).
             folder: for checkpoints and TensorBoard files.
-            continued: resume where an interrupted attempt stopped, if it left anything.
+            continued: resume where an interrupted attempt stopped, if it left a checkpoint.
             engine: called with data manager, model and the arguments of `TransferEngine`.
             curve: evaluate after every epoch, whatever `test.eval_freq` says.
-            resume: a checkpoint to resume from where there is no interrupted attempt.
+            resume: a checkpoint to resume from if there is no interrupted attempt.
             key: of the stage's node, for messages.
 
         Returns:
@@ -160,18 +160,18 @@ class Trainer:
             eval_freq=1 if curve else config.test.eval_freq,
             **self._test_settings(),
         )
-        if config.test.rerank or config.test.visrank:  # which torchreid allows after training alone
+        if config.test.rerank or config.test.visrank:  # torchreid allows it after training only
             trainer.test(**self._test_settings(), **self._extras(folder))
         return trainer
 
     def check_resume(self, model: nn.Module, stage: Config, resume: str, run_key: str) -> None:
-        """Raises `CheckpointError` unless training can resume from a checkpoint.
+        """Raises `CheckpointError` unless a training can resume from a checkpoint.
 
         Args:
-            model: left as it is.
+            model: not changed.
             stage: node of the configuration with the schedule.
             resume: the checkpoint.
-            run_key: digest of the stage that resumes.
+            run_key: digest of the resumed stage.
         """
         engine = self._engine(copy.deepcopy(model), stage)
         engine.run_key = run_key
@@ -198,7 +198,7 @@ class Trainer:
         )
 
     def _start(self, engine: TransferEngine, stage: Config, folder: Path, continued: bool, resume: str) -> int:
-        """The epoch that training starts from; the engine has then loaded what there is to resume from."""
+        """The epoch that training starts from; the engine has then loaded the checkpoint, if any."""
         engine.run_key = broadcast(lambda: attempt_key(folder))
         found = None
         if continued:
@@ -209,7 +209,7 @@ class Trainer:
             found = engine.resume(resume)
         if found is None:
             return stage.get("start_epoch", 0)
-        seed_everything(self.config.train.seed + found)  # for a checkpoint that does not hold the generators' states
+        seed_everything(self.config.train.seed + found)  # for a checkpoint without the generators' states
         logger.info("%s: resuming after epoch %d%s", folder.name, found, engine.place_within_epoch)
         return found
 
@@ -217,7 +217,7 @@ class Trainer:
         """Numbers of a network, see `measured`.
 
         Args:
-            model: left as it is, but moved to the device.
+            model: not changed, but moved to the device.
             folder: where pictures of ranked lists go, if the configuration asks for them; `None`: there are none.
         """
         channels_last = self.config.train.channels_last
@@ -226,7 +226,7 @@ class Trainer:
         return measured(engine)
 
     def _extras(self, folder: Path | None) -> dict[str, Any]:
-        """What torchreid evaluates on request only."""
+        """Evaluations that torchreid makes on request only."""
         test = self.config.test
         pictures = {"visrank": test.visrank and folder is not None, "visrank_topk": test.visrank_topk}
         return {"rerank": test.rerank, "save_dir": str(folder or ""), **pictures}
@@ -250,7 +250,7 @@ def given_files(config: Config) -> list[str]:
 
 
 def configure_synthetic(config: Config) -> None:
-    """Sets what the registered synthetic data sets draw, those that the configuration uses."""
+    """Configures the registered synthetic data sets that the configuration uses."""
     names = {*config.data.sources, *config.data.targets}
     size = {"height": config.data.height, "width": config.data.width}
     if names & synthped.VARIANTS.keys():
@@ -270,7 +270,7 @@ def configure_synthetic(config: Config) -> None:
 
 
 def measured(engine: TransferEngine) -> Numbers:
-    """Numbers of an engine's last evaluation: those of the first target, and under `targets` those of all."""
+    """Numbers of an engine's last evaluation: those of the first target, and those of all under `targets`."""
     targets = {name: dict(numbers) for name, numbers in engine.results.items()}
     return {**next(iter(targets.values())), "targets": targets}
 
@@ -279,7 +279,7 @@ def network_size(model: nn.Module, head: frozenset[str], image_size: tuple[int, 
     """Parameters and multiply-adds of a network as it is deployed: without its classifier, for one image.
 
     Args:
-        model: left as it is.
+        model: not changed.
         head: names of the classifiers' weights (their biases go with them).
         image_size: `(channels, height, width)`.
     """

@@ -1,4 +1,4 @@
-"""Which keys a run uses: what an engine would pass over in silence is refused, or named in the log."""
+"""Which keys a run uses: keys that an engine would silently ignore are refused, or named in the log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DATA_NODES: dict[str, tuple[str, ...]] = {
     "synthped": tuple(synthped.VARIANTS),
     "synthped_video": tuple(synthped_video.VARIANTS),
 }
-"""Nodes that describe data sets, and the names of these."""
+"""Nodes that describe data sets, and the names of those sets."""
 
 _OPTIMIZERS = {"sgd": ("sgd",), "rmsprop": ("rmsprop",), "adam": ("adam", "amsgrad", "radam")}
 NOT_USED: dict[str, str] = {
@@ -36,8 +36,8 @@ NOT_USED_BY: dict[str, dict[str, str]] = {
     "vkd": {
         "sampler.num_cams": "batches hold sets of some identities, see sampler.num_instances",
         "sampler.num_datasets": "batches hold sets of some identities, see sampler.num_instances",
-        "model.neck": "networks of sets have a head of their own",
-        "model.last_stride": "networks of sets have a last stage of their own",
+        "model.neck": "networks of sets have their own classifier",
+        "model.last_stride": "networks of sets have their own last stage",
         "cuhk03.use_metric_cuhk03": "protocols are those of Market-1501",
         "test.visrank": "ranked lists are drawn of pictures, not of sets",
         "test.visrank_topk": "ranked lists are drawn of pictures, not of sets",
@@ -51,10 +51,10 @@ _ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
         "test.dist_metric": METRICS,
     }
 }
-"""Keys whose values an engine does not tell apart: the default, and the one that says what it does."""
+"""Keys whose values an engine does not distinguish: the default, and the value that describes the engine."""
 
 
-_ALWAYS_USED = ("cuhk03.use_metric_cuhk03",)  # a protocol, for whatever data
+_ALWAYS_USED = ("cuhk03.use_metric_cuhk03",)  # a protocol for any data
 
 
 def data_nodes(names: Iterable[str]) -> list[str]:
@@ -64,7 +64,7 @@ def data_nodes(names: Iterable[str]) -> list[str]:
 
 
 def unused_nodes(config: Config) -> dict[str, str]:
-    """Nodes and single keys that say nothing about this run, and why."""
+    """Nodes and single keys without effect on this run, and why."""
     engine, data = config.engine or config.loss.name, config.data
     reasons = {node: f"engine is '{engine}'" for node in ("oskt", "vkd") if node != engine}
     reasons["comparison"] = "it belongs to tools/benchmark.py accuracy"
@@ -74,7 +74,7 @@ def unused_nodes(config: Config) -> dict[str, str]:
     optim = config.train.optim
     reasons |= {node: f"train.optim is '{optim}'" for node, known in _OPTIMIZERS.items() if optim not in known}
     if engine == "vkd":
-        own = "vkd.teacher_stage and vkd.student_stage have schedules of their own"
+        own = "vkd.teacher_stage and vkd.student_stage have their own schedules"
         reasons |= dict.fromkeys(train_schedule(config), own)
     idle = idle_keys(config)
     return reasons | {key: reason for key, reason in idle.items() if not any(_is_of(key, node) for node in reasons)}
@@ -88,11 +88,11 @@ def refused_keys(engine: str) -> dict[str, str]:
 
 
 def check_use(config: Config, given: Iterable[str] = ()) -> None:
-    """Refuses values by which nothing would happen.
+    """Refuses values that would have no effect.
 
-    Nodes of another engine or optimiser, schedules in `train` where stages have their own, and keys that do nothing
-    under the values of others may stand in a file, which the log tells, but not on a command line. Both may have nodes
-    of data sets that are not in use, what depends on the machine, and keys of stages that are left out.
+    Nodes of another engine or optimiser, schedules in `train` if stages have their own, and keys without effect under
+    the values of others are allowed in a file, and logged, but not on a command line. Allowed in both are nodes of
+    unused data sets, keys that depend on the machine, and keys of skipped stages.
 
     Args:
         config: whole tree.

@@ -112,7 +112,7 @@ def gallery_curve(
     protocol: str = "I2V",
     **options: Any,
 ) -> Curve:
-    """mAP against the number of frames that stand for a tracklet.
+    """mAP against the number of frames that represent a tracklet.
 
     Args:
         query: queries; their tracklets are cut down too, which matters for `V2V` and for queries in the gallery.
@@ -171,19 +171,19 @@ def views_curves(
 ) -> dict[str, Curve]:
     """mAP from an image to sets of N frames: from as many views as there are, or from one tracklet over time.
 
-    A query is a tracklet's first frame. Its gallery is what *other* cameras saw, queries' tracklets included: one set
-    begins in each of their tracklets, and has N frames by the strategies of `views.py`: `multiview`, from other
+    A query is a tracklet's first frame. Its gallery holds the images of *other* cameras, queries' tracklets included:
+    one set begins in each of their tracklets, and has N frames by the strategies of `views.py`: `multiview`, from other
     tracklets of the identity, cameras taking turns; or `temporal`, from the same tracklet, one of each of N equal
     chunks. Both galleries so have the same identities, sizes and cameras. Identities without a query, such as
-    distractors, are left out, for no set can be made of several people.
+    distractors, are left out, because a set of several identities makes no sense.
 
     Args:
         query: queries.
         gallery: gallery.
-        counts: numbers N of frames in a set; what an identity or a tracklet has too few of is cycled.
+        counts: numbers N of frames in a set; missing frames or tracklets are filled by cycling.
         draws: random draws that are averaged.
         seed: of the draws; a set of one frame has the same one in both strategies.
-        no_camera: cameras are unknown: sets are drawn from the gallery's tracklets, whatever their camera.
+        no_camera: cameras are unknown: sets are drawn from the gallery's tracklets of any camera.
 
     Returns:
         A curve for `multiview` and one for `temporal`.

@@ -18,7 +18,7 @@ _STEPS = 200
 
 @dataclass(frozen=True)
 class CameraProbe:
-    """What a probe found; all are shares of the held-out tracklets, as fractions.
+    """Results of a probe; all are fractions of the held-out tracklets.
 
     Attributes:
         accuracy: whose camera was read off correctly.
@@ -58,7 +58,7 @@ def camera_probe(
     cameras, camera_of = np.unique(camids, return_inverse=True)
     if len(cameras) < 2:
         raise DataError(
-            f"all {len(camids)} tracklets are of camera {camids[0]}, so there is no camera to read off; give data of "
+            f"all {len(camids)} tracklets are of camera {camids[0]}, so there is no camera to predict; give data of "
             "several cameras"
         )
     if not 2 <= folds <= len(identities):
@@ -86,7 +86,7 @@ def fit_cameras(features: Tensor, labels: Tensor, classes: int, penalty: float =
         features: `[tracklets, channels]`, in double precision.
         labels: classes from 0 `[tracklets]`.
         classes: how many there are.
-        penalty: of the squared weights; the bias has none. 1 is what such classifiers usually have.
+        penalty: of the squared weights; the bias is not penalised. 1 is what such classifiers usually have.
 
     Returns:
         Weight `[channels, classes]` and bias `[classes]`.

@@ -29,7 +29,7 @@ FRAMES_AT_ONCE = 64
 AVERAGE_PRECISIONS = (INTERPOLATED, TRAPEZOID)
 
 Embed = Callable[[Tensor], Tensor]
-Results = dict[str, dict[str, float]]
+ProtocolNumbers = dict[str, dict[str, float]]
 """Per protocol: `mAP_interpolated`, `mAP_trapezoid`, `rank1`, `rank5`, `rank10`, `rank20` as fractions."""
 
 
@@ -70,7 +70,7 @@ def extract_side(
         embed: gives features `[frames, channels]` of frames `[frames, 3, height, width]`, which come on the CPU.
         loader: batches with `img [sets, frames, 3, height, width]` (or `[images, 3, height, width]`, or a list of
             sets of different lengths), `pid` and `camid`.
-        frames_at_once: longest batch of frames for the network, whatever the length of a tracklet.
+        frames_at_once: longest batch of frames for the network, for tracklets of any length.
         side: `query` or `gallery`, for messages.
 
     Raises:
@@ -127,18 +127,18 @@ def evaluate_protocols(
     no_camera: bool = False,
     rerank: bool = False,
     ranks: Sequence[int] = REPORTED_RANKS,
-) -> Results:
+) -> ProtocolNumbers:
     """CMC and mean average precision of each protocol, by cosine distance.
 
     Args:
         query: queries.
         gallery: gallery.
-        protocols: of `PROTOCOLS`; the first letter says what a query is, the last what a gallery entry is: `V`
-            the whole set, `I` its first frame.
+        protocols: of `PROTOCOLS`; the first letter is the kind of query, the last the kind of gallery entry: `V` the
+            whole set, `I` its first frame.
         query_in_gallery: add the queries to the gallery, as is usual on MARS; none ever finds itself.
         no_camera: gallery entries of a query's own camera stay in, for data sets whose cameras are unknown (all one or
             -1); only a query's own copy is left out.
-        rerank: the same of re-ranked distances beside them, behind `reranked_`.
+        rerank: the same for re-ranked distances as well, with the prefix `reranked_`.
         ranks: places of the CMC curve; the first is always among them.
 
     Raises:
@@ -169,7 +169,7 @@ def _cameras(
         return query.camids, gallery.camids
     if not query_in_gallery:
         return None, None
-    # Each query is a camera of its own, which its copy in front of the gallery shares with nothing else.
+    # Each query has its own camera number, shared only with its copy in front of the gallery.
     own = np.arange(len(query.pids))
     return own, np.concatenate([own, np.full(len(gallery.pids) - len(own), -1)])
 
@@ -205,7 +205,7 @@ def evaluate_model(
     device: torch.device | str = "cpu",
     frames_at_once: int = FRAMES_AT_ONCE,
     **options: Any,
-) -> Results:
+) -> ProtocolNumbers:
     """Extracts both sides and evaluates the protocols: `extract_side` and `evaluate_protocols` in one.
 
     Args:
@@ -224,7 +224,7 @@ def evaluate_model(
     return evaluate_protocols(query, gallery, **options)
 
 
-def protocol_table(results: Results) -> str:
+def protocol_table(results: ProtocolNumbers) -> str:
     """The results as a Markdown table in percent, one row per protocol; both average precisions are named."""
     names = list(next(iter(results.values())))
     rows = [(protocol, *(f"{100 * values[name]:.1f}" for name in names)) for protocol, values in results.items()]

@@ -1,6 +1,6 @@
 """Grad-CAM of a network of sets (Selvaraju et al., ICCV 2017): which part of a frame its score comes from.
 
-The package `grad-cam` weighs the channels of a map by the mean gradient of a score with respect to them. What the
+The package `grad-cam` weights the channels of a map by the mean gradient of a score with respect to them. What the
 score is, and which map is looked at, is decided here:
 
 * The score of *similarity* is the cosine of a frame's embedding and a goal, another set's embedding: what retrieval
@@ -75,7 +75,7 @@ class ClassScore(nn.Module):
         wrong = [label for label in labels if not 0 <= label < classes]
         if wrong:
             raise ConfigError(
-                f"the network tells {classes} classes apart and has no class {wrong[0]}; allowed: 0 to {classes - 1}. "
+                f"the network has {classes} classes and has no class {wrong[0]}; allowed: 0 to {classes - 1}. "
                 "A network that was trained on other identities can only be asked for the similarity"
             )
         self.network = network
@@ -93,7 +93,7 @@ class ClassScore(nn.Module):
 
 
 class MapLayer(NamedTuple):
-    """Where a network's last map is.
+    """The place of a network's last map.
 
     Attributes:
         name: of the module that gives it.
@@ -115,10 +115,10 @@ class MapLayer(NamedTuple):
 def heat_maps(
     network: nn.Module, frames: Tensor, goals: Tensor | None = None, labels: Sequence[int] | None = None
 ) -> np.ndarray:
-    """Which parts of frames raise a score, from 0 (least, or what lowers it) to 1 (most), each frame by itself.
+    """Which parts of frames raise a score, from 0 (least, or lowering it) to 1 (most), for each frame separately.
 
     Args:
-        network: of sets; left as it is.
+        network: of sets; not changed.
         frames: transformed images `[frames, 3, height, width]`.
         goals: embeddings `[frames, channels]`: the score is the similarity with them.
         labels: training identities, one for each frame: the score is their logit. Exactly one of the two is given.
@@ -127,8 +127,8 @@ def heat_maps(
         `[frames, height, width]`; of a frame whose map is nowhere positive all 0.
 
     Raises:
-        ConfigError: the package `grad-cam` is missing, or not exactly one score was asked for, or one that the
-            network does not have.
+        ConfigError: the package `grad-cam` is missing, or not exactly one score was requested, or one that the network
+            does not have.
         GraphError: no module gives a map that the score depends on.
     """
     own = copy.deepcopy(network).eval().requires_grad_(False)
@@ -156,9 +156,9 @@ def _check_count(given: Tensor | Sequence[int], frames: Tensor) -> None:
 def find_map_layer(network: nn.Module, score: Callable[[Tensor], Tensor], images: Tensor) -> MapLayer:
     """The last module whose output is a map that the score depends on.
 
-    A module counts if it is called once and no later operation writes into its output, so that what is seen of it is
-    what the score was made of. A map has more than one place; the score depends on it where its gradient is not 0. (The
-    last block of a vision transformer gives patches too, but of these nothing is read afterwards.)
+    A module counts if it is called once and no later operation writes into its output, so that the map is the one that
+    the score was computed from. A map has more than one place; the score depends on it where its gradient is not 0.
+    (The last block of a vision transformer gives patches too, but of these nothing is read afterwards.)
 
     Args:
         network: in evaluation mode, and needing no gradients; its hooks are removed again.
@@ -166,7 +166,7 @@ def find_map_layer(network: nn.Module, score: Callable[[Tensor], Tensor], images
         images: `[frames, 3, height, width]`.
 
     Raises:
-        GraphError: there is none; says what was seen.
+        GraphError: there is none; the message says what was found.
     """
     calls = _recorded_calls(network, score, images)
     times = Counter(call.name for call in calls)

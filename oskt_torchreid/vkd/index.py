@@ -17,8 +17,9 @@ class IdentityIndex:
     """Tracklets by identity and camera.
 
     Four tracklets with the labels 7, 3, 7, 7 at the cameras 1, 0, 0, 1 have the identities 1, 0, 1, 1 (numbers in the
-    order of the labels). Sorted by identity and camera they stand as 1, 2, 0, 3: identity 0 has the first place,
-    identity 1 the other three. Their turns are 0, 0, 0, 1, for tracklet 3 is the second one of its identity and camera.
+    order of the labels). Sorted by identity and camera their order is 1, 2, 0, 3: identity 0 has the first place,
+    identity 1 the other three. Their turns are 0, 0, 0, 1, because tracklet 3 is the second one of its identity and
+    camera.
 
     Args:
         tracklets: (paths, label, camera, ...) each; kept as they are.
@@ -31,7 +32,7 @@ class IdentityIndex:
         identities: identity of each tracklet, 0 to I - 1, [T].
         order: tracklets sorted by identity, then camera, [T].
         starts: identity i has the places starts[i] to starts[i + 1] - 1 of `order`, [I + 1].
-        turns: how many tracklets of the same identity and camera stand before, in `order`, [T].
+        turns: how many tracklets of the same identity and camera come before, in `order`, [T].
 
     Raises:
         DataError: no tracklet, or one without frames.
@@ -69,13 +70,13 @@ class IdentityIndex:
 def as_tracklets(items: Iterable[Tracklet], no_camera: bool = False, alone: Iterable[int] = ()) -> list[Tracklet]:
     """Tracklets of any data set: those of a video set as they are, pictures of an image set put together.
 
-    Pictures of one identity at one camera become the frames of one tracklet, in the order of their paths. Where
-    cameras are not known, nothing says which pictures belong together: each is a tracklet by itself.
+    Pictures of one identity at one camera become the frames of one tracklet, in the order of their paths. Where cameras
+    are not known, pictures cannot be grouped: each is a tracklet of its own.
 
     Args:
         items: (path or paths, label, camera, ...) each.
         no_camera: whether cameras are not known.
-        alone: labels that are no identity (junk, distractors): their pictures are not put together.
+        alone: labels that are not an identity (junk, distractors): their pictures are not grouped.
     """
     alone = set(alone)
     tracklets: list[Tracklet] = []

@@ -1,7 +1,7 @@
 """Networks of sets: any registered backbone, frame by frame, averaged over the frames of a set (paper: section 3.1).
 
-A set's embedding is the mean of its frames' features, its class scores the mean of what neck and classifier give each
-frame. The backbone has its last stride set to 1 and its last ReLU removed, where it allows that.
+A set's embedding is the mean of its frames' features, its class scores the mean of those of each frame, after neck and
+classifier. The backbone has its last stride set to 1 and its last ReLU removed, if it allows that.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from ..models.neck import build_for_neck, last_strided
 from ..models.vit import VitBuilder
 from ..networks import DEFAULT_INPUT_SIZE
 
-PREFIX = "vkd_"
+SET_PREFIX = "vkd_"
 
 
 class FrameAverage(nn.Module):
-    """Makes a network of single images one of sets: whatever it gives each frame is averaged over the frames.
+    """Turns a network of single images into one of sets: its outputs are averaged over the frames.
 
     Mixed in before the network's class, which has the attributes. An image is a set of one frame.
 
@@ -87,10 +87,10 @@ class SetModel(FrameAverage, NeckModel):
         loss: `softmax` (training gives class scores) or `triplet` (class scores and embeddings).
         feature: which feature makes embeddings in evaluation, `before` the neck as the paper's, or `after`.
         input_size: `(channels, height, width)` at which the backbone runs, without memory, to be looked into.
-        classifier: name of the backbone's classifier where it is known; empty: find it.
-        last_relu: where the backbone's last ReLU is, where it is known; `None`: find it.
-        whole_block: remove what else the last ReLU's module rectifies in its block, as the authors' program does. Such
-            a network says so in its state dict, which others refuse.
+        classifier: name of the backbone's classifier if known; empty: find it.
+        last_relu: the backbone's last ReLU if known; `None`: find it.
+        whole_block: remove everything that the last ReLU's module rectifies in its block, as the authors' program does.
+            Such a network is marked in its state dict, which others refuse.
 
     Attributes:
         last_relu: where it was; `last_relu.removable` says whether it is removed.
@@ -116,7 +116,7 @@ class SetModel(FrameAverage, NeckModel):
 
 
 def as_set_model(network: nn.Module, num_classes: int, input_size: tuple[int, int, int]) -> FrameAverage:
-    """A network of sets, for the triplet loss, of any network of images; with it a narrow student learns from views.
+    """A network of sets, for the triplet loss, from any network of images; lets a narrow student learn from views.
 
     Args:
         network: changed: its weights become the result's. A neck, and a classifier of as many classes, are kept.
@@ -189,15 +189,15 @@ def register_set_model(name: str) -> None:
     """Registers `vkd_<name>` for a backbone; doing it again changes nothing."""
     builder = models.builder_of(name)
     if isinstance(builder, VitBuilder):
-        sets = replace(builder, name=PREFIX + name, kind=SetVisionTransformer)
-        models.register_model(PREFIX + name, sets, defined_in=__name__)
+        sets = replace(builder, name=SET_PREFIX + name, kind=SetVisionTransformer)
+        models.register_model(SET_PREFIX + name, sets, defined_in=__name__)
     elif not getattr(builder, "has_neck", False):
-        models.register_model(PREFIX + name, SetBuilder(name), wraps=name)
+        models.register_model(SET_PREFIX + name, SetBuilder(name), wraps=name)
 
 
 def register_set_models() -> None:
     """Registers `vkd_<name>` for every backbone, those that are registered later included."""
-    register_wrapper(PREFIX, register_set_model)
+    register_wrapper(SET_PREFIX, register_set_model)
 
 
 def set_model_table(names: list[str] | None = None) -> str:
@@ -225,11 +225,11 @@ def _changes(name: str) -> tuple[str, str]:
 
 
 def class_count(model: nn.Module, who: str) -> int:
-    """How many classes a network of sets tells apart.
+    """Number of classes of a network of sets.
 
     Args:
         model: the network.
-        who: what it is, for the message.
+        who: the role of the network, for the message.
 
     Raises:
         ConfigError: it has no classifier.
@@ -238,7 +238,7 @@ def class_count(model: nn.Module, who: str) -> int:
     if not isinstance(classifier, nn.Linear):
         raise ConfigError(
             f"the {who} is a {type(model).__name__} without a classifier, so it gives no class scores; give a network "
-            f"of sets with its head, such as torchreid.models.build_model('{PREFIX}resnet50', ...)"
+            f"of sets with its head, such as torchreid.models.build_model('{SET_PREFIX}resnet50', ...)"
         )
     return classifier.out_features
 
@@ -254,7 +254,7 @@ def load_set_model(name: str, path: str | Path, loss: str = "triplet") -> nn.Mod
     Raises:
         CheckpointError: unreadable, without a head, or of another network; nothing is loaded in part.
     """
-    name = name if name.startswith(PREFIX) else PREFIX + name
+    name = name if name.startswith(SET_PREFIX) else SET_PREFIX + name
     state = weights.state_dict_of(load_checkpoint(path), path)
     head = state.get("classifier.weight")
     if head is None or head.dim() != 2:

@@ -1,6 +1,6 @@
 """Data sets and batches of sets: every item is the N frames of one identity, every batch has shape (B, N, C, H, W).
 
-Each frame of a set is transformed by itself, with the image transforms of training, as the authors do: frames of a set
+Each frame of a set is transformed separately, with the image transforms of training, as the authors do: frames of a set
 come from several cameras, so there is no movement between them that a common flip or crop would keep whole.
 
 All randomness comes from torch's generator of the process: in a data loader's worker that one follows from the seed
@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 
 Transform = Callable[[Image.Image], Tensor]
 Reader = Callable[[str], Image.Image]
-Item = dict[str, Any]
+SetItem = dict[str, Any]
 
 
-class TrainingSets(Dataset[Item]):
-    """A set of views for every tracklet, drawn anew each time.
+class TrainingSets(Dataset[SetItem]):
+    """A set of views for every tracklet, drawn again each time.
 
     Args:
         index: of the training tracklets.
@@ -70,7 +70,7 @@ class TrainingSets(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, tracklet: int) -> Item:
+    def __getitem__(self, tracklet: int) -> SetItem:
         """The set that begins in a tracklet.
 
         Returns:
@@ -84,7 +84,7 @@ class TrainingSets(Dataset[Item]):
         return _item(paths, self.train[int(tracklet)], self.transform, self.read)
 
 
-class TestSets(Dataset[Item]):
+class TestSets(Dataset[SetItem]):
     """Evenly spaced frames of every tracklet, for evaluation; the first one is the tracklet's first.
 
     Args:
@@ -93,7 +93,7 @@ class TestSets(Dataset[Item]):
         num_frames: frames of each; 0: all, so that sets have different sizes and batches can hold one only.
     """
 
-    __test__ = False  # no class of tests, whatever its name begins with
+    __test__ = False  # not a test class, in spite of its name
 
     def __init__(self, tracklets: Sequence[Tracklet], transform: Transform, num_frames: int = 8) -> None:
         self.tracklets = tracklets
@@ -103,7 +103,7 @@ class TestSets(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.tracklets)
 
-    def __getitem__(self, place: int) -> Item:
+    def __getitem__(self, place: int) -> SetItem:
         """`img` [frames, C, H, W], `pid`, `camid`, `dsetid`, and `impath` of the first frame."""
         paths = self.tracklets[place][0]
         chosen = [paths[frame] for frame in evenly_spaced(len(paths), self.num_frames)]
@@ -114,13 +114,13 @@ class IdentitySampler(Sampler[int]):
     """Tracklets for batches of P identities with K sets each; an epoch has each identity once, as the authors' has.
 
     torchreid's RandomIdentitySampler goes through all tracklets in an epoch (three times as many batches on MARS, so
-    the recipes' epochs would not mean the same), and its length is more than it gives.
+    the recipes' epochs would not mean the same), and its length is larger than the number of its batches.
 
     Args:
         index: of the training tracklets.
         batch_size: P * K.
         num_instances: K; an identity with fewer tracklets has some of them twice.
-        batch_key: key that says how large a batch is, for messages.
+        batch_key: key of the batch size, for messages.
 
     Raises:
         ConfigError: `batch_size` is no multiple of `num_instances`.
@@ -167,7 +167,7 @@ def uniform_numbers(shape: Any) -> np.ndarray:
 
 
 class FrameReader:
-    """`read_picture` that keeps what it has decoded, as long as that fits into a share of memory.
+    """`read_picture` with a cache of decoded pictures, limited to a share of memory.
 
     Every process of a loader has its own, and loses it with the epoch: of use with `data.workers 0`.
 
@@ -191,7 +191,7 @@ class FrameReader:
         return picture.copy() if self._kept else picture
 
 
-def _item(paths: Sequence[str], tracklet: Tracklet, transform: Transform, read: Reader = read_picture) -> Item:
+def _item(paths: Sequence[str], tracklet: Tracklet, transform: Transform, read: Reader = read_picture) -> SetItem:
     _, label, camera, *rest = tracklet
     frames = torch.stack([transform(read(path)) for path in paths])
     return {"img": frames, "pid": label, "camid": camera, "impath": paths[0], "dsetid": rest[0] if rest else 0}

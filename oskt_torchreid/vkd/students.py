@@ -1,4 +1,4 @@
-"""What a student starts from: its teacher's weights, but for the last stage and the head (paper: section 4.1)."""
+"""Initial weights of a student: the teacher's, except for the last stage and the classifier (paper: section 4.1)."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def student_from(
     """A student of its teacher's architecture, ready to be trained; in a further generation the student is the teacher.
 
     Args:
-        teacher: network of sets; left as it is.
+        teacher: network of sets; not changed.
         num_classes: training identities of the student; `None`: as many as the teacher's.
-        last_stage: what the last stage restarts from: `scratch`; `keep`, the teacher's weights; a file of
-            published weights of the whole backbone (ImageNet), which must fit in full, and of which the stage is taken;
-            or a network of the same architecture that has them.
+        last_stage: what the last stage of the backbone restarts from: `scratch`; `keep`, the teacher's weights; a file
+            of published weights of the whole backbone (ImageNet), which must fit in full, and of which the stage is
+            taken; or a network of the same architecture that has them.
         keep_head: keep the teacher's neck and classifier instead of fresh ones.
 
     Raises:
@@ -43,8 +43,7 @@ def student_from(
     classes = class_count(teacher, "teacher")
     if keep_head and num_classes not in (None, classes):
         raise ConfigError(
-            f"the teacher's head tells {classes} classes apart and cannot be kept for {num_classes}; set keep_head to "
-            "False"
+            f"the teacher's head has {classes} classes and cannot be kept for {num_classes}; set keep_head to False"
         )
     student = copy.deepcopy(teacher)
     _make_trainable(student)
@@ -56,11 +55,11 @@ def student_from(
 
 
 def last_stage_of(model: nn.Module) -> tuple[str, ...]:
-    """Names of the modules that make the last stage of a network, and of what comes after it but the head.
+    """Names of the modules in the last stage of a backbone, and of those after it except the classifier.
 
-    A *stage* holds blocks: modules that have modules of their own. The last stage is looked for among the modules that
-    the network (or the one part of it that has all weights) consists of; what follows it, such as a last norm, belongs
-    to it. A network that is one row of blocks, such as a vision transformer, has no stages: its last quarter counts.
+    A *stage* of a backbone holds blocks: modules with submodules. The last stage is searched among the modules that the
+    network (or the one part of it that has all weights) consists of; what follows it, such as a last norm, belongs to
+    it. A network that is one row of blocks, such as a vision transformer, has no stages: its last quarter counts.
 
     Args:
         model: network of sets, or any other.

@@ -8,9 +8,8 @@ A strategy draws the N frames of a set from an identity's tracklets:
 * `chunk`: all frames from one tracklet, the first one of each of N equal chunks.
 * `random`: all frames from one tracklet, N random ones.
 
-What there is too little of is cycled: tracklets where an identity has fewer than N, frames where a tracklet has fewer
-than N. A set has always N frames. A tracklet that is visited several times gives another frame each time, as long as
-it has that many.
+Tracklets are cycled if an identity has fewer than N, frames if a tracklet has fewer than N. A set always has N frames.
+A tracklet that is visited several times gives another frame each time, as long as it has that many.
 """
 
 from __future__ import annotations
@@ -115,7 +114,7 @@ def frame_of_chunk(
 
 
 def evenly_spaced(length: int | np.ndarray, count: int) -> np.ndarray:
-    """Frames of a tracklet that stand for it in evaluation.
+    """Frames of a tracklet that represent it in evaluation.
 
     As torchreid's "evenly": nine frames and four of them give 0, 2, 4, 6. A shorter tracklet is cycled, where
     torchreid repeats its last frame: three frames give 0, 1, 2, 0.
@@ -134,7 +133,7 @@ def evenly_spaced(length: int | np.ndarray, count: int) -> np.ndarray:
 
 
 def student_views(frames: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """What the student sees of the teacher's sets: `count` frames of each, drawn without replacement.
+    """The student's views of the teacher's sets: `count` frames of each, drawn without replacement.
 
     Args:
         frames: sets [B, N, C, H, W].

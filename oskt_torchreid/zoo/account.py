@@ -16,7 +16,7 @@ _SHOWN, _MANY_SHOWN = 3, 20
 
 
 class StateReader:
-    """A state dict that is read key by key; what was not read, and is no scratch, is an error at the end.
+    """A state dict that is read key by key; tensors that were neither read nor derived are an error at the end.
 
     Args:
         state: tensors by name.
@@ -92,13 +92,13 @@ class StateReader:
         if key not in self.state:
             raise ZooError(
                 f"'{self.path}' lacks '{key}' ({len(self.state)} tensors are there); it is incomplete, or of another "
-                "network than the file beside it says"
+                "network than the file next to it says"
             )
         return self.state[key]
 
 
 class LabelReader:
-    """Labels that are read key by key; what was not read is an error at the end.
+    """Labels that are read key by key; labels that were not read are an error at the end.
 
     Args:
         content: the labels' JSON object.
@@ -118,7 +118,7 @@ class LabelReader:
         """
         if key not in self.content:
             raise ZooError(
-                f"'{self.path}' has no labels '{key}', which the weights beside it need; the two files belong to "
+                f"'{self.path}' has no labels '{key}', which the weights next to it need; the two files belong to "
                 "networks of different depth, or one is damaged"
             )
         given = self.content[key]
@@ -143,6 +143,6 @@ class LabelReader:
         if left:
             more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
             raise ZooError(
-                f"'{self.path}' labels {', '.join(left[:_SHOWN])}{more}, which the weights beside it do not have; the "
+                f"'{self.path}' labels {', '.join(left[:_SHOWN])}{more}, which the weights next to it do not have; the "
                 "two files belong to networks of different depth, or one is damaged"
             )

@@ -19,13 +19,13 @@ from ..errors import ZooError
 from ..files.checks import LARGEST_FILE
 
 MOST_FILES = 100_000
-MOST_TIMES = 200  # longer than the archive: what ordinary packing reaches, and bombs exceed
+MOST_TIMES = 200  # longer than the archive: ordinary compression reaches this, zip bombs exceed it
 _ROOM = 2**20  # that any archive may take, however short
 _CHUNK = 2**20
 
 
 class Member(NamedTuple):
-    """A file in an archive: its name, how long it says to be, and what opens it."""
+    """A file in an archive: its name, its stated length, and the function that opens it."""
 
     name: str
     size: int
@@ -100,7 +100,7 @@ def _members(opened: zipfile.ZipFile | tarfile.TarFile) -> Iterator[Member]:
 
 
 def _checked(members: Iterator[Member], archive: Path) -> list[Member]:
-    """The members, if all of them may be written; sizes are what they say, which writing holds them to."""
+    """The members, if all of them may be written; sizes are the stated ones, which writing enforces."""
     limit = min(LARGEST_FILE, MOST_TIMES * archive.stat().st_size + _ROOM)
     found: dict[str, Member] = {}
     total = 0

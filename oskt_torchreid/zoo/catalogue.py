@@ -16,7 +16,7 @@ from ..registry import nearest
 
 KINDS = {
     "weights": "a state dict of one network",
-    "chains": "weight chains of the OSKT authors, each in its own folder",
+    "chains": "weight chains of the OSKT authors, each in a separate folder",
     "sets": "archives of the VKD authors' checkpoint folders",
 }
 _PATH = Path(__file__).with_name("catalogue.yaml")
@@ -32,13 +32,13 @@ class Entry:
         collection: that it belongs to.
         kind: of `KINDS`.
         model: registered name of the network that it is of.
-        link: where it is; empty where the source names none.
+        link: its address; empty if the source names none.
         page: where its authors describe it.
         source: where the link is taken from.
-        licence: as the source states it; empty where it states none.
-        note: what it was trained on, or what else there is to say.
+        licence: as the source states it; empty if it states none.
+        note: its training data, or other remarks.
         contents: patterns of files in a folder; empty for a single file.
-        sha256: checksum that the source states; empty where it states none.
+        sha256: checksum that the source states; empty if it states none.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Entry:
 
     @property
     def file_name(self) -> str:
-        """What a single file is called in the cache."""
+        """Name of a single file in the cache."""
         return f"{self.name}.pth"
 
     @property
@@ -70,7 +70,7 @@ class Entry:
 
     @property
     def expected(self) -> str:
-        """What must be in it, in words."""
+        """Its required content, as text."""
         files = f"{' and '.join(self.contents)}: " if self.contents else ""
         return f"{files}{KINDS[self.kind]} ({self.model})"
 

@@ -1,7 +1,7 @@
-"""What the authors' files say, under this package's names, and the way from there to a weight chain.
+"""The content of the authors' files, under this package's names, and its conversion to a weight chain.
 
-Both families of files come down to the same three things: a trained teacher, a cluster for every channel, and a row
-for every cluster. `resnet_format.py` and `vit_format.py` know where these stand in the files.
+Both families of files come down to the same three things: a trained teacher, a cluster for every channel, and a row for
+every cluster. `resnet_format.py` and `vit_format.py` know where these are in the files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class RowLabels:
     """Clusters of one matrix's rows.
 
     Attributes:
-        key: where the labels stand in the labels' file, for messages.
+        key: key of the labels in the labels' file, for messages.
         clusters: cluster of each teacher row, `[N]`. Rows that belong to one channel (its query, key and value) have
             the same cluster.
         rows: row of the file's chain that stands for each teacher row, `[N]`; without queries, keys and values the
@@ -86,7 +86,7 @@ class OfficialContent:
         return chain.with_tensors(rows, {**chain.vectors, **self.vectors}, statistics)
 
     def to_refinement(self) -> Refinement:
-        """Teacher and S-student as the authors' program left them, to continue with; errors of `to_chain`."""
+        """Teacher and S-student as the authors' program saved them, for further refinement; errors of `to_chain`."""
         both = Refinement(self.teacher, self.to_chain(), vector_copies=bool(self.sstudent_vectors))
         with torch.no_grad():
             for name, vector in self.sstudent_vectors.items():
@@ -149,7 +149,7 @@ def reordered(given: Tensor, rows: np.ndarray, axis: AxisMap) -> Tensor:
     return given.index_select(0, index)
 
 
-def spread(narrow: Tensor, clusters: np.ndarray) -> Tensor:
+def widened(narrow: Tensor, clusters: np.ndarray) -> Tensor:
     """A vector of the chain's width as one of full length, equal inside each cluster: averaged, it is itself again."""
     return narrow[torch.from_numpy(clusters)]
 

@@ -28,7 +28,7 @@ def convert(name: str | Entry, output: str | Path, part: str = "", folder: str |
         name: of the entry.
         output: file to write, whole or not at all: a chain file for `chains`, else `{"state_dict": ...}`.
         part: of several, which: `8/Market1501` of the chains; of the sets an archive and the folder in it, such as
-            `distilled.zip/distilled_public/mars/selfdistill/distill_mars_resnet50`, possibly followed by the
+            `distilled.zip/distilled_public/mars/selfdistill/distill_mars_resnet50`, and possibly, at its end, the
             checkpoint, `:chk_di_1`.
         folder: cache, see `cache_folder`.
 

@@ -1,4 +1,4 @@
-"""The cache of published files: what is in it was fetched whole, looked at, and is the same as the first time."""
+"""The cache of published files: its files were fetched completely, checked, and are the same as the first time."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def download(name: str | Entry, folder: str | Path = "", seconds: float = SECOND
 
     Raises:
         ZooError: unknown name, no connection, a transfer that ended early, or another content. The message says how to
-            get the file by hand. Nothing that was not checked stands in its place; a transfer that ended early is gone
-            on with by the next call.
+            get the file by hand. No unchecked file is ever in its place; a transfer that ended early is gone on with by
+            the next call.
     """
     entry = name if isinstance(name, Entry) else entry_named(name)
     place = place_of(entry, folder)
@@ -114,7 +114,7 @@ def verify(entry: Entry, place: Path, base: Path) -> None:
     recorded_path = base / CHECKSUMS
     recorded = files.read_json(recorded_path, ZooError) if recorded_path.is_file() else {}
     if not isinstance(recorded, dict):
-        raise ZooError(f"'{recorded_path}' holds no checksums; remove it to record them anew")
+        raise ZooError(f"'{recorded_path}' holds no checksums; remove it to record them again")
     own = dict(_checksums(entry, place, parts))
     for key, checksum in own.items():
         expected = entry.sha256 or recorded.get(key, checksum)
@@ -153,7 +153,7 @@ def _check_contents(entry: Entry, place: Path, parts: list[Path]) -> None:
 
 
 def _check_state(content: object, path: Path) -> None:
-    """A state dict stands somewhere in a checkpoint, as training programs keep it."""
+    """Checks that a checkpoint has a state dict, as training programs store it."""
     inside = content if isinstance(content, dict) else {}
     for candidate in (inside, *(inside.get(key) for key in ("model", "teacher", "student"))):
         try:

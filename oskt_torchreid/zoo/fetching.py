@@ -1,4 +1,4 @@
-"""Fetching one file: HTTPS with progress and resuming, and Google Drive by gdown. What arrives is not trusted here."""
+"""Fetching one file: HTTPS with progress and resuming, and Google Drive by gdown. Received files are not trusted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LOCAL = ("127.0.0.1", "localhost", "::1")
 _RANGE_REFUSED = 416
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error yet: what has arrived is kept, and the next attempt resumes
+class Interrupted(Exception):  # noqa: N818 - not an error yet: the received part is kept, and the next attempt resumes
     """A transfer that ended early."""
 
 
@@ -32,7 +32,7 @@ def fetch_https(link: str, part: Path, seconds: float = SECONDS, attempts: int =
 
     Args:
         link: HTTPS; plain HTTP only of this machine.
-        part: file to write. What is in it already is the beginning; beside it `<part>.tag` says of which version.
+        part: file to write. Its existing content is the beginning; `<part>.tag` next to it holds the version.
         seconds: that the server may be silent.
         attempts: how often a transfer that ends early is gone on with.
 
@@ -76,17 +76,17 @@ def _transfer(link: str, part: Path, seconds: float) -> None:
         start = start if goes_on else 0
         if goes_on and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             part.unlink()
-            raise Interrupted("the server went on at another place")
+            raise Interrupted("the server resumed at another place")
         version = response.headers.get("ETag") or response.headers.get("Last-Modified")
         if version:
             tag.write_text(version, encoding="utf-8")
         else:
-            tag.unlink(missing_ok=True)  # without a version nobody can tell what to resume
+            tag.unlink(missing_ok=True)  # without a version it is unknown what to resume
         _write(response, part, start)
 
 
 def _write(response: Any, part: Path, start: int) -> None:
-    """Appends what comes, and raises `Interrupted` if it is not as long as was announced."""
+    """Appends the received bytes, and raises `Interrupted` if they are fewer than announced."""
     length = response.headers.get("Content-Length")
     total = start + int(length) if length and length.isdecimal() else None
     if (total or 0) > LARGEST_FILE:
@@ -116,7 +116,7 @@ def fetch_drive(link: str, target: Path, is_folder: bool = False, seconds: float
         seconds: that the server may be silent.
 
     Raises:
-        ZooError: whatever gdown could not do.
+        ZooError: gdown failed.
     """
     import gdown  # slow to import, and needed for nothing else
 
@@ -127,7 +127,7 @@ def fetch_drive(link: str, target: Path, is_folder: bool = False, seconds: float
     known = inspect.signature(fetch).parameters  # older versions know fewer
     try:
         got = fetch(link, output=str(target), **{name: value for name, value in options.items() if name in known})
-    except Exception as error:  # gdown raises what it and its libraries raise
+    except Exception as error:  # gdown and its libraries may raise anything
         raise ZooError(f"'{link}' cannot be fetched ({first_line(error)})") from error
     if not got:
         raise ZooError(f"'{link}' cannot be fetched: Google Drive gave nothing")

@@ -24,9 +24,9 @@ from .content import OfficialContent
 LABELS = "gene_matcher.json"
 RESNET_WEIGHTS = "resnet50_100.pth"
 VIT_WEIGHTS = "transformer_120.pth"
-_TRANSFORMER = "o2g"  # where the labels of a vision transformer stand; the maps beside it follow from them
+_TRANSFORMER = "o2g"  # key of the labels of a vision transformer; the other maps follow from them
 _MAPS = {_TRANSFORMER, "g2o", "s1_2_g", "entire_2_g"}
-_WEIGHTS = re.compile(r"(resnet|transformer)\w*_\d+\.pth$")  # what the authors' program names its checkpoints
+_WEIGHTS = re.compile(r"(resnet|transformer)\w*_\d+\.pth$")  # names of the authors' checkpoints
 
 
 def load_official_oskt(
@@ -38,7 +38,7 @@ def load_official_oskt(
     shapes. No code from the file is run.
 
     Args:
-        folder: with `gene_matcher.json` and the state dict beside it.
+        folder: with `gene_matcher.json` and the state dict.
         loss: `softmax` or `triplet`, for students that are trained on; it changes nothing in evaluation.
         weights: name of the state dict, needed only where several could be it.
         num_heads: of a vision transformer; by default read off the labels, which never cross heads.
@@ -60,7 +60,7 @@ def load_official_oskt(
 def load_official_teacher(
     folder: str | Path, loss: str = "triplet", weights: str = "", num_heads: int | None = None
 ) -> nn.Module:
-    """Reads the teacher that stands beside an official chain; arguments and errors of `load_official_oskt`.
+    """Reads the teacher of an official chain's folder; arguments and errors of `load_official_oskt`.
 
     Returns:
         The network in evaluation mode.
@@ -74,7 +74,7 @@ def load_official_refinement(
     """Reads teacher and S-student of an official folder; arguments and errors of `load_official_oskt`.
 
     Returns:
-        Both as the authors' program left them. Refined further, `to_chain()` gives the chain.
+        Both as the authors' program saved them. After further refinement, `to_chain()` gives the chain.
     """
     content = read_official(folder, loss, weights, num_heads)
     with _of_folder(folder):
@@ -82,10 +82,10 @@ def load_official_refinement(
 
 
 def save_official(chain: WeightChain, folder: str | Path, teacher: nn.Module | None = None) -> None:
-    """Writes a chain as the authors' program keeps its own: `gene_matcher.json` and the state dict beside it.
+    """Writes a chain as the authors' program keeps its own: `gene_matcher.json` and the state dict.
 
-    Loaded again it is the same chain, but for what the format has no place for: of the S-student's classifier and neck
-    it keeps what the S-student uses, at the chain's width; statistics of a chain that was not refined are the teacher's
+    Loaded again it is the same chain, except for what the format cannot hold: of the S-student's classifier and neck it
+    keeps what the S-student uses, at the chain's width; statistics of a chain that was not refined are the teacher's
     merged ones.
 
     Args:
@@ -123,7 +123,7 @@ def _merged_teacher(chain: WeightChain) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _of_folder(folder: str | Path) -> Iterator[None]:
-    """What does not make a chain, such as a tensor with NaN in it, is the folder's fault."""
+    """Reports errors of making a chain, such as a tensor with NaN, as errors of the folder."""
     try:
         yield
     except (ChainError, GraphError) as error:
@@ -141,13 +141,13 @@ def read_official(folder: str | Path, loss: str, weights: str, num_heads: int | 
         )
     state = state_dict_of(files.load_checkpoint(weights_path, ZooError), weights_path)
     if _TRANSFORMER not in labels:
-        reader = StateReader(state, weights_path, resnet_format.SCRATCH)
+        reader = StateReader(state, weights_path, resnet_format.DERIVED_NAMES)
         return resnet_format.read_resnet(reader, LabelReader(labels, labels_path), loss)
     if not isinstance(labels[_TRANSFORMER], dict) or not labels.keys() <= _MAPS:
         raise ZooError(
             f"'{labels_path}' must hold the JSON objects {', '.join(sorted(_MAPS))}, of which labels are read"
         )
-    reader = StateReader(state, weights_path, vit_format.SCRATCH)
+    reader = StateReader(state, weights_path, vit_format.DERIVED_NAMES)
     return vit_format.read_vit(reader, LabelReader(labels[_TRANSFORMER], labels_path), loss, num_heads)
 
 
@@ -155,12 +155,12 @@ def _weights_path(folder: Path, weights: str) -> Path:
     if weights:
         return folder / weights
     if not folder.is_dir():
-        raise ZooError(f"no folder at '{folder.absolute()}'; give the one with {LABELS} and the weights beside it")
+        raise ZooError(f"no folder at '{folder.absolute()}'; give the one with {LABELS} and the weights")
     found = sorted(path for path in folder.iterdir() if path.suffix == ".pth")
     named = [path for path in found if _WEIGHTS.match(path.name)] or found
     if len(named) != 1:
         raise ZooError(
-            f"'{folder}' must have one state dict such as resnet50_100.pth or transformer_120.pth beside {LABELS}; it "
+            f"'{folder}' must have one state dict such as resnet50_100.pth or transformer_120.pth next to {LABELS}; it "
             f"has {', '.join(path.name for path in named) or 'no .pth file'}"
             + ("; name one with weights=..." if named else "")
         )

@@ -1,9 +1,9 @@
 """The authors' files of a ResNet chain ("gene" is their word for a chain row): names, reading and writing.
 
-The teacher stands under `base.`, its neck and classifier beside it. Chain rows stand under `base.GeneChain.` and,
-block by block, a second time under `base.layer*.*.Gene_Bottleneck.` (one tensor in the authors' program). The
-statistics beside the chain rows are the S-student's, of full length; its norm parameters there repeat the teacher's.
-`trans_*` are matrices made of the labels; `GeneNet_*` is the S-student's head.
+The teacher is under `base.`, with its neck and classifier outside. Chain rows are under `base.GeneChain.` and, block by
+block, a second time under `base.layer*.*.Gene_Bottleneck.` (one tensor in the authors' program). The statistics next to
+the chain rows are the S-student's, of full length; its norm parameters there repeat the teacher's. `trans_*` are
+matrices made of the labels; `GeneNet_*` is the S-student's head.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ..graph import rebuild
 from ..host import models
 from ..networks import DEFAULT_INPUT_SIZE, set_feature_dim
 from .account import LabelReader, StateReader
-from .content import OfficialContent, RowLabels, spread, spread_columns
+from .content import OfficialContent, RowLabels, spread_columns, widened
 
 BACKBONE = "oskt_resnet50"
 STAGES = 4
-OURS, TEACHER, CHAIN, HEAD = "backbone.", "base.", "base.GeneChain.", "GeneNet_"
-STATISTICS = ("running_mean", "running_var")
-NORM = ("weight", "bias", *STATISTICS)
-SCRATCH = re.compile(r"\.trans_(conv|bn|downsample)\d\.weight$")
+OURS, TEACHER_PREFIX, CHAIN_PREFIX, HEAD_PREFIX = "backbone.", "base.", "base.GeneChain.", "GeneNet_"
+RUNNING_STATISTICS = ("running_mean", "running_var")
+NORM = ("weight", "bias", *RUNNING_STATISTICS)
+DERIVED_NAMES = re.compile(r"\.trans_(conv|bn|downsample)\d\.weight$")
 _COPY = re.compile(r"base\.(layer\d\.\d+)\.Gene_Bottleneck\.(?!trans_)(.+)$")
 
 
@@ -74,7 +74,7 @@ def convolutions(depths: Sequence[int]) -> Iterator[Convolution]:
 
 @dataclass
 class _Found:
-    """What has been read so far; attributes as in `OfficialContent`, `widths` by name of a convolution."""
+    """The content read so far; attributes as in `OfficialContent`, `widths` by name of a convolution."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, Tensor] = field(default_factory=dict)
@@ -112,16 +112,16 @@ def _read_convolution(
     reader: StateReader, labels: LabelReader, part: Convolution, kernel: Sequence[int], found: _Found
 ) -> None:
     weight = f"{part.weight}.weight"
-    size = found.widths[part.joins] if part.joins else reader.rows(TEACHER + weight, 4)
+    size = found.widths[part.joins] if part.joins else reader.rows(TEACHER_PREFIX + weight, 4)
     shape = (size, found.widths[part.reads], *kernel)
     found.widths[part.name] = size
-    found.tensors[OURS + weight] = reader.take(TEACHER + weight, shape)
-    found.tensors.update(_read_norm(reader, TEACHER + part.norm, OURS + part.norm, size))
-    clusters = labels.take(TEACHER + part.name, size)
-    found.labels[OURS + weight] = RowLabels(TEACHER + part.name, clusters, clusters)
-    found.rows[OURS + weight] = reader.take(CHAIN + weight, (int(clusters.max()) + 1, *shape[1:]))
-    own = _read_norm(reader, CHAIN + part.norm, OURS + part.norm, size)
-    found.statistics.update({name: tensor for name, tensor in own.items() if name.endswith(STATISTICS)})
+    found.tensors[OURS + weight] = reader.take(TEACHER_PREFIX + weight, shape)
+    found.tensors.update(_read_norm(reader, TEACHER_PREFIX + part.norm, OURS + part.norm, size))
+    clusters = labels.take(TEACHER_PREFIX + part.name, size)
+    found.labels[OURS + weight] = RowLabels(TEACHER_PREFIX + part.name, clusters, clusters)
+    found.rows[OURS + weight] = reader.take(CHAIN_PREFIX + weight, (int(clusters.max()) + 1, *shape[1:]))
+    own = _read_norm(reader, CHAIN_PREFIX + part.norm, OURS + part.norm, size)
+    found.statistics.update({name: tensor for name, tensor in own.items() if name.endswith(RUNNING_STATISTICS)})
 
 
 def _read_head(reader: StateReader, num_classes: int, feature: RowLabels, found: _Found) -> None:
@@ -130,11 +130,11 @@ def _read_head(reader: StateReader, num_classes: int, feature: RowLabels, found:
     width = int(clusters.max()) + 1
     found.tensors.update(_read_norm(reader, "bottleneck", "neck", size))
     found.tensors["classifier.weight"] = reader.take("classifier.weight", (num_classes, size))
-    for name, narrow in _read_norm(reader, f"{HEAD}bottleneck", "neck", width).items():
-        kind = found.statistics if name.endswith(STATISTICS) else found.vectors
+    for name, narrow in _read_norm(reader, f"{HEAD_PREFIX}bottleneck", "neck", width).items():
+        kind = found.statistics if name.endswith(RUNNING_STATISTICS) else found.vectors
         if narrow.dim():  # the count of batches is the teacher's
-            kind[name] = spread(narrow, clusters)
-    narrow = reader.take(f"{HEAD}classifier.weight", (num_classes, width))
+            kind[name] = widened(narrow, clusters)
+    narrow = reader.take(f"{HEAD_PREFIX}classifier.weight", (num_classes, width))
     found.rows["classifier.weight"] = spread_columns(narrow, clusters)
 
 
@@ -145,9 +145,9 @@ def _read_norm(reader: StateReader, theirs: str, ours: str, size: int) -> dict[s
 
 
 def _check_copies(reader: StateReader) -> None:
-    """What a block repeats of the chain must be the chain's."""
+    """Checks that the copies of chain rows in a block equal the chain's."""
     for match in reader.names(_COPY):
-        original = f"{CHAIN}{match.group(1)}.{match.group(2)}"
+        original = f"{CHAIN_PREFIX}{match.group(1)}.{match.group(2)}"
         if original not in reader or not _equal(reader.state[original], reader.state[match.group()]):
             raise reader.error(match.group(), f"repeats '{original}' but is not equal to it; one of them is damaged")
         reader.skip(match.group())

@@ -12,7 +12,17 @@ from ..chain.chain import WeightChain
 from ..chain.layout import AxisMap
 from ..chain.narrowing import average_rows, sum_columns
 from ..errors import ZooError
-from .resnet_format import CHAIN, HEAD, NORM, OURS, STAGES, STATISTICS, TEACHER, Convolution, convolutions
+from .resnet_format import (
+    CHAIN_PREFIX,
+    HEAD_PREFIX,
+    NORM,
+    OURS,
+    RUNNING_STATISTICS,
+    STAGES,
+    TEACHER_PREFIX,
+    Convolution,
+    convolutions,
+)
 
 _BATCHES = "num_batches_tracked"
 
@@ -43,15 +53,15 @@ def resnet_content(chain: WeightChain, teacher: Mapping[str, Tensor]) -> tuple[d
     matrices: dict[int, tuple[Tensor, Tensor]] = {}
     for part in parts:
         axis = chain.layout.axis(chain.graph.row_ties[f"{OURS}{part.weight}.weight"])
-        labels[TEACHER + part.name] = axis.teacher_to_student.tolist()
+        labels[TEACHER_PREFIX + part.name] = axis.teacher_to_student.tolist()
         state.update(_convolution(chain, teacher, part, axis))
         if id(axis) not in matrices:  # one for all that are added up, as they are long
             matrices[id(axis)] = _dense(axis)
         state.update(_matrices(part, matrices[id(axis)]))
-    for name in [name for name in state if name.startswith(f"{CHAIN}layer")]:
-        block, _, rest = name.removeprefix(CHAIN).partition(".")
+    for name in [name for name in state if name.startswith(f"{CHAIN_PREFIX}layer")]:
+        block, _, rest = name.removeprefix(CHAIN_PREFIX).partition(".")
         number, _, rest = rest.partition(".")
-        state[f"{TEACHER}{block}.{number}.Gene_Bottleneck.{rest}"] = state[name]
+        state[f"{TEACHER_PREFIX}{block}.{number}.Gene_Bottleneck.{rest}"] = state[name]
     state.update(_head(chain, teacher))
     return labels, state
 
@@ -64,15 +74,18 @@ def _convolution(
     chain: WeightChain, teacher: Mapping[str, Tensor], part: Convolution, axis: AxisMap
 ) -> dict[str, Tensor]:
     weight = f"{part.weight}.weight"
-    state = {TEACHER + weight: teacher[OURS + weight], CHAIN + weight: chain.rows[OURS + weight]}
+    state = {
+        TEACHER_PREFIX + weight: teacher[OURS + weight],
+        CHAIN_PREFIX + weight: chain.rows[OURS + weight],
+    }
     for name in NORM:
         ours, vector = f"{OURS}{part.norm}.{name}", chain.vectors[f"{OURS}{part.norm}.{name}"]
-        state[f"{TEACHER}{part.norm}.{name}"] = vector
-        if name in STATISTICS:
+        state[f"{TEACHER_PREFIX}{part.norm}.{name}"] = vector
+        if name in RUNNING_STATISTICS:
             narrow = chain.statistics[ours] if ours in chain.statistics else average_rows(vector, axis)
             vector = narrow[axis.teacher_to_student]
-        state[f"{CHAIN}{part.norm}.{name}"] = vector
-    for prefix in (TEACHER, CHAIN):
+        state[f"{CHAIN_PREFIX}{part.norm}.{name}"] = vector
+    for prefix in (TEACHER_PREFIX, CHAIN_PREFIX):
         state[f"{prefix}{part.norm}.{_BATCHES}"] = teacher[f"{OURS}{part.norm}.{_BATCHES}"]
     return state
 
@@ -89,14 +102,14 @@ def _dense(axis: AxisMap) -> tuple[Tensor, Tensor]:
 
 
 def _matrices(part: Convolution, dense: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """Scratch that the authors' program keeps beside the chain: the labels once more, as matrices."""
+    """Derived tensors that the authors' program keeps with the chain: the labels again, as matrices."""
     names = []
     for module in (part.weight, part.norm):
         where, _, last = module.rpartition(".")
-        if last.isdigit():  # downsample.0 is trans_downsample0 beside it
+        if last.isdigit():  # downsample.0 has trans_downsample0 next to it
             where, _, word = where.rpartition(".")
             last = word + last
-        names.append(f"{CHAIN}{where}{'.' if where else ''}trans_{last}.weight")
+        names.append(f"{CHAIN_PREFIX}{where}{'.' if where else ''}trans_{last}.weight")
     return dict(zip(names, dense, strict=True))
 
 
@@ -107,8 +120,8 @@ def _head(chain: WeightChain, teacher: Mapping[str, Tensor]) -> dict[str, Tensor
     for name in NORM:
         own = chain.statistics.get(f"neck.{name}")
         vector = chain.vectors[f"neck.{name}"]
-        state[f"{HEAD}bottleneck.{name}"] = average_rows(vector, axis) if own is None else own
-    state[f"{HEAD}bottleneck.{_BATCHES}"] = teacher[f"neck.{_BATCHES}"]
+        state[f"{HEAD_PREFIX}bottleneck.{name}"] = average_rows(vector, axis) if own is None else own
+    state[f"{HEAD_PREFIX}bottleneck.{_BATCHES}"] = teacher[f"neck.{_BATCHES}"]
     state["classifier.weight"] = teacher["classifier.weight"]
-    state[f"{HEAD}classifier.weight"] = sum_columns(chain.rows["classifier.weight"], axis)
+    state[f"{HEAD_PREFIX}classifier.weight"] = sum_columns(chain.rows["classifier.weight"], axis)
     return state

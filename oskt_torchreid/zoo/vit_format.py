@@ -1,9 +1,9 @@
 """The authors' files of a vision transformer's chain ("gene" is their word for a chain row): names and reading.
 
-The teacher stands under `base.`, its necks and classifier beside it. A chain's matrix stands beside the teacher's as
-`*_weight_gene`, its full-length biases and norms as `*_bias_gene` and `norm*_gene.*`; `*s.s1.*` are the
-S-student's necks and classifier. Everything else with `s1` or `entire` in its name is scratch of the program, and
-`fc` is a classifier that it never calls. The S-student has the chain's bias of `proj`; students take the teacher's.
+The teacher is under `base.`, with its necks and classifier outside. A chain's matrix is next to the teacher's as
+`*_weight_gene`, its full-length biases and norms as `*_bias_gene` and `norm*_gene.*`; `*s.s1.*` are the S-student's
+necks and classifier. Everything else with `s1` or `entire` in its name is scratch of the program, and `fc` is a
+classifier that it never calls. The S-student has the chain's bias of `proj`; students take the teacher's.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ..graph import rebuild
 from ..host.models import without_memory
 from ..models import VisionTransformer
 from .account import LabelReader, StateReader
-from .content import OfficialContent, RowLabels, spread, spread_columns
+from .content import OfficialContent, RowLabels, spread_columns, widened
 
-TEACHER = "base."
+TEACHER_PREFIX = "base."
 STREAM = "dw_proj_fc2"
-SCRATCH = re.compile(r"\.(s1|entire)\.|^base\.fc\.(weight|bias)$")
+DERIVED_NAMES = re.compile(r"\.(s1|entire)\.|^base\.fc\.(weight|bias)$")
 TOKENS = ("cls_token", "part_token1", "part_token2", "part_token3")
 POSITIONS = ("cls_pos", "part1_pos", "part2_pos", "part3_pos")
 NECKS = ("bottleneck", "bottleneck_1", "bottleneck_2", "bottleneck_3")
-STATISTICS = ("running_mean", "running_var")
-NORM = ("weight", "bias", *STATISTICS)
+RUNNING_STATISTICS = ("running_mean", "running_var")
+NORM = ("weight", "bias", *RUNNING_STATISTICS)
 
 
 class Matrix(NamedTuple):
@@ -40,7 +40,7 @@ class Matrix(NamedTuple):
 
     Attributes:
         name: such as `blocks.0.mlp.fc1`.
-        labels: where its labels stand.
+        labels: key of its labels.
         rows: its rows, in units of the embedding's width.
         columns: its columns, in the same unit.
         bias: whether it has one, and the chain another one.
@@ -55,11 +55,11 @@ class Matrix(NamedTuple):
     @property
     def chain(self) -> str:
         """Beginning of the names of the chain's tensors."""
-        return f"{TEACHER}{self.name}_"
+        return f"{TEACHER_PREFIX}{self.name}_"
 
     @property
     def takes_teachers_bias(self) -> bool:
-        """Whether students take the teacher's bias and the S-student alone the chain's."""
+        """Whether students take the teacher's bias and only the S-student the chain's."""
         return self.name.endswith(".proj")
 
 
@@ -100,8 +100,8 @@ def read_vit(reader: StateReader, labels: LabelReader, loss: str, num_heads: int
         tensors.update(_read_matrix(reader, part, width, row_labels[f"{part.name}.weight"], found))
     for name in norms(depth):
         for end in ("weight", "bias"):
-            tensors[f"{name}.{end}"] = reader.take(f"{TEACHER}{name}.{end}", (width,))
-            found.vectors[f"{name}.{end}"] = reader.take(f"{TEACHER}{name}_gene.{end}", (width,))
+            tensors[f"{name}.{end}"] = reader.take(f"{TEACHER_PREFIX}{name}.{end}", (width,))
+            found.vectors[f"{name}.{end}"] = reader.take(f"{TEACHER_PREFIX}{name}_gene.{end}", (width,))
     tensors.update(_read_head(reader, width, row_labels["dw.weight"].clusters, found))
     reader.close()
     labels.close()
@@ -134,7 +134,7 @@ def count_heads(labels: Mapping[str, RowLabels], width: int, asked: int | None, 
     Args:
         labels: per tensor name; those of queries, keys and values count.
         width: of queries.
-        asked: the number that it must be; `None`: read it off the labels.
+        asked: the required number; `None`: read it from the labels.
         path: file of the labels, for messages.
 
     Returns:
@@ -173,13 +173,13 @@ def _parts(clusters: np.ndarray) -> int:
 
 
 def _read_frame(reader: StateReader, width: int) -> dict[str, Tensor]:
-    """What keeps the teacher's width: patches, tokens, positions."""
+    """Tensors that keep the teacher's width: patches, tokens, positions."""
     patch = reader.state["base.patch_embed.proj.weight"].shape[-1]
     tensors = {"patch_embed.proj.weight": (width, 3, patch, patch), "patch_embed.proj.bias": (width,)}
     tensors.update(dict.fromkeys((*TOKENS, *POSITIONS), (1, 1, width)))
     positions = reader.shape("base.pos_embed", 3)[1]
     tensors["pos_embed"] = (1, positions, width)
-    return {name: reader.take(TEACHER + name, shape) for name, shape in tensors.items()}
+    return {name: reader.take(TEACHER_PREFIX + name, shape) for name, shape in tensors.items()}
 
 
 def _read_matrix(
@@ -188,10 +188,10 @@ def _read_matrix(
     """The teacher's weight and bias; the chain's rows, and its bias where students take it, go to `found`."""
     weight, bias = f"{part.name}.weight", f"{part.name}.bias"
     rows, columns = part.rows * width, part.columns * width
-    tensors = {weight: reader.take(TEACHER + weight, (rows, columns))}
+    tensors = {weight: reader.take(TEACHER_PREFIX + weight, (rows, columns))}
     found.rows[weight] = reader.take(f"{part.chain}weight_gene", (int(labels.rows.max()) + 1, columns))
     if part.bias:
-        tensors[bias] = reader.take(TEACHER + bias, (rows,))
+        tensors[bias] = reader.take(TEACHER_PREFIX + bias, (rows,))
         own = reader.take(f"{part.chain}bias_gene", (rows,))
         (found.sstudent_vectors if part.takes_teachers_bias else found.vectors)[bias] = own
     return tensors
@@ -204,8 +204,8 @@ def _read_head(reader: StateReader, width: int, clusters: np.ndarray, found: Off
     for neck in NECKS:
         for name in NORM:
             tensors[f"{neck}.{name}"] = reader.take(f"{neck}.{name}", (width,))
-            own = spread(reader.take(f"{neck}s.s1.{name}", (narrow,)), clusters)
-            (found.statistics if name in STATISTICS else found.vectors)[f"{neck}.{name}"] = own
+            own = widened(reader.take(f"{neck}s.s1.{name}", (narrow,)), clusters)
+            (found.statistics if name in RUNNING_STATISTICS else found.vectors)[f"{neck}.{name}"] = own
         tensors[f"{neck}.num_batches_tracked"] = reader.take(f"{neck}.num_batches_tracked", ())
         reader.take(f"{neck}s.s1.num_batches_tracked", ())
     own = reader.take("classifiers.s1.weight", (num_classes, 2 * narrow))

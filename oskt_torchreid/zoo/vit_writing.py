@@ -12,7 +12,7 @@ from torch import Tensor
 from ..chain.chain import WeightChain
 from ..chain.narrowing import average_rows, sum_columns
 from ..errors import ZooError
-from .vit_format import NECKS, NORM, POSITIONS, TEACHER, TOKENS, matrices, norms
+from .vit_format import NECKS, NORM, POSITIONS, TEACHER_PREFIX, TOKENS, matrices, norms
 
 _BATCHES = "num_batches_tracked"
 _FRAME = (*TOKENS, *POSITIONS, "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias")
@@ -23,7 +23,7 @@ def vit_content(chain: WeightChain, teacher: Mapping[str, Tensor]) -> tuple[dict
 
     Args:
         chain: of `vit_*_patch16`, with part tokens.
-        teacher: the teacher's state dict. What students take is the chain's, so the bias of `proj` is, too.
+        teacher: the teacher's state dict. Students take the chain's tensors, so the bias of `proj` is the chain's, too.
 
     Raises:
         ZooError: a chain of another network.
@@ -31,18 +31,18 @@ def vit_content(chain: WeightChain, teacher: Mapping[str, Tensor]) -> tuple[dict
     depth = len({match.group() for name in teacher if (match := re.match(r"blocks\.\d+\.", name))})
     _check_names(chain, depth)
     labels = _labels(chain, depth)
-    state = {f"{TEACHER}{name}": teacher[name] for name in _FRAME}
+    state = {f"{TEACHER_PREFIX}{name}": teacher[name] for name in _FRAME}
     for part in matrices(depth):
         weight, bias = f"{part.name}.weight", f"{part.name}.bias"
-        state[TEACHER + weight] = teacher[weight]
+        state[TEACHER_PREFIX + weight] = teacher[weight]
         state[f"{part.chain}weight_gene"] = chain.rows[weight]
         if part.bias:
-            state[TEACHER + bias] = chain.vectors[bias] if part.takes_teachers_bias else teacher[bias]
+            state[TEACHER_PREFIX + bias] = chain.vectors[bias] if part.takes_teachers_bias else teacher[bias]
             state[f"{part.chain}bias_gene"] = chain.vectors[bias]
     for name in norms(depth):
         for end in ("weight", "bias"):
-            state[f"{TEACHER}{name}.{end}"] = teacher[f"{name}.{end}"]
-            state[f"{TEACHER}{name}_gene.{end}"] = chain.vectors[f"{name}.{end}"]
+            state[f"{TEACHER_PREFIX}{name}.{end}"] = teacher[f"{name}.{end}"]
+            state[f"{TEACHER_PREFIX}{name}_gene.{end}"] = chain.vectors[f"{name}.{end}"]
     state.update(_head(chain, teacher))
     return labels, state
 

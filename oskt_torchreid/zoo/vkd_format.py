@@ -24,7 +24,7 @@ from .account import StateReader
 
 SETTINGS = Path("params") / "hparams.json"
 CHECKPOINTS = "chk"
-BACKBONES = {
+BACKBONE_NAMES = {
     "resnet18": "resnet18",
     "resnet34": "resnet34",
     "resnet50": "resnet50",
@@ -49,7 +49,7 @@ _SPATIAL_GATE = {
     "7": "gate_s_bn_di_1",
     "9": "gate_s_conv_final",
 }
-_EXPANSION = "conv2.0.conv1"  # that a MobileNet of torchreid has in its first block and theirs lacks
+_EXPANSION = "conv2.0.conv1"  # in the first block of torchreid's MobileNet, but not in theirs
 _FIRST_STAGE, _LAST_STAGE = 2, 9  # MobileNet's stages in torchreid: `conv2`, ..., `conv9`
 
 
@@ -58,7 +58,7 @@ def load_official_vkd(folder: str | Path, checkpoint: str = "", loss: str = "tri
 
     Args:
         folder: with `params/hparams.json` and the state dicts in `chk/`.
-        checkpoint: name of the state dict, such as `chk_end` or `chk_di_1`; needed only where there are several.
+        checkpoint: name of the state dict, such as `chk_end` or `chk_di_1`; only needed if there are several.
         loss: `softmax` or `triplet`, for training on; it changes nothing in evaluation.
 
     Returns:
@@ -89,7 +89,7 @@ def load_official_vkd(folder: str | Path, checkpoint: str = "", loss: str = "tri
 
 def make_network(backbone_type: str, num_classes: int, loss: str) -> SetModel:
     """`vkd_<backbone>` as the authors compute it, with fresh weights."""
-    name = BACKBONES[backbone_type]
+    name = BACKBONE_NAMES[backbone_type]
     backbone, classifier = build_for_neck(name, num_classes, loss)
     if backbone_type == "mobilenet":
         backbone.set_submodule(_EXPANSION, nn.Identity())
@@ -102,8 +102,8 @@ def _settings(path: Path) -> tuple[str, int]:
     kind, classes = (
         settings.get(key) if isinstance(settings, dict) else None for key in ("backbone_type", "num_classes")
     )
-    if kind not in BACKBONES:
-        raise ZooError(f"'{path}' has the backbone_type {kind!r}; known: {', '.join(BACKBONES)}")
+    if kind not in BACKBONE_NAMES:
+        raise ZooError(f"'{path}' has the backbone_type {kind!r}; known: {', '.join(BACKBONE_NAMES)}")
     if type(classes) is not int or classes < 1:
         raise ZooError(f"'{path}' has num_classes {classes!r}; it must be a number of at least 1")
     return kind, classes
@@ -129,7 +129,7 @@ def official_name(name: str, model: SetModel) -> str:
 
     Args:
         name: in the state dict.
-        model: the network; its structure tells the family.
+        model: the network; its structure shows the family.
     """
     module, _, tensor = name.rpartition(".")
     if module in _HEAD:

@@ -46,7 +46,7 @@ def flip(content: bytes, random: Random) -> bytes:
 
 
 def swap(content: bytes, random: Random) -> bytes:
-    """Two stretches change places, the header perhaps among them."""
+    """Two stretches change places, possibly including the header."""
     length = random.choice((8, 64, 512, len(content) // 4)) or 1
     first, second = random.choice((0, random.randrange(len(content)))), random.randrange(len(content))
     damaged = bytearray(content)
@@ -173,7 +173,7 @@ def safetensors_tensors(content: bytes, random: Random) -> bytes:
 
 
 def safetensors_metadata(content: bytes, random: Random) -> bytes:
-    """What the program wrote beside the tensors is something else."""
+    """The program's other entries, besides the tensors, are damaged."""
     metadata = {key: _json_text(json.loads(text), random) for key, text in _metadata(content).items()}
     return save_safetensors(load_safetensors(content), metadata)
 
@@ -219,7 +219,7 @@ def checkpoint_tensors(content: bytes, random: Random) -> bytes:
 
 
 def checkpoint_values(content: bytes, random: Random) -> bytes:
-    """What stands beside the tensors is something else."""
+    """The other entries, besides the tensors, are damaged."""
     whole = _loaded(content)
     way = random.randrange(5)
     beside = {key: value for key, value in whole.items() if key != "state_dict" and not torch.is_tensor(value)}

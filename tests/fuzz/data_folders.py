@@ -201,7 +201,7 @@ def link_to_nothing(folder: Path, random: Random) -> None:
 
 @damage
 def pipe(folder: Path, random: Random) -> None:
-    """A file that nobody ever writes to: opening it waits."""
+    """A file that is never written to: opening it blocks."""
     if (path := _any(folder, random)) is not None:
         path.unlink()
         os.mkfifo(path)

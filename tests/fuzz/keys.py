@@ -71,7 +71,7 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _odd(key: str, random: Random) -> Any:
-    """A value that somebody may write by mistake: mostly of the key's kind, near and far from what is allowed."""
+    """A value that a user may write by mistake: mostly of the key's kind, near and far from what is allowed."""
     default = LEAVES[key]
     numbers = [n for n in NUMBERS if not (any(part in key for part in WORK) and isinstance(n, (int, float)) and n > 3)]
     if isinstance(default, (int, float)) and not isinstance(default, bool) and random.random() < 0.8:

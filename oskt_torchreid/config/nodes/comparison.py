@@ -8,7 +8,7 @@ from ..allowed import SEED, WIDTH, AtLeast, Between, Entries, Registered
 from ..keys import NEITHER, Key, Node
 from .oskt import BASELINES, known_baselines
 
-_Key = partial(Key, effect=NEITHER)  # its runs have keys of their own
+_Key = partial(Key, effect=NEITHER)  # its runs have their own keys
 _WIDTHS, _SEEDS, _RATES = (Entries(each=each) for each in (WIDTH, SEED, AtLeast(1e-12)))
 
 COMPARISON: Node = {

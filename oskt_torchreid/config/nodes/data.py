@@ -21,13 +21,13 @@ DATA: Node = {
     "targets": Key(
         ["market1501"], "data sets to evaluate on", Entries(1), effect=NUMBERS, if_twice="it would be shown twice"
     ),
-    "workers": Key(4, "processes that read pictures; 0: none beside the run", Between(0, MOST_PROCESSES), NEITHER),
+    "workers": Key(4, "processes that read pictures; 0: only the run itself", Between(0, MOST_PROCESSES), NEITHER),
     "split_id": Key(0, "number of the split, of data sets that have several", AtLeast(0)),
     "height": Key(256, "height in pixels that pictures are resized to", Between(1, 4096)),
     "width": Key(128, "width in pixels that pictures are resized to", Between(1, 4096)),
     "combineall": Key(False, "query and gallery are learned from, too"),
     "transforms": Key(["random_flip"], "augmentations of training pictures", _TRANSFORMS),
-    "k_tfm": Key(1, "views of a picture in a batch, each augmented by itself", AtLeast(1)),
+    "k_tfm": Key(1, "views of a picture in a batch, each augmented separately", AtLeast(1)),
     "norm_mean": Key([0.485, 0.456, 0.406], "mean of each colour, subtracted", Entries(3, 3, Between(-1e6, 1e6))),
     "norm_std": Key(
         [0.229, 0.224, 0.225], "standard deviation of each colour, divided by", Entries(3, 3, Between(1e-6, 1e6))
@@ -85,7 +85,7 @@ VALIDATION: Node = {
 }
 
 SYNTHPED: Node = {
-    "preset": Key("quick", "what is drawn, by name: quick, or medium, which is harder"),
+    "preset": Key("quick", "settings by name: quick, or medium, which is harder"),
     "seed": Key(0, "seed of the people, cameras and pictures that are drawn", AtLeast(0)),
     "num_train": Key(0, "training identities; 0: as the preset says", AtLeast(0)),
     "num_test": Key(0, "test identities; 0: as the preset says", AtLeast(0), NUMBERS),

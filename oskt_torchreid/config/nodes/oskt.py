@@ -8,7 +8,7 @@ from ..keys import NEITHER, Key, Node
 from .training import stage_node
 
 BASELINES = ("scratch", "slice", "first", "norm", "kmeans", "depgraph", "kd++")
-"""Names of this package's own methods that the chain is compared with; anybody may register more."""
+"""Names of this package's own methods that the chain is compared with; users may register more."""
 
 
 def known_baselines() -> tuple[str, ...]:
@@ -25,7 +25,7 @@ OSKT: Node = {
     "teacher": Key("", "checkpoint; empty: train one first, with the train node"),
     "width": Key(0.25, "chain width ratio, or a preset such as res50-s1", BetweenOrName(1e-6, 1)),
     "ladder": Key([], "several chains instead of one, from wide to narrow: [0.5, 0.25], or like=NAME for widths"),
-    "chain": Key("", "refined chain file: no teacher and no refinement, students alone, on whatever data"),
+    "chain": Key("", "refined chain file: no teacher and no refinement, only students, on any data"),
     "clustering": Key(
         "ward",
         "how rows are clustered; balanced: equally large under layer and group norms; to compare: kmeans, random",
@@ -96,7 +96,7 @@ OSKT: Node = {
     "finetune": stage_node(max_epoch=60, lr=3.5e-4),
     "processes": Key(
         1,
-        "networks trained at a time (controls beside the refinement); of more use than threads",
+        "networks trained at a time (controls during the refinement); more useful than threads",
         Between(1, MOST_PROCESSES),
         NEITHER,
     ),

@@ -59,7 +59,7 @@ TRAIN: Node = {
     **_of_stage("lr", "weight_decay", "max_epoch"),
     "start_epoch": Key(0, "epoch to begin at", AtLeast(0)),
     **_of_stage("batch_size"),
-    "fixbase_epoch": Key(0, "first epochs, which train the open layers alone", AtLeast(0)),
+    "fixbase_epoch": Key(0, "first epochs, which only train the open layers", AtLeast(0)),
     "open_layers": Key(["classifier"], "layers that are trained in the first epochs, see fixbase_epoch"),
     "staged_lr": Key(False, "new layers have a higher learning rate than others, in every stage"),
     "new_layers": Key(["classifier"], "layers that are new"),
@@ -69,7 +69,7 @@ TRAIN: Node = {
     "seed": Key(1, "seed of everything random", SEED),
     **_of_stage("per_iteration", "warmup_share", "warmup_epochs", "warmup_factor", "min_lr_factor"),
     "sync_batch_norm": Key(False, "under torchrun: norms of every stage see the batch of all processes", own=True),
-    "mixed_precision": Key(False, "every stage trains in bfloat16 where there is a GPU", own=True),
+    "mixed_precision": Key(False, "every stage trains in bfloat16 if there is a GPU", own=True),
     "bias_lr_factor": Key(
         1.0, "learning rate of biases as a multiple of the others', in every stage", AtLeast(0), own=True
     ),
@@ -96,7 +96,7 @@ LOSS: Node = {
     "triplet": {
         "margin": Key(0.3, "margin between the distances", AtLeast(0)),
         "weight_t": Key(1.0, "weight of the triplet loss", AtLeast(0)),
-        "weight_x": Key(0.0, "weight of the cross-entropy beside it", AtLeast(0)),
+        "weight_x": Key(0.0, "weight of the cross-entropy next to it", AtLeast(0)),
         "soft_margin": Key(False, "log(1 + exp(d_positive - d_negative)) instead of the margin", own=True),
         "normalize": Key(False, "triplet on L2-normalised features", own=True),
     },

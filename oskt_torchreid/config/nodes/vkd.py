@@ -1,4 +1,4 @@
-"""Keys of VKD: the sets of frames, the student, and what it learns of its teacher."""
+"""Keys of VKD: the sets of frames, the student, and its distillation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ VKD: Node = {
     "generations": Key(
         1, "students, one after the other; each but the last is the next one's teacher", AtLeast(1), NEITHER
     ),
-    "reinit_last_stage": Key(True, "last stage and head restart instead of following the teacher"),
+    "reinit_last_stage": Key(
+        True, "last stage of the backbone and classifier restart instead of starting from the teacher"
+    ),
     "last_stage_weights": Key(
         "",
         "what the stage restarts from: a file of published weights of the backbone, or imagenet, downloaded by "

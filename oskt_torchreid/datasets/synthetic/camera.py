@@ -1,4 +1,4 @@
-"""What a camera does to a picture: its response to colours, its optics, its sensor and its compression."""
+"""The effects of a camera on a picture: response to colours, optics, sensor and compression."""
 
 import math
 

@@ -16,12 +16,12 @@ from .torso import draw_torso
 # Depths of parts that are always behind or in front of the rest, whatever the direction.
 _BEHIND, _IN_FRONT = -2.0, 2.0
 
-Part = tuple[float, Callable[[], None]]
-"""(depth, what draws it)."""
+BodyPart = tuple[float, Callable[[], None]]
+"""(depth, function that draws it)."""
 
 
 class Figure:
-    """A person who can be drawn in any view and phase.
+    """A person that can be drawn in any view and phase.
 
     Args:
         appearance: The looks.
@@ -45,7 +45,7 @@ class Figure:
         view = View(
             yaw, pitch, centre, top, size, 0.03 * self.appearance.gait[0], 0.008 * math.cos(2 * phase), self.body.hip_y
         )
-        parts: list[Part] = [(_IN_FRONT, lambda: draw_head(layer, self.appearance, self.body, self.wardrobe, view))]
+        parts: list[BodyPart] = [(_IN_FRONT, lambda: draw_head(layer, self.appearance, self.body, self.wardrobe, view))]
         parts.append((0.0, lambda: draw_torso(layer, self.appearance, self.body, self.wardrobe, view)))
         parts.append((_BEHIND + 1.5, lambda: self._draw_hips(layer, view)))
         for side in (RIGHT, LEFT):
@@ -133,11 +133,11 @@ class Figure:
     def _bag_side(self) -> int:
         return LEFT if self.appearance.left_handed else RIGHT
 
-    def _bag_parts(self, layer: np.ndarray, view: View) -> list[Part]:
+    def _bag_parts(self, layer: np.ndarray, view: View) -> list[BodyPart]:
         """Parts of a backpack or a shoulder bag; a hand bag hangs on its arm."""
         if self.appearance.bag == "backpack":
             depth = view.depth((0.0, 0.0, -self.body.depth - 0.1))
-            parts: list[Part] = [(depth, lambda: self._draw_backpack(layer, view))]
+            parts: list[BodyPart] = [(depth, lambda: self._draw_backpack(layer, view))]
             if view.facing > 0.2:
                 parts.append((0.01, lambda: self._draw_backpack_straps(layer, view)))
             return parts

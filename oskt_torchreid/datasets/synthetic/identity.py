@@ -1,4 +1,4 @@
-"""Who a person is: everything about the looks that stays the same from camera to camera."""
+"""The appearance of an identity: everything that stays the same from camera to camera."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -57,7 +57,7 @@ class Appearance:
     tints: np.ndarray = dataclasses.field(repr=False, compare=False)
 
 
-Draw = Callable[[np.random.Generator], Any]
+AttributeDraw = Callable[[np.random.Generator], Any]
 """Draws one attribute of `Appearance`."""
 
 
@@ -74,12 +74,12 @@ def _normal(count: int) -> Callable[[np.random.Generator], tuple[float, ...]]:
 
 
 # A repeated option is a likelier one.
-_FAMILY_DRAWS: dict[str, Draw] = {
+_FAMILY_DRAWS: dict[str, AttributeDraw] = {
     "lower": _one_of("trousers", "trousers", "trousers", "shorts", "skirt", "coat"),
     "upper_colour": _row_of(CLOTH),
     "lower_colour": _row_of(LOWER_CLOTH),
 }
-_COLOUR_DRAWS: dict[str, Draw] = {
+_COLOUR_DRAWS: dict[str, AttributeDraw] = {
     "accent_colour": _row_of(CLOTH),
     "hair_colour": _row_of(HAIR),
     "bag_colour": _row_of(CLOTH),
@@ -88,7 +88,7 @@ _COLOUR_DRAWS: dict[str, Draw] = {
     # The kind of the pattern decides the mean colour of the garment, so it counts as a colour.
     "woven": lambda random: bool(random.random() < 0.85),
 }
-_FORM_DRAWS: dict[str, Draw] = {
+_FORM_DRAWS: dict[str, AttributeDraw] = {
     "pattern_scale": lambda random: int(random.integers(2)),
     "hair": _one_of("short", "short", "long", "tail", "bald"),
     "hat": _one_of("none", "none", "none", "none", "cap", "beanie"),
@@ -163,7 +163,7 @@ def draw_family(settings: SyntheticSettings, split: int, family: int) -> list[Ap
     members: list[Appearance] = []
     for place in range(settings.family_size):
         random = stream(settings.seed, Purpose.IDENTITY, split, family, place)
-        # A bounded search: in a large family with little change, the last draw is taken as it is.
+        # A bounded search: in a large family with little change, the last draw is accepted.
         for _ in range(_MAX_DRAWS):
             candidate = _draw_member(settings, random, shared)
             if all(visible_difference(candidate, member) >= settings.min_differences for member in members):

@@ -118,7 +118,7 @@ class Renderer:
         return picture
 
     def _occluder_layer(self, occluder: Occluder, camera: Camera, phase: float, top: float, size: float) -> np.ndarray:
-        """What stands in front of the person."""
+        """The object in front of the person."""
         height, width = self.settings.height, self.settings.width
         if occluder.kind != "person":
             return thing_layer(occluder, height, width)
@@ -135,7 +135,7 @@ class Renderer:
         return layer
 
     def _crossing_layer(self, crossing: Crossing, camera: Camera, frame: int) -> np.ndarray:
-        """Who or what passes in front, nearer to the camera than the person."""
+        """The person or object that passes in front, nearer to the camera than the person."""
         height, width = self.settings.height, self.settings.width
         if crossing.stranger < 0:
             return crossing_layer(crossing, frame, height, width)

@@ -1,4 +1,4 @@
-"""What can be chosen about the synthetic pedestrians, checked when it is chosen."""
+"""Settings of the synthetic pedestrians, checked when they are made."""
 
 import dataclasses
 import hashlib
@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from ...errors import ConfigError
 from ...registry import nearest
 
-# Part of the digest: raise it with every change of the drawing, so that older folders are not taken for new ones.
+# Part of the digest: raise it with every change of the drawing, so that older folders are not mistaken for new ones.
 DRAWING_VERSION = 1
 
 # torchreid ranks the first 50 gallery pictures of every query; its curves become ragged below that.
@@ -41,7 +41,7 @@ _REAL_RANGES = {
 }
 
 
-Settings = TypeVar("Settings", bound="SyntheticSettings")
+AnySettings = TypeVar("AnySettings", bound="SyntheticSettings")
 
 
 def _check(name: str, value: object, limits: tuple[float, float], whole: bool) -> None:
@@ -65,7 +65,7 @@ def check_ranges(settings: "SyntheticSettings", whole: Mapping[str, tuple], real
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticSettings:
-    """Everything that decides what the pictures look like and how many there are.
+    """Everything that determines the look and the number of pictures.
 
     Attributes:
         seed: Seed of the data; another seed is another set of people, cameras and walks.
@@ -79,12 +79,12 @@ class SyntheticSettings:
         family_size: Look-alikes per family: they share garment types and, mostly, colours. 1 = no look-alikes.
         form_change: Probability that a look-alike draws its own pattern, hair style, hat, bag, sleeves, and so on.
         colour_change: Probability that a look-alike draws its own second colours (accent, hair, bag, shoes, skin) and
-            its own kind of pattern. High values let colours alone tell look-alikes apart.
+            its own kind of pattern. High values make colours alone distinguish look-alikes.
         min_differences: Least visible difference between two look-alikes, in units of one clear attribute.
         camera_cast: Strength of the colour cast, exposure and contrast of a camera.
         white_balance: Strength of the colour cast and exposure that changes from walk to walk, which no statistic of
             the camera can take out.
-        occlusion: Probability that something stands in front of a walk.
+        occlusion: Probability that an object is in front of a walk.
         view: Spread of the walking direction around the camera's own; 1 = any direction.
         resolution_loss: Strength of the resolution loss of the cameras.
         noise: Strength of sensor noise and JPEG compression.
@@ -116,7 +116,7 @@ class SyntheticSettings:
     jitter: float = 0.2
     clutter: float = 0.2
 
-    # What galleries hold, and the number of these per identity and camera.
+    # Items of galleries, and their number per identity and camera.
     _gallery_items: ClassVar[tuple[str, str]] = ("pictures", "images_per_camera")
 
     def __post_init__(self):
@@ -136,17 +136,17 @@ class SyntheticSettings:
 
     @property
     def turning(self) -> float:
-        """People turn in tracklets alone, see `VideoSettings`."""
+        """People only turn in tracklets, see `VideoSettings`."""
         return 0.0
 
     @property
     def crossing(self) -> float:
-        """Somebody passes in front in tracklets alone."""
+        """People and objects only pass in front in tracklets."""
         return 0.0
 
     @property
     def last_frame(self) -> int:
-        """Of the walks that somebody may cross: in tracklets alone."""
+        """Walks that may be crossed: only in tracklets."""
         return 0
 
     @property
@@ -163,7 +163,7 @@ class SyntheticSettings:
         text = json.dumps({"drawing": DRAWING_VERSION, **self.as_dict()}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
-    def replace(self: Settings, **changes: Any) -> Settings:
+    def replace(self: AnySettings, **changes: Any) -> AnySettings:
         """These settings with some of them changed.
 
         Raises:
@@ -178,7 +178,7 @@ class SyntheticSettings:
         return dataclasses.replace(self, **changes)
 
 
-# Against the shortcut of telling people apart by colour alone, light that changes from walk to walk lowers the
+# Against the shortcut of distinguishing people by colour alone, light that changes from walk to walk lowers the
 # colour-stripe baseline (datasets/stripes.py), which knows each camera's statistics, by 8 to 10 points. Look-alikes
 # that share their second colours too (a small colour_change) lowered it by less than 3, so they are left out here.
 QUICK = SyntheticSettings()
@@ -199,7 +199,7 @@ PRESETS = {
 
 
 def preset(name: str, **changes: Any) -> SyntheticSettings:
-    """Settings of a preset, some of them changed: `preset("quick", seed=3, height=256, width=128)`.
+    """AnySettings of a preset, some of them changed: `preset("quick", seed=3, height=256, width=128)`.
 
     Raises:
         ConfigError: An unknown preset or setting, or a value that is not allowed.
@@ -207,8 +207,8 @@ def preset(name: str, **changes: Any) -> SyntheticSettings:
     return from_presets(PRESETS, name, changes)
 
 
-def from_presets(presets: Mapping[str, Settings], name: str, changes: Mapping[str, Any]) -> Settings:
-    """Settings of a preset in a table, some of them changed; errors as of `preset`."""
+def from_presets(presets: Mapping[str, AnySettings], name: str, changes: Mapping[str, Any]) -> AnySettings:
+    """AnySettings of a preset in a table, some of them changed; errors as of `preset`."""
     if name not in presets:
         raise ConfigError(f"synthped: unknown preset '{name}'{nearest(name, presets)} (presets: {', '.join(presets)})")
     return presets[name].replace(**changes)

@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Purpose(enum.IntEnum):
-    """What a random stream is for; two purposes never share numbers."""
+    """The purpose of a random stream; two purposes never share numbers."""
 
     FAMILY = 1
     IDENTITY = 2

@@ -4,7 +4,7 @@ A pattern is a function of the place on the body: the angle around it (radians, 
 person's left) and the height on the garment (0 = collar, 1 = hem). Patterns therefore turn with the person.
 
 `WOVEN` patterns cover close to half of the garment with the second colour wherever one looks, so two of them have the
-same mean colour and differ by their form alone. `PLACED` patterns leave most of the garment in the first colour.
+same mean colour and only differ in form. `PLACED` patterns leave most of the garment in the first colour.
 """
 
 import math
@@ -65,8 +65,8 @@ def _open_front(angle, height, scale):
 
 
 def _side_panels(angle, height, scale):
-    beside = np.abs(np.abs(angle) - math.pi / 2) < (0.45, 0.3)[scale]
-    return np.broadcast_to(beside, np.broadcast(angle, height).shape)
+    on_sides = np.abs(np.abs(angle) - math.pi / 2) < (0.45, 0.3)[scale]
+    return np.broadcast_to(on_sides, np.broadcast(angle, height).shape)
 
 
 def _emblem(angle, height, scale):

@@ -1,4 +1,4 @@
-"""What can be chosen about synthetic tracklets, on top of what single pictures have."""
+"""Settings of synthetic tracklets, in addition to those of single pictures."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -14,15 +14,15 @@ _REAL_RANGES = {"turning": (0.0, 1.0), "crossing": (0.0, 1.0)}
 
 @dataclasses.dataclass(frozen=True)
 class VideoSettings(SyntheticSettings):
-    """Settings of tracklets, one per walk: `cameras` x `walks` of each identity, with `frames` pictures each.
+    """AnySettings of tracklets, one per walk: `cameras` x `walks` of each identity, with `frames` pictures each.
 
     The set is meant to be hard for a single picture and easier for a tracklet: people turn while they walk, so frames
-    show several sides, and what crosses in front of them hides each part in some frames only.
+    show several sides, and objects that cross in front of them hide each part in some frames only.
 
     Attributes:
         frames: Pictures of a tracklet; `images_per_camera` is always frames * walks.
         turning: How far people turn during a walk; 1 = standard deviation of 0.26 radians per picture.
-        crossing: Probability that somebody or something passes in front of the person during a walk.
+        crossing: Probability that a person or object passes in front of the person during a walk.
 
     Raises:
         ConfigError: As for single pictures; or too few gallery tracklets for torchreid's ranking.
@@ -58,5 +58,5 @@ VIDEO_PRESETS = {"quick": _video("quick"), "medium": _video("medium", turning=0.
 
 
 def video_preset(name: str, **changes: Any) -> VideoSettings:
-    """Settings of a preset of tracklets, some of them changed; errors as of `settings.preset`."""
+    """AnySettings of a preset of tracklets, some of them changed; errors as of `settings.preset`."""
     return from_presets(VIDEO_PRESETS, name, changes)

@@ -1,4 +1,4 @@
-"""One walk of one person past one camera: what its frames have in common."""
+"""One walk of one person past one camera: the shared properties of its frames."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from .canvas import new_layer, polygon
 from .settings import SyntheticSettings
 from .streams import Purpose, stream
 
-# People who stand in the way or pass in the distance are drawn from splits that are neither train nor test.
+# People in front of the person or in the distance are drawn from splits that are neither train nor test.
 OCCLUDER_SPLIT, PASSER_BY_SPLIT = 8, 9
 STRANGERS = 64
 
@@ -41,7 +41,7 @@ class Occluder:
 
 @dataclasses.dataclass(frozen=True)
 class Crossing:
-    """Somebody or something that passes between the camera and the person during the walk.
+    """A person or object that passes between the camera and the person during the walk.
 
     Attributes:
         stranger: Number of a crossing person in its split; -1 = a thing.
@@ -76,18 +76,15 @@ class PasserBy:
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """What stays the same or changes steadily over the frames of a walk.
+    """Properties of a walk that are constant or change steadily over its frames.
 
     Attributes:
-        yaw, yaw_step: Direction at frame 0 and its change per frame, radians.
-        phase, phase_step: Phase of the gait at frame 0 and its change per frame, radians.
-        scene_left, scene_top, scene_step: Corner of the cut-out of the scene, and its shift per frame, pixels.
-        size: Factor of the size in the box.
-        side_light: Light from the right (positive) or left.
-        light_gain: Factor per channel (blue, green, red) of this walk's light and white balance.
-        occluder: What stands in the way, if anything.
-        passers_by: People in the distance.
-        crossing: Who or what passes in front, if anything.
+        yaw, yaw_step: Direction at frame 0 and its change per frame, radians. phase, phase_step: Phase of the gait at
+        frame 0 and its change per frame, radians. scene_left, scene_top, scene_step: Corner of the cut-out of the
+        scene, and its shift per frame, pixels. size: Factor of the size in the box. side_light: Light from the right
+        (positive) or left. light_gain: Factor per channel (blue, green, red) of this walk's light and white balance.
+        occluder: The object in front of the person, if any. passers_by: People in the distance. crossing: The person or
+        object that passes in front, if any.
     """
 
     yaw: float
@@ -126,7 +123,7 @@ def draw_walk(settings: SyntheticSettings, camera: Camera, split: int, identity:
         light_gain=np.exp(exposure + hue - hue.mean()),
         occluder=_draw_occluder(random) if random.random() < settings.occlusion else None,
         passers_by=tuple(_draw_passer_by(random) for _ in range(random.poisson(0.5 * settings.clutter))),
-        # The last draw, so that walks without one are as they were before there were any.
+        # Drawn last, so that walks without one do not change.
         crossing=_draw_crossing(random, settings.last_frame) if random.random() < settings.crossing else None,
     )
 

@@ -1,8 +1,8 @@
-"""Rule of attention: queries, keys and values of a head are one set of channels, and every head is its own block.
+"""Rule of attention: queries, keys and values of a head are one set of channels, and every head is a separate block.
 
 The product `q . k` sums over a head's channels, so the channels of queries and keys must be merged alike; values need
 not be, but the method clusters all three together (one clustering per head). Merged channels count once in the sum, and
-a narrower head scales it by its own `size ** -0.5`; both can be made good in the rows of queries and keys, so the
+a narrower head scales it by its own `size ** -0.5`; both can be compensated in the rows of queries and keys, so the
 graph says which rows these are (`ChannelGraph.attentions`).
 
 Example (4 channels, 2 heads of 2): a layer of queries, keys and values has 12 rows, of which 0..3 are queries, 4..7

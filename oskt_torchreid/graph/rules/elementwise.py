@@ -17,7 +17,7 @@ def keep(recording: Recording, call: Call) -> None:
 
 
 def scaled_keep(recording: Recording, call: Call) -> None:
-    """PReLU: as `keep`, and its slopes, where there are several, lie along the channels of axis 1."""
+    """PReLU: as `keep`; its slopes, if there are several, lie along the channels of axis 1."""
     shadow, slopes = recording.shadow(call.args[0]), call.args[1]
     if shadow is not None and slopes.numel() > 1:
         recording.tie(slopes, 0, "row", recording.axis_channels(shadow, 1))
@@ -36,7 +36,7 @@ def spatial(recording: Recording, call: Call) -> None:
 
 
 def meet(recording: Recording, call: Call) -> None:
-    """Sums, differences, maxima: the channels that meet become one."""
+    """Sums, differences, maxima: channels at the same position become one."""
     _meet(recording, call, may_gate=False)
 
 
@@ -78,8 +78,8 @@ def _meet_constant(recording: Recording, call: Call, left: Tensor | None, right:
 def reduce(recording: Recording, call: Call) -> None:
     """Means and sums over positions keep channels. Over channels they would count merged ones once.
 
-    That can be made good where a module does nothing else with its input: the input is weighted in a student. What
-    comes out has no channels.
+    This can be compensated if a module does nothing else with its input: a student weights the input. The result has no
+    channels.
     """
     tensor = call.args[0]
     shadow, output = recording.shadow(tensor), call.outputs[0]
@@ -99,7 +99,7 @@ def reduce(recording: Recording, call: Call) -> None:
 
 
 def along(recording: Recording, call: Call) -> None:
-    """Softmax and the like: fine along positions, not along channels."""
+    """Softmax and the like: allowed along positions, not along channels."""
     shadow = recording.shadow(call.args[0])
     if shadow is not None and compact(shadow).shape[call.arguments["dim"]] > 1:
         raise GraphError(

@@ -23,7 +23,7 @@ def reshape(recording: Recording, call: Call) -> None:
 
 
 def move(recording: Recording, call: Call) -> None:
-    """Transposes, slices, splits, repeats: the very same operator is applied to the shadow."""
+    """Transposes, slices, splits, repeats: the same operator is applied to the shadow."""
     shadow = recording.shadow(call.args[0])
     if shadow is None:
         return
@@ -43,7 +43,7 @@ def _same_channels(shadow: Tensor, other: Tensor) -> bool:
 
 
 def _is_split(recording: Recording, call: Call, moved: list[Tensor]) -> bool:
-    """Whether channels part after a number that the module has as an attribute, so that a student can be given its."""
+    """Whether channels are split after a number that is an attribute of the module, and can be adapted."""
     if call.operator != "split" or len(moved) < 2:
         return False
     axis = call.arguments["dim"]
@@ -52,7 +52,7 @@ def _is_split(recording: Recording, call: Call, moved: list[Tensor]) -> bool:
 
 
 def concatenate(recording: Recording, call: Call) -> None:
-    """Concatenation: shadows are joined; a part without channels (a constant) brings its own fixed ones."""
+    """Concatenation: shadows are joined; a part without channels (a constant) gets new, fixed ones."""
     parts = list(call.args[0])
     _join(recording, call, parts, [recording.shadow(part) for part in parts])
 
@@ -85,9 +85,9 @@ def _constant(recording: Recording, part: Tensor, axis: int) -> Tensor:
 
 
 def copy(recording: Recording, call: Call) -> None:
-    """Writing channels into a part of another tensor: they are followed no further, and stay as they are.
+    """Writing channels into a part of another tensor: they are not followed any further, and keep their width.
 
-    Good enough for parameters of a sampling grid; a layer that takes them as its input raises.
+    This is enough for the parameters of a sampling grid; a layer that takes them as its input raises an error.
     """
     if recording.shadow(call.args[1]) is not None:
         recording.set_adrift(call.args[0], recording.module)
@@ -95,19 +95,19 @@ def copy(recording: Recording, call: Call) -> None:
 
 
 def place(recording: Recording, call: Call) -> None:
-    """Parameters of a sampling grid say where, not what: the grid has no channels."""
+    """Parameters of a sampling grid are positions, not content: the grid has no channels."""
     _leave(recording, call.args[0], f"say where '{recording.module}' looks")
     recording.mark(call.output, None)
 
 
 def sample(recording: Recording, call: Call) -> None:
-    """Sampling at a grid's places: channels stay, height and width change."""
+    """Sampling at the positions of a grid: channels stay, height and width change."""
     _leave(recording, call.args[1], f"say where '{recording.module}' looks")
     spatial(recording, call)
 
 
 def leave_torch(recording: Recording, call: Call) -> None:
-    """Numbers taken out of torch (`numpy()`, `tolist()`) come back, if at all, as constants."""
+    """Numbers taken out of torch (`numpy()`, `tolist()`) return, if at all, as constants."""
     if recording.shadow(call.args[0]) is not None:
         raise GraphError(
             f"module '{recording.module}' takes channels out of torch (numpy or tolist), where they cannot be followed"

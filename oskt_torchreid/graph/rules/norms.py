@@ -1,7 +1,7 @@
 """Rules of the operators that normalise over channels: layer norm, RMS norm and group norm.
 
-Merged channels count once in their means and variances, so a student is exact only where all its slots stand for
-equally many channels; the graph says so (`ChannelGraph.norms`).
+Merged channels count once in their means and variances, so a student is exact only if all its slots stand for equally
+many channels; the graph records them (`ChannelGraph.norms`).
 """
 
 from __future__ import annotations

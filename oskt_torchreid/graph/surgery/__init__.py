@@ -1,1 +1,1 @@
-"""Networks of other widths: rebuilding a module with other tensors, and code that chooses channels by number."""
+"""Networks of other widths: a module rebuilt with other tensors, and code that selects channels by number."""

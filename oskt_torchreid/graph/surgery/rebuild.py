@@ -1,4 +1,4 @@
-"""A network's structure with other tensors in it: copied without its weights, its sizes and its own code adapted."""
+"""A network's structure with other tensors: copied without weights, with its size attributes and its code adapted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ from torch import Tensor, nn
 
 from ...errors import GraphError
 from ..channel_graph import ChannelGraph
-from .routing import WEIGHT, Routed, orders_of, replace, set_weights, split_length, weigh, weigh_input, weights_of
+from .routing import (
+    WEIGHT_BUFFER,
+    Routed,
+    orders_of,
+    replace,
+    set_weights,
+    split_length,
+    weigh,
+    weigh_input,
+    weights_of,
+)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -21,16 +31,16 @@ M = TypeVar("M", bound=nn.Module)
 def register_attribute_rule(module_type: type[M], rule: Callable[[M], None]) -> None:
     """Sets the rule that corrects a module's own size attributes after its tensors have received new shapes.
 
-    The rule changes the module in place; it also serves subclasses that have no rule of their own.
+    The rule changes the module in place; it also applies to subclasses without a rule.
     """
     _ATTRIBUTE_RULES[module_type] = rule
 
 
 def rebuild(model: nn.Module, tensors: Mapping[str, Tensor], training: bool | None = None) -> nn.Module:
-    """A copy of `model` that holds the given tensors (no copies) in the place of its own.
+    """A copy of `model` that holds the given tensors themselves, not copies, instead of its own.
 
     Args:
-        model: left as it is; may live on the meta device.
+        model: not changed; may live on the meta device.
         tensors: new tensors by state-dict name, of any shape; those that are not named are copied from `model`.
         training: the mode of all modules of the copy; `None`: as they are.
 
@@ -46,7 +56,7 @@ def rebuild(model: nn.Module, tensors: Mapping[str, Tensor], training: bool | No
     copies = _copy_structure(model, memo)
     for module in copies:
         if training is not None:
-            vars(module)["training"] = training  # ten times as fast as an attribute of a module is set
+            vars(module)["training"] = training  # ten times as fast as setting an attribute of a module
         for kind in type(module).__mro__:
             if kind in _ATTRIBUTE_RULES:
                 _ATTRIBUTE_RULES[kind](module)
@@ -55,7 +65,7 @@ def rebuild(model: nn.Module, tensors: Mapping[str, Tensor], training: bool | No
 
 
 def _copy_structure(model: nn.Module, memo: dict[int, object]) -> list[nn.Module]:
-    """`copy.deepcopy(model, memo)`, several times faster: only what is neither immutable nor known needs it.
+    """`copy.deepcopy(model, memo)`, several times faster: only unknown, mutable values are copied with it.
 
     Returns:
         Copies of all its modules, the model's own first.
@@ -70,7 +80,7 @@ def _copy_structure(model: nn.Module, memo: dict[int, object]) -> list[nn.Module
             kind = type(value)
             if kind in _IMMUTABLE:
                 continue
-            if isinstance(value, dict):  # mostly a table of hooks, and empty
+            if isinstance(value, dict):  # mostly an empty table of hooks
                 items = [(key, _copied(item, memo)) for key, item in value.items()] if value else ()
                 attributes[name] = kind(items)
             else:
@@ -102,8 +112,8 @@ def adapt_code(student: nn.Module, graph: ChannelGraph, members: np.ndarray) -> 
     Args:
         student: a network of the teacher's structure and narrower tensors.
         graph: the teacher's channel graph.
-        members: how many of the teacher's channels stand at each channel's place, shape `[num_channels]`; 0 where
-            the student has no channel and the axes close up.
+        members: how many of the teacher's channels are merged at each channel's place, shape `[num_channels]`; 0 where
+            the student has no channel and the place is dropped.
 
     Raises:
         WidthError: parts whose lengths one attribute cannot describe (a later part longer than the first).
@@ -123,7 +133,7 @@ def adapt_code(student: nn.Module, graph: ChannelGraph, members: np.ndarray) -> 
 
 def code_buffers(graph: ChannelGraph) -> set[str]:
     """Names of the buffers of numbers (not of indices) that `adapt_code` sets."""
-    return {f"{reduction.module}.{WEIGHT}" for reduction in graph.reductions}
+    return {f"{reduction.module}.{WEIGHT_BUFFER}" for reduction in graph.reductions}
 
 
 def describe_code(student: nn.Module, graph: ChannelGraph) -> dict:
@@ -141,15 +151,15 @@ def describe_code(student: nn.Module, graph: ChannelGraph) -> dict:
 
 
 def restore_code(model: nn.Module, code: Mapping, shapes: Mapping[str, tuple]) -> nn.Module:
-    """A copy of a network, its code adapted as `describe_code` says; index and weight buffers are left to be filled.
+    """A copy of a network, its code adapted as `describe_code` says; index and weight buffers are filled later.
 
     Args:
-        model: left as it is; tensors of the copy are its own or empty.
+        model: not changed; tensors of the copy are its own or empty.
         code: what `describe_code` gave.
         shapes: shape of each of the student's tensors, which gives the lengths of the buffers.
 
     Raises:
-        GraphError: a description of another network.
+        GraphError: the description of another network.
     """
     student = rebuild(model, {})
     try:
@@ -161,14 +171,14 @@ def restore_code(model: nn.Module, code: Mapping, shapes: Mapping[str, tuple]) -
             orders = [torch.empty(shapes[n], dtype=torch.int64) if n else None for n in names]
             replace(student, name, Routed(student.get_submodule(name), calls, reads, orders))
         for name in code.get("weighted", ()):
-            set_weights(student.get_submodule(name), torch.empty(shapes[f"{name}.{WEIGHT}"]))
+            set_weights(student.get_submodule(name), torch.empty(shapes[f"{name}.{WEIGHT_BUFFER}"]))
     except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError, IndexError) as error:
         raise GraphError(f"the description of the student's code is not one of this network: {error}") from error
     return student
 
 
 def check_split(module: nn.Module, attribute: str) -> None:
-    """Raises `GraphError` unless a module has such a number: nothing else may be replaced by what a file says."""
+    """Raises `GraphError` unless a module has such a number: a file may replace nothing else."""
     if type(vars(module).get(attribute)) is not int:
         raise GraphError(f"{type(module).__name__} has no number '{attribute}' that says where channels part")
 

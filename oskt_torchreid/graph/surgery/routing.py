@@ -1,7 +1,7 @@
-"""What stands in for code of a network that moves or counts channels by its own numbers, in a student.
+"""In a student, replaces code that moves or counts channels by fixed numbers.
 
-Three things are adapted: integer attributes that say where channels part (`SplitPoint`), modules whose own code does
-nothing but move channels between the modules that it calls (`Route`), and modules that reduce their input over its
+Three things are adapted: integer attributes that say where channels are split (`SplitPoint`), modules whose own code
+does nothing but move channels between the modules that it calls (`Route`), and modules that reduce their input over its
 channels (`Reduction`).
 """
 
@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from ...errors import WidthError
 from ..modules import Reduction, Route, SplitPoint
 
-WEIGHT = "channel_weight"
+WEIGHT_BUFFER = "channel_weight"
 
 
 class Routed(nn.Module):
-    """Moves channels by index buffers. Stands in for a module, with its children, tensors and attributes.
+    """Moves channels by index buffers. Replaces a module, with its children, tensors and attributes.
 
-    Source 0 is the input, source `i` the output of call `i - 1`. Each call, and at last the output, reads some
-    sources, joined along the channels, in the order of an index buffer (`None`: as they are)::
+    Source 0 is the input, source `i` the output of call `i - 1`. Each call, and finally the output, reads some
+    sources, concatenated along the channels, in the order of an index buffer (`None`: unchanged)::
 
         calls, reads = ("branch",), ((0,), (0, 1))           # one call that reads the input; the output reads both
-        route_0, route_1 = [2, 3], [0, 4, 1, 5]              # on 4 channels: the second half; two kinds in turn
+        route_0, route_1 = [2, 3], [0, 4, 1, 5]              # on 4 channels: the second half; then alternating
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Routed(nn.Module):
         return self._gather(sources, len(self.route_calls))
 
     def ordered(self) -> list[bool]:
-        """Whether each call, and at last the output, has an index buffer."""
+        """Whether each call, and finally the output, has an index buffer."""
         return [getattr(self, f"route_{number}") is not None for number in range(len(self.route_reads))]
 
     def _gather(self, sources: list[Tensor], number: int) -> Tensor:
@@ -64,11 +64,11 @@ class Routed(nn.Module):
 def weigh_input(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
     """Forward pre-hook: each channel of the input times its weight, so that a plain reduction counts members."""
     (images,) = inputs
-    return (images * getattr(module, WEIGHT).reshape(-1, *[1] * (images.dim() - 2)),)
+    return (images * getattr(module, WEIGHT_BUFFER).reshape(-1, *[1] * (images.dim() - 2)),)
 
 
 def split_length(split: SplitPoint, places: np.ndarray) -> int:
-    """Length of every part but the last in a student that has a channel in some places, `[num_channels]`.
+    """Length of every part but the last in a student with channels at `places`, a mask `[num_channels]`.
 
     Raises:
         WidthError: parts whose lengths one attribute cannot describe.
@@ -98,7 +98,7 @@ def orders_of(route: Route, places: np.ndarray) -> list[Tensor | None]:
 
 
 def replace(student: nn.Module, name: str, module: nn.Module) -> None:
-    """Puts a module in the place of a named one, in place."""
+    """Replaces a named module, in place."""
     parent, _, child = name.rpartition(".")
     setattr(student.get_submodule(parent), child, module)
 
@@ -112,13 +112,13 @@ def weights_of(reduction: Reduction, members: np.ndarray) -> Tensor:
 
 
 def weigh(module: nn.Module, weights: Tensor) -> None:
-    """A module that has weights already (the teacher was a student) has them multiplied."""
-    own = getattr(module, WEIGHT, None)
+    """If a module has weights already (the teacher was a student), they are multiplied."""
+    own = getattr(module, WEIGHT_BUFFER, None)
     set_weights(module, weights if own is None else own * weights)
 
 
 def set_weights(module: nn.Module, weights: Tensor) -> None:
-    """Weighs a module's input, in place."""
-    module.register_buffer(WEIGHT, weights)
+    """Makes a module weight its input, in place."""
+    module.register_buffer(WEIGHT_BUFFER, weights)
     if weigh_input not in module._forward_pre_hooks.values():
         module.register_forward_pre_hook(weigh_input)

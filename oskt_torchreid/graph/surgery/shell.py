@@ -1,9 +1,9 @@
 """From a width plan to a network of the same class with new shapes.
 
-Where a student's channels sit along an axis follows from *places*: the student's channel `j` of a group takes the
-place of the group's `j`-th channel, and the places of the others close up. A network's own code then moves the
-student's channels exactly as it moved the teacher's; `movement.py` tests that for the networks whose code takes
-channels apart or reorders them.
+The order of a student's channels along an axis follows from *places*: the student's channel `j` of a group takes the
+place of the group's `j`-th channel, and the remaining places are dropped. A network's own code then moves the student's
+channels exactly as it moved the teacher's; `movement.py` tests this for networks whose code splits or reorders
+channels.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def student_shapes(graph: ChannelGraph, widths: Mapping[str, int], shapes: Mappi
 
 
 def shell(model: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> nn.Module:
-    """A network of the model's class and the planned shapes, whose tied weights mean nothing yet (they are zero)."""
+    """A network of the model's class and the planned shapes, whose tied weights are zero: they are filled in later."""
     check_plan(graph, widths)
     state = model.state_dict(keep_vars=True)
     shapes = student_shapes(graph, widths, {name: tuple(tensor.shape) for name, tensor in state.items()})

@@ -1,4 +1,4 @@
-"""The chain against what people would use instead: the same teacher, the same epochs, several seeds, one report."""
+"""The chain against its alternatives: the same teacher, the same epochs, several seeds, one report."""
 
 from .comparison import compare
 from .jobs import Job, seed_jobs

@@ -25,10 +25,10 @@ Work = Callable[[Config], None]
 
 
 def compare(config: Config, processes: int = 1) -> Path:
-    """Runs a whole comparison; what was run before with the same configuration is not run again.
+    """Runs a whole comparison; runs that were finished with the same configuration are not repeated.
 
     Args:
-        config: whole tree; the node `comparison` says what is compared, the others how everything is trained.
+        config: whole tree; the node `comparison` configures the comparison, the others the training.
         processes: runs at a time, with one thread each; 1 runs them here, one after the other, with torch's threads.
 
     Returns:
@@ -48,13 +48,13 @@ def compare(config: Config, processes: int = 1) -> Path:
     last = source_jobs(config, rates)
     run_all(config, last, processes, "transfer from the source")
     measurements = [row for job in (*first, *rest, *last) for row in measurements_of(folder, job)]
-    facts = [read_results(folder / job.folder / "results.json").facts["refine"] for job in first]
-    write_comparison(folder, config, measurements, facts, rates)
+    refinements = [read_results(folder / job.folder / "results.json").facts["refine"] for job in first]
+    write_comparison(folder, config, measurements, refinements, rates)
     return folder
 
 
 def tune(config: Config, folder: Path, processes: int) -> Rates:
-    """Chooses every learning rate on held-out training identities, and writes down what was tried."""
+    """Chooses every learning rate on held-out training identities, and records all tried ones."""
     rates: dict[str, dict[str, float]] = {}
     tried: dict[str, dict[str, dict[str, float]]] = {}
     for step in ("teacher", "refine"):
@@ -80,12 +80,12 @@ def tune(config: Config, folder: Path, processes: int) -> Rates:
 
 
 def run_all(config: Config, jobs: Sequence[Job], processes: int, title: str, work: Work | None = None) -> None:
-    """Runs jobs that do not depend on one another; the first failure stops those that have not started."""
+    """Runs independent jobs; the first failure stops those that have not begun."""
     in_processes(work or _run_apart, [(job.config(config),) for job in jobs], processes, title)
 
 
 def _run_apart(config: Config) -> None:
-    """One run, possibly in its own process; its messages go to its own folder."""
+    """One run, possibly in a separate process; its messages go to its own folder."""
     folder = Path(config.data.save_dir)
     try:
         with logged(folder / "log.txt"):

@@ -1,4 +1,4 @@
-"""What a comparison runs: every job is an ordinary run, told apart by a few changed keys.
+"""The jobs of a comparison: every job is an ordinary run with a few changed keys.
 
 tuning     learning rates, on training identities that are held out; the test set is not looked at
 finetune   teacher, chain, students of every width by chain and baselines, for the students' epochs
@@ -20,13 +20,11 @@ from ...config import Config, get, merged
 from ...datasets.synthetic import preset
 from ...datasets.synthped import VARIANTS
 from ...errors import ConfigError
-from ...runs.oskt.run import CHAIN_NAME
 from ...runs.oskt.specification import StudentSpec
-from ...runs.oskt.teachers import TEACHER_NAME
 
 CHAIN_METHOD, TEACHER = "oskt", "teacher"
 _KEYS_OF_EXPANSION = ("oskt.statistics", "oskt.distance", "oskt.recalibrate", "oskt.attention")
-TEACHER_PATH = f"teacher/{TEACHER_NAME}"
+CHAIN_NAME, TEACHER_PLACE = "chain.safetensors", "teacher/teacher.pth"
 
 Changes = dict[str, Any]
 Rates = Mapping[str, Mapping[str, float]]
@@ -41,7 +39,7 @@ class Job:
         scenario: finetune, passes, transfer-16, ablation:NAME or tuning.
         folder: below the comparison's own.
         changes: dotted keys of the configuration and their values.
-        labels: what the report needs to know beside: data seed, seed, rate.
+        labels: further entries for the report: data seed, seed, rate.
     """
 
     scenario: str
@@ -55,8 +53,8 @@ class Job:
         return merged(config, {**self.changes, "data.save_dir": folder})
 
 
-def students_of(methods: list[str], widths: list[float]) -> list[str]:
-    """Entries of `oskt.students`; the chain's own are named by their width alone."""
+def student_entries(methods: list[str], widths: list[float]) -> list[str]:
+    """Entries of `oskt.students`; the chain's own are named only by their width."""
     return [f"width={w:g}" if m == CHAIN_METHOD else f"{m}:width={w:g}" for w in widths for m in methods]
 
 
@@ -67,7 +65,7 @@ def split_name(name: str) -> tuple[str, float] | None:
 
 
 def check_comparison(config: Config) -> None:
-    """Raises `ConfigError` for what would only fail after hours: methods, ablations, seeds, identities."""
+    """Raises `ConfigError` for mistakes that would only show after hours: methods, ablations, seeds, identities."""
     node = config.comparison
     for name in node.methods:
         baseline(name)
@@ -139,7 +137,7 @@ def seed_jobs(config: Config, rates: Rates, step: str) -> list[Job]:
             labels = {"data_seed": data_seed, "seed": seed}
             shared = {"synthped.seed": data_seed, "train.seed": seed, "oskt.controls": []}
             if step == "finetune":
-                students = students_of([CHAIN_METHOD, *node.methods], list(node.widths))
+                students = student_entries([CHAIN_METHOD, *node.methods], list(node.widths))
                 changes = {**shared, **tuned(rates, "finetune"), "oskt.students": students, "oskt.curves": True}
                 changes["train.lr"] = rates["teacher"][TEACHER]
                 changes["oskt.refine.lr"] = rates["refine"][CHAIN_METHOD]
@@ -154,20 +152,20 @@ def seed_jobs(config: Config, rates: Rates, step: str) -> list[Job]:
 
 
 def _rest(config: Config, rates: Rates, folder: Path, data_seed: int) -> Iterator[tuple[str, str, Changes]]:
-    """Scenario, folder and changes of what follows once teacher and chain are there."""
+    """Scenario, folder and changes of the runs that need teacher and chain."""
     node = config.comparison
-    teacher = {"oskt.teacher": str(folder / "finetune" / TEACHER_PATH)}
+    teacher = {"oskt.teacher": str(folder / "finetune" / TEACHER_PLACE)}
     files = {"oskt.chain": str(folder / "finetune" / CHAIN_NAME), **teacher}
     if node.equal_passes_widths:
-        students = students_of(list(node.methods), list(node.equal_passes_widths))
+        students = student_entries(list(node.methods), list(node.equal_passes_widths))
         changes = {**files, **tuned(rates, "passes"), **passes_changes(config), "oskt.curves": True}
         yield "passes", "passes", {**changes, "oskt.students": students}
     for identities in node.transfer.identities:
         changes = {**files, **tuned(rates, "transfer"), **transfer_changes(config, identities, data_seed)}
-        changes["oskt.students"] = students_of(transferable(config), list(node.transfer.widths))
+        changes["oskt.students"] = student_entries(transferable(config), list(node.transfer.widths))
         yield f"transfer-{identities}", f"transfer-{identities}", changes
     for name, changed in ablations(config):
-        changes = {**tuned(rates, "finetune"), "oskt.students": students_of([CHAIN_METHOD], list(node.widths))}
+        changes = {**tuned(rates, "finetune"), "oskt.students": student_entries([CHAIN_METHOD], list(node.widths))}
         if all(key in _KEYS_OF_EXPANSION for key in changed):
             changes |= files  # the chain is the same
         else:

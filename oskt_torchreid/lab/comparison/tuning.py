@@ -10,12 +10,12 @@ from .jobs import (
     CHAIN_METHOD,
     CHAIN_NAME,
     TEACHER,
-    TEACHER_PATH,
+    TEACHER_PLACE,
     Changes,
     Job,
     Rates,
     passes_changes,
-    students_of,
+    student_entries,
     transfer_changes,
     transferable,
 )
@@ -31,7 +31,7 @@ def tuning_jobs(config: Config, step: str, rates: Rates) -> list[Job]:
         config: whole tree.
         step: `teacher`, a run per candidate; then `refine`, a run per candidate for the refinement of the best
             teacher; then `rates`, a run per candidate and scenario for students of both.
-        rates: what was chosen in the steps before.
+        rates: the ones chosen in earlier steps.
     """
     node = config.comparison
     if step == "rates":
@@ -65,27 +65,27 @@ def further_jobs(config: Config, rates: Rates, tried: Tried) -> list[Job]:
         for method, curve in methods.items():
             grid, best = sorted(map(float, curve)), float(max(curve, key=curve.__getitem__))
             if len(grid) > 1 and best in (grid[0], grid[-1]):
-                beside = grid[1] if best == grid[0] else grid[-2]
-                wanted.setdefault((scenario, float(f"{best * best / beside:g}")), []).append(method)
+                neighbour = grid[1] if best == grid[0] else grid[-2]
+                wanted.setdefault((scenario, float(f"{best * best / neighbour:g}")), []).append(method)
     return _student_jobs(config, rates, [(*key, methods) for key, methods in wanted.items()])
 
 
 def _student_jobs(config: Config, rates: Rates, wanted: Iterable[tuple[str, float, Sequence[str]]]) -> list[Job]:
-    """A run for each scenario, rate and list of methods; an empty list stands for all of the scenario's."""
+    """A run for each scenario, rate and list of methods; an empty list means all of the scenario's."""
     folder, node = Path(config.data.save_dir) / "tuning", config.comparison
     chain = folder / f"refine-{rates['refine'][CHAIN_METHOD]:g}" / CHAIN_NAME
     shared = {**_held_out(config), **_teacher(config, rates), "oskt.chain": str(chain)}
     scenarios, jobs = _scenarios(config), []
     for scenario, rate, methods in wanted:
         everyone, changes = scenarios[scenario]
-        students = {"oskt.students": students_of(list(methods or everyone), [node.tuning_width])}
+        students = {"oskt.students": student_entries(list(methods or everyone), [node.tuning_width])}
         changes = {**shared, **students, **changes, **_rates_alike(config, rate)}
         jobs.append(Job("tuning", f"tuning/{scenario}-{rate:g}", changes, {"scenario": scenario, "rate": rate}))
     return jobs
 
 
 def _held_out(config: Config) -> Changes:
-    """What every tuning run has in common."""
+    """The settings that all tuning runs share."""
     node = config.comparison
     return {
         "validation.share": node.validation_share,
@@ -99,7 +99,7 @@ def _held_out(config: Config) -> Changes:
 def _teacher(config: Config, rates: Rates) -> Changes:
     """The teacher of the rate that was chosen."""
     folder = Path(config.data.save_dir) / "tuning" / f"teacher-{rates['teacher'][TEACHER]:g}"
-    return {"oskt.teacher": str(folder / TEACHER_PATH)}
+    return {"oskt.teacher": str(folder / TEACHER_PLACE)}
 
 
 def _scenarios(config: Config) -> dict[str, tuple[list[str], Changes]]:

@@ -1,4 +1,4 @@
-"""What a dry run sees of the real data, where they are there: labels, counts, matches, pictures, batches."""
+"""What a dry run checks of the real data, if present: labels, counts, matches, pictures, batches."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ...datasets.checks import check_batches, check_matches, check_pictures, cou
 from ...datasets.manager import drawn_sets, missing_sets
 from ...host.pictures import read_picture
 from ..trainer import Trainer
-from .parts import DryStage, Lines
+from .report import Details, DryStage
 
 DECODED = 10
 
 
-def look_at_data(config: Config, trainer: Trainer, stages: Sequence[DryStage]) -> Lines:
-    """Reads data sets that are there; draws and fetches none.
+def look_at_data(config: Config, trainer: Trainer, stages: Sequence[DryStage]) -> Details:
+    """Reads data sets that exist; draws and fetches none.
 
     Args:
         config: whole tree.
-        trainer: of the configuration itself, which has made nothing yet.
+        trainer: of the full configuration; it has not read any data yet.
         stages: that would be trained.
 
     Returns:
-        What was looked at and found, or why nothing was.
+        What was read and found, or why nothing was read.
 
     Raises:
         OsktError: as the run itself would, before it trains.
@@ -56,5 +56,5 @@ def look_at_data(config: Config, trainer: Trainer, stages: Sequence[DryStage]) -
         *((part, counts_of(items)) for part, items in found),
         ("looked at", f"{looked_at} pictures (data.check={config.data.check}), {len(chosen)} pictures decoded; queries "
          "have matches"),
-        ("batches of an epoch", ", ".join(batches) or "none, for nothing is trained"),
+        ("batches of an epoch", ", ".join(batches) or "none, because nothing is trained"),
     )  # fmt: skip

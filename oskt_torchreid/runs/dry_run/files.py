@@ -1,4 +1,4 @@
-"""What a dry run sees of the files that a run is told to read, where they are there already."""
+"""What a dry run checks of the files that a run is told to read, if they exist already."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ...files import load_checkpoint
 from ...files.weights import state_dict_of
 from ..oskt.specification import students_of
 
-Reader = Callable[[str], Any]
+FileReader = Callable[[str], Any]
 
 
 def look_at_files(config: Config) -> None:
-    """Reads the files of earlier runs that are there; those that an earlier run has yet to make are passed over.
+    """Reads the files of earlier runs that exist; those that an earlier run has yet to make are skipped.
 
     Raises:
-        OsktError: what is there is no file, or one of another kind; names the key.
+        OsktError: a path is not a file, or a file of another kind; the message names the key.
     """
     for key, path, read in _given(config):
         if not path or not Path(path).exists():
@@ -33,7 +33,7 @@ def look_at_files(config: Config) -> None:
             raise type(error)(f"{key} is '{path}': {error}") from error
 
 
-def _given(config: Config) -> Iterator[tuple[str, str, Reader]]:
+def _given(config: Config) -> Iterator[tuple[str, str, FileReader]]:
     """Key, path and reader of every file that this run would read."""
     engine, oskt, vkd = config.engine or config.loss.name, config.oskt, config.vkd
     yield "model.load_weights", config.model.load_weights, _state

@@ -15,7 +15,7 @@ from ...chain.counting import Costs
 from ...chain.expansion import expand_to_plan
 from ...config import Config, get
 from ...datasets import synthped, synthped_video
-from ...datasets.stand_in import CAMERAS, VIEWS, make_stand_in
+from ...datasets.stand_in import CAMERAS, PICTURES_PER_CAMERA, make_stand_in
 from ...datasets.synthetic import preset
 from ...host.losses import loss_from_config
 from ...host.optimization import build_optimizer
@@ -27,31 +27,30 @@ from ..oskt.specification import students_of
 from ..single import engine_of
 from ..trainer import Trainer
 from ..use import check_use
-from ..vkd.dry_run import run_sets_dry, shrink_sets
 from ..vkd.run import SetTrainer
 from .data import look_at_data
 from .files import look_at_files
-from .parts import BuiltNetworks, DryRun, DryStage, dry_stage, lines_of, network_cost
+from .report import BuiltNetworks, DryRun, DryStage, details_of, dry_stage, network_cost
+from .sets import run_sets_dry, shrink_sets
 
 IDENTITIES = 2
-INSTANCES = VIEWS * CAMERAS
+INSTANCES = PICTURES_PER_CAMERA * CAMERAS
 TEST_PAIRS = 60  # identities times cameras: torchreid's ranking wants galleries of 51, which synthetic sets check
 
 
 def run_dry(config: Config, built: BuiltNetworks | None = None, step: bool = True, given: Sequence[str] = ()) -> DryRun:
     """Builds networks, widths, data loaders, losses, optimisers and schedules, and makes one step.
 
-    The data of these are stand-ins of two training identities in the real layouts, in a temporary folder. Batches are
-    as small as they are, everything else is as configured. Files of an earlier run (teacher, chain, students) and
-    starting weights need not be there: networks have fresh weights. Data sets that are there are looked at themselves,
-    see `look_at_data`.
+    The data are stand-ins with two training identities in the real layouts, in a temporary folder. Batches are equally
+    small; everything else is as configured. Files of an earlier run (teacher, chain, students) and initial weights need
+    not exist: networks have fresh weights. Data sets that exist are checked themselves, see `look_at_data`.
 
     Args:
         config: whole tree, as `load_config` gives it.
         built: of an earlier dry run of the same networks, to save time.
-        step: whether to make the one step, of the first student where there is one, at full resolution. Without it
-            networks have shapes and no weights where that is enough to build all.
-        given: dotted keys that a user named on the command line, which must be of use.
+        step: whether to make the one step, of the first student if there is one, at full resolution. Without it
+            networks have shapes but no weights, if that is enough to build everything.
+        given: dotted keys from the command line, which must have an effect.
 
     Returns:
         What the run would do.
@@ -64,13 +63,13 @@ def run_dry(config: Config, built: BuiltNetworks | None = None, step: bool = Tru
     method = config.engine or config.loss.name
     if method != "vkd":
         check_start(config)
-    result = _on_stand_ins(config, method, built, step)
+    report = _on_stand_ins(config, method, built, step)
     trainer = (SetTrainer if method == "vkd" else Trainer)(config)
-    return replace(result, lines=(*result.lines, *look_at_data(config, trainer, result.stages)))
+    return replace(report, details=(*report.details, *look_at_data(config, trainer, report.stages)))
 
 
 def _on_stand_ins(config: Config, method: str, built: BuiltNetworks | None, step: bool) -> DryRun:
-    """Builds everything, and makes the one step, on data that are made for it."""
+    """Builds everything, and makes the one step, on stand-in data."""
     with _small_config(config) as small:
         if method == "vkd":
             return run_sets_dry(config, small, built, step)
@@ -84,15 +83,15 @@ def _on_stand_ins(config: Config, method: str, built: BuiltNetworks | None, step
             stages = (_stage(config, small, trainer, "train", student, "network"),)
             networks = ((config.model.name, *network_cost(student, small)),)
         terms = _one_step(small, trainer, student) if step else {}
-        return DryRun(lines_of(config), stages, networks, terms, built)
+        return DryRun(details_of(config), stages, networks, terms, built)
 
 
 @contextlib.contextmanager
 def _small_config(config: Config) -> Iterator[Config]:
-    """The configuration on stand-in data, which are removed afterwards."""
+    """The configuration on stand-in data in a temporary folder, which is deleted afterwards."""
     small = config.clone()
     small.defrost()
-    identities = round(IDENTITIES / config.few_shot.ratio + 0.499999)  # as many as leave two in the subset
+    identities = round(IDENTITIES / config.few_shot.ratio + 0.499999)  # so many that two remain in the subset
     small.model.pretrained, small.model.load_weights = False, ""
     small.oskt.teacher = small.oskt.chain = ""
     small.oskt.students = [spec.text for spec in students_of(config) if not spec.is_file]
@@ -109,7 +108,7 @@ def _small_config(config: Config) -> Iterator[Config]:
     with tempfile.TemporaryDirectory(prefix="dry-run-") as root:
         small.data.root = small.data.save_dir = root
         for name in dict.fromkeys([*config.data.sources, *config.data.targets]):
-            if name not in (*synthped.VARIANTS, *synthped_video.VARIANTS):  # those draw themselves
+            if name not in (*synthped.VARIANTS, *synthped_video.VARIANTS):  # these draw their own data
                 make_stand_in(root, name, identities)
         small.freeze()
         yield small
@@ -145,7 +144,7 @@ def _stage(config: Config, small: Config, trainer: Trainer, key: str, model: nn.
 
 
 def _refine_stage(config: Config, small: Config, trainer: Trainer, built: BuiltNetworks) -> DryStage:
-    """The refinement's engine is built too: it adds the S-student's parameters to the optimiser."""
+    """Builds the refinement's engine as well: it adds the S-student's parameters to the optimiser."""
     node, teacher = get(small, "oskt.refine"), built.teacher
     optimizer = build_optimizer(teacher, small, node)
     OSKTEngine(

@@ -1,4 +1,4 @@
-"""Baselines in a run: who makes a student, whether it can, and the stage that makes, trains and evaluates one."""
+"""Baselines in a run: checks, and the stage that makes, trains and evaluates a student of one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STUDENT_NAME = "student.pth"
 
 
 def check_baselines(names: set[str], teacher: nn.Module, graph: ChannelGraph) -> None:
-    """Raises a typed error unless every named baseline can serve a teacher of this structure, whatever its weights."""
+    """Raises a typed error unless every named baseline supports a teacher of this structure, whatever its weights."""
     for name in sorted(names):
         check = baseline(name).check
         if check is not None:
@@ -59,7 +59,7 @@ def run_baseline(
 
     Returns:
         The student (trained, if this call trained it), and `before`, `after`, `finetune_seconds`, `curve` and
-        `expand_seconds`; `None` where nothing is to be trained and there is no such student.
+        `expand_seconds`; `None` if nothing is to be trained and there is no such student.
     """
     config = trainer.config
     distils = baseline(method).distils
@@ -77,7 +77,7 @@ def run_baseline(
 
 
 def _schedule_of(node: Config, method: str) -> dict[str, Any]:
-    """The settings of a training, whose values may be others than the configuration's, under its keys."""
+    """The settings of a training under their keys; values may differ from the configuration's."""
     schedule = leaves(node, "oskt.finetune.")
     return {f"oskt.control_lr.{method}": schedule.pop("oskt.finetune.lr"), **schedule}
 
@@ -87,7 +87,7 @@ def run_file(trainer: Trainer, path: Path, node: Config, folder: Path) -> tuple[
 
     Args:
         trainer: of the run.
-        path: file of `save_student`; its classifiers are made anew where the identities are others.
+        path: file of `save_student`; its classifiers are replaced if the identities differ.
         node: schedule of its training.
         folder: of this student.
     """
@@ -108,10 +108,10 @@ def run_control(
     evaluate_before: bool = True,
     making: Facts | None = None,
 ) -> Facts | None:
-    """The stage of a student that comes of no chain: evaluates it, trains it in place, evaluates it again, saves it.
+    """The stage of a student without a chain: evaluates it, trains it in place, evaluates it again, saves it.
 
-    What was measured when it was made is kept among the stage's facts. With `test.evaluate` nothing is trained; where
-    there is no such student yet, nothing is given.
+    The measurements of its making are kept among the stage's facts. With `test.evaluate` nothing is trained; if there
+    is no such student yet, the result is `None`.
     """
     stage = trainer.stage(folder, recipe, STUDENT_NAME)
 

@@ -1,4 +1,4 @@
-"""A ladder in a run: what its chains are planned to be, and the stage that refines each further one."""
+"""A ladder in a run: the planned widths of its chains, and the stage that refines each further one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def plan_rungs(anything: WeightChain, entries: Sequence[tuple[str, dict[str, Any
 
     Args:
         anything: a chain of the teacher that gives every width.
-        entries: of `oskt.ladder`, from wide to narrow: its words, and the arguments of `width_plan`.
+        entries: of `oskt.ladder`, from wide to narrow: its text, and the arguments of `width_plan`.
 
     Raises:
         ConfigError: a chain that is not narrower than the one before.
@@ -86,6 +86,6 @@ def rung_name(number: int) -> str:
 
 
 def log_ladder(chains: Sequence[WeightChain]) -> None:
-    """Says in the log which widths each chain of a ladder gives."""
+    """Logs which widths each chain of a ladder gives."""
     if len(chains) > 1:
         logger.info("students come from the nearest of these chains:\n%s", Ladder(tuple(chains)).summary())

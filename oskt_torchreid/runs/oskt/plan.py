@@ -1,4 +1,4 @@
-"""Everything that can be known before anything is trained: networks, widths, specifications of students."""
+"""The plan of a run before anything is trained: networks, widths, specifications of students."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class StudentPlan:
     """One network that the run will make.
 
     Attributes:
-        spec: what the configuration asks for.
+        spec: the configuration's entry.
         widths: width per channel group.
         rung: index of the chain that it is expanded from; 0 unless there is a ladder.
     """
@@ -51,7 +51,7 @@ class StudentPlan:
 
     @property
     def name(self) -> str:
-        """As the configuration asks for it."""
+        """Name of the network: the text of its entry."""
         return self.spec.text
 
 
@@ -60,12 +60,12 @@ class RunPlan:
     """What a run will do.
 
     Attributes:
-        teacher: the teacher's network, with its checkpoint's weights where one is given.
+        teacher: the teacher's network, with its checkpoint's weights if one is given.
         graph: its channel graph.
         chain_widths: the chain's widths.
         students: the students, in order.
         controls: names of the baselines that are run at the chain's widths.
-        chain: a chain that is there already; its teacher is then a structure without weights.
+        chain: an existing chain; its teacher is then a structure without weights.
         rungs: widths of each further chain of a ladder, from wide to narrow.
     """
 
@@ -108,13 +108,13 @@ def make_plan(config: Config, num_classes: int) -> RunPlan:
 
 
 def check_start(config: Config) -> None:
-    """Raises `ConfigError` where a run would start from two things, or from none."""
+    """Raises `ConfigError` if a run would start from two things, or from none."""
     oskt = config.oskt
     for key in ("controls", "ladder"):
         if oskt.chain and oskt[key]:
             raise ConfigError(
                 f"oskt.chain is given, so nothing is refined, but oskt.{key} is {list(oskt[key])!r}; empty one of them "
-                "(with oskt.teacher, baselines beside a given chain are named in oskt.students: slice:width=0.5)"
+                "(with oskt.teacher, baselines next to a given chain are named in oskt.students: slice:width=0.5)"
             )
     is_oskt = (config.engine or config.loss.name) == "oskt"
     given = oskt.chain or oskt.teacher if is_oskt else config.test.evaluate
@@ -131,7 +131,7 @@ def _teacher(config: Config, num_classes: int) -> tuple[nn.Module, int]:
     """The teacher's network, with the weights of its checkpoint, or those that its training starts from.
 
     Returns:
-        The network, and the identities that its classifier was trained on: of a checkpoint of other identities the
+        The network, and the identities that its classifier was trained on: for a checkpoint of other identities the
         classifier is fresh.
     """
     path = config.oskt.teacher
@@ -143,7 +143,7 @@ def _teacher(config: Config, num_classes: int) -> tuple[nn.Module, int]:
         return teacher, num_classes
     bare = config.clone()
     bare.defrost()
-    bare.model.pretrained = False  # nothing is fetched that the checkpoint replaces
+    bare.model.pretrained = False  # weights that the checkpoint replaces are not fetched
     teacher = build_model(bare, num_classes)
     try:
         return teacher, _load_teacher(teacher, path, (3, config.data.height, config.data.width), num_classes)
@@ -152,7 +152,7 @@ def _teacher(config: Config, num_classes: int) -> tuple[nn.Module, int]:
 
 
 def _load_teacher(teacher: nn.Module, path: str, size: tuple[int, int, int], num_classes: int) -> int:
-    """Loads a checkpoint; where it differs in its classifier's identities alone, all but the classifier.
+    """Loads a checkpoint; if only its classifier's identities differ, everything but the classifier.
 
     Returns:
         Identities of the checkpoint.
@@ -167,7 +167,7 @@ def _load_teacher(teacher: nn.Module, path: str, size: tuple[int, int, int], num
     load_weights(teacher, path, ignore=list(others))
     known = next(iter(others.values()))
     logger.info(
-        "oskt.teacher: '%s' knows %d identities, the data have %d; all is taken but the fresh classifier (%s)",
+        "oskt.teacher: '%s' has %d identities, the data have %d; everything is taken except the classifier (%s)",
         path,
         known,
         num_classes,
@@ -177,11 +177,11 @@ def _load_teacher(teacher: nn.Module, path: str, size: tuple[int, int, int], num
 
 
 def _checked_students(config: Config) -> list[StudentSpec]:
-    """The students that are asked for; files of earlier runs are read.
+    """The requested students; files of earlier runs are read.
 
     Raises:
-        ConfigError: see `StudentSpec.arguments`; or a file that is not there.
-        CheckpointError: a file that holds no student.
+        ConfigError: see `StudentSpec.arguments`; or a missing file.
+        CheckpointError: a file without a student.
     """
     students = students_of(config)
     for spec in students:
@@ -226,7 +226,7 @@ def _plans_of(
 
 
 def _plan_of_chain(config: Config, num_classes: int) -> RunPlan:
-    """Students of a chain that an earlier run refined, possibly on other data; baselines where its teacher is given."""
+    """Students of a chain that an earlier run refined, possibly on other data; baselines if its teacher is given."""
     oskt = config.oskt
     chain = WeightChain.load(oskt.chain)
     spec = chain.spec
@@ -273,13 +273,13 @@ def _check_distillation(distilled: Sequence[str], known: int, num_classes: int) 
     """
     if distilled and known != num_classes:
         raise ConfigError(
-            f"'{distilled[0]}' is trained by class scores of its teacher, which knows {known} identities, but the data "
+            f"'{distilled[0]}' is trained by class scores of its teacher, which has {known} identities, but the data "
             f"have {num_classes}; drop it, or distil on the teacher's own identities"
         )
 
 
 def _widths(config: Config, chain: WeightChain, wanted: Sequence[StudentSpec]) -> dict[str, dict[str, int]]:
-    """Widths of each student; one with a latency budget keeps those that were chosen when it was first measured."""
+    """Widths of each student; one with a latency budget keeps the widths chosen at its first measurement."""
     known, measure = chosen_widths(config), latency_measure(config)
     plans = {}
     for spec in wanted:
@@ -291,7 +291,7 @@ def _widths(config: Config, chain: WeightChain, wanted: Sequence[StudentSpec]) -
 
 
 def _rungs(teacher: nn.Module, graph: ChannelGraph, ladder: list) -> tuple[dict[str, int], ...]:
-    """Widths of the chains of a ladder, each a ratio, or asked for as a student is."""
+    """Widths of the chains of a ladder, each a ratio, or requested like a student."""
     if not ladder:
         return ()
     names = [entry if isinstance(entry, str) else f"width={entry}" for entry in ladder]
@@ -301,7 +301,7 @@ def _rungs(teacher: nn.Module, graph: ChannelGraph, ladder: list) -> tuple[dict[
 
 
 def narrowest_chain(teacher: nn.Module, graph: ChannelGraph) -> WeightChain:
-    """A stand-in of a chain that allows every width."""
+    """A stand-in for a chain that allows every width."""
     return stand_in_chain(teacher, graph, {group.name: group.size if group.fixed else 1 for group in graph.groups})
 
 

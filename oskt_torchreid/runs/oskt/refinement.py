@@ -1,4 +1,4 @@
-"""Refining a chain in a run, whatever it was made of: the work of a stage."""
+"""Refining a chain in a run, with its teacher or an S-student: the work of a stage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ...baselines.partitions import CLUSTERINGS
+from ...baselines.partitions import PARTITIONS
 from ...chain.chain import WeightChain
 from ...chain.losses import row_dispersion
 from ...chain.sstudent import Refinement
@@ -21,18 +21,18 @@ from ..stages import Facts
 from ..trainer import Trainer, measured
 
 CLUSTERING_KEYS = ("oskt.clustering", "oskt.attention", "oskt.normalize_rows", "oskt.nested")
-_TEACHER = "teacher."  # before its names in a checkpoint of refinement
+_TEACHER = "teacher."  # before the teacher's names in a checkpoint of refinement
 _NORMALIZE = {"auto": None, "yes": True, "no": False}
 
 
 def clustering_choices(oskt: Config, seed: int = 0) -> dict[str, Any]:
-    """How the `oskt` node says that channels are clustered: arguments of `WeightChain.from_teacher`.
+    """The clustering that the `oskt` node configures: arguments of `WeightChain.from_teacher`.
 
     Args:
         oskt: the node.
-        seed: of clusterings that draw at random.
+        seed: of random clusterings.
     """
-    made_of_seed = CLUSTERINGS.get(oskt.clustering)
+    made_of_seed = PARTITIONS.get(oskt.clustering)
     return {
         "clustering": made_of_seed(seed) if made_of_seed else oskt.clustering,
         "attention": oskt.attention,
@@ -56,7 +56,7 @@ def refining_choices(node: Config) -> dict[str, Any]:
 def refine(
     trainer: Trainer, chain: WeightChain, teacher: nn.Module, node: Config, folder: Path, continued: bool, path: Path
 ) -> Facts:
-    """Trains a chain together with the network that it was made of, and saves it.
+    """Trains a chain together with the network that it was made from, and saves it.
 
     Args:
         trainer: of the run.
@@ -64,11 +64,11 @@ def refine(
         teacher: trained in place.
         node: `oskt.refine`; with no epochs the chain is saved as it is.
         folder: for checkpoints and TensorBoard files.
-        continued: resume an interrupted attempt.
+        continued: resume from an interrupted attempt.
         path: of the chain's file.
 
     Returns:
-        `row_dispersion`, and where anything was trained `refined_teacher`, its numbers.
+        `row_dispersion`, and if anything was trained `refined_teacher`, its numbers.
     """
     if node.max_epoch == 0:
         chain.save(path)
@@ -80,11 +80,11 @@ def refine(
 
 
 def evaluated_refinement(trainer: Trainer, teacher: nn.Module, node: Config, folder: Path, facts: Facts) -> Facts:
-    """The facts of a finished refinement, its teacher measured again; without the numbers where its weights are gone.
+    """The facts of a finished refinement with its teacher measured again; without numbers if its weights are gone.
 
     Args:
         trainer: of the run.
-        teacher: as it was before; left as it is.
+        teacher: as it was before; not changed.
         node: `oskt.refine`.
         folder: with the checkpoint of the last epoch.
         facts: as they were.

@@ -1,4 +1,4 @@
-"""The report of a run: table, plot and the notes that say how to read them."""
+"""The report of a run: table, plot, and notes on how to read them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def row_of(name: str, kind: str, size: tuple[int, int], facts: Mapping[str, Any]
     """A network's numbers.
 
     Args:
-        name: how the run calls it.
-        kind: of `report.results.KINDS`.
+        name: its name in the run.
+        kind: of `report.results.ROW_KINDS`.
         size: its parameters and multiply-adds.
-        facts: `finetune_seconds`, and where there are any `before`, `after`, `curve`, `expand_seconds`.
-        epochs: behind `after`.
+        facts: `finetune_seconds`, and if present `before`, `after`, `curve`, `expand_seconds`.
+        epochs: before `after` was measured.
     """
     before, after = facts.get("before", {}), facts.get("after", {})
     return Row(

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -32,7 +33,7 @@ CHAIN_NAME = "chain.safetensors"
 
 
 def processes_of(config: Config) -> int:
-    """How many networks are trained at a time; one, which all share, where several processes make the run."""
+    """Number of networks trained at a time; one if several processes share the run."""
     return config.oskt.processes if world_size() == 1 else 1
 
 
@@ -42,9 +43,9 @@ class OSKTRun:
     Args:
         config: whole tree.
         trainer: trains and evaluates on the configuration's data.
-        plan: what will be made; already checked.
+        plan: the networks to make; already checked.
         folder: where everything is kept.
-        keeps_results: whether rows are written and logged; not so where another process does.
+        keeps_results: whether rows are written and logged; False if another process does that.
     """
 
     def __init__(
@@ -56,10 +57,10 @@ class OSKTRun:
         self.folder = folder
         self.keeps_results = keeps_results
         self.evaluates_only = config.test.evaluate
-        self.has_teacher = True  # as long as nothing else is known
+        self.has_teacher = True  # until it turns out otherwise
         self.image_size = (3, config.data.height, config.data.width)
         self.rows: list[Row] = []
-        self.facts: Facts = {
+        self.about: dict[str, Any] = {
             "engine": "oskt",
             "backbone": config.model.name,
             "data": list(config.data.targets),
@@ -67,22 +68,22 @@ class OSKTRun:
         }
 
     def complete(self) -> Results:
-        """All stages in order, then the report; a report of what there is so far is written after every stage."""
+        """All stages in order, then the report; an interim report is written after every stage."""
         processes = 1 if self.evaluates_only else processes_of(self.config)
         teacher_key = self.make_teacher()
         controls = self.controls(teacher_key)
-        beside = processes > 1
-        students = self._students_apart(processes, teacher_key, controls) if beside else self.students(teacher_key)
-        for complete_network in (*students, *controls):  # what other processes have made is there already
+        parallel = processes > 1
+        students = self._students_apart(processes, teacher_key, controls) if parallel else self.students(teacher_key)
+        for complete_network in (*students, *controls):  # networks made by other processes exist already
             complete_network()
         if self.evaluates_only:
             require_any(bool(self.rows), self.folder, "name a trained network as oskt.teacher or oskt.chain, or train")
-        results = Results(tuple(self.rows), self.facts)
+        results = Results(tuple(self.rows), self.about)
         write_report(self.folder, results, self.config)
         return results
 
     def _students_apart(self, processes: int, teacher_key: str, controls: Sequence[object]) -> list[Callable[[], None]]:
-        """`students`, after processes of their own have completed them, and the controls beside the refinement."""
+        """`students`, after other processes have completed them, and the controls during the refinement."""
         with Workers(_complete_network, processes, "students and controls") as workers:
             longest_first = reversed(range(len(controls)))
             job = (self.config, self.plan, self.folder, teacher_key)
@@ -94,7 +95,7 @@ class OSKTRun:
         return students
 
     def make_teacher(self) -> str:
-        """Makes the teacher, or takes the given one, unless a given chain needs none; its digest."""
+        """Makes the teacher, or takes the given one, unless a given chain needs none; returns its digest."""
         if self.plan.chain is None:
             return self._teacher()
         path = self.config.oskt.teacher
@@ -103,12 +104,12 @@ class OSKTRun:
         return sha256(path) if path else ""
 
     def controls(self, teacher_key: str) -> list[Callable[[], None]]:
-        """One call per control; they need the teacher alone, and none needs another."""
+        """One call per control; they only need the teacher and are independent of each other."""
         names, passes = self.plan.controls, (False, True)
         return [partial(self._control, name, teacher_key, equal) for equal in passes for name in names]
 
     def students(self, teacher_key: str) -> list[Callable[[], None]]:
-        """Makes the chains; what is left is one call per student, and none needs another."""
+        """Makes the chains; returns one call per student, independent of each other."""
         if self.plan.chain is None:
             chain, chain_key = self._refine(teacher_key)
         else:
@@ -122,7 +123,7 @@ class OSKTRun:
     def _completion(
         self, student: StudentPlan, teacher_key: str, ladder: list[tuple[WeightChain | None, str]]
     ) -> Callable[[], None]:
-        """The call that makes a student."""
+        """The call that makes one student."""
         if student.spec.is_file:
             return partial(self._file_student, student)
         if student.spec.of_baseline:
@@ -132,7 +133,7 @@ class OSKTRun:
     def _complete(
         self, stage: Stage, work: Callable[[bool], Facts], evaluate: Callable[[Facts], Facts] | None
     ) -> Facts | None:
-        """A stage's facts; where nothing is trained, those of what is there, `None` where it is not."""
+        """A stage's facts; if nothing is trained, those of existing files, or `None` without them."""
         if self.evaluates_only:
             return stage.evaluated(evaluate or (lambda facts: facts))
         return stage.complete(work, evaluate)
@@ -169,14 +170,14 @@ class OSKTRun:
         facts = self._complete(stage, work, None if self.evaluates_only else evaluate)
         if facts is None:
             return None, ""
-        self.facts["refine"] = facts
+        self.about["refine"] = facts
         return WeightChain.load(path, model=plan.teacher), broadcast(lambda: sha256(path))
 
     def _refine_rung(
         self, widths: dict[str, int], above: WeightChain | None, above_key: str
     ) -> tuple[WeightChain | None, str]:
         """The next chain of a ladder."""
-        rungs = self.facts.setdefault("rungs", [])
+        rungs = self.about.setdefault("rungs", [])
         number = len(rungs) + 2
         if self.evaluates_only or above is None:
             path = self.folder / rung_name(number)
@@ -205,10 +206,10 @@ class OSKTRun:
         self._row(student.name, "student", network, facts, epochs)
 
     def _control(self, name: str, teacher_key: str, equal_passes: bool) -> None:
-        """A baseline at the chain's widths, given the students' epochs, or as many as refinement and they together."""
+        """A baseline at the chain's widths, trained for the students' epochs, or for those and the refinement's."""
         oskt = self.config.oskt
         changes = {"lr": oskt.control_lr[name]}
-        if equal_passes:  # the students' way, low resolution where refinement had it
+        if equal_passes:  # the students' schedule, at low resolution where refinement used it
             for key in ("max_epoch", "half_resolution_epochs"):
                 changes[key] = oskt.refine[key] + oskt.finetune[key]
         node = schedule(self.config, "oskt.finetune", **changes)
@@ -217,13 +218,13 @@ class OSKTRun:
         self._baseline(title, name, self.plan.chain_widths, node, folder, teacher_key, not equal_passes)
 
     def _baseline_student(self, student: StudentPlan, teacher_key: str) -> None:
-        """A baseline of any width that `oskt.students` asks for, given the students' epochs."""
+        """A baseline of any width in `oskt.students`, trained for the students' epochs."""
         node = schedule(self.config, "oskt.finetune", lr=self.config.oskt.control_lr[student.spec.method])
         folder = self.folder / "students" / student.spec.folder
         self._baseline(student.name, student.spec.method, student.widths, node, folder, teacher_key)
 
     def _file_student(self, student: StudentPlan) -> None:
-        """A student of an earlier run, given the students' epochs on this run's data."""
+        """A student of an earlier run, trained for the students' epochs on this run's data."""
         node = get(self.config, "oskt.finetune")
         folder = self.folder / "students" / student.spec.folder
         network, facts = run_file(self.trainer, Path(student.spec.value), node, folder)
@@ -258,24 +259,24 @@ class OSKTRun:
         """Adds a network's numbers to the results.
 
         Args:
-            name: how the run calls it.
-            kind: of `report.results.KINDS`.
-            network: to be counted.
-            facts: `after`, `finetune_seconds`, and where there are any `before`, `curve`, `expand_seconds`.
-            epochs: behind `after`.
+            name: its name in the run.
+            kind: of `report.results.ROW_KINDS`.
+            network: whose costs are counted.
+            facts: `after`, `finetune_seconds`, and if present `before`, `curve`, `expand_seconds`.
+            epochs: before `after` was measured.
         """
         size = network_size(network, self.plan.graph.heads, self.image_size)
         row = row_of(name, kind, size, facts, epochs)
         self.rows.append(row)
         if not self.keeps_results:
             return
-        write_results(self.folder / "results.json", self.rows, self.facts)
+        write_results(self.folder / "results.json", self.rows, self.about)
         shown = " -> ".join(f"{100 * value:.1f}" for value in (row.map_before, row.map_after) if value is not None)
         logger.info("%s: mAP %s (%d parameters)", name, shown, row.params)
 
 
 def _complete_network(config: Config, plan: RunPlan, folder: Path, teacher_key: str, kind: str, number: int) -> None:
-    """One student or control of a run whose teacher, and for students chain, are made, in its own process."""
+    """One student or control of a run whose teacher (and for students, chain) exist, in a separate process."""
     with logged(folder / "log.txt"):
         run = OSKTRun(config, Trainer(config), plan, folder, keeps_results=False)
         networks = run.students(teacher_key) if kind == "students" else run.controls(teacher_key)

@@ -1,4 +1,4 @@
-"""Students as a configuration asks for them, and latency budgets that keep their widths from one call to the next."""
+"""Students as a configuration requests them, and latency budgets that keep their widths across calls."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Arguments = dict[str, Any]
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """One network as a configuration asks for it: `width=0.5`, `slice:params=1M`, `file=PATH`.
+    """One network as a configuration requests it: `width=0.5`, `slice:params=1M`, `file=PATH`.
 
     Attributes:
         method: the baseline that makes it; empty for a student of the chain, `file` for one of an earlier run.
         way: `width`, `params`, `flops`, `size`, `latency`, `like` or `file`.
-        value: the rest, as it is written.
-        text: all of it; also what the network is called.
+        value: the rest, as written.
+        text: the whole entry; also the network's name.
     """
 
     method: str
@@ -44,7 +44,7 @@ class StudentSpec:
 
     @classmethod
     def parse(cls, text: str) -> StudentSpec:
-        """Takes a text apart, whatever its way and value; `arguments` looks at these.
+        """Splits a text; `arguments` checks its way and value.
 
         Raises:
             ConfigError: an unknown baseline.
@@ -67,17 +67,17 @@ class StudentSpec:
 
     @property
     def of_chain(self) -> bool:
-        """Whether a chain gives it."""
+        """Whether it is expanded from a chain."""
         return not self.method
 
     @property
     def of_baseline(self) -> bool:
-        """Whether a baseline makes it."""
+        """Whether it is made by a baseline."""
         return not (self.of_chain or self.is_file)
 
     @property
     def distils(self) -> bool:
-        """Whether it is trained under its teacher."""
+        """Whether it is trained with its teacher."""
         return self.of_baseline and baseline(self.method).distils
 
     @property
@@ -96,7 +96,7 @@ class StudentSpec:
         A width is a ratio, a preset, or a YAML file of widths per group name or pattern.
 
         Args:
-            key: where the configuration says so, for messages.
+            key: its key in the configuration, for messages.
 
         Raises:
             ConfigError: an unknown way, value or model, or a file that cannot be read.
@@ -123,7 +123,7 @@ def students_of(config: Config) -> list[StudentSpec]:
 
 
 def asks_for_latency(texts: Iterable[object]) -> str:
-    """The first of some students or rungs that has a budget of latency; empty where none has."""
+    """The first student or rung with a latency budget; empty if there is none."""
     named = (str(text) for text in texts)
     return next((text for text in named if text.rpartition(":")[2].startswith("latency=")), "")
 
@@ -174,7 +174,7 @@ def chosen_widths(config: Config) -> dict[str, dict[str, int]]:
 
 
 def keep_chosen_widths(config: Config, widths: dict[str, dict[str, int]]) -> None:
-    """Writes the widths of the students with a latency budget beside the run's results, if there are any."""
+    """Writes the widths of students with a latency budget next to the run's results, if there are any."""
     students = {name: plan for name, plan in widths.items() if asks_for_latency([name])}
     if students:
         content = {"digest": _digest(config), "students": students}

@@ -25,14 +25,14 @@ EXPANSION_KEYS = ("oskt.distance", "oskt.statistics", "oskt.recalibrate", "oskt.
 
 
 class StudentOfChain:
-    """What is made of one student, and where it is kept.
+    """One student of a run: its plan, its folder and its stage.
 
     Args:
         config: whole tree.
         trainer: of the run.
         plan: of the student.
         folder: of the run.
-        chain_key: digest of the chain's file; empty where there is none.
+        chain_key: digest of the chain's file; empty if there is none.
     """
 
     def __init__(self, config: Config, trainer: Trainer, plan: StudentPlan, folder: Path, chain_key: str) -> None:
@@ -43,11 +43,11 @@ class StudentOfChain:
 
     @property
     def epochs(self) -> int:
-        """That it is fine-tuned for."""
+        """Epochs of its fine-tuning."""
         return self._node.max_epoch
 
     def expanded(self, chain: WeightChain) -> tuple[nn.Module, Facts]:
-        """The student as the chain gives it, with a classifier for this run's identities, and how long that took."""
+        """The student expanded from the chain, with a classifier for this run's identities, and the time that took."""
         oskt = self._config.oskt
         seed_everything(self._config.train.seed)
         start = time.perf_counter()
@@ -60,7 +60,7 @@ class StudentOfChain:
 
         Args:
             network: as it was expanded.
-            making: facts of that.
+            making: facts of its expansion.
         """
         trainer, folder, batches = self._trainer, self.stage.folder, self._config.oskt.recalibrate
 
@@ -76,11 +76,11 @@ class StudentOfChain:
         return work
 
     def evaluated(self, facts: Facts) -> Facts:
-        """The facts of the student that is there, measured again."""
+        """The facts of the existing student, measured again."""
         before = self._trainer.evaluate(load_student(self.stage.folder / EXPANDED_NAME))
         after = self._trainer.evaluate(self.saved(), self.stage.folder)
         return {"finetune_seconds": None, **facts, "before": before, "after": after, "curve": []}
 
     def saved(self) -> nn.Module:
-        """The student that is there."""
+        """The existing student."""
         return load_student(self.stage.folder / STUDENT_NAME)

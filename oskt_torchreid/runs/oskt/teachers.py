@@ -21,16 +21,16 @@ TEACHER_NAME = "teacher.pth"
 
 
 def make_teacher(config: Config, trainer: Trainer, teacher: nn.Module, folder: Path) -> tuple[Facts | None, str]:
-    """Trains the teacher, or takes the given one; with `test.evaluate` measures the one that is there.
+    """Trains the teacher, or takes the given one; with `test.evaluate` measures the existing one.
 
     Args:
         config: whole tree.
         trainer: of the run.
-        teacher: network, with the given file's weights where there is one; it holds the teacher's afterwards.
+        teacher: network, with the weights of a given file, if any; it holds the teacher's afterwards.
         folder: of the stage.
 
     Returns:
-        The stage's facts, `None` where there is no teacher and none is to be trained; and the digest of its file.
+        The stage's facts, `None` if there is no teacher and none is to be trained; and the digest of its file.
     """
     given = sha256(config.oskt.teacher) if config.oskt.teacher else ""
     stage = trainer.stage(folder, _recipe(config, trainer, given), TEACHER_NAME)
@@ -64,7 +64,7 @@ def make_teacher(config: Config, trainer: Trainer, teacher: nn.Module, folder: P
 
 
 def _recipe(config: Config, trainer: Trainer, given: str) -> Recipe:
-    """What the teacher is made from: a file, or its training."""
+    """The source of the teacher: a file, or its training."""
     if given:
         return trainer.recipe(**{"the file oskt.teacher": given})
     weights = config.model.load_weights

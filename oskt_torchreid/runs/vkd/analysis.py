@@ -1,6 +1,6 @@
-"""Looking into a finished run of VKD: cameras, views against time, frames per tracklet.
+"""Analyses of a finished run of VKD: cameras, views against time, frames per tracklet.
 
-All take the run's folder alone: its resolved configuration says what the data and the networks are.
+All of them only take the run's folder: its resolved configuration describes the data and the networks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ...host.interfaces import DataManager
 from ...report.analysis import Curves, curve_plot, curve_table, probe_plot, probe_table
 from ...vkd.analysis import COUNTS, DRAWS, FrameFeatures, extract_frames, gallery_curve, views_curves
 from ...vkd.camera_probe import FOLDS, camera_probe
-from ...vkd.model import PREFIX, as_set_model, load_set_model
+from ...vkd.model import SET_PREFIX, as_set_model, load_set_model
 from .run import NETWORK_NAME, SetTrainer
 
 
@@ -35,9 +35,9 @@ class SetRun:
 
     Attributes:
         config: whole tree, as it was resolved.
-        trainer: knows the run's data.
+        trainer: of the run's data.
         networks: teacher, then every student, by name; in evaluation mode.
-        title: what was run, for pictures.
+        title: title of plots: network and data.
     """
 
     config: Config
@@ -52,7 +52,7 @@ class SetRun:
 
     @property
     def target(self) -> str:
-        """The data set that is looked at: the first target."""
+        """The analysed data set: the first target."""
         return next(iter(self.manager.test_loader))
 
     def embed(self, network: nn.Module, frames: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def _network(config: Config, trainer: SetTrainer, name: str, path: Path) -> nn.M
         network: nn.Module = as_set_model(load_student(path), trainer.num_classes, size)
     else:
         backbone = config.model.name if name == "teacher" else config.vkd.student or config.model.name
-        network = load_set_model(PREFIX + backbone.removeprefix(PREFIX), path)
+        network = load_set_model(SET_PREFIX + backbone.removeprefix(SET_PREFIX), path)
     return network.eval().to(device(config.use_gpu))
 
 
@@ -117,13 +117,13 @@ def _network(config: Config, trainer: SetTrainer, name: str, path: Path) -> nn.M
 def probe_cameras(
     folder: str | Path, picture: str | Path = "", folds: int = FOLDS, seed: int = 0, options: Sequence[str] = ()
 ) -> str:
-    """How well cameras are read off the embeddings of each network, see `vkd.camera_probe`.
+    """How well cameras can be predicted from the embeddings of each network, see `vkd.camera_probe`.
 
     Args:
         folder: of the run.
         picture: PNG file to draw; empty: none.
         folds: of the identities of queries and gallery.
-        seed: of the deal of identities to folds.
+        seed: of the assignment of identities to folds.
         options: see `open_run`.
 
     Returns:
@@ -132,7 +132,7 @@ def probe_cameras(
     check_picture(picture)
     run = open_run(folder, options)
     if run.config.vkd.no_camera:
-        raise ConfigError("vkd.no_camera says that cameras are unknown, so there is nothing to read off embeddings")
+        raise ConfigError("vkd.no_camera says that cameras are unknown, so there is nothing to predict from embeddings")
     probes = {}
     for name, query, gallery in run.features():
         both = query.followed_by(gallery)
@@ -208,6 +208,6 @@ def _curves(
 
 
 def check_picture(path: str | Path) -> None:
-    """Raises `ConfigError`, before anything is computed, for a picture that is no PNG; empty: none is drawn."""
+    """Raises `ConfigError`, before anything is computed, for a picture that is not a PNG; empty: none is drawn."""
     if path and Path(path).suffix.lower() != ".png":
         raise ConfigError(f"the picture '{path}' ends in '{Path(path).suffix}'; give a path that ends in .png")

@@ -1,4 +1,4 @@
-"""Heat maps of a finished run of VKD: teacher and students side by side on the same frames."""
+"""Heat maps of a finished run of VKD: teacher and students on the same frames."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def draw_heat_maps(
     score: str = SIMILARITY,
     options: Sequence[str] = (),
 ) -> None:
-    """Draws Grad-CAM of teacher and students side by side on the same frames, see `vkd.gradcam`.
+    """Draws Grad-CAM of teacher and students on the same frames, see `vkd.gradcam`.
 
     Args:
         folder: of the run.
         picture: PNG file to draw.
         identities: rows; the first ones of the queries, or of the training data.
         frames: evenly spaced frames of each one's first tracklet.
-        score: `similarity` with the set of what the gallery has of the identity at other cameras, for identities
-            that no network was trained on; or `class`, the logit of a training identity.
+        score: `similarity` with the gallery's set of the identity from other cameras, for identities that no network
+            was trained on; or `class`, the logit of a training identity.
         options: see `open_run`.
 
     Raises:
@@ -58,7 +58,7 @@ def draw_heat_maps(
 
 
 def _matched_tracklets(run: SetRun, count: int) -> list[tuple[Tracklet, list[Tracklet]]]:
-    """First query tracklets of the first identities with a match, each with the gallery's tracklets of it."""
+    """First query tracklets of the first identities with a match, each with its gallery tracklets."""
     parts = run.manager.test_dataset[run.target]
     known: dict[int, tuple[Tracklet, list[Tracklet]]] = {}
     for query in parts["query"]:
@@ -69,7 +69,7 @@ def _matched_tracklets(run: SetRun, count: int) -> list[tuple[Tracklet, list[Tra
                 known[query[1]] = query, matches
     if len(known) < count:
         raise DataError(
-            f"{count} identities were asked for, and {len(known)} of '{run.target}' have a query and a gallery "
+            f"{count} identities were requested, and {len(known)} of '{run.target}' have a query and a gallery "
             "tracklet at another camera; ask for fewer"
         )
     return list(known.values())
@@ -78,7 +78,7 @@ def _matched_tracklets(run: SetRun, count: int) -> list[tuple[Tracklet, list[Tra
 def _training_tracklets(run: SetRun, count: int) -> list[Tracklet]:
     first = {item[1]: item for item in reversed(run.manager.train_loader.dataset.train)}
     if len(first) < count:
-        raise DataError(f"{count} identities were asked for, and there are {len(first)} to train on; ask for fewer")
+        raise DataError(f"{count} identities were requested, and there are {len(first)} to train on; ask for fewer")
     return [first[label] for label in sorted(first)[:count]]
 
 

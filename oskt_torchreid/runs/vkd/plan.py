@@ -1,4 +1,4 @@
-"""Everything about a run of VKD that can be known before anything is trained: its teacher, and how students begin."""
+"""The plan of a run of VKD before anything is trained: its teacher, and the initial weights of students."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...models import build_fetching
 from ...models import load_weights as load_any_weights
 from ...models.neck import PREFIX as NECK_PREFIX
 from ...models.neck import last_strided
-from ...vkd.model import PREFIX, as_set_model, class_count, load_set_model
+from ...vkd.model import SET_PREFIX, as_set_model, class_count, load_set_model
 from ...vkd.students import KEEP, SCRATCH, student_from
 from ..oskt.plan import narrowest_chain
 from ..oskt.specification import StudentSpec
@@ -34,10 +34,10 @@ class SetPlan:
     """What a run will do, checked beforehand.
 
     Attributes:
-        teacher: the teacher's network, with its checkpoint's weights where one is given.
+        teacher: the teacher's network, with its checkpoint's weights if one is given.
         student: how the first student is made: `self` (from its teacher), `cross` (another backbone) or `chain`.
-        chain: the chain that the student is expanded from, where it is made so and the chain is there already.
-        published: a network with ImageNet weights, whose last stage students restart with, where that is asked for.
+        chain: the chain that the student is expanded from, if it is made so and the chain exists already.
+        published: a network with ImageNet weights whose last stage restarts the students', if requested.
     """
 
     teacher: nn.Module
@@ -47,7 +47,7 @@ class SetPlan:
 
 
 def plan_sets(config: Config, num_classes: int) -> SetPlan:
-    """Builds the teacher and reads what the student is made of.
+    """Builds the teacher and reads the source of the student.
 
     Raises:
         ConfigError: an unknown backbone or width, or settings that do not go together.
@@ -62,21 +62,21 @@ def plan_sets(config: Config, num_classes: int) -> SetPlan:
     teacher = repeated = _teacher(config, num_classes)
     chain = None
     if kind == CROSS:
-        repeated = build(PREFIX + node.student.removeprefix(PREFIX), num_classes, "triplet")
+        repeated = build(SET_PREFIX + node.student.removeprefix(SET_PREFIX), num_classes, "triplet")
     elif kind == CHAIN:
         chain = _checked_chain(config, teacher)
     plan = SetPlan(teacher, kind, chain)
     if kind != SELF and node.generations == 1:
-        return plan  # no student begins as its teacher
+        return plan  # no student starts from its teacher's weights
     name = config.model.name if kind == SELF else node.student
-    plan = replace(plan, published=_published(config, PREFIX + name.removeprefix(PREFIX), num_classes))
+    plan = replace(plan, published=_published(config, SET_PREFIX + name.removeprefix(SET_PREFIX), num_classes))
     if kind != CHAIN and node.reinit_last_stage and node.last_stage_weights:
-        start_student(config, plan, repeated, num_classes, generation=0)  # tells what does not fit
+        start_student(config, plan, repeated, num_classes, generation=0)  # raises if something does not fit
     return plan
 
 
 def _published(config: Config, name: str, num_classes: int) -> nn.Module | None:
-    """A network with ImageNet weights, where a last stage of students restarts with them."""
+    """A network with ImageNet weights, if the last stage of students restarts with them."""
     node = config.vkd
     if not node.reinit_last_stage or node.last_stage_weights != IMAGENET:
         return None
@@ -84,7 +84,7 @@ def _published(config: Config, name: str, num_classes: int) -> nn.Module | None:
 
 
 def check_set_start(config: Config) -> None:
-    """Raises `ConfigError` where a run would train nothing, or networks without embeddings."""
+    """Raises `ConfigError` if a run would train nothing, or networks without embeddings."""
     node = config.vkd
     if config.loss.name != "triplet":
         raise ConfigError(
@@ -114,7 +114,7 @@ def student_kind(config: Config) -> str:
 
 
 def student_label(config: Config) -> str:
-    """What the first student is, where it is not of its teacher's widths: a backbone, `width=0.5`, ..."""
+    """The first student, if its widths are not its teacher's: a backbone, `width=0.5`, ..."""
     node = config.vkd
     return f"width={node.student_width:g}" if node.student.endswith(CHAIN_SUFFIX) else node.student
 
@@ -122,14 +122,14 @@ def student_label(config: Config) -> str:
 def start_student(
     config: Config, plan: SetPlan, teacher: nn.Module, num_classes: int, generation: int = 1
 ) -> nn.Module:
-    """A student before its training; from the second generation on it is of its teacher's architecture.
+    """A student before its training; from the second generation on it has its teacher's architecture.
 
     Args:
         config: whole tree.
         plan: how the first generation is made.
-        teacher: of this generation; left as it is.
+        teacher: of this generation; not changed.
         num_classes: training identities.
-        generation: which one, from 1; any other begins as its teacher.
+        generation: number of the generation, from 1; all others start from their teacher's weights.
     """
     node = config.vkd
     kind = plan.student if generation == 1 else SELF
@@ -142,7 +142,7 @@ def start_student(
         chain = WeightChain.from_teacher(teacher, widths, graph=graph)  # of the student's widths: a cluster per channel
         return _of_sets(expand_to_plan(chain, widths), num_classes, size)
     if kind == CROSS:
-        name = PREFIX + node.student.removeprefix(PREFIX)
+        name = SET_PREFIX + node.student.removeprefix(SET_PREFIX)
         return build_fetching(name, num_classes, "triplet", bool(config.model.pretrained))
     same = class_count(teacher, "teacher") == num_classes
     restarts = node.reinit_last_stage
@@ -151,9 +151,9 @@ def start_student(
 
 
 def _of_sets(student: nn.Module, num_classes: int, size: tuple[int, int, int]) -> nn.Module:
-    """An expanded student as a network of sets; its record, which its file holds, names that network."""
+    """An expanded student as a network of sets; its record in the file names that network."""
     record: StudentRecord = vars(student)["student_record"]
-    name = record.name.removeprefix(NECK_PREFIX).removeprefix(PREFIX)
+    name = record.name.removeprefix(NECK_PREFIX).removeprefix(SET_PREFIX)
     if not getattr(student, "has_neck", False):
         record = record.inside("backbone")
         for strided in last_strided(name) if name else ():  # as vkd_<name> has it
@@ -161,12 +161,12 @@ def _of_sets(student: nn.Module, num_classes: int, size: tuple[int, int, int]) -
             if isinstance(convolution, nn.Conv2d):
                 convolution.stride = (1, 1)
     network = as_set_model(student, num_classes, size)
-    name = name and PREFIX + name
+    name = name and SET_PREFIX + name
     return replace(record, name=name, num_classes=num_classes, loss="triplet").attach(network)
 
 
 def _teacher(config: Config, num_classes: int) -> nn.Module:
-    name = PREFIX + config.model.name.removeprefix(PREFIX)
+    name = SET_PREFIX + config.model.name.removeprefix(SET_PREFIX)
     if config.vkd.teacher:
         return load_set_model(name, config.vkd.teacher)
     teacher = build_fetching(name, num_classes, "triplet", bool(config.model.pretrained))
@@ -176,7 +176,7 @@ def _teacher(config: Config, num_classes: int) -> nn.Module:
 
 
 def _checked_chain(config: Config, teacher: nn.Module) -> WeightChain | None:
-    """The chain that is there already, after a look at whether it or the teacher gives the student."""
+    """The existing chain, after a check that it, or the teacher, gives the student."""
     node = config.vkd
     chain, key = None, "vkd.student"
     try:
@@ -187,7 +187,7 @@ def _checked_chain(config: Config, teacher: nn.Module) -> WeightChain | None:
             asked = StudentSpec.parse(node.student).arguments(key)
             width_plan(narrowest_chain(teacher, trace(teacher, _size(config))), **asked)
     except WidthError as error:
-        raise WidthError(f"{key} cannot be had: {error}") from error
+        raise WidthError(f"{key} cannot be made: {error}") from error
     return chain
 
 

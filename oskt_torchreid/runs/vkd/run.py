@@ -1,4 +1,4 @@
-"""A run of VKD: a teacher of many views, then one student of few views after another, each under the one before."""
+"""A run of VKD: a teacher of many views, then generations of students of few views, each taught by the one before."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class SetTrainer(Trainer):
 
         Args:
             batch_size: sets in a batch.
-            batch_key: of the configuration, which says so.
+            batch_key: its key in the configuration.
             num_views: frames of a set; 0: `vkd.num_views`.
             strategy: where they come from; empty: `vkd.strategy`.
         """
@@ -62,31 +62,31 @@ class SetTrainer(Trainer):
         return self._managers[key]
 
     def stage_datamanager(self, stage: Config, key: str = TEACHER_STAGE) -> DataManager:
-        """That of a stage; the teacher's may have its own views."""
+        """The data manager of a stage; the teacher's may have its own number of views."""
         views, strategy = stage.get("num_views", 0), stage.get("strategy", "")
         return self.datamanager(stage.batch_size, f"{key}.batch_size", views, strategy)
 
     @property
     def first_datamanager(self) -> DataManager:
-        """That of the first stage: the teacher's, or the student's under a given one."""
+        """The data manager of the first stage: the teacher's, or the student's if a teacher is given."""
         key = STUDENT_STAGE if self.config.vkd.teacher else TEACHER_STAGE
         return self.stage_datamanager(get(self.config, key), key)
 
     @cached_property
     def shared(self) -> Recipe:
-        """All that decides what every network of sets learns and is measured by."""
+        """The recipe shared by all networks of sets."""
         shared = super().shared
         weights = {**shared.weights, **settings(self.config, _SET_KEYS, Effect.WEIGHTS)}
         numbers = {**shared.numbers, **settings(self.config, _SET_KEYS, Effect.NUMBERS)}
         return Recipe(weights, numbers, shared.idle)
 
     def engine(self, **options: Any) -> partial[VKDEngine]:
-        """What builds a VKD engine with the configuration's evaluation."""
+        """A builder of VKD engines with the configuration's evaluation."""
         node = self.config.vkd
         evaluation = {"protocols": tuple(node.protocols), "query_in_gallery": node.query_in_gallery}
         return partial(VKDEngine, no_camera=node.no_camera, **evaluation, **options)
 
-    def protocols(self, model: nn.Module) -> Facts:
+    def protocols(self, model: nn.Module) -> dict[str, Any]:
         """Numbers of every protocol on every target."""
         engine = self.engine()(self.first_datamanager, model, use_gpu=self.config.use_gpu)
         engine.test(rerank=self.config.test.rerank, ranks=list(self.config.test.ranks))
@@ -117,9 +117,9 @@ class VKDRun:
             teacher, key = self._student(generation, teacher, key)
         if self.config.test.evaluate:
             require_any(bool(self.rows), self.folder, "name a trained network as vkd.teacher, or train")
-        facts = {"engine": "vkd", "backbone": self.config.model.name, "data": list(self.config.data.targets)}
-        write_set_report(self.folder, self.rows, self.config, facts)
-        return Results(tuple(row.as_row() for row in self.rows), facts)
+        about = {"engine": "vkd", "backbone": self.config.model.name, "data": list(self.config.data.targets)}
+        write_set_report(self.folder, self.rows, self.config, about)
+        return Results(tuple(row.as_row() for row in self.rows), about)
 
     def _teacher(self) -> tuple[nn.Module, str]:
         node, teacher, trainer = self.config.vkd, self.plan.teacher, self.trainer
@@ -163,7 +163,7 @@ class VKDRun:
     def _complete(
         self, stage: Stage, work: Callable[[bool], Facts], evaluate: Callable[[Facts], Facts]
     ) -> Facts | None:
-        """A stage's facts; with `test.evaluate` those of what is there, `None` where it is not."""
+        """A stage's facts; with `test.evaluate` those of existing files, or `None` without them."""
         if not self.config.test.evaluate:
             return stage.complete(work, evaluate)
         facts = stage.evaluated(evaluate)
@@ -172,12 +172,12 @@ class VKDRun:
         return facts
 
     def _key(self, stage: Stage) -> str:
-        """Digest of the network that a stage has left, by which those that learn from it are known."""
+        """Digest of the network that a stage has made, part of the recipes of networks that learn from it."""
         path = stage.folder / NETWORK_NAME
         return broadcast(lambda: sha256(path) if path.is_file() else "")
 
     def _student(self, generation: int, teacher: nn.Module, teacher_key: str) -> tuple[nn.Module, str]:
-        """Distils one student; it is the next one's teacher."""
+        """Distils one student, the teacher of the next one."""
         node = self.config.vkd
         settings_of_loss = {key: node[key] for key in ("temperature", "alpha", "beta", "num_student_views")}
         name = "student" if generation == 1 else f"student-{generation}"
@@ -206,7 +206,7 @@ class VKDRun:
         return student, self._key(stage)
 
     def _student_recipe(self, generation: int, teacher_key: str) -> Recipe:
-        """What a student is made from; from the second generation on it is of its teacher's architecture."""
+        """The recipe of a student; from the second generation on it has its teacher's architecture."""
         node = self.config.vkd
         keys = ("temperature", "alpha", "beta", "num_student_views", "reinit_last_stage", "last_stage_weights")
         start = ("student", "student_width") if generation == 1 else ()
@@ -224,7 +224,7 @@ class VKDRun:
         key: str = TEACHER_STAGE,
     ) -> Facts:
         trained = self.trainer.train(model, stage, folder, continued, engine, key=key)
-        protocols = dict(trained.protocols) or self.trainer.protocols(model)  # after no epoch
+        protocols = dict(trained.protocols) or self.trainer.protocols(model)  # after zero epochs
         return {"protocols": protocols, "train_seconds": trained.train_seconds}
 
     def _row(self, name: str, kind: str, network: nn.Module, views: int, facts: Facts, epochs: int) -> None:

@@ -11,34 +11,42 @@ from ...config import Config, get
 from ...datasets.synthetic import video_preset
 from ...host.losses import loss_from_config
 from ...host.optimization import build_optimizer
-from ...vkd.model import PREFIX
-from ..dry_run.parts import BuiltNetworks, DryRun, Lines, data_lines, dry_stage, few_shot_lines, file_lines, loss_text
+from ...vkd.model import SET_PREFIX
 from ..trainer import network_size
-from .plan import CHAIN, CHAIN_SUFFIX, IMAGENET, SELF, check_set_start, plan_sets, start_student, student_kind
-from .run import SetTrainer
+from ..vkd.plan import CHAIN, CHAIN_SUFFIX, IMAGENET, SELF, check_set_start, plan_sets, start_student, student_kind
+from ..vkd.run import STUDENT_STAGE, TEACHER_STAGE, SetTrainer
+from .report import (
+    BuiltNetworks,
+    Details,
+    DryRun,
+    data_details,
+    dry_stage,
+    few_shot_details,
+    file_details,
+    loss_text,
+)
 
-INSTANCES = 2  # sets of an identity in the one batch
+SET_INSTANCES = 2  # sets of an identity in the one batch
 TEST_TRACKLETS = 52  # torchreid's ranking wants galleries of 51, which synthetic sets check
-FRAMES = 2
-HEAD = frozenset({"classifier.weight"})  # of every network of sets
-TEACHER, STUDENT = "vkd.teacher_stage", "vkd.student_stage"
+DRAWN_FRAMES = 2
+CLASSIFIERS = frozenset({"classifier.weight"})  # the same in every network of sets
 
 
 def shrink_sets(small: Config, identities: int) -> None:
     """Takes files of earlier runs out of a configuration, in place, and makes batches and synthetic sets small."""
     node, drawn = small.vkd, small.synthped_video
     node.teacher = node.last_stage_weights = ""
-    if node.student.endswith(CHAIN_SUFFIX):  # a student of as many channels, of the teacher itself
+    if node.student.endswith(CHAIN_SUFFIX):  # replaced by a student of the same width, expanded from the teacher
         node.student = f"width={node.student_width}"
-    small.sampler.num_instances = min(small.sampler.num_instances, INSTANCES)
+    small.sampler.num_instances = min(small.sampler.num_instances, SET_INSTANCES)
     for stage in (node.teacher_stage, node.student_stage):
         stage.batch_size = identities * small.sampler.num_instances
     cameras = drawn.cameras or video_preset(drawn.preset).cameras
-    drawn.num_train, drawn.num_test, drawn.frames = identities, -(-TEST_TRACKLETS // cameras), FRAMES
+    drawn.num_train, drawn.num_test, drawn.frames = identities, -(-TEST_TRACKLETS // cameras), DRAWN_FRAMES
 
 
 def run_sets_dry(config: Config, small: Config, built: BuiltNetworks | None = None, step: bool = True) -> DryRun:
-    """What `run_dry` does for `engine: vkd`.
+    """`run_dry` for `engine: vkd`.
 
     Args:
         config: whole tree.
@@ -54,25 +62,25 @@ def run_sets_dry(config: Config, small: Config, built: BuiltNetworks | None = No
     built = built or _built(small, trainer.num_classes, step)
     stages = []
     if not config.vkd.teacher:
-        optimizer = build_optimizer(built.teacher, small, get(small, TEACHER))
-        stages.append(dry_stage(config, small, trainer, TEACHER, "teacher", optimizer))
-    optimizer = build_optimizer(built.student, small, get(small, STUDENT))
+        optimizer = build_optimizer(built.teacher, small, get(small, TEACHER_STAGE))
+        stages.append(dry_stage(config, small, trainer, TEACHER_STAGE, "teacher", optimizer))
+    optimizer = build_optimizer(built.student, small, get(small, STUDENT_STAGE))
     generations = config.vkd.generations
     name = "student" if generations == 1 else f"{generations} students, one after another"
-    stages.append(dry_stage(config, small, trainer, STUDENT, name, optimizer))
+    stages.append(dry_stage(config, small, trainer, STUDENT_STAGE, name, optimizer))
     terms = _one_step(small, trainer, built) if step else {}
-    return DryRun(_lines(config), tuple(stages), built.sizes, terms, built)
+    return DryRun(_details(config), tuple(stages), built.sizes, terms, built)
 
 
 def _built(small: Config, num_classes: int, step: bool) -> BuiltNetworks:
-    """Teacher and student, with weights where a step or a chain needs them."""
+    """Teacher and student, with weights if a step or a chain needs them."""
     has_weights = step or student_kind(small) == CHAIN
     with contextlib.nullcontext() if has_weights else torch.device("meta"):
         plan = plan_sets(small, num_classes)
         student = start_student(small, plan, plan.teacher, num_classes)
     size = (3, small.data.height, small.data.width)
-    cost = network_size(plan.teacher, HEAD, size)
-    other = cost if plan.student == SELF else network_size(student, HEAD, size)
+    cost = network_size(plan.teacher, CLASSIFIERS, size)
+    other = cost if plan.student == SELF else network_size(student, CLASSIFIERS, size)
     return BuiltNetworks(plan.teacher, (("teacher", *cost), ("student", *other)), student)
 
 
@@ -92,10 +100,10 @@ def _one_step(small: Config, trainer: SetTrainer, built: BuiltNetworks) -> dict[
     return engine.forward_backward(next(iter(datamanager.train_loader)))
 
 
-def _lines(config: Config) -> Lines:
-    """What is not in the tables."""
+def _details(config: Config) -> Details:
+    """Details that are not in the tables."""
     node, per_identity = config.vkd, config.sampler.num_instances
-    taught = node.teacher_stage
+    name, taught = SET_PREFIX + config.model.name.removeprefix(SET_PREFIX), node.teacher_stage
     tested = [", ".join(config.data.targets), f"{', '.join(node.protocols)} by cosine distance"]
     tested.append(f"{node.test_frames or 'all'} frames of a tracklet")
     tested += ["queries in the gallery"] * node.query_in_gallery + ["without cameras"] * node.no_camera
@@ -107,20 +115,20 @@ def _lines(config: Config) -> Lines:
         f"{taught.num_views or node.num_views} views ({taught.strategy or node.strategy}); "
         f"{taught.batch_size // per_identity} identities x {per_identity} in a batch"
     )
-    lines = [
-        ("network", f"{PREFIX}{config.model.name.removeprefix(PREFIX)} at {config.data.height}x{config.data.width}"),
-        *data_lines(config, "; ".join(tested)),
+    details = [
+        ("network", f"{name} at {config.data.height}x{config.data.width}"),
+        *data_details(config, "; ".join(tested)),
         ("sets", sets),
         *([] if node.teacher else [("teacher's own sets", own)]),
         ("loss", f"{loss_text(config)} + {node.alpha:g} x class scores at temperature {node.temperature:g} "
          f"+ {node.beta:g} x distances"),
         ("student", _start_text(config)),
-        *few_shot_lines(config),
+        *few_shot_details(config),
     ]  # fmt: skip
     files = {"teacher": node.teacher, "weights": "" if node.teacher else config.model.load_weights}
     files["student's chain"] = node.student if node.student.endswith(CHAIN_SUFFIX) else ""
     files["last stage"] = "" if node.last_stage_weights == IMAGENET else node.last_stage_weights
-    return (*lines, *file_lines(files))
+    return (*details, *file_details(files))
 
 
 def _start_text(config: Config) -> str:

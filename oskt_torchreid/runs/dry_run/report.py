@@ -1,4 +1,4 @@
-"""What a dry run reports: stages with their schedules, networks with their sizes, and what is in no table."""
+"""What a dry run reports: stages with their schedules, networks with their sizes, and further details."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...host.optimization import build_scheduler
 from ...models import find_classifier
 from ..trainer import Trainer, network_size
 
-Lines = tuple[tuple[str, str], ...]
+Details = tuple[tuple[str, str], ...]
 Network = tuple[str, int, int]
 """Name, parameters and multiply-adds."""
 
@@ -34,7 +34,7 @@ class DryStage:
         batch_size: images, as the configuration says.
         optimizer: class name and, per parameter group, tensors and learning rate.
         rates: learning rate of the first group in each epoch.
-        marks: epochs at which the schedule begins, turns or ends.
+        marks: epochs at which the schedule begins, changes or ends.
     """
 
     name: str
@@ -57,9 +57,9 @@ class BuiltNetworks:
     Attributes:
         teacher: of the run.
         sizes: (name, parameters, multiply-adds) of each network, without classifiers.
-        student: the first student; of a run of OSKT without any, one of the chain's width.
-        students: names of all, of a run of OSKT.
-        chain: of a run of OSKT, with arbitrary clusters.
+        student: the first student; in a run of OSKT without any, one of the chain's width.
+        students: names of all students of a run of OSKT.
+        chain: the chain of a run of OSKT, with arbitrary clusters.
     """
 
     teacher: nn.Module
@@ -74,14 +74,14 @@ class DryRun:
     """What a run would do.
 
     Attributes:
-        lines: what and value: network, data, loss and files that an earlier run has to leave.
+        details: names and values of network, data, loss, and files of earlier runs.
         stages: training stages in order.
         networks: (name, parameters, multiply-adds) of teacher, chain width and students, without classifiers.
         step: terms of the loss of the one step, if it was made.
-        built: the networks, for a dry run of the same ones on other data; None of a network alone.
+        built: the networks, reusable for a dry run on other data; None for a single network.
     """
 
-    lines: Lines
+    details: Details
     stages: tuple[DryStage, ...]
     networks: tuple[Network, ...]
     step: dict[str, float]
@@ -92,7 +92,7 @@ class DryRun:
         stages = [(s.name, s.networks, s.epochs, s.batch_size, s.optimizer, s.curve()) for s in self.stages]
         networks = [(name, f"{params / 1e6:.2f} M", f"{flops / 1e9:.2f} G") for name, params, flops in self.networks]
         parts = [
-            tabulate(self.lines, tablefmt="plain"),
+            tabulate(self.details, tablefmt="plain"),
             tabulate(stages, ("stage", "trains", "epochs", "batch", "optimiser", "learning rate at epoch")),
             tabulate(networks, ("network", "params", "FLOPs"), disable_numparse=True),
         ]
@@ -105,7 +105,7 @@ class DryRun:
 def dry_stage(
     config: Config, small: Config, trainer: Trainer, key: str, networks: str, optimizer: Optimizer
 ) -> DryStage:
-    """Runs the schedule through, without training; the optimiser's rates are at their end afterwards."""
+    """Runs the whole schedule without training; the optimiser is left with the final rates."""
     node = get(small, key)
     groups = [f"{len(group['params'])} tensors at {group['lr']:.3g}" for group in optimizer.param_groups]
     iterations = len(trainer.stage_datamanager(node).train_loader)
@@ -113,7 +113,7 @@ def dry_stage(
     rates = []
     for _ in range(node.max_epoch):
         rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()  # without gradients it does nothing, but schedules want to see it
+        optimizer.step()  # does nothing without gradients, but torch's schedulers expect the call
         for _ in range(iterations if node.per_iteration else 1):
             scheduler.step()
     name = f"{type(optimizer).__name__}: {', '.join(groups)}"
@@ -122,7 +122,7 @@ def dry_stage(
 
 
 def _marks(node: Config) -> tuple[int, ...]:
-    """Epochs at which a schedule begins, turns or ends."""
+    """Epochs at which a schedule begins, changes or ends."""
     last = node.max_epoch - 1
     marks = {0, last}
     if node.lr_scheduler.startswith("warmup"):
@@ -132,7 +132,7 @@ def _marks(node: Config) -> tuple[int, ...]:
 
 
 def network_cost(model: nn.Module, small: Config) -> tuple[int, int]:
-    """Parameters and multiply-adds of a network for one image, without its classifier where it has one."""
+    """Parameters and multiply-adds of a network for one image, without its classifier, if it has one."""
     size = (3, small.data.height, small.data.width)
     heads: frozenset[str] = frozenset()
     with contextlib.suppress(ConfigError):  # several classifiers: they are counted
@@ -140,8 +140,8 @@ def network_cost(model: nn.Module, small: Config) -> tuple[int, int]:
     return network_size(model, heads, size)
 
 
-def lines_of(config: Config) -> Lines:
-    """What is not in the tables, of a run on images."""
+def details_of(config: Config) -> Details:
+    """Details that are not in the tables, for a run on images."""
     test = config.test
     tested = f"{', '.join(config.data.targets)}, {test.dist_metric}{', L2-normalised' * test.normalize_feature}"
     files = {
@@ -151,24 +151,24 @@ def lines_of(config: Config) -> Lines:
     }
     return (
         ("network", f"{config.model.name} at {config.data.height}x{config.data.width}"),
-        *data_lines(config, tested),
+        *data_details(config, tested),
         ("sampler", sampler_text(config.sampler)),
         ("loss", loss_text(config)),
-        *few_shot_lines(config),
-        *file_lines(files),
+        *few_shot_details(config),
+        *file_details(files),
     )
 
 
 def sampler_text(node: Config) -> str:
-    """How batches are put together."""
+    """How batches are composed."""
     kinds = {"Identity": ("num_instances", "images of an identity"), "Domain": ("num_cams", "cameras")}
     kinds["Dataset"] = "num_datasets", "data sets"
     said = [f", {node[key]} {what}" for kind, (key, what) in kinds.items() if kind in node.train_sampler]
     return node.train_sampler + "".join(said)
 
 
-def data_lines(config: Config, tested: str) -> Lines:
-    """Data sets, how networks are tested on them, and what is done to images."""
+def data_details(config: Config, tested: str) -> Details:
+    """Data sets, how networks are tested on them, and the transforms of images."""
     data = config.data
     return (
         ("trained on", ", ".join(data.sources)),
@@ -177,16 +177,16 @@ def data_lines(config: Config, tested: str) -> Lines:
     )
 
 
-def few_shot_lines(config: Config) -> Lines:
-    """The subset of the identities, where there is one."""
+def few_shot_details(config: Config) -> Details:
+    """The subset of the identities, if there is one."""
     few = config.few_shot
     if few.ratio == 1:
         return ()
     return (("few-shot", f"{few.ratio:g} of the training identities, seed {few.seed}"),)
 
 
-def file_lines(files: Mapping[str, str]) -> Lines:
-    """Files that the run reads, and whether they are there."""
+def file_details(files: Mapping[str, str]) -> Details:
+    """Files that the run reads, and whether they exist."""
     return tuple((name, f"{path} ({_presence(path)})") for name, path in files.items() if path)
 
 
