@@ -47,8 +47,8 @@ def test_a_student_of_every_way_of_asking(paths, folder, capsys, way, value):
     assert printed.startswith(f"{way}={value}") and f"wrote {paths[-1]}: params " in printed
     student = oskt.load_student(paths[-1])
     chain = oskt.WeightChain.load(paths[0])
-    wish = float(value) if way == "width" else value
-    expected = oskt.expand(chain, **{way: wish}).state_dict()
+    choice = float(value) if way == "width" else value
+    expected = oskt.expand(chain, **{way: choice}).state_dict()
     assert {name: t.shape for name, t in student.state_dict().items()} == {
         name: t.shape for name, t in expected.items()
     }

@@ -86,8 +86,8 @@ def check_output(arguments: argparse.Namespace) -> None:
 def make_student(arguments: argparse.Namespace, chain: oskt.WeightChain, ladder: oskt.Ladder | None) -> None:
     """Writes the student and prints its costs; `chain` defines the possible widths."""
     way, value = next((way, getattr(arguments, way)) for way in WAY_HELP if getattr(arguments, way) is not None)
-    wish = StudentSpec.parse(f"{way}={value}").arguments("the command line")
-    choice = choose_widths(chain, **wish, measure=_measure(arguments))
+    wanted = StudentSpec.parse(f"{way}={value}").arguments("the command line")
+    choice = choose_widths(chain, **wanted, measure=_measure(arguments))
     nearest = ladder.nearest(choice.widths) if ladder else chain
     student = expand_to_plan(nearest, choice.widths, arguments.attention, arguments.distance)
     half = arguments.half or (way == "size" and in_half_precision(value))

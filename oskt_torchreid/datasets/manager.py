@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from yacs.config import CfgNode
+
 from ..host import data as host_data
 from .fewshot import few_shot_dataset
 from .protocols import PROTOCOL_FILES, check_protocol
@@ -13,12 +15,12 @@ from .transforms import complete_transforms
 from .validation import validation_dataset
 
 
-def drawn_sets(config: Any) -> list[str]:
+def drawn_sets(config: CfgNode) -> list[str]:
     """The data sets of a configuration that draw themselves on first use."""
     return [name for name in _names(config) if getattr(_class(config, name), "drawn_on_first_use", False)]
 
 
-def missing_sets(config: Any) -> list[str]:
+def missing_sets(config: CfgNode) -> list[str]:
     """The data sets of a configuration that have no folder below the data root, though they need one.
 
     Raises:
@@ -37,16 +39,16 @@ def missing_sets(config: Any) -> list[str]:
     return missing
 
 
-def _names(config: Any) -> list[str]:
+def _names(config: CfgNode) -> list[str]:
     return list(dict.fromkeys([*config.data.sources, *config.data.targets]))
 
 
-def _class(config: Any, name: str) -> type:
+def _class(config: CfgNode, name: str) -> type:
     return host_data.dataset_class(name, config.data.type)
 
 
 def build_datamanager(
-    config: Any, batch_size: int = 0, types: Sequence[str] = ("image",), batch_key: str = "train.batch_size"
+    config: CfgNode, batch_size: int = 0, types: Sequence[str] = ("image",), batch_key: str = "train.batch_size"
 ) -> Any:
     """Builds the data manager of a configuration.
 

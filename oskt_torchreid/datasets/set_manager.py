@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from yacs.config import CfgNode
 
 from ..errors import DataError
 from ..host.data import dataset_class
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_set_datamanager(
-    config: Any,
+    config: CfgNode,
     batch_size: int = 0,
     num_views: int = 0,
     strategy: str = "",
@@ -99,7 +100,7 @@ def _check_views(num_views: int, index: IdentityIndex) -> None:
         )
 
 
-def _host_config(config: Any) -> Any:
+def _host_config(config: CfgNode) -> CfgNode:
     """The configuration for torchreid's manager, whose own sampler has no part in this."""
     host = config.clone()
     host.defrost()
@@ -108,7 +109,7 @@ def _host_config(config: Any) -> Any:
     return host
 
 
-def _test_tracklets(config: Any, name: str, parts: dict[str, Any]) -> dict[str, list[Tracklet]]:
+def _test_tracklets(config: CfgNode, name: str, parts: dict[str, Any]) -> dict[str, list[Tracklet]]:
     """Query and gallery of a target as tracklets."""
     junk = getattr(dataset_class(name, config.data.type), "_junk_pids", ())
     tracklets = {part: as_tracklets(items, alone=junk) for part, items in parts.items()}
@@ -118,6 +119,6 @@ def _test_tracklets(config: Any, name: str, parts: dict[str, Any]) -> dict[str, 
     return tracklets
 
 
-def _loader(config: Any, sets: Dataset, batch_size: int, **arguments: Any) -> DataLoader:
+def _loader(config: CfgNode, sets: Dataset, batch_size: int, **arguments: Any) -> DataLoader:
     pinned = config.use_gpu and torch.cuda.is_available()
     return DataLoader(sets, batch_size, num_workers=config.data.workers, pin_memory=pinned, **arguments)

@@ -2,9 +2,9 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from torch import nn
+from yacs.config import CfgNode
 
 from ..errors import OsktError, ZooError
 from ..host.models import build
@@ -55,7 +55,7 @@ def register_all() -> None:
     register_wrapper(NECK_PREFIX, register_neck_alone)
 
 
-def build_model(config: Any, num_classes: int) -> nn.Module:
+def build_model(config: CfgNode, num_classes: int) -> nn.Module:
     """Builds the model of a configuration: `model.name`, with `model.last_stride` and `model.neck` as configured.
 
     Raises:

@@ -1,7 +1,7 @@
 """The last ReLU of any backbone: found by running it, and passed by without touching its other ones.
 
-Blocks often share one ReLU module among several places, and some networks rectify in their own code. So nothing is
-replaced by name: a trial run finds the module whose code calls the last rectification and how many it calls before, and
+Blocks often share one ReLU module among several places, and some networks apply ReLU in their own code. So nothing is
+replaced by name: a trial run finds the module whose code calls the last ReLU and how many it calls before, and
 from then on that module lets this one value through.
 """
 
@@ -27,14 +27,14 @@ _RELU_MODULES = (nn.ReLU, nn.Hardtanh)
 
 
 class LastRelu(NamedTuple):
-    """The place where a network's feature is rectified.
+    """The place where a network's feature passes its last ReLU.
 
     Attributes:
-        removable: `yes`; `no`: the feature is rectified in several places at once, or by a module that is called
-            more than once; `none`: the feature is not rectified at all.
-        owner: name of the module whose code calls the last rectification.
-        place: how many rectifications come before it in a call of that module, those of its children included.
-        shared: places of all rectifications in that call that one ReLU module makes, the last included.
+        removable: `yes`; `no`: the feature passes ReLUs in several places at once, or by a module that is called
+            more than once; `none`: the feature passes no ReLU.
+        owner: name of the module whose code calls the last ReLU.
+        place: how many ReLUs come before it in a call of that module, those of its children included.
+        shared: places of all ReLUs in that call that one ReLU module computes, the last included.
     """
 
     removable: str
@@ -46,8 +46,8 @@ class LastRelu(NamedTuple):
 def find_last_relu(model: nn.Module, input_size: tuple[int, int, int] = DEFAULT_INPUT_SIZE) -> LastRelu:
     """Finds the last ReLU before a network's feature, where nothing but pooling and the like comes after it.
 
-    A feature that depends on the weights through one rectification alone has its last ReLU there; if it depends on them
-    through several at once, such as branches that are rectified and joined, it has none that could be removed.
+    A feature that depends on the weights through one ReLU alone has its last ReLU there; if it depends on them
+    through several at once, such as branches that are joined after their ReLUs, it has none that could be removed.
 
     Args:
         model: any network of torchreid's protocol; not changed.
@@ -56,8 +56,8 @@ def find_last_relu(model: nn.Module, input_size: tuple[int, int, int] = DEFAULT_
     Raises:
         ConfigError: it does not run on such an image.
     """
-    events, rectified = run_on_meta(model, input_size, functools.partial(_run, cut=None))
-    if not events or not rectified:
+    events, behind_relus = run_on_meta(model, input_size, functools.partial(_run, cut=None))
+    if not events or not behind_relus:
         return LastRelu(NONE)
     _, alone = run_on_meta(model, input_size, functools.partial(_run, cut=len(events) - 1))
     last = events[-1]
@@ -70,12 +70,12 @@ def find_last_relu(model: nn.Module, input_size: tuple[int, int, int] = DEFAULT_
 
 
 def remove_last_relu(model: nn.Module, last: LastRelu, shared: bool = False) -> None:
-    """Removes the last rectification, in place; if that is not possible, nothing changes.
+    """Removes the last ReLU, in place; if that is not possible, nothing changes.
 
     Args:
         model: the network that `last` was found in, or one of the same structure.
         last: see `find_last_relu`.
-        shared: remove everything that the same ReLU module rectifies in that call of the block.
+        shared: remove every use of the same ReLU module in that call of the block.
     """
     if last.removable != YES:
         return
@@ -84,20 +84,20 @@ def remove_last_relu(model: nn.Module, last: LastRelu, shared: bool = False) -> 
 
 
 def _passing_class(kind: type[nn.Module], passed: frozenset[int]) -> type[nn.Module]:
-    """The same module, which lets the rectifications of some places in a call through.
+    """The same module, which lets the ReLUs of some places in a call through.
 
     A class, so that copies, state dicts and printed structures are those of the module.
     """
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with _Rectifications(lambda place, value, rectify: value if place in passed else rectify()):
+        with _ReluMode(lambda place, value, compute: value if place in passed else compute()):
             return kind.forward(self, *args, **kwargs)
 
     return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__, "__doc__": kind.__doc__})
 
 
-class _Rectifications(TorchFunctionMode):
-    """Counts the rectifications inside its block, and lets `decide` replace each.
+class _ReluMode(TorchFunctionMode):
+    """Counts the ReLUs inside its block, and lets `decide` replace each.
 
     Args:
         decide: called with the place of one, its input, and the function that computes its output; its result is used.
@@ -110,14 +110,14 @@ class _Rectifications(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if not _rectifies(function, args, kwargs):
+        if not _is_relu(function, args, kwargs):
             return function(*args, **kwargs)
         place, self._count = self._count, self._count + 1
         value = args[0] if args else kwargs["input"]
         return self._decide(place, value, lambda: function(*args, **kwargs))
 
 
-def _rectifies(function: Any, args: tuple, kwargs: dict) -> bool:
+def _is_relu(function: Any, args: tuple, kwargs: dict) -> bool:
     if function in _RELUS:
         return True
     return function in _BOUNDED and (args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)) == 0
@@ -127,7 +127,7 @@ def _rectifies(function: Any, args: tuple, kwargs: dict) -> bool:
 
 
 class _Event(NamedTuple):
-    """One rectification: the module that called it, its place in that call, and the ReLU module that computed it."""
+    """One ReLU: the module that called it, its place in that call, and the ReLU module that computed it."""
 
     owner: str
     place: int
@@ -135,28 +135,28 @@ class _Event(NamedTuple):
 
 
 class _Frame:
-    """A running call of a module, and how many rectifications it has seen."""
+    """A running call of a module, and how many ReLUs it has seen."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name, self.module, self.count = name, module, 0
 
 
 def _run(model: nn.Module, images: Tensor, cut: int | None) -> tuple[list[_Event], bool]:
-    """Runs a network; its rectifications in order, and whether its features need the weights only through those cut.
+    """Runs a network; its ReLUs in order, and whether its features need the weights only through those cut.
 
     Args:
         model: may be changed.
         images: `[1, channels, height, width]`.
-        cut: place of the rectification that blocks the gradient; `None`: none of them does.
+        cut: place of the ReLU that blocks the gradient; `None`: none of them does.
     """
     events: list[_Event] = []
     model.eval().requires_grad_(True)
 
-    def decide(place: int, _: Tensor, rectify: Callable[[], Tensor]) -> Tensor:
+    def decide(place: int, _: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         events.append(_event(frames))
-        return rectify().detach() if cut in (None, place) else rectify()
+        return compute().detach() if cut in (None, place) else compute()
 
-    with _frames(model) as frames, torch.enable_grad(), _Rectifications(decide):
+    with _frames(model) as frames, torch.enable_grad(), _ReluMode(decide):
         features = parse_outputs(model(images), training=False).features
     return events, not any(feature.requires_grad for feature in features)
 

@@ -89,7 +89,7 @@ class SetModel(FrameAverage, NeckModel):
         input_size: `(channels, height, width)` at which the backbone runs, without memory, to be looked into.
         classifier: name of the backbone's classifier if known; empty: find it.
         last_relu: the backbone's last ReLU if known; `None`: find it.
-        whole_block: remove everything that the last ReLU's module rectifies in its block, as the authors' program does.
+        whole_block: remove every use of the last ReLU's module in its block, as the authors' program does.
             Such a network is marked in its state dict, which others refuse.
 
     Attributes:
