@@ -141,7 +141,7 @@ def changed(config):
         "model.load_weights": "",
         "oskt.latency.backend": "onnxruntime",
     }
-    ranges = {"loss.center.lr": 0.25, "train.base_lr_mult": 0.5, "data.split_id": 1}
+    ranges = {"loss.center.lr": 0.25, "oskt.refine.level_start": 0.5, "train.base_lr_mult": 0.5, "data.split_id": 1}
     idle = [key for key in idle_keys(config) if effect_of(key) is not Effect.NEITHER]
     other = {key: {**values, **ranges}.get(key, another(get(config, key))) for key in idle}
     other |= {key: 0.5 for key in idle if "warmup" in key or key.endswith(("min_lr_factor", "gamma"))}
