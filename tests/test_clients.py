@@ -132,7 +132,7 @@ def test_boxmots_loader(student, tmp_path):
 def test_the_readmes_consumer_runs_as_it_is_written(tmp_path, tiny_net):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    script = re.search(r"`python\n(import json.*?)`", README, re.DOTALL).group(1)
+    script = re.search(r"```python\n(import json.*?)```", README, re.DOTALL).group(1)
     assert len(script.splitlines()) <= 20
     nodes = [node for node in ast.walk(ast.parse(script)) if isinstance(node, (ast.Import, ast.ImportFrom))]
     modules = {getattr(node, "module", None) or alias.name for node in nodes for alias in node.names}

@@ -19,7 +19,7 @@ from oskt_torchreid.lab.reference import configuration_reference
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-BLOCK = re.compile(r"^`\n(.*?)^`$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^```\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PAGES = [
     "api",
     "architecture",

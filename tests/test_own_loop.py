@@ -21,7 +21,7 @@ def page():
     """The code of the page's section."""
     text = (ROOT / "docs" / "how-to.md").read_text()
     section = text[text.index("## A training loop of your own") :]
-    return re.search("`python\n(.*?)`", section, re.DOTALL)[1]
+    return re.search("```python\n(.*?)```", section, re.DOTALL)[1]
 
 
 def test_the_loop_of_the_page_runs_where_torchreid_is_absent(tmp_path):

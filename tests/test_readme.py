@@ -69,7 +69,7 @@ def test_every_imported_package_is_declared(declared):
 
 def commands() -> Iterator[list[str]]:
     """Words of every command in a plain block of the README."""
-    for language, block in re.findall(r"^`(\w*)\n(.*?)^`$", README, re.DOTALL | re.MULTILINE):
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE):
         for line in block.splitlines() if not language else ():
             if line.startswith(("python ", "pip ")):
                 yield shlex.split(line)
@@ -78,7 +78,7 @@ def commands() -> Iterator[list[str]]:
 def test_the_gate_runs_the_readmes_test_commands():
     gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     tests = README[README.index("## Tests") :]
-    lines = re.search(r"`\n(.*?)`", tests, re.DOTALL).group(1).splitlines()
+    lines = re.search(r"```\n(.*?)```", tests, re.DOTALL).group(1).splitlines()
     assert len(lines) == 2 and all(f"\n{line}\n" in gate for line in lines)
 
 

@@ -49,7 +49,7 @@ def test_unknown_engine_is_named_with_the_nearest():
 def test_readme_script_runs(tmp_path):
     """The script of a torchreid user in the README, made small by its own numbers alone."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    script = re.search(r"`python\n(import torchreid\n.*?)`", readme, re.DOTALL).group(1)
+    script = re.search(r"```python\n(import torchreid\n.*?)```", readme, re.DOTALL).group(1)
     small = {
         "max_epoch=20": "max_epoch=1",
         'root="reid-data"': f'root="{tmp_path}"',

@@ -99,7 +99,7 @@ def _signature(name: str, thing: Any) -> str:
     if len(text) > _LONGEST_LINE:
         lines = _one_per_line(typed)
         text = f"{name}(\n{lines}\n){end}"
-    return "`python\n" + re.sub(r"<.*? at 0x\w+>", "...", text) + "\n`"
+    return "```python\n" + re.sub(r"<.*? at 0x\w+>", "...", text) + "\n```"
 
 
 def _one_per_line(parameters: Sequence[inspect.Parameter]) -> str:
