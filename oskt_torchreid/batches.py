@@ -25,7 +25,7 @@ def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
             batch = next(batches)
         except StopIteration:
             if not count and isinstance(loader, Sized) and len(loader):
-                raise DataError("the data set gave no picture at all; mend the data set, or its class") from None
+                raise DataError("the data set gave no picture at all; fix the data set, or its class") from None
             return
         except OsktError:
             raise
@@ -33,7 +33,7 @@ def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
             dataset = getattr(loader, "dataset", loader)
             raise DataError(
                 f"{type(dataset).__name__} raised {type(reason).__name__} while it gave pictures: {_own_words(reason)}"
-                "; mend the data set, its class or its transforms"
+                "; fix the data set, its class or its transforms"
             ) from reason
         count += 1
         yield batch
@@ -49,13 +49,13 @@ def check_items(batch: Any, num_classes: int | None = None) -> None:
     if not isinstance(batch, Mapping) or not all(torch.is_tensor(batch.get(name)) for name in ("img", "pid")):
         raise DataError(
             f"a batch of the data set is a {type(batch).__name__}; its items must be dicts as those of torchreid's own "
-            "data sets, with 'img', 'pid' and 'camid': mend the class"
+            "data sets, with 'img', 'pid' and 'camid': fix the class"
         )
     images, pids = batch["img"], batch["pid"]
     if images.dim() not in (4, 5) or images.shape[-3] != _CHANNELS or not images.is_floating_point():
         raise DataError(
             f"a batch of the data set has images {tuple(images.shape)} of {images.dtype}; networks take floating point "
-            "numbers [batch, 3, height, width]: mend the class, or its transforms"
+            "numbers [batch, 3, height, width]: fix the class, or its transforms"
         )
     if num_classes is not None and len(pids) and not 0 <= int(pids.min()) <= int(pids.max()) < num_classes:
         raise DataError(

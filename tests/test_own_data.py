@@ -541,7 +541,7 @@ def test_what_a_class_raises_later(tiny_net, market_root, tmp_path, monkeypatch,
     places = [f"data.root={market_root}", f"data.save_dir={tmp_path}", "model.name=tiny_net", "engine=softmax"]
     assert command([*SIZE, *options, *places]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "DataError: Own_Set raised KeyError while it gave pictures: 'the licence of this picture has ended'; mend the "
+        "DataError: Own_Set raised KeyError while it gave pictures: 'the licence of this picture has ended'; fix the "
         "data set, its class or its transforms"
     )
 

@@ -228,7 +228,7 @@ def test_files_of_another_number_of_heads(tmp_path):
     chain.save(tmp_path / "chain.safetensors")
     oskt.save_student(oskt.expand(chain, 0.5), tmp_path / "student.pth")
     other = tiny(num_heads=4)
-    message = "module 'blocks.0.attn' of VisionTransformer takes its channels as 4 heads .*, the teacher's as 3; build"
+    message = "module 'blocks.0.attn' of VisionTransformer splits its channels into 4 heads .*, the teacher's into 3"
     with pytest.raises(ChainError, match=f"cannot be used as a weight chain: {message}"):
         WeightChain.load(tmp_path / "chain.safetensors", other)
     with pytest.raises(CheckpointError, match=f"student.pth' was made of another network: {message}"):

@@ -127,7 +127,7 @@ def _run(run: Run, images: np.ndarray, shape: tuple[int, ...], path: object) -> 
         reason = str(error).strip().partition("\n")[0]
         raise ExportError(
             f"'{path}' does not run on a batch of {len(images)} ({reason}). The file was deleted; export to another "
-            "format, or mend the network's code where it fixes the batch size"
+            "format, or fix the network's code where it fixes the batch size"
         ) from error
     if found.shape != shape:
         raise ExportError(f"'{path}' gives features {found.shape} instead of {shape}. The file was deleted")

@@ -115,7 +115,7 @@ def _made(name: str, kind: Callable[..., Any], arguments: Mapping[str, Any]) -> 
         title = getattr(kind, "__qualname__", repr(kind))
         _check_given(name, kind, reason)
         raise DataError(
-            f"data set '{name}' cannot be read: {_own_words(reason, title)}; mend the data set, or the class that "
+            f"data set '{name}' cannot be read: {_own_words(reason, title)}; fix the data set, or the class that "
             "reads it"
         ) from reason
 
