@@ -168,7 +168,7 @@ def test_files_of_a_network_with_other_norm_blocks(tmp_path) -> None:
     other = Decoder()
     other.stem_norm.num_groups = 2
     with pytest.raises(
-        oskt.errors.ChainError, match="module 'stem_norm' of Decoder takes its channels as 2 heads or n"
+        oskt.errors.ChainError, match="module 'stem_norm' of Decoder splits its channels into 2 heads or n"
     ):
         oskt.WeightChain.load(tmp_path / "chain.safetensors", model=other)
 
