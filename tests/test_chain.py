@@ -134,7 +134,7 @@ def labels_of(size, **changed):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({"0": np.array([0, 2, 0, 2])}, "labels of group '0' are not 0..K-1 with every cluster in use"),
+        ({"0": np.array([0, 2, 0, 2])}, "labels of group '0' are not whole numbers 0..K-1, each in use"),
         ({"0": np.array([-1, 0, 0, 1])}, "labels of group '0' are not 0..K-1"),
         ({"0": np.array([0, 1])}, "group '0' of 4 channels has no label for each of them"),
         ({"0": None}, "group '0' of 4 channels has no label"),

@@ -33,7 +33,7 @@ ROOMS = {
     "zoo": {"graph", "chain", "vkd", "host", "models"} | FOUNDATIONS,
     "baselines": {"graph", "chain", "host"} | FOUNDATIONS,
     "report": {"config", "vkd"} | FOUNDATIONS,
-    "integration": {"vkd", "host", "models", "datasets", "zoo"} | FOUNDATIONS,
+    "integration": {"vkd", "host", "models", "datasets", "zoo", "baselines"} | FOUNDATIONS,
     "runs": {"config", "graph", "chain", "vkd", "host", "models", "datasets", "deploy", "baselines", "report"}
     | FOUNDATIONS,
     "lab": {"config", "graph", "chain", "vkd", "host", "models", "datasets", "deploy", "baselines", "report", "runs"}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def cluster_teacher(
 
     Raises:
         ConfigError: an unknown clustering.
-        ChainError: weights that are not finite.
+        ChainError: weights that are not finite, or labels of a function that are not of so many clusters.
     """
     if not callable(clustering) and clustering not in CLUSTERINGS:
         raise ConfigError(f"clustering is '{clustering}'; allowed: {', '.join(CLUSTERINGS)}")
@@ -73,9 +74,22 @@ def cluster_teacher(
             result[group.name] = np.arange(group.size) % width
         else:
             rows = group_rows(graph, group, producers[index], state, normalize_rows)
-            labels = _numbered_by_first_row(labels_of(rows, width))
+            labels = _numbered_by_first_row(_checked(labels_of(rows, width), group, width))
             result[group.name] = balanced_labels(rows, labels) if index in balanced else labels
     return result
+
+
+def _checked(labels: Any, group: ChannelGroup, width: int) -> np.ndarray:
+    """Labels of any clustering function as an array; raises `ChainError` unless they are of `width` clusters."""
+    found = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    whole = found.shape == (group.size,) and np.issubdtype(found.dtype, np.integer)
+    if not whole or len(np.unique(found)) != width:
+        got = f"{len(np.unique(found))} clusters" if whole else f"{found.dtype} of shape {found.shape}"
+        raise ChainError(
+            f"the clustering function gave {got} for group '{group.name}'; it must give a whole number for each of "
+            f"{group.size} rows, {width} different ones"
+        )
+    return found
 
 
 def _under_norms(graph: ChannelGraph) -> frozenset[int]:

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from ..graph import ChannelGraph, rebuild
-from ..networks import watched, without_memory_or_on_cpu
+from ..networks import number_type, watched, without_memory_or_on_cpu
 from .chain import WeightChain
 
 Plans = Sequence[Mapping[str, int]]
@@ -154,10 +154,10 @@ def multiply_adds(model: nn.Module, image_size: tuple[int, ...]) -> int:
         model: not changed.
         image_size: `(channels, height, width)`.
     """
-    training, device = model.training, next(model.parameters()).device
+    training, device, dtype = model.training, next(model.parameters()).device, number_type(model)
     model.eval()
     with torch.no_grad(), plain_attention(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, *image_size, device=device))
+        model(torch.zeros(1, *image_size, device=device, dtype=dtype))
     model.train(training)
     return counter.get_total_flops() // 2  # torch counts both halves
 
@@ -194,7 +194,7 @@ def _run(chain: WeightChain, input_size: tuple[int, ...], device: str) -> Operat
     attentions = {attention.module: model.get_submodule(attention.module) for attention in chain.graph.attentions}
     recorder = _Recorder(model, attentions)
     with torch.no_grad(), plain_attention(), watched(attentions.items(), recorder.enter, recorder.leave), recorder:
-        model(torch.zeros(1, *input_size, device=device))
+        model(torch.zeros(1, *input_size, device=device, dtype=number_type(model)))
     numbers = {name: zeros[name].numel() for name in recorder.weights}
     positions = {name: flops // numbers[name] for name, flops in recorder.weights.items()}
     return Operators(positions, recorder.attentions, recorder.constant)

@@ -71,6 +71,7 @@ def feature_scale(chain: WeightChain, widths: Mapping[str, int], distance: str) 
         GraphError: a network whose feature is not made of channels of its graph.
         WidthError: widths that do not fit.
     """
+    chain.check_range(widths)
     layout = Layout(chain.graph, chain.teacher_to_chain, widths)
     channels = chain.features.channels
     kept = channels[occupied(chain.graph, widths)[channels]]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..errors import ChainError, TrainingError, expect
 from ..graph import adapt_code, rebuild
 from ..graph.surgery.rebuild import code_buffers
 from . import network
@@ -196,6 +197,8 @@ class Refinement(nn.Module):
 
     def __init__(self, teacher: nn.Module, chain: WeightChain, vector_copies: bool = False) -> None:
         super().__init__()
+        expect(nn.Module, teacher, "teacher", "give the network that the chain was made of", ChainError)
+        expect(WeightChain, chain, "chain", "make one: WeightChain.from_teacher(teacher, width)", ChainError)
         chain.check_teacher(teacher)
         self.teacher = teacher
         self.sstudent = SStudent(chain, vector_copies)
@@ -220,7 +223,12 @@ class Refinement(nn.Module):
             images: `[batch, 3, height, width]`.
             criterion: the task's loss, a scalar, of what the network returns in training.
             sstudent_criterion: the same for the S-student, if its loss is different.
+
+        Raises:
+            TrainingError: in evaluation mode, in which the S-student does not run, or a criterion without a scalar.
         """
+        if not self.training:
+            raise TrainingError("losses of a refinement need training mode, in which the S-student runs; call train()")
         return self.losses_of(self(images), criterion, sstudent_criterion)
 
     def losses_of(
@@ -228,12 +236,20 @@ class Refinement(nn.Module):
     ) -> RefinementLosses:
         """`losses` of the outputs of `forward`, in any form that the criteria take."""
         of_teacher, of_sstudent = outputs
-        teacher, sstudent = criterion(of_teacher), (sstudent_criterion or criterion)(of_sstudent)
+        teacher = _scalar(criterion(of_teacher))
+        sstudent = _scalar((sstudent_criterion or criterion)(of_sstudent))
         return RefinementLosses(teacher, sstudent, refining_loss(self.sstudent.row_pairs(self.teacher)))
 
     def to_chain(self) -> WeightChain:
         """The refined chain (copies)."""
         return self.sstudent.to_chain(self.teacher)
+
+
+def _scalar(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.dim() > 0:
+        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)[:100]
+        raise TrainingError(f"a criterion gave {got}; it must give a scalar tensor, such as the mean over the batch")
+    return loss
 
 
 def _fixed_tensors(chain: WeightChain) -> set[str]:

@@ -100,7 +100,7 @@ class ChannelGroup:
         return len(self.channels)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ChannelGraph:
     """Channels, ties and groups of one network.
 
@@ -176,6 +176,9 @@ class ChannelGraph:
     def places(self) -> dict[tuple[str, int, Role], Tie]:
         """Every tie by its place."""
         return {tie.place: tie for tie in self.ties}
+
+    def __repr__(self) -> str:
+        return f"<ChannelGraph of {self.num_channels} channels in {len(self.groups)} groups, {len(self.ties)} ties>"
 
     def summary(self) -> str:
         """The groups as a table: name, size, number of row and column ties, and why a group is fixed."""
