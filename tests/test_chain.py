@@ -67,7 +67,7 @@ def small(width=4):
 def test_rows_are_means_of_clusters_and_keep_the_teachers_columns():
     model = small()
     labels = {"0": np.array([0, 1, 0, 1]), "3": np.array([0, 0, 1]), "4.classifier": np.arange(2)}
-    made = WeightChain.from_labels(model, graph.trace(model, (3, 8, 8)), labels)
+    made = WeightChain.from_labels(model, graph.trace_module(model, (3, 8, 8)), labels)
     first, second = model[0].weight, model[3].weight
     assert torch.allclose(made.rows["0.weight"], torch.stack([first[[0, 2]].mean(0), first[[1, 3]].mean(0)]))
     assert torch.allclose(made.rows["3.weight"], torch.stack([second[:2].mean(0), second[2]]))
@@ -144,11 +144,11 @@ def labels_of(size, **changed):
 def test_labels_that_do_not_fit(labels, message):
     model = small()
     with pytest.raises((ChainError, WidthError), match=message):
-        WeightChain.from_labels(model, graph.trace(model, (3, 8, 8)), labels_of(4, **labels))
+        WeightChain.from_labels(model, graph.trace_module(model, (3, 8, 8)), labels_of(4, **labels))
 
 
 def test_a_graph_of_another_network():
-    wide = graph.trace(small(6), (3, 8, 8))
+    wide = graph.trace_module(small(6), (3, 8, 8))
     with pytest.raises(
         ChainError, match="channel graph belongs to another network: axis 0 of '0.weight' must be 6 long"
     ):

@@ -28,7 +28,7 @@ from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError, OsktError, Terminated
 from oskt_torchreid.files import load_checkpoint, sha256
-from oskt_torchreid.graph import trace
+from oskt_torchreid.graph import trace_module
 from oskt_torchreid.graph.plans import ratio_plan
 from oskt_torchreid.host.compat import seed_everything
 from oskt_torchreid.host.data import build_datamanager
@@ -127,7 +127,7 @@ def engine_of(kind, manager):
     if kind == "kd++":
         seed_everything(5)
         teacher = TinyNet(manager.num_train_pids, "triplet")
-        graph = trace(teacher, (3, 32, 16))
+        graph = trace_module(teacher, (3, 32, 16))
         model = make_baseline("slice", teacher, graph, ratio_plan(graph, 0.5))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         return DistillationEngine(manager, model, optimizer, teacher=teacher, heads=graph.heads, **options)

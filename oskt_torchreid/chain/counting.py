@@ -109,7 +109,7 @@ class Shapes:
             row[: tensor.dim()] = tensor.shape
         index = {name: number for number, name in enumerate(self.names)}
         order = {axis: number for number, axis in enumerate(self.graph.axes)}
-        self._places = [(index[tie.tensor], tie.dimension) for tie in self.graph.ties]
+        self._tied = [(index[tie.tensor], tie.dimension) for tie in self.graph.ties]
         self._factor = np.array([tie.shaped(1) for tie in self.graph.ties], np.int64)
         self._column = np.array([order[tie.axis] for tie in self.graph.ties], np.int64)
         counts = [_multiplicities(self.graph, axis.channels[0]) for axis in self.graph.axes]
@@ -124,7 +124,7 @@ class Shapes:
         # Products of floating-point matrices are fast, and exact for whole numbers of this size.
         lengths = np.rint(self.widths(plans) @ self._counts).astype(np.int64)
         shapes = np.tile(self._whole, (len(plans), 1, 1))
-        tensor, dimension = np.array(self._places, np.int64).reshape(-1, 2).T
+        tensor, dimension = np.array(self._tied, np.int64).reshape(-1, 2).T
         shapes[:, tensor, dimension] = lengths[:, self._column] * self._factor
         return shapes
 

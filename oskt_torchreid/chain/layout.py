@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ..errors import WidthError
 from ..graph import Axis, ChannelGraph, Tie
-from ..graph.plans import check_plan, occupied
+from ..graph.plans import check_plan, occupied_places
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,11 +208,10 @@ class Layout:
         names = [group.name for group in graph.groups]
         made = slots_of_groups([teacher_to_chain[name] for name in names], [widths[name] for name in names])
         self.slots: dict[str, Slots] = dict(zip(names, made, strict=True))
-        place = np.empty(graph.num_channels, np.int64)
+        self._merged_into = np.empty(graph.num_channels, np.int64)  # per channel, the one whose place its slot takes
         for group, slots in zip(graph.groups, made, strict=True):
-            place[group.channels] = group.channels[slots.teacher_to_slot]
-        self._place = place
-        self._occupied = occupied(graph, widths)
+            self._merged_into[group.channels] = group.channels[slots.teacher_to_slot]
+        self._occupied = occupied_places(graph, widths)
         self._position = np.empty(graph.num_channels, np.int64)  # per channel, for the axis that is being mapped
         self._axes: dict[Axis, AxisMap] = {}
 
@@ -224,7 +223,7 @@ class Layout:
     def total(self, values: np.ndarray) -> np.ndarray:
         """Sum of the members' values at each channel's place; both `[num_channels]`."""
         sums = np.zeros(self.graph.num_channels, values.dtype)
-        np.add.at(sums, self._place, values)
+        np.add.at(sums, self._merged_into, values)
         return sums
 
     def axis(self, tie: Tie) -> AxisMap:
@@ -244,12 +243,12 @@ class Layout:
         order = np.arange(len(channels))
         self._position[channels] = order
         if np.array_equal(self._position[channels], order):  # every channel occurs once
-            return self._position[self._place[channels]]
+            return self._position[self._merged_into[channels]]
         occurrence = _occurrences(channels)
         repeats = int(occurrence.max()) + 1
         position = np.empty(self.graph.num_channels * repeats, np.int64)
         position[channels * repeats + occurrence] = order
-        return position[self._place[channels] * repeats + occurrence]
+        return position[self._merged_into[channels] * repeats + occurrence]
 
 
 def student_to_chain(student: AxisMap, chain: AxisMap) -> Tensor:

@@ -17,7 +17,7 @@ from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, compare, resolver
 
 
 def trace(model: nn.Module, input_size: tuple[int, ...] | None = None) -> ChannelGraph:
-    """The channel graph of a re-id network: `graph.trace` with the classifiers, and only them, as results.
+    """The channel graph of a re-id network: `graph.trace_module` with the classifiers, and only them, as results.
 
     Args:
         model: a torchreid model, or any module that maps an image batch to a feature (and class scores in training).
@@ -26,14 +26,14 @@ def trace(model: nn.Module, input_size: tuple[int, ...] | None = None) -> Channe
             3x256x128.
 
     Raises:
-        GraphError: see `graph.trace`.
+        GraphError: see `graph.trace_module`.
     """
     graph.check_model(model)
     if input_size is None:
         spec = resolver().identify(model)
         input_size = resolver().input_size(spec.name) if spec else DEFAULT_INPUT_SIZE
     with _logits_only(model):
-        return graph.trace(model, input_size)
+        return graph.trace_module(model, input_size)
 
 
 def trace_features(skeleton: nn.Module, channels: ChannelGraph, tensors: Mapping[str, Tensor]) -> FeaturePath:

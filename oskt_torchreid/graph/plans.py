@@ -231,9 +231,9 @@ def check_widths(graph: ChannelGraph, widths: Mapping[str, int]) -> None:
 def check_plan(graph: ChannelGraph, widths: Mapping[str, int]) -> None:
     """Raises `WidthError` unless a plan is legal: see `check_widths`, and blocks of one axis equally wide."""
     check_widths(graph, widths)
-    places = occupied(graph, widths)
+    occupied = occupied_places(graph, widths)
     for channels, blocks in zip(graph.blocked_axes, graph.blocked_groups, strict=True):
-        lengths = places[channels].sum(1)
+        lengths = occupied[channels].sum(1)
         if (lengths != lengths[0]).any():
             raise _unequal(graph, blocks, widths)
 
@@ -261,7 +261,7 @@ def _least(group: ChannelGroup) -> int:
     return group.size if group.fixed else 1
 
 
-def occupied(graph: ChannelGraph, widths: Mapping[str, int]) -> np.ndarray:
+def occupied_places(graph: ChannelGraph, widths: Mapping[str, int]) -> np.ndarray:
     """Whether a student of these widths has a channel in each channel's place, shape `[num_channels]`.
 
     Example: a group of channels `0..3` at width 2 keeps the places `0` and `1`.
