@@ -187,7 +187,7 @@ def test_scratch_is_initialised_as_the_network_itself(traced):
 
 
 def test_every_method_has_a_name_a_summary_and_a_rate():
-    assert set(oskt_node.BASELINES) == set(BASELINES) == set(default_tree()["oskt"]["control_lr"])
+    assert set(oskt_node.STOCK_BASELINES) == set(BASELINES) == set(default_tree()["oskt"]["control_lr"])
     assert len({method.summary for method in BASELINES.values()}) == len(BASELINES)
 
 
