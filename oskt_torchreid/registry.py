@@ -30,11 +30,6 @@ def register_engine(name: str, engine: type) -> None:
         )
 
 
-def engine_names() -> list[str]:
-    """Registered names in order of registration."""
-    return list(_ENGINES)
-
-
 def engine_class(name: str) -> type:
     """The class registered under `name`.
 

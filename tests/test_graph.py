@@ -16,6 +16,7 @@ from oskt_torchreid.errors import WidthError
 from oskt_torchreid.graph.building import OUTPUT, build_graph
 from oskt_torchreid.graph.plans import balanced, check_plan
 from oskt_torchreid.graph.storage import to_arrays
+from oskt_torchreid.graph.surgery import rebuild
 from oskt_torchreid.graph.tracer import run
 from oskt_torchreid.host import models
 
@@ -267,3 +268,32 @@ def test_summary_lists_every_group():
     assert lines[0] == "6 channels in 2 groups, 5 ties"
     assert lines[-2].split() == ["0", "4", "2", "1"]
     assert lines[-1].split() == ["1", "2", "2", "0", *OUTPUT.split()]
+
+
+class Scale(nn.Module):
+    """A factor per channel, as ConvNeXt has it; its code needs to know how many there are."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width, self.factor = width, nn.Parameter(torch.rand(width) + 0.5)
+
+    def forward(self, images):
+        return images * self.factor.view(1, self.width, 1, 1)
+
+
+def test_a_module_with_a_size_of_its_own(monkeypatch):
+    """A rule sets what the package cannot know; a subclass follows it too."""
+    rules = "oskt_torchreid.graph.surgery.rebuild._ATTRIBUTE_RULES"
+    monkeypatch.setattr(rules, dict(rebuild._ATTRIBUTE_RULES))
+    model = nn.Sequential(conv(3, 8), type("Other", (Scale,), {})(8), Head(8)).eval()
+    traced, images = graph.trace_module(model, IMAGE), torch.zeros(2, *IMAGE)
+    with pytest.raises(RuntimeError, match="shape"):
+        graph.shell(model, traced, graph.ratio_plan(traced, 0.5))(images)
+
+    def follow(scale):
+        scale.width = len(scale.factor)
+
+    graph.register_attribute_rule(Scale, follow)
+    student = graph.shell(model, traced, graph.ratio_plan(traced, 0.5))
+    assert student[1].width == 4 and model[1].width == 8
+    assert student(images).shape == (2, 2)

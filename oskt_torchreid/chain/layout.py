@@ -46,25 +46,12 @@ class Slots:
     teacher_to_slot: np.ndarray
 
 
-def make_slots(teacher_to_chain: np.ndarray, width: int) -> Slots:
-    """Slots and members of one group.
-
-    Args:
-        teacher_to_chain: cluster of each teacher channel, shape `[N]`, every cluster `0..K-1` in use.
-        width: `m`.
-
-    Raises:
-        WidthError: `width` is outside of `[K, N]`.
-    """
-    return slots_of_groups([teacher_to_chain], [width])[0]
-
-
 def slots_of_groups(teacher_to_chain: Sequence[np.ndarray], widths: Sequence[int]) -> list[Slots]:
     """Slots and members of many groups at once: networks of convolution groups have thousands of channel groups.
 
     Args:
-        teacher_to_chain: per group as `make_slots` takes it.
-        widths: per group.
+        teacher_to_chain: per group, cluster of each teacher channel, shape `[N]`, every cluster `0..K-1` in use.
+        widths: `m` per group.
 
     Raises:
         WidthError: a width is outside of its group's `[K, N]`.
