@@ -145,7 +145,7 @@ def watched(
     """Follows every call of some modules inside the block.
 
     Args:
-        modules: names and modules, such as `network.named_modules()`.
+        modules: names and modules, such as `named_modules()` of a network gives.
         enter: called before each call, with the name, the module, and the arguments without and with names.
         leave: called after it, with the name, the module, its arguments without names and its output; its result
             replaces the output, unless it is `None`.

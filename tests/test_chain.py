@@ -284,7 +284,10 @@ DAMAGES = {
     "kind": (lambda t, m: t.update({"notes/x": torch.zeros(1)}), "tensor 'notes/x' of unknown kind"),
     "statistic": (lambda t, m: t.update({"statistics/x": torch.zeros(1)}), r"1 unexpected \['x'\]"),
     "labels": (put("graph/teacher_to_chain", lambda t: t + 1), "labels of group .* are not whole numbers 0..K-1"),
-    "negative labels": (put("graph/teacher_to_chain", lambda t: t - 1), "labels of group .* are not whole numbers 0..K-1"),
+    "negative labels": (
+        put("graph/teacher_to_chain", lambda t: t - 1),
+        "labels of group .* are not whole numbers 0..K-1",
+    ),
     "few labels": (put("graph/teacher_to_chain", lambda t: t[1:]), r"it labels \(\d+,\) channels, its graph has"),
     "no labels": (forget("graph/teacher_to_chain"), r"it labels \(0,\) channels"),
     "axes": (put("graph/axes", lambda t: t + 10**6), "names unknown channels"),

@@ -1,4 +1,4 @@
-"""Chain initialisation (paper 1.2 of the method notes: clustering): which teacher channels share one chain row.
+"""Clusters of channels (paper: chain initialisation): which teacher channels share one chain row.
 
 Each group's channels are clustered once, jointly over every layer that produces the group: the flattened rows of those
 layers are concatenated, `[N, columns_1 + columns_2 + ...]`, and Ward's agglomerative method cuts them into `K`

@@ -125,7 +125,7 @@ def narrow_skeleton(
 
     Args:
         model: the first teacher's structure; not changed.
-        code: how the student's own code was adapted, see `graph.routing.describe_code`.
+        code: how the student's own code was adapted, see `graph.surgery.rebuild.describe_code`.
         graph: the student's channel graph.
         rows: the chain's rows, whose columns are the student's.
         others: all other tensors of the student.

@@ -184,7 +184,7 @@ class Refinement(nn.Module):
         loss = refinement.losses(images, lambda outputs: criterion(outputs, labels)).total()
         optimizer.zero_grad(), loss.backward(), optimizer.step()
 
-    and `refinement.to_chain()` is the chain so far.
+    and `Refinement.to_chain` gives the chain so far.
 
     Args:
         teacher: trained in place.

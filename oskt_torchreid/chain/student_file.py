@@ -36,7 +36,7 @@ class StudentRecord:
         num_classes: class count of the teacher.
         loss: loss that the teacher's model was built for.
         feature_dim: length of the feature; 0 where the network has several classifiers.
-        code: how the student's own code was adapted, see `graph.routing.describe_code`.
+        code: how the student's own code was adapted, see `graph.surgery.rebuild.describe_code`.
         distance: the distances that its features were scaled to, see `distance.py`.
         input_size: `(channels, height, width)` of the image that the teacher was traced with.
         blocks: heads of each attention and blocks of each norm over channels, see `ChannelGraph.module_blocks`.

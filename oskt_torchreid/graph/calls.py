@@ -1,7 +1,7 @@
 """Calls of operators, with the table of rules that says what each does to channels; and calls of modules.
 
-A rule is a function `rule(recording, call)`. It reads the shadows of the call's inputs (`recording.shadow`), marks
-its outputs (`recording.mark`) and records what the operator demands of the channels (`tie`, `unite`, `fix`).
+A rule is a function `rule(recording, call)`. It reads the shadows of the call's inputs (`Recording.shadow`), marks
+its outputs (`Recording.mark`) and records what the operator demands of the channels (`tie`, `unite`, `fix`).
 Most operators need none of their own: pass one of those in `rules` to `register_rule`::
 
     from oskt_torchreid import graph

@@ -34,7 +34,7 @@ LEARNING_RATE, WEIGHT_DECAY = 3.5e-4, 5e-4  # the paper's recipe for CNNs
 class OSKTEngine(TransferEngine):
     """Refines a chain: `L = L_reid(teacher) + L_reid(S-student) + lambda * L_refine`.
 
-    Evaluation and checkpoints during the run concern the teacher with its chain; `engine.chain` is the chain as
+    Evaluation and checkpoints during the run concern the teacher with its chain; its `chain` is the chain as
     refined so far, to be expanded or saved.
 
     Args:
@@ -47,7 +47,7 @@ class OSKTEngine(TransferEngine):
         width: width ratio of the chain, if none is given.
         loss: re-id loss of teacher and S-student; `None`: label-smoothed cross-entropy.
         lambda_weight: final weight of the refining loss.
-        lambda_shape: `constant` or `linear`, see `losses.lambda_schedule`.
+        lambda_shape: `constant` or `linear`, see `chain.losses.lambda_schedule`.
         sstudent_weight: weight of the S-student's re-id loss; at 0 the chain is refined by `L_refine` alone, and the
             S-student still has its own running statistics.
         vector_copies: the S-student has its own norm parameters and biases, which are refined like rows.
