@@ -17,7 +17,7 @@ from .errors import MissingTorchreidError, OsktError
 from .registry import register_engine
 
 try:
-    from .integration import OSKTEngine, SetModel, VKDEngine, models, register_backbone, vkd, zoo
+    from .integration import OSKTEngine, SetModel, VKDEngine, baselines, models, register_backbone, vkd, zoo
 except MissingTorchreidError as _reason:
     _missing: MissingTorchreidError | None = _reason
 else:
@@ -33,6 +33,7 @@ __all__ = [
     "SetModel",
     "VKDEngine",
     "WeightChain",
+    "baselines",
     "chain",
     "deploy",
     "errors",
@@ -51,8 +52,17 @@ __all__ = [
 ]
 
 
+_EVERYTHING = frozenset(__all__)
+if _missing is not None:
+    __all__ = [name for name in __all__ if name in globals()]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]
+
+
 def __getattr__(name: str) -> Any:
     """Attributes that need torchreid: raises the reason if it is missing, instead of an attribute error."""
-    if name in __all__ and _missing is not None:
+    if name in _EVERYTHING and _missing is not None:
         raise _missing
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

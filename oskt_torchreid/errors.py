@@ -71,6 +71,18 @@ class ExportError(OsktError, RuntimeError):
     """A network that cannot be exported, or an exported file that does not compute the same as the network."""
 
 
+def expect(
+    kind: type | tuple[type, ...], value: object, what: str, advice: str, error: type[OsktError] = ConfigError
+) -> None:
+    """Raises a typed error unless a value is of a kind.
+
+    Example: `expect(str, 3, "name", "give a text")` raises `ConfigError("name is 3; give a text")`.
+    """
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise error(f"{what} is {value!r:.100}; {advice}")
+
+
 def first_line(error: BaseException) -> str:
     """The message of another library's error, as one line; its type if it has none."""
     lines = str(error).strip().splitlines()

@@ -1,6 +1,6 @@
 """Registers engines, model names and data sets with torchreid; and the attributes that need torchreid."""
 
-from . import models, vkd, zoo
+from . import baselines, models, vkd, zoo
 from .datasets import atrw, market1501, synthped, synthped_video, veri776
 from .host import image_engines  # noqa: F401  registers them
 from .host.engine import publish
@@ -12,7 +12,7 @@ from .models.registration import register_backbone
 from .registry import build_engine
 from .vkd.model import SetModel, register_set_models
 
-__all__ = ["OSKTEngine", "SetModel", "VKDEngine", "models", "register_backbone", "vkd", "zoo"]
+__all__ = ["OSKTEngine", "SetModel", "VKDEngine", "baselines", "models", "register_backbone", "vkd", "zoo"]
 
 install_reader()
 register_all()

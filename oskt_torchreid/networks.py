@@ -123,6 +123,12 @@ def linear_of(model: nn.Module, name: str) -> nn.Linear:
 # ---- running ---------------------------------------------------------------------------------------------------------
 
 
+def number_type(model: nn.Module) -> torch.dtype:
+    """The type of a network's numbers, in which it takes images: that of its first floating-point parameter."""
+    types = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    return next(types, torch.get_default_dtype())
+
+
 def is_image_size(size: object) -> TypeGuard[tuple[int, int, int]]:
     """Whether a value is `(channels, height, width)`, each 1 or more."""
     return isinstance(size, (tuple, list)) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)
@@ -139,7 +145,7 @@ def watched(
     """Follows every call of some modules inside the block.
 
     Args:
-        modules: names and modules, such as `network.named_modules()`.
+        modules: names and modules, such as `named_modules()` of a network gives.
         enter: called before each call, with the name, the module, and the arguments without and with names.
         leave: called after it, with the name, the module, its arguments without names and its output; its result
             replaces the output, unless it is `None`.

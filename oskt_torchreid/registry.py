@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, expect
 
 _ENGINES: dict[str, type] = {}
 _BASELINE_NAMES: list[str] = []
@@ -14,19 +14,20 @@ def register_engine(name: str, engine: type) -> None:
     """Adds an engine class under `name`; registering the same class again changes nothing.
 
     Raises:
-        ConfigError: another class has the name.
+        ConfigError: no name or no class, or another class has the name.
     """
+    expect(str, name, "name of an engine", "give a text")
+    expect(type, engine, f"engine '{name}'", "give a class, such as one derived from host.engine.TransferEngine")
+    if not callable(getattr(engine, "run", None)):
+        raise ConfigError(
+            f"engine '{name}' is {engine!r:.100}, which has no run; derive it from an engine of torchreid"
+        )
     known = _ENGINES.setdefault(name, engine)
     if known is not engine:
         raise ConfigError(
             f"engine name '{name}' belongs to {known.__module__}.{known.__qualname__}, got "
             f"{engine.__module__}.{engine.__qualname__}; register it under another name"
         )
-
-
-def engine_names() -> list[str]:
-    """Registered names in order of registration."""
-    return list(_ENGINES)
 
 
 def engine_class(name: str) -> type:

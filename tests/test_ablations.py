@@ -10,7 +10,7 @@ from oskt_torchreid.baselines.partitions import PARTITIONS, kmeans_labels, rando
 from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.chain.expansion import expand, expand_to_plan
 from oskt_torchreid.errors import ConfigError
-from oskt_torchreid.graph import trace
+from oskt_torchreid.graph import trace_module
 
 
 def test_random_labels_keep_the_sizes():
@@ -39,7 +39,7 @@ def test_kmeans_uses_every_cluster():
 def test_chains_of_other_clusters(clustering):
     torch.manual_seed(0)
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(3, 12), nn.ReLU(), nn.Linear(12, 2))
-    graph = trace(teacher, (3, 1, 1))
+    graph = trace_module(teacher, (3, 1, 1))
     ward = WeightChain.from_teacher(teacher, 0.5, graph=graph).teacher_to_chain["1"]
     labels = [
         WeightChain.from_teacher(teacher, 0.5, graph=graph, clustering=PARTITIONS[clustering](seed)).teacher_to_chain[

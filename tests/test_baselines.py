@@ -13,11 +13,11 @@ from oskt_torchreid.baselines import BASELINES, Baseline, make_baseline, registe
 from oskt_torchreid.baselines.selection import by_score, row_norms, select_channels
 from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.chain.expansion import expand_to_plan
-from oskt_torchreid.chain.network import trace as trace_reid
+from oskt_torchreid.chain.network import trace
 from oskt_torchreid.config.nodes import oskt as oskt_node
 from oskt_torchreid.config.tree import default_tree
 from oskt_torchreid.errors import ChainError, ConfigError, WidthError
-from oskt_torchreid.graph import trace
+from oskt_torchreid.graph import trace_module
 from oskt_torchreid.graph.plans import ratio_plan
 
 SELECTIONS = {"slice": [0, 2], "first": [0, 1], "norm": [0, 3]}  # of 4 channels whose rows have the norms 3, 1, 2, 5
@@ -41,7 +41,7 @@ def traced():
     def get(name):
         if name not in made:
             teacher = build(name)
-            made[name] = teacher, trace_reid(teacher, input_size(name))
+            made[name] = teacher, trace(teacher, input_size(name))
         return made[name]
 
     return get
@@ -50,7 +50,7 @@ def traced():
 @pytest.mark.parametrize(("method", "kept"), SELECTIONS.items())
 def test_selections_keep_rows_biases_and_columns(method, kept):
     teacher = of_four()
-    graph = trace(teacher, (3, 1, 1))
+    graph = trace_module(teacher, (3, 1, 1))
     student = make_baseline(method, teacher, graph, {"1": 2, "3": 2})
     assert torch.equal(student[1].weight, teacher[1].weight[kept])
     assert torch.equal(student[1].bias, teacher[1].bias[kept])
@@ -75,7 +75,7 @@ def test_norms_count_every_layer_that_produces_a_channel():
         teacher.right.weight.zero_()
         teacher.left.weight[:, 0, 0, 0] = torch.tensor([3.0, 1, 5, 2])
         teacher.right.weight[:, 1, 0, 0] = torch.tensor([4.0, 0, 0, 12])
-    graph = trace(teacher, (3, 8, 8))
+    graph = trace_module(teacher, (3, 8, 8))
     group = next(group for group in graph.groups if group.name == "left")
     np.testing.assert_allclose(row_norms(teacher, graph)[group.channels], np.sqrt([25, 1, 25, 148]))
     student = make_baseline("norm", teacher, graph, {"left": 2, "head.classifier": 2})
@@ -87,7 +87,7 @@ def test_norms_of_grouped_and_transposed_rows():
     with torch.no_grad():  # [columns, rows per block]: block 0 holds the columns 0, 1 and the rows 0, 1
         teacher[0].weight[:, :, 0, 0] = torch.tensor([[3.0, 1], [4, 0], [6, 2], [8, 0]])
     network = nn.Sequential(conv(3, 4), *teacher)
-    graph = trace(network, (3, 8, 8))
+    graph = trace_module(network, (3, 8, 8))
     names = [group.name for group in graph.groups if group.name.startswith("1")]
     channels = np.concatenate([group.channels for group in graph.groups if group.name in names])
     np.testing.assert_allclose(row_norms(network, graph)[channels], [5, 1, 10, 2])
@@ -100,7 +100,7 @@ def test_kmeans_merges_rows_and_sums_columns():
         teacher[1].weight.copy_(torch.tensor([[0.0], [10], [0.2], [10.4]]))
         teacher[1].bias.copy_(torch.tensor([1.0, 2, 3, 4]))
         teacher[3].weight.copy_(torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]))
-    graph = trace(teacher, (1, 1, 1))
+    graph = trace_module(teacher, (1, 1, 1))
     student = make_baseline("kmeans", teacher, graph, {"1": 2, "3": 2})
     torch.testing.assert_close(student[1].weight, torch.tensor([[0.1], [10.2]]))
     torch.testing.assert_close(student[1].bias, torch.tensor([2.0, 3.0]))
@@ -115,7 +115,7 @@ OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in one_of_each_kin
 def test_what_is_left_out_is_all_that_is_lost(name):
     """With the columns of the other channels at zero, a selection computes what its teacher computes."""
     teacher, images = build(name), torch.randn(2, *input_size(name))
-    graph = trace_reid(teacher, input_size(name))
+    graph = trace(teacher, input_size(name))
     random = np.random.default_rng(0)
     score = random.random(graph.num_channels)
     widths = ratio_plan(graph, 0.5)
@@ -160,7 +160,7 @@ def test_shapes_are_those_of_a_chains_student(traced, name, method):
 def test_networks_with_everything(method):
     """Convolution groups, a split point, a reordering and fixed channels at half width."""
     teacher = of_everything().eval()
-    graph = trace(teacher, (3, 8, 8))
+    graph = trace_module(teacher, (3, 8, 8))
     for plan in plans(graph, WeightChain.from_teacher(teacher, 0.5, graph=graph)).values():
         student = make_baseline(method, teacher, graph, plan).eval()
         assert student(torch.randn(2, 3, 8, 8)).shape == (2, 2)
@@ -187,7 +187,7 @@ def test_scratch_is_initialised_as_the_network_itself(traced):
 
 
 def test_every_method_has_a_name_a_summary_and_a_rate():
-    assert set(oskt_node.BASELINES) == set(BASELINES) == set(default_tree()["oskt"]["control_lr"])
+    assert set(oskt_node.STOCK_BASELINES) == set(BASELINES) == set(default_tree()["oskt"]["control_lr"])
     assert len({method.summary for method in BASELINES.values()}) == len(BASELINES)
 
 
@@ -196,7 +196,7 @@ def test_a_method_is_added_in_one_line(monkeypatch):
     monkeypatch.setattr(registry, "_BASELINE_NAMES", list(registry._BASELINE_NAMES))
     network = of_four()
     register_baseline("whole", Baseline(lambda teacher, graph, widths: teacher, "none at all"))
-    assert make_baseline("whole", network, trace(network, (3, 1, 1)), {}) is network
+    assert make_baseline("whole", network, trace_module(network, (3, 1, 1)), {}) is network
     with pytest.raises(ConfigError, match="baseline name 'norm' is taken .channels with the largest rows."):
         register_baseline("norm", Baseline(lambda teacher, graph, widths: teacher, "another"))
 
@@ -210,13 +210,13 @@ def test_unknown_method():
 def test_widths_out_of_range(method):
     teacher = of_four()
     with pytest.raises(WidthError, match=r"width 5 of group '1' is outside of \[1, 4\]"):
-        make_baseline(method, teacher, trace(teacher, (3, 1, 1)), {"1": 5, "3": 2})
+        make_baseline(method, teacher, trace_module(teacher, (3, 1, 1)), {"1": 5, "3": 2})
 
 
 @pytest.mark.parametrize("method", ["norm", "kmeans"])
 def test_a_teacher_that_is_not_finite(method):
     teacher = of_four()
-    graph = trace(teacher, (3, 1, 1))
+    graph = trace_module(teacher, (3, 1, 1))
     with torch.no_grad():
         teacher[1].weight[0, 0] = float("nan")
     with pytest.raises(ChainError, match="NaN or infinite; .* sound teacher checkpoint"):

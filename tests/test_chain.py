@@ -67,7 +67,7 @@ def small(width=4):
 def test_rows_are_means_of_clusters_and_keep_the_teachers_columns():
     model = small()
     labels = {"0": np.array([0, 1, 0, 1]), "3": np.array([0, 0, 1]), "4.classifier": np.arange(2)}
-    made = WeightChain.from_labels(model, graph.trace(model, (3, 8, 8)), labels)
+    made = WeightChain.from_labels(model, graph.trace_module(model, (3, 8, 8)), labels)
     first, second = model[0].weight, model[3].weight
     assert torch.allclose(made.rows["0.weight"], torch.stack([first[[0, 2]].mean(0), first[[1, 3]].mean(0)]))
     assert torch.allclose(made.rows["3.weight"], torch.stack([second[:2].mean(0), second[2]]))
@@ -134,8 +134,8 @@ def labels_of(size, **changed):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({"0": np.array([0, 2, 0, 2])}, "labels of group '0' are not 0..K-1 with every cluster in use"),
-        ({"0": np.array([-1, 0, 0, 1])}, "labels of group '0' are not 0..K-1"),
+        ({"0": np.array([0, 2, 0, 2])}, "labels of group '0' are not whole numbers 0..K-1, each in use"),
+        ({"0": np.array([-1, 0, 0, 1])}, "labels of group '0' are not whole numbers 0..K-1"),
         ({"0": np.array([0, 1])}, "group '0' of 4 channels has no label for each of them"),
         ({"0": None}, "group '0' of 4 channels has no label"),
         ({"4.classifier": np.array([0, 0])}, r"width 1 of group '4.classifier' is outside of \[2, 2\]"),
@@ -144,11 +144,11 @@ def labels_of(size, **changed):
 def test_labels_that_do_not_fit(labels, message):
     model = small()
     with pytest.raises((ChainError, WidthError), match=message):
-        WeightChain.from_labels(model, graph.trace(model, (3, 8, 8)), labels_of(4, **labels))
+        WeightChain.from_labels(model, graph.trace_module(model, (3, 8, 8)), labels_of(4, **labels))
 
 
 def test_a_graph_of_another_network():
-    wide = graph.trace(small(6), (3, 8, 8))
+    wide = graph.trace_module(small(6), (3, 8, 8))
     with pytest.raises(
         ChainError, match="channel graph belongs to another network: axis 0 of '0.weight' must be 6 long"
     ):
@@ -283,8 +283,11 @@ DAMAGES = {
     "surplus": (lambda t, m: t.update({"fixed/x": torch.zeros(1)}), r"1 unexpected \['x'\]"),
     "kind": (lambda t, m: t.update({"notes/x": torch.zeros(1)}), "tensor 'notes/x' of unknown kind"),
     "statistic": (lambda t, m: t.update({"statistics/x": torch.zeros(1)}), r"1 unexpected \['x'\]"),
-    "labels": (put("graph/teacher_to_chain", lambda t: t + 1), "labels of group .* are not 0..K-1"),
-    "negative labels": (put("graph/teacher_to_chain", lambda t: t - 1), "labels of group .* are not 0..K-1"),
+    "labels": (put("graph/teacher_to_chain", lambda t: t + 1), "labels of group .* are not whole numbers 0..K-1"),
+    "negative labels": (
+        put("graph/teacher_to_chain", lambda t: t - 1),
+        "labels of group .* are not whole numbers 0..K-1",
+    ),
     "few labels": (put("graph/teacher_to_chain", lambda t: t[1:]), r"it labels \(\d+,\) channels, its graph has"),
     "no labels": (forget("graph/teacher_to_chain"), r"it labels \(0,\) channels"),
     "axes": (put("graph/axes", lambda t: t + 10**6), "names unknown channels"),

@@ -62,7 +62,7 @@ def test_rows_of_all_producers_are_clustered_together():
     with torch.no_grad():
         model.first.weight.copy_(torch.tensor([0.0, 0.0, 1.0, 1.0])[:, None, None, None].expand(4, 3, 1, 1))
         model.second.weight.copy_(torch.tensor([0.0, 0.1, 0.0, 0.1])[:, None, None, None].expand(4, 4, 1, 1))
-    traced = graph.trace(model, IMAGE)
+    traced = graph.trace_module(model, IMAGE)
     widths = {"first": 2, "head.classifier": 2}
     assert cluster_teacher(traced, model.state_dict(), widths)["first"].tolist() == [0, 0, 1, 1]
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_rows_of_unit_length_forget_their_scale():
     rows = torch.tensor([[1.0, 0, 0], [0, 1, 0], [9, 0, 0], [0, 9, 0]])
     with torch.no_grad():
         model[0].weight.copy_(rows[:, :, None, None])
-    traced = graph.trace(model, IMAGE)
+    traced = graph.trace_module(model, IMAGE)
     widths = {"0": 2, "1.classifier": 2}
     state = model.state_dict()
     assert cluster_teacher(traced, state, widths, normalize_rows=True)["0"].tolist() == [0, 1, 0, 1]
@@ -92,7 +92,7 @@ def test_convolution_groups_are_clustered_apart():
     model = Network(forward, **parts)
     with torch.no_grad():
         model.grouped.weight.copy_(torch.tensor([0.0, 5, 0, 5, 0, 0, 5, 5])[:, None, None, None].expand(8, 2, 1, 1))
-    traced = graph.trace(model, IMAGE)
+    traced = graph.trace_module(model, IMAGE)
     widths = ratio_plan(traced, 0.5)
     assert widths == {"first:0": 1, "first:1": 1, "grouped[0]": 2, "grouped[1]": 2, "last": 1, "head.classifier": 2}
     labels = cluster_teacher(traced, model.state_dict(), widths)
@@ -102,7 +102,7 @@ def test_convolution_groups_are_clustered_apart():
 
 def test_widths_of_one_and_all_need_no_clustering():
     model = nn.Sequential(conv(3, 4), Head(4))
-    traced = graph.trace(model, IMAGE)
+    traced = graph.trace_module(model, IMAGE)
     labels = cluster_teacher(traced, model.state_dict(), {"0": 1, "1.classifier": 2})
     assert labels["0"].tolist() == [0, 0, 0, 0]
     assert labels["1.classifier"].tolist() == [0, 1]

@@ -9,7 +9,7 @@ from runs import SMALL
 
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError, TrainingError
-from oskt_torchreid.lab.comparison import compare, further_jobs, jobs, seed_jobs, tuning_jobs
+from oskt_torchreid.lab.comparison import further_jobs, jobs, run_comparison, seed_jobs, tuning_jobs
 from oskt_torchreid.lab.comparison.comparison import choose_rates, run_all, try_apart
 from oskt_torchreid.lab.comparison.jobs import check_comparison
 from oskt_torchreid.lab.comparison_report import (
@@ -174,7 +174,7 @@ def test_no_rate_at_which_anything_can_be_trained(tmp_path, monkeypatch, step):
         lambda _, candidates: ({}, {}) if candidates[0].labels["scenario"] == step else (RATES, {}),
     )
     with pytest.raises(TrainingError, match=rf"at none of the rates of comparison.{step}_rates .*lower"):
-        compare(configured(tmp_path))
+        run_comparison(configured(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_no_rate_at_which_anything_can_be_trained(tmp_path, monkeypatch, step):
 )
 def test_mistakes_are_found_first(tmp_path, options, match):
     with pytest.raises(ConfigError, match=match):
-        compare(configured(tmp_path, *options))
+        run_comparison(configured(tmp_path, *options))
     assert not (tmp_path / "comparison").exists()
 
 
@@ -278,7 +278,7 @@ def test_a_rate_that_diverges_is_no_candidate(tmp_path, monkeypatch, caplog):
 
 def test_a_whole_comparison(tiny_net, tmp_path, monkeypatch):
     config = configured(tmp_path, "comparison.widths=[0.5]")
-    folder = compare(config)
+    folder = run_comparison(config)
     content = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     found = {(m["scenario"], m["method"], m["width"]) for m in content["measurements"]}
     assert {("finetune", method, 0.5) for method in ("oskt", "scratch", "slice")} <= found
@@ -295,4 +295,4 @@ def test_a_whole_comparison(tiny_net, tmp_path, monkeypatch):
     assert all((folder / name).stat().st_size > 10_000 for name in ("map_against_size.png", "convergence.png"))
     assert not list(folder.rglob("model.pth.tar-*")), "checkpoints of training add up"
     monkeypatch.setattr("oskt_torchreid.runs.trainer.Trainer.train", None)
-    assert compare(config) == folder, "nothing is trained again"
+    assert run_comparison(config) == folder, "nothing is trained again"

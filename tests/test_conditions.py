@@ -8,7 +8,8 @@ from test_keys import another
 from test_reruns import said, trained  # noqa: F401 - a fixture
 
 from oskt_torchreid.chain import WeightChain
-from oskt_torchreid.config import Effect, effect_of, get, leaves, load_config, merged
+from oskt_torchreid.config import Effect, get, leaves, load_config, merged
+from oskt_torchreid.config.tree import every_key
 from oskt_torchreid.datasets.synthped import SynthPed
 from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.host.data import has_splits, register_image_dataset
@@ -142,7 +143,8 @@ def changed(config):
         "oskt.latency.backend": "onnxruntime",
     }
     ranges = {"loss.center.lr": 0.25, "oskt.refine.level_start": 0.5, "train.base_lr_mult": 0.5, "data.split_id": 1}
-    idle = [key for key in idle_keys(config) if effect_of(key) is not Effect.NEITHER]
+    rows = every_key()
+    idle = [key for key in idle_keys(config) if rows[key].effect is not Effect.NEITHER]
     other = {key: {**values, **ranges}.get(key, another(get(config, key))) for key in idle}
     other |= {key: 0.5 for key in idle if "warmup" in key or key.endswith(("min_lr_factor", "gamma"))}
     other |= {key: 3 for key in idle if key.endswith("warmup_epochs")}

@@ -9,9 +9,9 @@ from backbones import build, input_size
 from torch import nn
 
 from oskt_torchreid.baselines import depgraph, make_baseline
-from oskt_torchreid.chain.network import trace as trace_reid
+from oskt_torchreid.chain.network import trace
 from oskt_torchreid.errors import ConfigError, GraphError
-from oskt_torchreid.graph import trace
+from oskt_torchreid.graph import trace_module
 from oskt_torchreid.graph.plans import ratio_plan
 
 SUPPORTED = ["resnet18", "osnet_x0_25", "densenet121", "resnext50_32x4d", "vit_small_patch16_plain"]
@@ -36,7 +36,7 @@ def of_four():
 @needs_torch_pruning
 def test_importance_is_the_mean_over_coupled_layers():
     teacher = of_four()
-    graph = trace(teacher, (3, 1, 1))
+    graph = trace_module(teacher, (3, 1, 1))
     group = next(group for group in graph.groups if group.name == "1")
     np.testing.assert_allclose(depgraph.group_norms(teacher, graph)[group.channels], [5, 18.5, 12.5, 34])
     student = make_baseline("depgraph", teacher, graph, {"1": 2, "3": 1})
@@ -49,7 +49,7 @@ def test_importance_is_the_mean_over_coupled_layers():
 def test_supported_backbones(name):
     teacher = build(name)
     before = {key: tensor.clone() for key, tensor in teacher.state_dict().items()}
-    graph = trace_reid(teacher, input_size(name))
+    graph = trace(teacher, input_size(name))
     widths = ratio_plan(graph, 0.5)
     student = make_baseline("depgraph", teacher, graph, widths).eval()
     expected = make_baseline("first", teacher, graph, widths).state_dict()
@@ -64,7 +64,7 @@ def test_supported_backbones(name):
 def test_it_cuts_as_torch_pruning_itself_does(torch_pruning):
     """The same channels cut by torch_pruning's own pruner leave the same network."""
     teacher = build("resnet18")
-    graph = trace_reid(teacher, input_size("resnet18"))
+    graph = trace(teacher, input_size("resnet18"))
     image = torch.randn(1, *input_size("resnet18"))
     student = make_baseline("depgraph", teacher, graph, ratio_plan(graph, 0.5)).eval()
     importance = torch_pruning.importance.GroupMagnitudeImportance(p=2, group_reduction="mean", normalizer=None)
@@ -92,7 +92,7 @@ def test_it_cuts_as_torch_pruning_itself_does(torch_pruning):
 def test_networks_that_torch_pruning_misunderstands(name, match):
     teacher = build(name)
     with pytest.raises(GraphError, match=match):
-        depgraph.check_depgraph(teacher, trace_reid(teacher, input_size(name)))
+        depgraph.check_depgraph(teacher, trace(teacher, input_size(name)))
 
 
 @needs_torch_pruning
@@ -100,7 +100,7 @@ def test_a_walk_without_end_is_given_up(monkeypatch):
     monkeypatch.setattr(depgraph, "TIME_LIMIT", 0.0)
     teacher = of_four()
     with pytest.raises(GraphError, match=r"cannot follow Sequential \(TimeoutError: no end after 0 s\)"):
-        depgraph.check_depgraph(teacher, trace(teacher, (3, 1, 1)))
+        depgraph.check_depgraph(teacher, trace_module(teacher, (3, 1, 1)))
     assert sys.getprofile() is None
 
 
@@ -108,4 +108,4 @@ def test_without_torch_pruning(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     teacher = of_four()
     with pytest.raises(ConfigError, match=r"'depgraph' needs the package torch_pruning; .*oskt_torchreid.baselines"):
-        make_baseline("depgraph", teacher, trace(teacher, (3, 1, 1)), {"1": 2, "3": 1})
+        make_baseline("depgraph", teacher, trace_module(teacher, (3, 1, 1)), {"1": 2, "3": 1})

@@ -28,7 +28,7 @@ from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError, OsktError, Terminated
 from oskt_torchreid.files import load_checkpoint, sha256
-from oskt_torchreid.graph import trace
+from oskt_torchreid.graph import trace_module
 from oskt_torchreid.graph.plans import ratio_plan
 from oskt_torchreid.host.compat import seed_everything
 from oskt_torchreid.host.data import build_datamanager
@@ -39,7 +39,7 @@ from oskt_torchreid.host.distributed import (
     check_share,
     features_by_shares,
     is_rank_zero,
-    rank,
+    process_rank,
     whole_batch,
     world_size,
 )
@@ -113,7 +113,7 @@ def set_manager():
 
 
 def engine_of(kind, manager):
-    seed_everything(rank())  # the processes must agree on the first one's weights themselves
+    seed_everything(process_rank())  # the processes must agree on the first one's weights themselves
     if kind == "vkd":
         model = tiny_sets()
         seed_everything(5)
@@ -127,7 +127,7 @@ def engine_of(kind, manager):
     if kind == "kd++":
         seed_everything(5)
         teacher = TinyNet(manager.num_train_pids, "triplet")
-        graph = trace(teacher, (3, 32, 16))
+        graph = trace_module(teacher, (3, 32, 16))
         model = make_baseline("slice", teacher, graph, ratio_plan(graph, 0.5))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         return DistillationEngine(manager, model, optimizer, teacher=teacher, heads=graph.heads, **options)
@@ -150,7 +150,7 @@ def trained(kind, manager, batches):
         for number, batch in enumerate(batches):
             engine.batch_idx = number
             share = len(batch["pid"]) // world_size()
-            own = slice(rank() * share, (rank() + 1) * share)
+            own = slice(process_rank() * share, (process_rank() + 1) * share)
             terms.append(engine.forward_backward({"img": batch["img"][own], "pid": batch["pid"][own]}))
     weights = {name: tensor.detach().clone() for name, tensor in engine.model.state_dict().items()}
     weights |= {
@@ -198,7 +198,7 @@ def test_identities_are_shared_without_overlap(manager, tmp_path):
     identity = [item[1] for item in loader.dataset.train]
 
     def shares():
-        torch.manual_seed(rank())
+        torch.manual_seed(process_rank())
         sampler = SharedSampler(loader.sampler, 8)
         before = torch.get_rng_state()
         order = list(sampler)
@@ -251,9 +251,9 @@ def test_small_parts(tmp_path):
         images = torch.arange(5.0)[:, None]
         return {
             "features": features_by_shares(lambda own: 10 * own, images).flatten().tolist(),
-            "first": broadcast(rank),
-            "all": all_gather(rank()),
-            "whole": whole_batch((torch.tensor([rank()]), [torch.tensor([7])])),
+            "first": broadcast(process_rank),
+            "all": all_gather(process_rank()),
+            "whole": whole_batch((torch.tensor([process_rank()]), [torch.tensor([7])])),
         }
 
     expected = {"features": [0, 10, 20, 30, 40], "first": 0, "all": [0, 1]}
@@ -304,7 +304,7 @@ def test_one_process_told_to_stop_stops_all_and_they_go_on_bit_equal(whole_run, 
         prepare = TransferEngine.prepare
 
         def told(engine, data):
-            if rank() == 1 and engine.epoch == 1 and isinstance(engine, OSKTEngine):
+            if process_rank() == 1 and engine.epoch == 1 and isinstance(engine, OSKTEngine):
                 signal.raise_signal(signal.SIGTERM)
             return prepare(engine, data)
 

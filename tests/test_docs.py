@@ -30,6 +30,7 @@ PAGES = [
     "distributed",
     "export",
     "how-to",
+    "method",
     "performance",
     "results",
     "tutorial",

@@ -281,7 +281,7 @@ def test_a_plain_builder_says_that_it_cannot_load_weights(registered, caplog) ->
         (("", plain), "the name of a backbone is ''; give a word"),
         (
             ("oskt_net", plain),
-            "'oskt_net' cannot be the name of a backbone: names with 'oskt_' are networks with a neck",
+            "'oskt_net' cannot be the name of a backbone: 'oskt_<name>' is a network around",
         ),
         (("resnet18", plain), "model name 'resnet18' belongs to .*resnet18; choose another name"),
         (("my_net", 3), "the builder of 'my_net' is 3; give a function of num_classes"),

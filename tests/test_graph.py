@@ -13,17 +13,18 @@ from torch import nn
 from oskt_torchreid import graph
 from oskt_torchreid.chain import network
 from oskt_torchreid.errors import WidthError
+from oskt_torchreid.graph.building import OUTPUT, build_graph
 from oskt_torchreid.graph.plans import balanced, check_plan
 from oskt_torchreid.graph.storage import to_arrays
+from oskt_torchreid.graph.surgery import rebuild
 from oskt_torchreid.graph.tracer import run
-from oskt_torchreid.graph.tracing import OUTPUT, build_graph
 from oskt_torchreid.host import models
 
 # ---- small networks ----------------------------------------------------------------------------------------------
 
 
 def test_two_linear_layers():
-    traced = graph.trace(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), (1, 1, 3))
+    traced = graph.trace_module(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), (1, 1, 3))
     assert groups_of(traced) == {"0": ([0, 1, 2, 3], ""), "1": ([4, 5], OUTPUT)}
     assert ties_of(traced) == {
         "0.weight": [(0, "row", [0, 1, 2, 3])],
@@ -42,7 +43,7 @@ def test_residual_sum_makes_one_group_of_both_producers():
         return self.head(x + self.second(x))
 
     parts = {"first": conv(3, 4), "norm": nn.BatchNorm2d(4), "second": conv(4, 4), "head": Head(4)}
-    traced = graph.trace(Network(forward, **parts), IMAGE)
+    traced = graph.trace_module(Network(forward, **parts), IMAGE)
     stream = [0, 1, 2, 3]
     assert groups_of(traced) == {"first": (stream, ""), "head.classifier": ([4, 5], OUTPUT)}
     assert ties_of(traced)["second.weight"] == [(0, "row", stream), (1, "column", stream)]
@@ -55,7 +56,9 @@ def test_concatenation_keeps_groups_apart():
     def forward(self, images):
         return self.head(self.last(torch.cat([self.left(images), self.right(images)], 1)))
 
-    traced = graph.trace(Network(forward, left=conv(3, 2), right=conv(3, 3), last=conv(5, 1), head=Head(1)), IMAGE)
+    traced = graph.trace_module(
+        Network(forward, left=conv(3, 2), right=conv(3, 3), last=conv(5, 1), head=Head(1)), IMAGE
+    )
     assert groups_of(traced) == {
         "left": ([0, 1], ""),
         "right": ([2, 3, 4], ""),
@@ -69,7 +72,7 @@ def test_depthwise_convolution_belongs_to_its_producer():
     def forward(self, images):
         return self.head(self.deep(self.first(images)))
 
-    traced = graph.trace(Network(forward, first=conv(3, 4), deep=conv(4, 4, groups=4), head=Head(4)), IMAGE)
+    traced = graph.trace_module(Network(forward, first=conv(3, 4), deep=conv(4, 4, groups=4), head=Head(4)), IMAGE)
     assert groups_of(traced) == {"first": ([0, 1, 2, 3], ""), "head.classifier": ([4, 5], OUTPUT)}
     assert ties_of(traced)["deep.weight"] == [(0, "row", [0, 1, 2, 3])]
 
@@ -79,7 +82,7 @@ def test_grouped_convolution_makes_groups_per_block():
         return self.head(self.grouped(self.first(images)))
 
     model = Network(forward, first=conv(3, 4), grouped=conv(4, 6, groups=2), head=Head(6))
-    traced = graph.trace(model, IMAGE)
+    traced = graph.trace_module(model, IMAGE)
     assert groups_of(traced) == {
         "first:0": ([0, 1], ""),
         "first:1": ([2, 3], ""),
@@ -103,7 +106,9 @@ def test_module_called_twice_unites_what_it_consumes():
     def forward(self, images):
         return self.head(self.shared(self.left(images)) + self.shared(self.right(images)))
 
-    traced = graph.trace(Network(forward, left=conv(3, 4), right=conv(3, 4), shared=conv(4, 3), head=Head(3)), IMAGE)
+    traced = graph.trace_module(
+        Network(forward, left=conv(3, 4), right=conv(3, 4), shared=conv(4, 3), head=Head(3)), IMAGE
+    )
     assert groups_of(traced)["left"] == ([0, 1, 2, 3], "")
     assert ties_of(traced)["right.weight"] == [(0, "row", [0, 1, 2, 3])]
     assert ties_of(traced)["shared.weight"] == [(0, "row", [4, 5, 6]), (1, "column", [0, 1, 2, 3])]
@@ -115,7 +120,9 @@ def test_squeeze_and_excitation_gate_has_the_channels_it_scales():
         gate = self.widen(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
         return self.head(x * gate)
 
-    traced = graph.trace(Network(forward, first=conv(3, 4), squeeze=conv(4, 2), widen=conv(2, 4), head=Head(4)), IMAGE)
+    traced = graph.trace_module(
+        Network(forward, first=conv(3, 4), squeeze=conv(4, 2), widen=conv(2, 4), head=Head(4)), IMAGE
+    )
     assert groups_of(traced) == {
         "first": ([0, 1, 2, 3], ""),
         "squeeze": ([4, 5], ""),
@@ -130,7 +137,7 @@ def test_gate_over_several_channels_is_fixed_and_parts_what_it_gates():
         gate = self.gate(x.mean((2, 3)))
         return self.head(x * gate[:, :, None].repeat(1, 1, x.shape[1] // 2).view(-1, x.shape[1], 1, 1))
 
-    traced = graph.trace(Network(forward, first=conv(3, 10), gate=nn.Linear(10, 2), head=Head(10)), IMAGE)
+    traced = graph.trace_module(Network(forward, first=conv(3, 10), gate=nn.Linear(10, 2), head=Head(10)), IMAGE)
     assert groups_of(traced) == {
         "first:0": ([0, 1, 2, 3, 4], ""),
         "first:1": ([5, 6, 7, 8, 9], ""),
@@ -143,7 +150,7 @@ def test_gate_over_several_channels_is_fixed_and_parts_what_it_gates():
 
 def test_flattened_map_repeats_each_channel():
     model = nn.Sequential(conv(3, 2), nn.Flatten(), nn.Linear(8, 4), nn.Linear(4, 2))
-    traced = graph.trace(model, (3, 2, 2))
+    traced = graph.trace_module(model, (3, 2, 2))
     assert ties_of(traced)["2.weight"][1] == (1, "column", [0, 0, 0, 0, 1, 1, 1, 1])
     assert traced.sizes == {"0": 2, "2": 4, "3": 2}
 
@@ -160,7 +167,7 @@ def test_bare_parameters_lie_along_the_channels_they_meet():
         def forward(self, images):
             return self.head(self.first(images) * self.scale + self.map * self.number)
 
-    traced = graph.trace(Scaled(), IMAGE)
+    traced = graph.trace_module(Scaled(), IMAGE)
     assert traced.sizes == {"first": 4, "head.classifier": 2}
     assert ties_of(traced)["scale"] == [(0, "row", [0, 1, 2, 3])]
     assert ties_of(traced)["map"] == [(1, "row", [0, 1, 2, 3])]
@@ -184,7 +191,7 @@ def test_bare_parameter_that_varies_along_two_axes_of_channels_is_fixed():
 
 
 def test_split_by_an_attribute_is_recorded():
-    traced = graph.trace(nn.Sequential(conv(3, 8), HalfAndHalf(8), Head(8)), IMAGE)
+    traced = graph.trace_module(nn.Sequential(conv(3, 8), HalfAndHalf(8), Head(8)), IMAGE)
     assert groups_of(traced)["0:0"] == ([0, 1, 2, 3], "")
     assert groups_of(traced)["0:1"] == ([4, 5, 6, 7], "")
     (split,) = traced.splits
@@ -193,7 +200,7 @@ def test_split_by_an_attribute_is_recorded():
 
 
 def test_a_module_that_only_reorders_channels_is_recorded():
-    traced = graph.trace(nn.Sequential(conv(3, 4), Shuffle(), conv(4, 3), Head(3)), IMAGE)
+    traced = graph.trace_module(nn.Sequential(conv(3, 4), Shuffle(), conv(4, 3), Head(3)), IMAGE)
     (route,) = traced.routes
     assert (route.module, route.calls, route.reads) == ("1", (), ((0,),))
     assert [part.tolist() for part in (*route.sources, *route.orders)] == [[0, 1, 2, 3], [0, 2, 1, 3]]
@@ -207,7 +214,7 @@ def test_features_may_be_narrowed_and_results_may_not():
         feature = self.first(images).mean((2, 3))
         return self.classifier(feature), feature
 
-    traced = graph.trace(Network(forward, first=conv(3, 4), classifier=nn.Linear(4, 2)), IMAGE)
+    traced = graph.trace_module(Network(forward, first=conv(3, 4), classifier=nn.Linear(4, 2)), IMAGE)
     assert groups_of(traced) == {"first": ([0, 1, 2, 3], ""), "classifier": ([4, 5], OUTPUT)}
 
 
@@ -256,8 +263,37 @@ def test_tracing_again_gives_the_same_graph_quickly():
 
 
 def test_summary_lists_every_group():
-    traced = graph.trace(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), (1, 1, 3))
+    traced = graph.trace_module(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), (1, 1, 3))
     lines = traced.summary().splitlines()
     assert lines[0] == "6 channels in 2 groups, 5 ties"
     assert lines[-2].split() == ["0", "4", "2", "1"]
     assert lines[-1].split() == ["1", "2", "2", "0", *OUTPUT.split()]
+
+
+class Scale(nn.Module):
+    """A factor per channel, as ConvNeXt has it; its code needs to know how many there are."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width, self.factor = width, nn.Parameter(torch.rand(width) + 0.5)
+
+    def forward(self, images):
+        return images * self.factor.view(1, self.width, 1, 1)
+
+
+def test_a_module_with_a_size_of_its_own(monkeypatch):
+    """A rule sets what the package cannot know; a subclass follows it too."""
+    rules = "oskt_torchreid.graph.surgery.rebuild._ATTRIBUTE_RULES"
+    monkeypatch.setattr(rules, dict(rebuild._ATTRIBUTE_RULES))
+    model = nn.Sequential(conv(3, 8), type("Other", (Scale,), {})(8), Head(8)).eval()
+    traced, images = graph.trace_module(model, IMAGE), torch.zeros(2, *IMAGE)
+    with pytest.raises(RuntimeError, match="shape"):
+        graph.shell(model, traced, graph.ratio_plan(traced, 0.5))(images)
+
+    def follow(scale):
+        scale.width = len(scale.factor)
+
+    graph.register_attribute_rule(Scale, follow)
+    student = graph.shell(model, traced, graph.ratio_plan(traced, 0.5))
+    assert student[1].width == 4 and model[1].width == 8
+    assert student(images).shape == (2, 2)

@@ -16,9 +16,9 @@ from torch.nn import functional
 from oskt_torchreid import graph
 from oskt_torchreid.errors import GraphError
 from oskt_torchreid.graph import calls
+from oskt_torchreid.graph.building import build_graph
 from oskt_torchreid.graph.storage import from_arrays, to_arrays
 from oskt_torchreid.graph.tracer import run
-from oskt_torchreid.graph.tracing import build_graph
 
 # ---- what the tracer refuses, and what it leaves behind -------------------------------------------------------------
 
@@ -38,18 +38,18 @@ def test_operator_without_a_rule_names_operator_module_and_hook(rule_table):
     model = in_module(lambda images: torch.cumsum(images, 2))
     message = r"operator 'cumsum' in module '1.0' has no rule .* oskt_torchreid.graph.register_rule\('cumsum', rule\)"
     with pytest.raises(GraphError, match=message):
-        graph.trace(model, IMAGE)
+        graph.trace_module(model, IMAGE)
     graph.register_rule("cumsum", graph.keep)
-    assert graph.trace(model, IMAGE).sizes == {"0": 4, "2.classifier": 2}
+    assert graph.trace_module(model, IMAGE).sizes == {"0": 4, "2.classifier": 2}
 
 
 def test_in_place_variants_share_the_rule_and_a_wrong_rule_is_told(rule_table):
     model = in_module(lambda images: images.clone().cumsum_(2))
     graph.register_rule("aten::cumsum", graph.keep)
-    assert graph.trace(model, IMAGE).sizes == {"0": 4, "2.classifier": 2}
-    graph.register_rule("cumsum", lambda tracer, call: tracer.mark(call.output, tracer.fresh(4)))
+    assert graph.trace_module(model, IMAGE).sizes == {"0": 4, "2.classifier": 2}
+    graph.register_rule("cumprod", lambda tracer, call: tracer.mark(call.output, tracer.fresh(4)))
     with pytest.raises(GraphError, match=r"a rule gave channels of shape \(4,\) to a tensor of \(1, 4, 8, 8\)"):
-        graph.trace(model, IMAGE)
+        graph.trace_module(in_module(lambda images: images.cumprod(2)), IMAGE)
 
 
 def write_into_a_slice(images):
@@ -72,12 +72,12 @@ def write_into_a_slice(images):
 )
 def test_what_cannot_be_followed_says_where_and_why(forward, message):
     with pytest.raises(GraphError, match=message):
-        graph.trace(in_module(forward), IMAGE)
+        graph.trace_module(in_module(forward), IMAGE)
 
 
 def test_network_without_layers():
     with pytest.raises(GraphError, match="no output of the network depends on a convolution or linear layer"):
-        graph.trace(nn.Sequential(nn.ReLU()), IMAGE)
+        graph.trace_module(nn.Sequential(nn.ReLU()), IMAGE)
 
 
 @pytest.mark.parametrize("key", [("1.weight", 1, "column"), ("1.weight", 0, "row"), ("0.weight", 0, "row")])
@@ -113,9 +113,9 @@ def test_the_model_is_left_exactly_as_it_was(fails):
     before = snapshot(model)
     if fails:
         with pytest.raises(GraphError, match="no rule"):
-            graph.trace(model, IMAGE)
+            graph.trace_module(model, IMAGE)
     else:
-        graph.trace(model, IMAGE)
+        graph.trace_module(model, IMAGE)
     after = snapshot(model)
     assert after[:2] == before[:2]
     assert all(torch.equal(after[2][name], tensor) for name, tensor in before[2].items())
@@ -126,7 +126,7 @@ def test_the_model_is_left_exactly_as_it_was(fails):
 
 
 def everything():
-    return graph.trace(of_everything(), IMAGE)
+    return graph.trace_module(of_everything(), IMAGE)
 
 
 def test_round_trip_through_plain_arrays():
@@ -172,7 +172,7 @@ def test_damaged_arrays_are_refused(change, message):
 def test_a_reordering_network_has_the_same_groups_at_another_width():
     """A student's channel order is a buffer of whole numbers; it carries no channels."""
     model = of_everything()
-    traced = graph.trace(model, IMAGE)
+    traced = graph.trace_module(model, IMAGE)
     widths = {name: size if name == "5.classifier" else size // 2 for name, size in traced.sizes.items()}
     narrow = graph.shell(model, traced, widths)
     assert build_graph(narrow, run(narrow, IMAGE), IMAGE).sizes == widths
@@ -209,4 +209,4 @@ def test_a_rule_that_marks_no_output_is_told(rule_table):
     model = in_module(lambda images: torch.cumsum(images, 2))
     graph.register_rule("cumsum", lambda tracer, call: None)
     with pytest.raises(GraphError, match=r"the rule of operator 'cumsum' in module '1.0' marks no output"):
-        graph.trace(model, IMAGE)
+        graph.trace_module(model, IMAGE)

@@ -33,7 +33,7 @@ ROOMS = {
     "zoo": {"graph", "chain", "vkd", "host", "models"} | FOUNDATIONS,
     "baselines": {"graph", "chain", "host"} | FOUNDATIONS,
     "report": {"config", "vkd"} | FOUNDATIONS,
-    "integration": {"vkd", "host", "models", "datasets", "zoo"} | FOUNDATIONS,
+    "integration": {"vkd", "host", "models", "datasets", "zoo", "baselines"} | FOUNDATIONS,
     "runs": {"config", "graph", "chain", "vkd", "host", "models", "datasets", "deploy", "baselines", "report"}
     | FOUNDATIONS,
     "lab": {"config", "graph", "chain", "vkd", "host", "models", "datasets", "deploy", "baselines", "report", "runs"}
@@ -65,7 +65,7 @@ def imports_of(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             module = absolute_name(path, node)
-            # `from .. import graph` names a part where `from ..graph import trace` names a module's content.
+            # `from .. import graph` names a part where `from ..graph import trace_module` names a module's content.
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 

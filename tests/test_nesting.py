@@ -12,7 +12,7 @@ from oskt_torchreid.chain import Refinement, WeightChain, expand, width_plan
 from oskt_torchreid.chain.clustering import ward_labels
 from oskt_torchreid.chain.nesting import Tree, adjusted, cut_trees, flat_tree, tree_over, ward_tree
 from oskt_torchreid.errors import ChainError, ConfigError, WidthError
-from oskt_torchreid.graph import trace
+from oskt_torchreid.graph import trace_module
 from oskt_torchreid.host.models import build as build_registered
 
 
@@ -111,7 +111,7 @@ def equal(one, other):
 def test_the_ends_of_a_fresh_chain(teacher):
     """The widest student is the teacher, the narrowest that of the paper's chain, each bit for bit."""
     model, size = teacher
-    graph = trace(model, size)
+    graph = trace_module(model, size)
     nested = WeightChain.from_teacher(model, 0.5, graph=graph, nested=True)
     assert equal(expand(nested, width=1.0), model)
     plain = WeightChain.from_teacher(model, 0.5, graph=graph)
@@ -188,7 +188,7 @@ def test_a_level_reaches_teacher_and_chain():
 
 def test_what_is_refused(tmp_path):
     model = build_registered("osnet_x0_25", 5)
-    graph = trace(model, (3, 64, 32))
+    graph = trace_module(model, (3, 64, 32))
     with pytest.raises(ConfigError, match="clustering of a nested chain is 'balanced'"):
         WeightChain.from_teacher(model, 0.5, graph=graph, clustering="balanced", nested=True)
     plain = WeightChain.from_teacher(model, 0.5, graph=graph)

@@ -37,7 +37,7 @@ class LastAxis(nn.Module):
 
 def error(model: nn.Module, labels: dict[str, np.ndarray], widths: dict[str, int]) -> float:
     """Output difference of a student over the output's spread, after the rows of each cluster were made equal."""
-    traced = graph.trace(model, IMAGE)
+    traced = graph.trace_module(model, IMAGE)
     images = torch.randn(4, *IMAGE, dtype=torch.float64)
     labels = {**{group.name: np.arange(group.size) for group in traced.groups}, **labels}
     collapse(model, traced, labels)
@@ -47,7 +47,7 @@ def error(model: nn.Module, labels: dict[str, np.ndarray], widths: dict[str, int
 
 
 def test_group_norm_parts_its_blocks():
-    traced = graph.trace(network(nn.GroupNorm(2, 8)), IMAGE)
+    traced = graph.trace_module(network(nn.GroupNorm(2, 8)), IMAGE)
     blocks = [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert groups_of(traced) | {"3.classifier": None} == {
         "0:0": (blocks[0], ""),
@@ -75,7 +75,7 @@ def test_group_norm_is_exact_where_slots_stand_for_equally_many_channels():
 def test_group_norm_channel_by_channel_is_exact_at_every_width():
     """As many groups as channels: nothing is normalised over channels, and the number of groups follows the width."""
     model = network(nn.GroupNorm(8, 8))
-    traced = graph.trace(model, IMAGE)
+    traced = graph.trace_module(model, IMAGE)
     assert (traced.norms, traced.sizes) == ((), {"0": 8, "3.classifier": 2})
     labels = np.array([0, 1, 0, 0, 2, 2, 0, 1])
     assert error(model, {"0": labels}, {"0": 5}) <= 1e-10
@@ -85,13 +85,13 @@ def test_group_norm_channel_by_channel_is_exact_at_every_width():
 
 def test_group_norm_keeps_its_number_of_groups():
     model = network(nn.GroupNorm(2, 8))
-    narrow = graph.shell(model, graph.trace(model, IMAGE), {"0:0": 3, "0:1": 3, "3.classifier": 2})[1]
+    narrow = graph.shell(model, graph.trace_module(model, IMAGE), {"0:0": 3, "0:1": 3, "3.classifier": 2})[1]
     assert (narrow.num_groups, narrow.num_channels, narrow.weight.shape) == (2, 6, (6,))
 
 
 def test_rms_norm_lies_along_the_channels_of_the_last_axis():
     model = network(LastAxis(nn.RMSNorm(8, eps=1e-6)))
-    traced = graph.trace(model, IMAGE)
+    traced = graph.trace_module(model, IMAGE)
     assert ties_of(traced)["1.norm.weight"] == [(0, "row", list(range(8)))]
     assert [norm.module for norm in traced.norms] == ["1.norm"]
     assert graph.shell(model, traced, {"0": 5, "3.classifier": 2})[1].norm.normalized_shape == (5,)
@@ -113,13 +113,13 @@ def test_rms_norm_lies_along_the_channels_of_the_last_axis():
 )
 def test_norms_that_cannot_be_followed_say_why(norm, message):
     with pytest.raises(GraphError, match=message):
-        graph.trace(network(norm), IMAGE)
+        graph.trace_module(network(norm), IMAGE)
 
 
 @pytest.mark.parametrize("norm", [nn.GroupNorm(1, 3), nn.BatchNorm2d(3), LastAxis(nn.LayerNorm(3))])
 def test_a_norm_of_the_image_itself_keeps_its_shape(norm):
     model = nn.Sequential(norm, conv(3, 4), Head(4)).eval()
-    traced = graph.trace(model, IMAGE)
+    traced = graph.trace_module(model, IMAGE)
     assert (traced.norms, traced.sizes) == ((), {"1": 4, "2.classifier": 2})
     student = graph.shell(model, traced, {"1": 3, "2.classifier": 2})
     assert student(torch.randn(2, *IMAGE)).shape == (2, 2)

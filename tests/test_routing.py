@@ -90,7 +90,7 @@ def worst_error(model, chain, size=IMAGE):
 
 
 def test_routes_of_hand_made_blocks():
-    traced = graph.trace(nn.Sequential(conv(3, 4), Block(4), Down(4, 6), Head(6)), IMAGE)
+    traced = graph.trace_module(nn.Sequential(conv(3, 4), Block(4), Down(4, 6), Head(6)), IMAGE)
     block, down = traced.routes
     assert (block.module, block.calls, block.reads) == ("1", ("branch",), ((0,), (0, 1)))
     assert [source.tolist() for source in block.sources] == [[0, 1, 2, 3], [4, 5]]
@@ -103,7 +103,7 @@ def test_routes_of_hand_made_blocks():
 def test_index_buffers_of_a_narrower_block():
     """Of 0 1 2 3 and the branch's 4 5, the channels 1 and 5 are gone: 0 2 3 comes in, 2 3 go to the branch."""
     model = nn.Sequential(conv(3, 4), Block(4), Head(4))
-    traced = graph.trace(model, IMAGE)
+    traced = graph.trace_module(model, IMAGE)
     adapt_code(model, traced, np.array([2, 0, 1, 1, 2, 0, 1, 1]))
     assert isinstance(model[1], Routed)
     assert model[1].route_0.tolist() == [1, 2]
@@ -165,7 +165,7 @@ def _write(half):
 def test_code_that_does_more_than_move_is_refused(between):
     model = nn.Sequential(conv(3, 12), Block(12, between), conv(12, 10), Head(10)).eval()
     with pytest.raises(GraphError, match="'chunk' in '1'.*does nothing but move channels"):
-        graph.trace(model, IMAGE)
+        graph.trace_module(model, IMAGE)
 
 
 def test_code_that_depends_on_training_is_refused():
@@ -173,8 +173,8 @@ def test_code_that_depends_on_training_is_refused():
         def forward(self, images):
             return super().forward(images) * (0.5 if self.training else 1)
 
-    with pytest.raises(GraphError, match="at places that do not follow its widths"):
-        graph.trace(nn.Sequential(conv(3, 12), Moody(12), Head(12)).eval(), IMAGE)
+    with pytest.raises(GraphError, match="at positions that do not follow its widths"):
+        graph.trace_module(nn.Sequential(conv(3, 12), Moody(12), Head(12)).eval(), IMAGE)
 
 
 def test_fixed_places_with_constants_are_refused():
@@ -183,14 +183,14 @@ def test_fixed_places_with_constants_are_refused():
 
     middle = Network(forward, a=conv(7, 6), b=conv(5, 6))
     with pytest.raises(GraphError, match="'slice' in '1'"):
-        graph.trace(nn.Sequential(conv(3, 12), middle, Head(12)), IMAGE)
+        graph.trace_module(nn.Sequential(conv(3, 12), middle, Head(12)), IMAGE)
 
 
 def test_new_orders_are_seen_as_movement():
     """No extent changes, only the order does. Reversing is right at any width, rolling is not."""
-    assert graph.trace(around(lambda self, images: torch.relu(images.flip(1))), IMAGE).sizes["0"] == 12
+    assert graph.trace_module(around(lambda self, images: torch.relu(images.flip(1))), IMAGE).sizes["0"] == 12
     with pytest.raises(GraphError, match="'roll' in '1'"):
-        graph.trace(around(lambda self, images: torch.relu(images.roll(1, 1))), IMAGE)
+        graph.trace_module(around(lambda self, images: torch.relu(images.roll(1, 1))), IMAGE)
 
 
 # ---- reductions ------------------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_reductions_over_channels_are_weighted(operator):
 @pytest.mark.parametrize(("operator", "weights"), [("mean", [4 / 3, 2 / 3]), ("sum", [2.0, 1.0])])
 def test_weights_of_a_reduction(operator, weights):
     model = nn.Sequential(conv(3, 3), ChannelMean(operator), Head(1))
-    traced = graph.trace(model, IMAGE)
+    traced = graph.trace_module(model, IMAGE)
     members = np.ones(traced.num_channels, np.int64)
     members[:3] = 2, 1, 0
     adapt_code(model, traced, members)
@@ -230,7 +230,9 @@ def test_reduced_channels_do_not_merge_with_others():
         return self.head(features * self.reduced(self.pick(features)))
 
     pick = Network(lambda self, images: images[:, :4])
-    traced = graph.trace(Network(forward, first=conv(3, 8), pick=pick, reduced=ChannelMean(), head=Head(8)), IMAGE)
+    traced = graph.trace_module(
+        Network(forward, first=conv(3, 8), pick=pick, reduced=ChannelMean(), head=Head(8)), IMAGE
+    )
     assert traced.sizes["first:0"] == traced.sizes["first:1"] == 4
 
 
@@ -245,7 +247,7 @@ def _late(self, images):
 @pytest.mark.parametrize("middle", [_centred, _late, lambda self, images: images * images.amax(1, keepdim=True)])
 def test_other_reductions_over_channels_are_refused(middle):
     with pytest.raises(GraphError, match="in module '1' reduces over channels.*one use that a module makes of its"):
-        graph.trace(around(middle), IMAGE)
+        graph.trace_module(around(middle), IMAGE)
 
 
 # ---- what leaves the network's channels ------------------------------------------------------------------------------
@@ -285,7 +287,7 @@ def test_channels_that_are_lost_sight_of_are_no_input():
         return torch.relu(result)
 
     with pytest.raises(GraphError, match="module '1' copies channels into a part.*'2.classifier' takes them"):
-        graph.trace(around(lost), IMAGE)
+        graph.trace_module(around(lost), IMAGE)
 
 
 # ---- students --------------------------------------------------------------------------------------------------------

@@ -9,8 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oskt_torchreid.chain.layout import make_slots, slots_of_groups
+from oskt_torchreid.chain.layout import Slots, slots_of_groups
 from oskt_torchreid.errors import WidthError
+
+
+def slots_of(labels: list[int], width: int) -> Slots:
+    """Slots and members of a group by itself."""
+    return slots_of_groups([np.array(labels)], [width])[0]
 
 
 def literal_slots(labels: list[int], width: int) -> tuple[list[int], list[int]]:
@@ -42,14 +47,14 @@ def labels_and_width(draw):
 @given(labels_and_width())
 def test_slots_and_members_are_those_of_the_definition(case):
     labels, width = case
-    slots = make_slots(np.array(labels), width)
+    slots = slots_of(labels, width)
     assert (slots.slot_to_cluster.tolist(), slots.teacher_to_slot.tolist()) == literal_slots(labels, width)
 
 
 @given(labels_and_width())
 def test_every_slot_stands_for_members_of_its_own_cluster(case):
     labels, width = case
-    slots = make_slots(np.array(labels), width)
+    slots = slots_of(labels, width)
     assert np.array_equal(slots.slot_to_cluster[slots.teacher_to_slot], labels)
     assert np.bincount(slots.teacher_to_slot, minlength=width).min() >= 1
 
@@ -68,25 +73,25 @@ def test_a_width_out_of_range_among_others():
 
 
 def test_the_worked_example_of_four_channels():
-    slots = make_slots(np.array([0, 1, 0, 0]), 3)
+    slots = slots_of([0, 1, 0, 0], 3)
     assert slots.slot_to_cluster.tolist() == [0, 1, 0]
     assert slots.teacher_to_slot.tolist() == [0, 1, 0, 2]
 
 
 def test_ties_go_to_the_lowest_cluster_and_ratios_are_followed():
     """Sizes 2, 4, 2: ratios 1/2, 1/4, 1/2 give slots 1; then all are at 1/2: 0, 1, 2; then 3/4 goes to 1."""
-    labels = np.array([0, 0, 1, 1, 1, 1, 2, 2])
-    assert make_slots(labels, 8).slot_to_cluster.tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
-    assert make_slots(labels, 4).teacher_to_slot.tolist() == [0, 0, 1, 1, 3, 3, 2, 2]
+    labels = [0, 0, 1, 1, 1, 1, 2, 2]
+    assert slots_of(labels, 8).slot_to_cluster.tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
+    assert slots_of(labels, 4).teacher_to_slot.tolist() == [0, 0, 1, 1, 3, 3, 2, 2]
 
 
 def test_the_ends_of_the_range():
-    labels = np.array([1, 0, 1, 2, 1])
-    assert make_slots(labels, 3).teacher_to_slot.tolist() == labels.tolist()
-    assert sorted(make_slots(labels, 5).teacher_to_slot.tolist()) == [0, 1, 2, 3, 4]
+    labels = [1, 0, 1, 2, 1]
+    assert slots_of(labels, 3).teacher_to_slot.tolist() == labels
+    assert sorted(slots_of(labels, 5).teacher_to_slot.tolist()) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("width", [1, 5])
 def test_a_width_out_of_range_says_the_range(width):
     with pytest.raises(WidthError, match=rf"width {width} is outside of \[2, 4\]: a student is at least as wide"):
-        make_slots(np.array([0, 1, 0, 0]), width)
+        slots_of([0, 1, 0, 0], width)

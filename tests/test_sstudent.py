@@ -32,7 +32,7 @@ def tiny():
     for tensor in (*model.parameters(), model[1].running_mean):
         nn.init.normal_(tensor)
     nn.init.uniform_(model[1].running_var, 0.5, 2)
-    chain = WeightChain.from_labels(model, graph.trace(model, (3, 8, 8)), LABELS)
+    chain = WeightChain.from_labels(model, graph.trace_module(model, (3, 8, 8)), LABELS)
     return model, chain
 
 

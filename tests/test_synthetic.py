@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from oskt_torchreid.datasets.contact_sheet import contact_sheet
+from oskt_torchreid.datasets.market_layout import picture_files
 from oskt_torchreid.datasets.synthetic import PRESETS, Renderer, SyntheticSettings, preset
 from oskt_torchreid.datasets.synthetic.canvas import lay_over, new_layer, polygon
 from oskt_torchreid.datasets.synthetic.identity import draw_family, visible_difference
@@ -21,7 +22,7 @@ def test_presets_are_192_and_64_people_at_six_cameras(name):
     assert (settings.train_identities, settings.test_identities) == (192, 64)
     assert (settings.cameras, settings.images_per_camera) == (6, 2)
     assert (settings.height, settings.width) == (128, 64)
-    assert settings.picture_count == 3072
+    assert len(list(picture_files(settings))) == 3072
 
 
 def test_medium_is_nowhere_easier_than_quick():

@@ -9,7 +9,7 @@ from torch.nn import functional
 from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.host.compat import quiet, torchreid
 from oskt_torchreid.host.ranking import rank
-from oskt_torchreid.vkd.evaluate import SideFeatures, evaluate_model, evaluate_protocols, extract_side, protocol_table
+from oskt_torchreid.vkd.evaluate import SideFeatures, evaluate_protocols, extract_side, protocol_table
 
 
 def side(angles, pids, camids, first=None):
@@ -38,7 +38,8 @@ def test_v2v_is_torchreids(query_in_gallery):
     """torchreid's own video engine and CMC on the same batches; its mean over frames, its cosine, its numbers."""
     manager, model = SetManager(), tiny().eval()
     query, gallery = (manager.test_loader["toy"][name] for name in ("query", "gallery"))
-    results = evaluate_model(model, query, gallery, query_in_gallery=query_in_gallery)
+    sides = (extract_side(model, loader) for loader in (query, gallery))
+    results = evaluate_protocols(*sides, query_in_gallery=query_in_gallery)
     with quiet():
         engine = torchreid.engine.VideoSoftmaxEngine(
             manager, model, torch.optim.SGD(model.parameters(), 1), use_gpu=False
@@ -79,15 +80,6 @@ def test_tracklets_of_different_lengths_and_single_images():
         images = extract_side(model, [{"img": firsts, **labels}])
     torch.testing.assert_close(found.images, images.sets)
     assert torch.equal(images.sets, images.images)
-
-
-def test_a_network_gets_its_modes_back():
-    model = tiny().train()
-    model.backbone.early.eval()
-    loader = SetManager().test_loader["toy"]["query"]
-    evaluate_model(model, loader, SetManager().test_loader["toy"]["gallery"])
-    assert model.training and not model.backbone.early[1].training and model.backbone.late[1].training
-    assert model.backbone.late[1].num_batches_tracked == 0
 
 
 def test_queries_in_the_gallery_find_each_other_and_never_themselves():
@@ -132,7 +124,8 @@ def test_distances_are_cosine():
     [
         (lambda q, g: extract_side(None, [], side="query"), DataError, "the query has no tracklets, so there is"),
         (lambda q, g: extract_side(None, q, 0), ConfigError, "frames_at_once is 0; allowed: 1 or more"),
-        (lambda q, g: evaluate_model(tiny(), q, g, protocols=()), ConfigError, r"protocols are \[\]; allowed"),
+        (lambda q, g: evaluate_protocols(side([0], [1], [0]), side([0], [1], [1]), ()), ConfigError,
+         r"protocols are \[\]; allowed"),
         (lambda q, g: extract_side(None, [{**q[0], "img": q[0]["img"][:, :0]}], side="query"), DataError,
          "a tracklet of the query has no frames"),
     ],

@@ -228,7 +228,7 @@ def test_a_users_network_over_sets():
     model = models.build("vkd_small_for_sets", 4, "triplet").eval()
     assert model.last_relu == LastRelu("yes", "", 0, (0,))
     assert (model(torch.randn(2, 3, 3, 16, 8)) < 0).any()
-    with pytest.raises(ConfigError, match="names with 'vkd_' are networks with a neck"):
+    with pytest.raises(ConfigError, match="'vkd_<name>' is a network around"):
         oskt.register_backbone("vkd_small", Small)
 
 

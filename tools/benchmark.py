@@ -32,7 +32,7 @@ from oskt_torchreid.host.termination import status_of  # noqa: E402
 from oskt_torchreid.lab import ablation_report as ablation  # noqa: E402
 from oskt_torchreid.lab import benchmark, benchmark_rank, benchmark_sets, benchmark_views
 from oskt_torchreid.lab.ablation import TERMS, ablate
-from oskt_torchreid.lab.comparison import compare  # noqa: E402
+from oskt_torchreid.lab.comparison import run_comparison  # noqa: E402
 from oskt_torchreid.lab.comparison_report import MARKDOWN_NAME  # noqa: E402
 from oskt_torchreid.lab.latency import Setting, measure_run  # noqa: E402
 from oskt_torchreid.lab.latency_report import latency_table, write_latency  # noqa: E402
@@ -88,7 +88,7 @@ def run_accuracy(arguments: argparse.Namespace) -> None:
     """Runs a comparison of the chain with baselines and prints its report."""
     config = load_config(arguments.config_file, arguments.options)
     logging.basicConfig(level=logging.WARNING)
-    folder = compare(config, arguments.processes)
+    folder = run_comparison(config, arguments.processes)
     print((folder / MARKDOWN_NAME).read_text(encoding="utf-8"))
     print(f"written to {folder}")
 

@@ -38,6 +38,8 @@ WAY_HELP = {
     "like": "registered model whose shapes the student gets, such as osnet_x0_5",
 }
 
+LATENCY_DEFAULTS = {"batch": 1, "threads": None, "device": "cpu", "backend": "pytorch"}
+
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
@@ -59,13 +61,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     table.add_argument("--rows", type=positive, default=10, help="number of widths (default: 10)")
     table.add_argument("--no-latency", action="store_true", help="leave out what has to be measured")
     latency = parser.add_argument_group("how latency is measured")
-    latency.add_argument("--batch", type=positive, default=1, help="images at a time (default: 1)")
+    latency.add_argument("--batch", type=positive, help="images at a time (default: 1)")
     latency.add_argument("--threads", type=positive, help="threads of one operator (default: torch's choice)")
-    latency.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
-    latency.add_argument("--backend", default="pytorch", choices=BACKENDS, help="default: pytorch")
+    latency.add_argument("--device", choices=("cpu", "cuda"), help="default: cpu")
+    latency.add_argument("--backend", choices=BACKENDS, help="default: pytorch")
     parsed = parser.parse_args(arguments)
     if not (parsed.table or parsed.widths or parsed.output):
         parser.error("-o/--output says where the student goes, such as -o student.pth")
+    if (parsed.table or parsed.widths) and parsed.output:
+        parser.error("-o/--output is for a student; --table and --widths write nothing")
+    given = [f"--{name}" for name in LATENCY_DEFAULTS if getattr(parsed, name) is not None]
+    if given and parsed.latency is None and (not parsed.table or parsed.no_latency):
+        parser.error(f"{', '.join(given)} says how latency is measured, and none is; add --latency or --table")
+    for name, default in LATENCY_DEFAULTS.items():
+        setattr(parsed, name, default if getattr(parsed, name) is None else getattr(parsed, name))
     return parsed
 
 

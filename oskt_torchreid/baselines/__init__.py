@@ -5,13 +5,14 @@ A method makes a student from a teacher, and may have its own engine to train it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from ..chain.student_file import attach_record
-from ..errors import ConfigError
+from ..errors import ConfigError, expect
 from ..graph import ChannelGraph
 from ..host.models import identify
 from ..registry import add_baseline_name, nearest
@@ -45,6 +46,8 @@ class Baseline:
 
 
 BASELINES: dict[str, Baseline] = {}
+_NAME = re.compile(r"[A-Za-z_][\w+]*")
+_RESERVED = frozenset({"file", "oskt", "teacher"})  # networks of a run that no baseline makes
 
 
 def register_baseline(name: str, method: Baseline) -> None:
@@ -54,8 +57,14 @@ def register_baseline(name: str, method: Baseline) -> None:
     ["mine:width=0.5"], control_lr: {mine: 0.01}}`.
 
     Raises:
-        ConfigError: the name is taken.
+        ConfigError: no method, or a name that is taken or that a configuration cannot have.
     """
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _RESERVED:
+        reserved = ", ".join(sorted(_RESERVED))
+        raise ConfigError(
+            f"name of a baseline is {name!r:.100}; give a word of letters, digits, '_' and '+', other than {reserved}"
+        )
+    expect(Baseline, method, f"baseline '{name}'", "give a Baseline(make, 'in a few words')")
     if BASELINES.setdefault(name, method) != method:
         raise ConfigError(f"baseline name '{name}' is taken ({BASELINES[name].summary}); choose another name")
     add_baseline_name(name)

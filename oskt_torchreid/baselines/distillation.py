@@ -118,7 +118,7 @@ class DistillationEngine(TransferEngine):
         optimizer: over the student's parameters; the projections' are added to its first group.
         scheduler: `None` keeps the learning rate.
         teacher: a network with the same classifiers, trained on the same identities.
-        heads: names of the classifiers' weights (`graph.heads`).
+        heads: names of the classifiers' weights (`ChannelGraph.heads`).
         weight_kl: weight of the divergence of class scores.
         weight_nd: weight of the norm and direction loss.
         temperature: of the class scores.

@@ -12,7 +12,7 @@ import numpy as np
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from ..errors import ChainError, ConfigError, OsktError, WidthError
+from ..errors import ChainError, ConfigError, GraphError, OsktError, WidthError, expect
 from ..graph import ChannelGraph, FeaturePath
 from ..graph.plans import Width, check_plan, full_plan, show_ratio
 from ..graph.surgery.rebuild import check_code_fits
@@ -25,7 +25,7 @@ from .narrowing import average_rows, check_attention, rows_first
 from .nesting import Tree, check_trees, cut_trees
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class WeightChain:
     """One teacher's chain; `expand` makes students from it. Treat as read-only: every change makes a new chain.
 
@@ -89,14 +89,17 @@ class WeightChain:
 
         Raises:
             ConfigError: an unknown clustering or attention, or a nested chain with a clustering other than Ward's.
-            GraphError: the network cannot be traced.
+            GraphError: the network cannot be traced, or a graph of another input size.
             WidthError: a width out of range.
-            ChainError: weights that are not finite.
+            ChainError: weights that are absent or not finite.
         """
         check_attention(attention)
-        graph = graph or network.trace(teacher, input_size)
+        if graph is None:
+            graph = network.trace(teacher, input_size)
+        elif input_size is not None and graph.input_size != input_size:
+            raise GraphError(f"input_size is {input_size!r}, but the graph was traced at {graph.input_size}; give one")
         widths = full_plan(graph, width)
-        state = network.state_of(teacher)
+        state = network.weights_of(teacher)
         network.check_graph_fits(graph, state)
         normalize = bool(graph.attentions) if normalize_rows is None else normalize_rows
         if not nested:
@@ -130,10 +133,13 @@ class WeightChain:
             ConfigError: an unknown attention.
             ChainError: labels or a graph that do not fit, or weights that are not finite.
         """
-        state = network.state_of(teacher)
+        state = network.weights_of(teacher)
         network.check_graph_fits(graph, state)
+        if not isinstance(teacher_to_chain, Mapping):
+            raise ChainError(f"labels are {teacher_to_chain!r:.100}; give an array per channel group")
+        teacher_to_chain = {name: np.asarray(labels) for name, labels in teacher_to_chain.items()}
         network.check_labels(graph, teacher_to_chain)
-        labels = {group.name: np.asarray(teacher_to_chain[group.name], np.int64) for group in graph.groups}
+        labels = {group.name: teacher_to_chain[group.name].astype(np.int64) for group in graph.groups}
         layout = Layout(graph, labels, _cluster_counts(labels))
         tied = {tie.tensor for tie in graph.ties}
         rows = {}
@@ -165,15 +171,21 @@ class WeightChain:
             student: expanded from `chain` with its features unscaled, possibly trained since; not changed.
             chain: not changed.
             width: ratio of the *student's* channels, or the number of clusters per group name (others stay whole).
-            options: `normalize_rows`, `clustering` and `attention` of `from_teacher`.
+            options: `normalize_rows`, `clustering`, `attention` and `nested` of `from_teacher`.
 
         Returns:
             A chain whose teacher is the student, with the map from the first teacher's channels to the student's.
 
         Raises:
             ChainError: a student of another chain, or one with scaled features.
+            ConfigError: an option that `from_teacher` has and this has not.
             WidthError: a width out of range.
         """
+        expect(cls, chain, "chain", "give the chain that the student was expanded from", ChainError)
+        if unknown := options.keys() - {"normalize_rows", "clustering", "attention", "nested"}:
+            raise ConfigError(
+                f"{sorted(unknown)} cannot be given; allowed: normalize_rows, clustering, attention, nested"
+            )
         graph = network.trace(student, chain.input_size)
         teacher_to_student = lineage.student_channels(chain.graph, chain.layout_of, graph)
         lineage.check_unscaled(student)
@@ -223,6 +235,11 @@ class WeightChain:
     def input_size(self) -> tuple[int, ...]:
         """`(channels, height, width)` of the image that the teacher was traced with."""
         return self.graph.input_size
+
+    def __repr__(self) -> str:
+        name = self.spec.name if self.spec else type(self.model).__name__
+        channels, refined = self.graph.num_channels, "refined" if self.statistics else "not refined"
+        return f"<WeightChain of {name}: {sum(self.widths.values())} of {channels} channels, {refined}>"
 
     def summary(self) -> str:
         """The widths that students can have, per channel group and in total, as a table."""
@@ -320,8 +337,10 @@ class WeightChain:
 
         Raises:
             ChainError: a missing, truncated, unrelated or damaged file, or a chain of another network.
+            GraphError: a model that can never be traced.
         """
         if model is not None:
+            expect(nn.Module, model, "model", "give the teacher's network", ChainError)
             check_model(model)
         tensors, metadata = chain_file.read(path)
         with chain_file.damage_named(path):

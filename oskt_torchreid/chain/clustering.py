@@ -1,4 +1,4 @@
-"""Chain initialisation (paper 1.2 of the method notes: clustering): which teacher channels share one chain row.
+"""Clusters of channels (paper: chain initialisation): which teacher channels share one chain row.
 
 Each group's channels are clustered once, jointly over every layer that produces the group: the flattened rows of those
 layers are concatenated, `[N, columns_1 + columns_2 + ...]`, and Ward's agglomerative method cuts them into `K`
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def cluster_teacher(
 
     Raises:
         ConfigError: an unknown clustering.
-        ChainError: weights that are not finite.
+        ChainError: weights that are not finite, or labels of a function that are not of so many clusters.
     """
     if not callable(clustering) and clustering not in CLUSTERINGS:
         raise ConfigError(f"clustering is '{clustering}'; allowed: {', '.join(CLUSTERINGS)}")
@@ -74,7 +75,7 @@ def cluster_teacher(
             result[group.name] = np.arange(group.size) % width
         else:
             rows = group_rows(graph, group, producers[index], state, normalize_rows)
-            labels = _numbered_by_first_row(labels_of(rows, width))
+            labels = _numbered_by_first_row(_checked(labels_of(rows, width), group, width))
             result[group.name] = balanced_labels(rows, labels) if index in balanced else labels
     return result
 
@@ -97,6 +98,19 @@ def cluster_trees(graph: ChannelGraph, state: Mapping[str, Tensor], normalize_ro
         else ward_tree(group_rows(graph, group, producers[index], state, normalize_rows))
         for index, group in enumerate(graph.groups)
     }
+
+
+def _checked(labels: Any, group: ChannelGroup, width: int) -> np.ndarray:
+    """Labels of any clustering function as an array; raises `ChainError` unless they are of `width` clusters."""
+    found = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    whole = found.shape == (group.size,) and np.issubdtype(found.dtype, np.integer)
+    if not whole or len(np.unique(found)) != width:
+        got = f"{len(np.unique(found))} clusters" if whole else f"{found.dtype} of shape {found.shape}"
+        raise ChainError(
+            f"the clustering function gave {got} for group '{group.name}'; it must give a whole number for each of "
+            f"{group.size} rows, {width} different ones"
+        )
+    return found
 
 
 def _under_norms(graph: ChannelGraph) -> frozenset[int]:

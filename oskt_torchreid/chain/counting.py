@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from ..graph import ChannelGraph, rebuild
-from ..networks import watched, without_memory_or_on_cpu
+from ..networks import number_type, watched, without_memory_or_on_cpu
 from .chain import WeightChain
 
 Plans = Sequence[Mapping[str, int]]
@@ -109,7 +109,7 @@ class Shapes:
             row[: tensor.dim()] = tensor.shape
         index = {name: number for number, name in enumerate(self.names)}
         order = {axis: number for number, axis in enumerate(self.graph.axes)}
-        self._places = [(index[tie.tensor], tie.dimension) for tie in self.graph.ties]
+        self._tied = [(index[tie.tensor], tie.dimension) for tie in self.graph.ties]
         self._factor = np.array([tie.shaped(1) for tie in self.graph.ties], np.int64)
         self._column = np.array([order[tie.axis] for tie in self.graph.ties], np.int64)
         counts = [_multiplicities(self.graph, axis.channels[0]) for axis in self.graph.axes]
@@ -124,7 +124,7 @@ class Shapes:
         # Products of floating-point matrices are fast, and exact for whole numbers of this size.
         lengths = np.rint(self.widths(plans) @ self._counts).astype(np.int64)
         shapes = np.tile(self._whole, (len(plans), 1, 1))
-        tensor, dimension = np.array(self._places, np.int64).reshape(-1, 2).T
+        tensor, dimension = np.array(self._tied, np.int64).reshape(-1, 2).T
         shapes[:, tensor, dimension] = lengths[:, self._column] * self._factor
         return shapes
 
@@ -154,10 +154,10 @@ def multiply_adds(model: nn.Module, image_size: tuple[int, ...]) -> int:
         model: not changed.
         image_size: `(channels, height, width)`.
     """
-    training, device = model.training, next(model.parameters()).device
+    training, device, dtype = model.training, next(model.parameters()).device, number_type(model)
     model.eval()
     with torch.no_grad(), plain_attention(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, *image_size, device=device))
+        model(torch.zeros(1, *image_size, device=device, dtype=dtype))
     model.train(training)
     return counter.get_total_flops() // 2  # torch counts both halves
 
@@ -194,7 +194,7 @@ def _run(chain: WeightChain, input_size: tuple[int, ...], device: str) -> Operat
     attentions = {attention.module: model.get_submodule(attention.module) for attention in chain.graph.attentions}
     recorder = _Recorder(model, attentions)
     with torch.no_grad(), plain_attention(), watched(attentions.items(), recorder.enter, recorder.leave), recorder:
-        model(torch.zeros(1, *input_size, device=device))
+        model(torch.zeros(1, *input_size, device=device, dtype=number_type(model)))
     numbers = {name: zeros[name].numel() for name in recorder.weights}
     positions = {name: flops // numbers[name] for name, flops in recorder.weights.items()}
     return Operators(positions, recorder.attentions, recorder.constant)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, GraphError
-from ..graph.plans import occupied
+from ..graph.plans import occupied_places
 from ..graph.surgery.shell import student_axis
 from ..registry import nearest
 from .chain import WeightChain
@@ -71,9 +71,10 @@ def feature_scale(chain: WeightChain, widths: Mapping[str, int], distance: str) 
         GraphError: a network whose feature is not made of channels of its graph.
         WidthError: widths that do not fit.
     """
+    chain.check_range(widths)
     layout = chain.layout_of(widths)
     channels = chain.features.channels
-    kept = channels[occupied(chain.graph, widths)[channels]]
+    kept = channels[occupied_places(chain.graph, widths)[channels]]
     return torch.from_numpy(channel_factors(chain, layout, distance)[kept]).float()
 
 
@@ -124,7 +125,7 @@ class _Fold:
     def __init__(self, tensors: Mapping[str, Tensor], chain: WeightChain, layout: Layout, factors: np.ndarray) -> None:
         self._tensors = tensors
         self._chain = chain
-        self._places = occupied(chain.graph, layout.widths)
+        self._occupied = occupied_places(chain.graph, layout.widths)
         self._factors = factors
 
     def multiply_rows(self, name: str) -> None:
@@ -139,7 +140,7 @@ class _Fold:
             tensor.div_(factors)
             return
         tensor = self._tensors[name]
-        factors = torch.from_numpy(self._factors[student_axis(tie.axis, self._places)]).to(tensor)
+        factors = torch.from_numpy(self._factors[student_axis(tie.axis, self._occupied)]).to(tensor)
         blocked = tensor.view(tie.blocks, -1, tensor.shape[1], tensor[0, 0].numel())
         blocked.div_(factors[:, None, :, None])
 
@@ -154,7 +155,7 @@ class _Fold:
     def _along_rows(self, name: str) -> tuple[Tensor, Tensor]:
         """A tensor, and its factors in a shape that broadcasts."""
         tensor, tie = self._tensors[name], self._chain.graph.row_ties[name]
-        factors = torch.from_numpy(self._factors[student_axis(tie.axis, self._places)].reshape(-1)).to(tensor)
+        factors = torch.from_numpy(self._factors[student_axis(tie.axis, self._occupied)].reshape(-1)).to(tensor)
         shape = [1] * tensor.dim()
         shape[tie.dimension] = len(factors)
         return tensor, factors.reshape(shape)

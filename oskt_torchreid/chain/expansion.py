@@ -119,8 +119,9 @@ def choose_widths(
             f"a student is requested in exactly one way, not {len(given)} ({', '.join(given) or 'none'}): width=0.5, "
             "params='1M', flops='200M', size='4MB', latency='5ms' or like='osnet_x0_5'"
         )
-    if not isinstance(chain, WeightChain):
-        raise ChainError(f"a student is made of a WeightChain, not of {chain!r:.100}; read one: WeightChain.load(path)")
+    _check_chain(chain)
+    if measure is not None and not callable(measure):
+        raise ConfigError(f"measure is {measure!r:.100}; give a function of network and input size")
     if like is not None:
         return Choice(plan_like(chain, like), "like")
     if width is not None:
@@ -154,17 +155,20 @@ def expand_to_plan(
         A module of the teacher's class, on the CPU, in evaluation mode.
 
     Raises:
-        ConfigError: unknown statistics.
+        ConfigError: unknown statistics, distance or attention.
+        ChainError: anything other than a chain.
         WidthError: a width out of range.
     """
     if statistics not in STATISTICS:
         raise ConfigError(f"statistics is '{statistics}'; allowed: {', '.join(STATISTICS)}")
     if distance != "none":
         check_distance(distance)
+    _check_chain(chain)
+    chain.check_range(widths)
     of_chain = not chain.trees or dict(widths) == chain.widths  # of a nested chain each width is another function
     chain = chain if statistics == "own" and of_chain else replace(chain, statistics={})
-    layout = chain.layout_of(widths)
-    narrowing = Narrowing(chain.graph, chain.layout, layout, attention or chain.attention, nested=bool(chain.trees))
+    layout, attention = chain.layout_of(widths), chain.attention if attention is None else attention
+    narrowing = Narrowing(chain.graph, chain.layout, layout, attention, nested=bool(chain.trees))
     vectors = {name: vector for name, vector in chain.vectors.items() if name not in chain.statistics}
     made = narrowing(chain.rows, vectors) | _statistics(chain, narrowing) | chain.fixed
     tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in made.items()}
@@ -176,6 +180,11 @@ def expand_to_plan(
         if callable(reset := getattr(module, "reset_running_stats", None)):
             reset()
     return attach_record(student, chain.graph, chain.spec, distance)
+
+
+def _check_chain(chain: object) -> None:
+    if not isinstance(chain, WeightChain):
+        raise ChainError(f"a student is made of a WeightChain, not of {chain!r:.100}; read one: WeightChain.load(path)")
 
 
 def _statistics(chain: WeightChain, narrowing: Narrowing) -> dict[str, Tensor]:
@@ -204,6 +213,10 @@ def _latency(student: nn.Module, input_size: tuple[int, ...], measure: Measure, 
     doubtful = True
     while doubtful and len(medians) < ATTEMPTS:
         latency = measure(student, input_size)
+        if not (hasattr(latency, "median_ms") and hasattr(latency, "spread_ms")):
+            raise ConfigError(
+                f"measure gave {latency!r:.100}; it must give median_ms and spread_ms, as measure_latency"
+            )
         logger.info("measured: %s", latency)
         medians.append(latency.median_ms)
         doubtful = min(medians) > budget >= min(medians) - latency.spread_ms

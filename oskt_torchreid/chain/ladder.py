@@ -16,7 +16,8 @@ from typing import Any
 from tabulate import tabulate
 from torch import nn
 
-from ..errors import ChainError, WidthError
+from ..errors import ChainError, WidthError, expect
+from ..graph.plans import check_plan
 from .chain import WeightChain
 from .expansion import expand_to_plan, width_plan
 
@@ -37,6 +38,10 @@ class Ladder:
     chains: tuple[WeightChain, ...]
 
     def __post_init__(self) -> None:
+        expect((list, tuple), self.chains, "chains of a ladder", "give a tuple of weight chains", ChainError)
+        object.__setattr__(self, "chains", tuple(self.chains))
+        for chain in self.chains:
+            expect(WeightChain, chain, "a chain of a ladder", "read one: WeightChain.load(path)", ChainError)
         if not self.chains:
             raise ChainError("a ladder has at least one chain")
         if self.chains[0].origin_to_teacher:
@@ -53,11 +58,18 @@ class Ladder:
         """The widest chain with the clusters of the narrowest: the widths of the ladder, not their weights."""
         return replace(self.chains[0], teacher_to_chain=self.chains[-1].origin_to_chain, statistics={})
 
-    def expand(self, *args: Any, distance: str = "none", attention: str | None = None, **options: Any) -> nn.Module:
+    def expand(
+        self,
+        *args: Any,
+        distance: str = "none",
+        attention: str | None = None,
+        statistics: str = "own",
+        **options: Any,
+    ) -> nn.Module:
         """A student of the nearest chain; arguments and errors as of `oskt.expand`, ratios of the first teacher's."""
         widths = width_plan(self.span, *args, **options)
         chain = self.nearest(widths)
-        return expand_to_plan(chain, widths, attention, distance)
+        return expand_to_plan(chain, widths, attention, distance, statistics)
 
     def nearest(self, widths: Widths) -> WeightChain:
         """The widest chain that gives these widths.
@@ -65,6 +77,7 @@ class Ladder:
         Raises:
             WidthError: there is none.
         """
+        check_plan(self.chains[0].graph, widths)
         return self.chains[nearest_rung([chain.widths for chain in self.chains], self.chains[0].graph.sizes, widths)]
 
     def summary(self) -> str:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ..errors import WidthError
 from ..graph import Axis, ChannelGraph, Tie
-from ..graph.plans import check_plan, occupied
+from ..graph.plans import check_plan, occupied_places
 from .nesting import Tree, cut_trees
 
 
@@ -47,25 +47,12 @@ class Slots:
     teacher_to_slot: np.ndarray
 
 
-def make_slots(teacher_to_chain: np.ndarray, width: int) -> Slots:
-    """Slots and members of one group.
-
-    Args:
-        teacher_to_chain: cluster of each teacher channel, shape `[N]`, every cluster `0..K-1` in use.
-        width: `m`.
-
-    Raises:
-        WidthError: `width` is outside of `[K, N]`.
-    """
-    return slots_of_groups([teacher_to_chain], [width])[0]
-
-
 def slots_of_groups(teacher_to_chain: Sequence[np.ndarray], widths: Sequence[int]) -> list[Slots]:
     """Slots and members of many groups at once: networks of convolution groups have thousands of channel groups.
 
     Args:
-        teacher_to_chain: per group as `make_slots` takes it.
-        widths: per group.
+        teacher_to_chain: per group, cluster of each teacher channel, shape `[N]`, every cluster `0..K-1` in use.
+        widths: `m` per group.
 
     Raises:
         WidthError: a width is outside of its group's `[K, N]`.
@@ -244,11 +231,10 @@ class Layout:
             slots_of_trees([trees[name] for name in names], labels, asked) if trees else slots_of_groups(labels, asked)
         )
         self.slots: dict[str, Slots] = dict(zip(names, made, strict=True))
-        place = np.empty(graph.num_channels, np.int64)
+        self._merged_into = np.empty(graph.num_channels, np.int64)  # per channel, the one whose place its slot takes
         for group, slots in zip(graph.groups, made, strict=True):
-            place[group.channels] = group.channels[slots.teacher_to_slot]
-        self._place = place
-        self._occupied = occupied(graph, widths)
+            self._merged_into[group.channels] = group.channels[slots.teacher_to_slot]
+        self._occupied = occupied_places(graph, widths)
         self._position = np.empty(graph.num_channels, np.int64)  # per channel, for the axis that is being mapped
         self._axes: dict[Axis, AxisMap] = {}
 
@@ -260,7 +246,7 @@ class Layout:
     def total(self, values: np.ndarray) -> np.ndarray:
         """Sum of the members' values at each channel's place; both `[num_channels]`."""
         sums = np.zeros(self.graph.num_channels, values.dtype)
-        np.add.at(sums, self._place, values)
+        np.add.at(sums, self._merged_into, values)
         return sums
 
     def axis(self, tie: Tie) -> AxisMap:
@@ -280,12 +266,12 @@ class Layout:
         order = np.arange(len(channels))
         self._position[channels] = order
         if np.array_equal(self._position[channels], order):  # every channel occurs once
-            return self._position[self._place[channels]]
+            return self._position[self._merged_into[channels]]
         occurrence = _occurrences(channels)
         repeats = int(occurrence.max()) + 1
         position = np.empty(self.graph.num_channels * repeats, np.int64)
         position[channels * repeats + occurrence] = order
-        return position[self._place[channels] * repeats + occurrence]
+        return position[self._merged_into[channels] * repeats + occurrence]
 
 
 def student_to_chain(student: AxisMap, chain: AxisMap) -> Tensor:

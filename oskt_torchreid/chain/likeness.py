@@ -54,7 +54,10 @@ def _shapes_of(chain: WeightChain, like: Like) -> tuple[StateShapes, str]:
         return _shapes(like.state_dict()), f"the given {type(like).__name__}"
     if not isinstance(like, Mapping):
         raise WidthError(f"like is {like!r:.100}; give the name of a model, a network, or a state dict")
-    return _shapes(like), "the given state dict"
+    state = like.get("state_dict", like)  # what torch.load gives of a checkpoint
+    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise WidthError("like is a dictionary of other things than tensors; give the state dict of a network")
+    return _shapes(state), "the given state dict"
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -78,6 +81,12 @@ def _shared_names(chain: WeightChain, own: StateShapes, shapes: StateShapes, wha
             f"{missing[:3]}, {len(unexpected)} are unknown to the teacher {unexpected[:3]}; a student has all of the "
             "teacher's layers and no others"
         )
+    for inner, name in mine.items():
+        if inner in theirs and len(shapes[theirs[inner]]) != len(own[name]):
+            raise WidthError(
+                f"'{theirs[inner]}' of {what} has the shape {tuple(shapes[theirs[inner]])}, the teacher's "
+                f"{tuple(own[name])}; give a network of the same family"
+            )
     return {name: tuple(shapes[theirs[inner]]) for inner, name in mine.items() if inner in theirs}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import ChainError, GraphError
 from ..graph import ChannelGraph, rebuild
-from ..graph.plans import occupied
+from ..graph.plans import occupied_places
 from ..graph.surgery.rebuild import restore_code
 from ..graph.surgery.shell import student_axis
 from .layout import Layout
@@ -50,14 +50,14 @@ def student_channels(
             f"{unknown[:3]}; give a student of this very chain"
         )
     layout = layout_of(own.sizes)
-    places = occupied(graph, own.sizes)
+    occupied = occupied_places(graph, own.sizes)
     channel_at = np.empty(graph.num_channels, np.int64)
     for group in own.groups:
         teachers = next(other for other in graph.groups if other.name == group.name)
         channel_at[teachers.channels[: group.size]] = group.channels
     for tie in graph.ties:
-        other = own.places.get(tie.place)
-        if other is not None and not np.array_equal(channel_at[student_axis(tie.axis, places)], other.channels):
+        other = own.ties_by_key.get(tie.key)
+        if other is not None and not np.array_equal(channel_at[student_axis(tie.axis, occupied)], other.channels):
             raise ChainError(
                 f"the student was not expanded from this chain: axis {tie.dimension} of '{tie.tensor}' is made of "
                 "other channels; give a student of this very chain"
@@ -127,7 +127,7 @@ def narrow_skeleton(
 
     Args:
         model: the first teacher's structure; not changed.
-        code: how the student's own code was adapted, see `graph.routing.describe_code`.
+        code: how the student's own code was adapted, see `graph.surgery.rebuild.describe_code`.
         graph: the student's channel graph.
         rows: the chain's rows, whose columns are the student's.
         others: all other tensors of the student.

@@ -17,7 +17,7 @@ from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, compare, resolver
 
 
 def trace(model: nn.Module, input_size: tuple[int, ...] | None = None) -> ChannelGraph:
-    """The channel graph of a re-id network: `graph.trace` with the classifiers, and only them, as results.
+    """The channel graph of a re-id network: `graph.trace_module` with the classifiers, and only them, as results.
 
     Args:
         model: a torchreid model, or any module that maps an image batch to a feature (and class scores in training).
@@ -26,14 +26,14 @@ def trace(model: nn.Module, input_size: tuple[int, ...] | None = None) -> Channe
             3x256x128.
 
     Raises:
-        GraphError: see `graph.trace`.
+        GraphError: see `graph.trace_module`.
     """
     graph.check_model(model)
     if input_size is None:
         spec = resolver().identify(model)
         input_size = resolver().input_size(spec.name) if spec else DEFAULT_INPUT_SIZE
     with _logits_only(model):
-        return graph.trace(model, input_size)
+        return graph.trace_module(model, input_size)
 
 
 def trace_features(skeleton: nn.Module, channels: ChannelGraph, tensors: Mapping[str, Tensor]) -> FeaturePath:
@@ -108,6 +108,21 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """`state_of` a network that has weights.
+
+    Raises:
+        ChainError: no network, a wrapped one, one on the meta device, or tied weights.
+    """
+    if not isinstance(model, nn.Module):
+        raise ChainError(f"teacher is {model!r:.100}; give a trained network")
+    state = state_of(model)
+    absent = [name for name, tensor in state.items() if tensor.is_meta]
+    if absent:
+        raise ChainError(f"'{absent[0]}' is on the meta device, without values; load the teacher's weights first")
+    return state
+
+
 def new_skeleton(spec: ModelSpec) -> nn.Module:
     """The registered model's structure, on the meta device."""
     return copy.deepcopy(resolver().skeleton(spec.name, spec.num_classes, spec.loss))  # other chains share it
@@ -121,9 +136,13 @@ def check_labels(graph: ChannelGraph, teacher_to_chain: Mapping[str, np.ndarray]
     for group in graph.groups:
         labels = teacher_to_chain.get(group.name)
         if labels is None or np.shape(labels) != (group.size,):
-            raise ChainError(f"group '{group.name}' of {group.size} channels has no label for each of them")
-        if labels.min() < 0 or len(np.unique(labels)) != labels.max() + 1:
-            raise ChainError(f"labels of group '{group.name}' are not 0..K-1 with every cluster in use")
+            raise ChainError(
+                f"group '{group.name}' of {group.size} channels has no label for each of them; give {group.size}"
+            )
+        if labels.dtype.kind not in "iu" or labels.min() < 0 or len(np.unique(labels)) != labels.max() + 1:
+            raise ChainError(
+                f"labels of group '{group.name}' are not whole numbers 0..K-1, each in use; number the clusters again"
+            )
 
 
 def check_graph_fits(graph: ChannelGraph, state: Mapping[str, Tensor]) -> None:

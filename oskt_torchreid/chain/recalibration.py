@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batches import batches_of, images_of
-from ..errors import DataError
+from ..errors import DataError, expect
 from ..networks import watched
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,12 @@ def recalibrate(student: nn.Module, loader: Iterable[Any], batches: int | None =
         The student itself, in the mode it was in.
 
     Raises:
-        DataError: no batch of two or more images, or one that is not an image batch or that the network cannot take.
+        DataError: no batch of two or more images, or one that is not an image batch, that the network cannot take, or
+            that makes statistics NaN or infinite.
     """
+    expect(nn.Module, student, "student", "give a network", DataError)
+    expect(Iterable, loader, "loader", "give batches of images, such as a data loader", DataError)
+    expect((int, type(None)), batches, "batches", "give a whole number, or None for all", DataError)
     if batches is not None and batches < 1:
         raise DataError(f"batches is {batches}; statistics are estimated from at least 1 batch (None for all)")
     norms = [m for m in student.modules() if isinstance(m, Norm) and m.running_mean is not None]
@@ -56,6 +60,7 @@ def recalibrate(student: nn.Module, loader: Iterable[Any], batches: int | None =
             images = images_of(batch, number)
             if len(images) > 1:
                 _observe(student, images.to(device), number)
+                _check_statistics(norms, number)
                 done += 1
             if done == batches:
                 break
@@ -73,6 +78,14 @@ def _observe(student: nn.Module, images: Tensor, number: int) -> None:
             f"{type(student).__name__} cannot take batch {number} of shape {tuple(images.shape)} ({reason}); give "
             "images of the size that it was made for"
         ) from error
+
+
+def _check_statistics(norms: list[Norm], number: int) -> None:
+    buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
+    if not torch.isfinite(torch.cat([buffer.flatten().float() for buffer in buffers])).all():
+        raise DataError(
+            f"batch {number} makes norm statistics NaN or infinite; nothing was changed: check its pictures"
+        )
 
 
 @contextlib.contextmanager

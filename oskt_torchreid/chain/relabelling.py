@@ -19,7 +19,7 @@ def relabel(student: nn.Module, heads: Iterable[str], num_classes: int) -> nn.Mo
 
     Args:
         student: made by `expand`.
-        heads: names of the classifiers' weights, `chain.graph.heads`.
+        heads: names of the classifiers' weights, `ChannelGraph.heads`.
         num_classes: identities that it will be trained on.
 
     Returns:

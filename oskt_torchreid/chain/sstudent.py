@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..errors import ChainError
+from ..errors import ChainError, TrainingError, expect
 from ..graph.plans import Width, full_plan
 from ..graph.surgery.rebuild import code_buffers
 from . import network
@@ -197,7 +197,7 @@ class Refinement(nn.Module):
         loss = refinement.losses(images, lambda outputs: criterion(outputs, labels)).total()
         optimizer.zero_grad(), loss.backward(), optimizer.step()
 
-    and `refinement.to_chain()` is the chain so far.
+    and `Refinement.to_chain` gives the chain so far.
 
     Args:
         teacher: trained in place.
@@ -223,6 +223,8 @@ class Refinement(nn.Module):
         levels: Sequence[Width] = (),
     ) -> None:
         super().__init__()
+        expect(nn.Module, teacher, "teacher", "give the network that the chain was made of", ChainError)
+        expect(WeightChain, chain, "chain", "make one: WeightChain.from_teacher(teacher, width)", ChainError)
         chain.check_teacher(teacher)
         if levels and not chain.trees:
             raise ChainError("levels are students of a nested chain; give WeightChain.from_teacher nested=True")
@@ -264,7 +266,12 @@ class Refinement(nn.Module):
             criterion: the task's loss, a scalar, of what the network returns in training.
             sstudent_criterion: the same for the narrow students, if their loss is different.
             distil: a loss of a narrow student's output against the teacher's, added to its own.
+
+        Raises:
+            TrainingError: in evaluation mode, in which no student runs, or a criterion without a scalar.
         """
+        if not self.training:
+            raise TrainingError("losses of a refinement need training mode, in which students run; call train()")
         return self.losses_of(self(images), criterion, sstudent_criterion, distil)
 
     def losses_of(
@@ -276,15 +283,22 @@ class Refinement(nn.Module):
     ) -> RefinementLosses:
         """`losses` of the outputs of `forward`, in any form that the criteria take."""
         of_teacher, *of_students = outputs
-        teacher = criterion(of_teacher)
-        narrow = [(sstudent_criterion or criterion)(output) for output in of_students]
-        narrow += [distil(of_teacher, output) for output in of_students] if distil else []
+        teacher = _scalar(criterion(of_teacher))
+        narrow = [_scalar((sstudent_criterion or criterion)(output)) for output in of_students]
+        narrow += [_scalar(distil(of_teacher, output)) for output in of_students] if distil else []
         refine = refining_loss(self.sstudent.row_pairs(self.teacher), self.within)
         return RefinementLosses(teacher, torch.stack(narrow).sum(), refine)
 
     def to_chain(self) -> WeightChain:
         """The refined chain (copies)."""
         return self.sstudent.to_chain(self.teacher)
+
+
+def _scalar(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.dim() > 0:
+        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)[:100]
+        raise TrainingError(f"a criterion gave {got}; it must give a scalar tensor, such as the mean over the batch")
+    return loss
 
 
 def _fixed_tensors(chain: WeightChain) -> set[str]:

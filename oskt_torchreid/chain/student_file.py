@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .. import files
-from ..errors import CheckpointError, ConfigError, GraphError
+from ..errors import CheckpointError, ConfigError, GraphError, expect
 from ..files import weights
 from ..files.checks import is_possible_image, is_possible_model
 from ..graph import ChannelGraph, rebuild
 from ..graph.surgery.rebuild import describe_code, restore_code
-from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, compare, resolver, set_feature_dim, watched
+from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, compare, number_type, resolver, set_feature_dim, watched
 from . import network
 from .distance import DISTANCES
 
@@ -35,7 +36,7 @@ class StudentRecord:
         num_classes: class count of the teacher.
         loss: loss that the teacher's model was built for.
         feature_dim: length of the feature; 0 where the network has several classifiers.
-        code: how the student's own code was adapted, see `graph.routing.describe_code`.
+        code: how the student's own code was adapted, see `graph.surgery.rebuild.describe_code`.
         distance: the distances that its features were scaled to, see `distance.py`.
         input_size: `(channels, height, width)` of the image that the teacher was traced with.
         blocks: heads of each attention and blocks of each norm over channels, see `ChannelGraph.module_blocks`.
@@ -148,6 +149,7 @@ def save_plain(model: nn.Module, path: str | Path, half: bool = False) -> None:
     Raises:
         CheckpointError: values beyond the range of half precision.
     """
+    expect(nn.Module, model, "what is saved", "give a network", CheckpointError)
     files.save_checkpoint(path, {"state_dict": _file_state(model, half)})
 
 
@@ -162,6 +164,8 @@ def file_content(student: nn.Module, half: bool = False) -> dict:
         CheckpointError: a network that `expand` did not make, or values beyond the range of half precision.
     """
     record = getattr(student, "student_record", None)
+    if isinstance(student, (nn.DataParallel, DistributedDataParallel)):
+        raise CheckpointError(f"the student is inside a {type(student).__name__}; give the network itself, its .module")
     if not isinstance(record, StudentRecord):
         raise CheckpointError(f"this {type(student).__name__} was not made by expand; save it with torch.save instead")
     return {"state_dict": _file_state(student, half), "oskt": record.to_dict()}
@@ -213,6 +217,8 @@ def load_student(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     Raises:
         CheckpointError: a missing, damaged or unrelated file, or tensors that do not make the network it names.
     """
+    if model is not None:
+        expect(nn.Module, model, "model", "give the teacher's network", CheckpointError)
     content = files.load_checkpoint(path)
     record = StudentRecord.from_dict(content.get("oskt") if isinstance(content, dict) else None, path)
     state = weights.state_dict_of(content, path)
@@ -294,7 +300,7 @@ def _check_tensors_fit(student: nn.Module, input_size: tuple[int, ...], source: 
     student.training = True
     try:
         with torch.inference_mode(), watched(student.named_modules(), lambda name, *_: entered.append(name)):
-            student(torch.zeros(1, *input_size))
+            student(torch.zeros(1, *input_size, dtype=number_type(student)))
     except Exception as error:  # a user's network may raise anything
         raise CheckpointError(_message(student, entered[-1], source, error)) from error
     finally:

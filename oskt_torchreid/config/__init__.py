@@ -3,7 +3,7 @@
 from yacs.config import CfgNode
 
 from .checking import check_config
-from .effects import effect_of, settings
+from .effects import settings
 from .keys import Effect
 from .loading import default_config, digest, get, given_keys, load_config, merged, save_resolved
 from .tree import leaves
@@ -18,7 +18,6 @@ __all__ = [
     "check_config",
     "default_config",
     "digest",
-    "effect_of",
     "get",
     "given_keys",
     "leaves",

@@ -14,15 +14,6 @@ from .keys import Effect, Tree
 from .tree import every_key, leaves
 
 
-def effect_of(key: str) -> Effect:
-    """Effect of a dotted key.
-
-    Raises:
-        KeyError: there is no such key.
-    """
-    return every_key()[key].effect
-
-
 def settings(config: Tree, nodes: Iterable[str], effect: Effect) -> dict[str, Value]:
     """The keys of some nodes that have an effect, and their values.
 

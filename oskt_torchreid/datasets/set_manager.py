@@ -39,8 +39,8 @@ def build_set_datamanager(
     tracklets of video data are drawn from all their cameras.
 
     Args:
-        config: whole tree; besides what `data.manager.build_datamanager` reads, data.type, sampler.num_instances (sets
-            of an identity in a batch) and vkd.{num_views, num_student_views, strategy, no_camera, test_frames}.
+        config: whole tree; besides what `datasets.manager.build_datamanager` reads, data.type, sampler.num_instances
+            (sets of an identity in a batch) and vkd.{num_views, num_student_views, strategy, no_camera, test_frames}.
         batch_size: sets in a training batch; 0: vkd.teacher_stage.batch_size.
         num_views: frames of a training set; 0: vkd.num_views.
         strategy: where they come from; empty: vkd.strategy.
@@ -55,8 +55,8 @@ def build_set_datamanager(
         * `test_dataset[name]["query" or "gallery"]`: tracklets (paths, label, camera, data set).
 
     Raises:
-        ConfigError: as `data.manager.build_datamanager`; an unknown strategy; more student views than views; a batch
-            size that is no multiple of sampler.num_instances.
+        ConfigError: as `datasets.manager.build_datamanager`; an unknown strategy; more student views than views; a
+            batch size that is no multiple of sampler.num_instances.
         DataError: as there; too few identities for a batch; an empty query or gallery.
     """
     node = config.vkd

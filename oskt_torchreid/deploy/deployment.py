@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -120,6 +121,8 @@ def _checked_size(size: Sequence[int]) -> tuple[int, int, int]:
 
 def _check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
     for name, values in (("mean", mean), ("std", std)):
+        if not isinstance(values, Sequence) or not all(isinstance(value, Real) for value in values):
+            raise ConfigError(f"{name} of an export is {values!r:.100}; give a number for each of {channels} channels")
         if len(values) != channels:
             raise ConfigError(f"{name} of an export has {len(values)} numbers; images have {channels} channels")
     if min(std) <= 0:

@@ -25,7 +25,7 @@ def calibration_batches(loader: Iterable[Any] | None, input_size: tuple[int, int
     """The first images of a loader, normalised as for evaluation.
 
     Args:
-        loader: gives batches as `host.data.images_of` takes them.
+        loader: gives batches as `batches.images_of` takes them.
         input_size: `(channels, height, width)` that they must have.
         most: images to take at most.
 

@@ -9,17 +9,17 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from ..errors import ChainError, CheckpointError, ConfigError, first_line
+from ..errors import ChainError, CheckpointError, ConfigError, OsktError, first_line
 from .checks import (
     LARGEST_HEADER,
     LARGEST_JSON,
@@ -67,7 +67,7 @@ def atomic(path: str | Path, companion: str = "") -> Iterator[Path]:
     Raises:
         ConfigError: no folder can be there, or a folder has the file's name.
     """
-    path = Path(path)
+    path = _as_path(path)
     if _another_writes():
         with TemporaryDirectory() as elsewhere:
             yield Path(elsewhere) / path.name
@@ -88,10 +88,18 @@ def atomic(path: str | Path, companion: str = "") -> Iterator[Path]:
             written.unlink(missing_ok=True)
 
 
+def _as_path(path: str | Path, error: type[OsktError] = ConfigError) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise error(f"a path is {path!r:.100}; give the path of a file")
+    return Path(path)
+
+
 def _make_room(path: Path) -> None:
     """Makes the folder of a file; raises `ConfigError` if that fails, or if a folder has the file's name."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=path.parent):
+            pass  # some folders are there and take no file
     except OSError as reason:
         raise ConfigError(f"'{path}' cannot be written ({reason.strerror}); give another folder") from reason
     if path.is_dir():
@@ -111,11 +119,12 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     owned = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
+    content = save(owned, metadata={METADATA_KEY: json.dumps(metadata, default=_plain)})
     with atomic(path) as temporary:
-        save_file(owned, str(temporary), metadata={METADATA_KEY: json.dumps(metadata, default=_plain)})
+        temporary.write_bytes(content)  # safetensors' own files are nobody else's to read
 
 
-def load_tensors(path: str | Path, error: type[Exception] = ChainError) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(path: str | Path, error: type[OsktError] = ChainError) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads a file of `save_tensors`.
 
     Args:
@@ -151,7 +160,7 @@ def save_checkpoint(path: str | Path, content: Any) -> None:
         torch.save(content, stream)
 
 
-def load_checkpoint(path: str | Path, error: type[Exception] = CheckpointError) -> Any:
+def load_checkpoint(path: str | Path, error: type[OsktError] = CheckpointError) -> Any:
     """Reads a `torch.save` file onto the CPU without running code from it.
 
     Tensors, plain containers and NumPy scalars are read: torchreid stores its rank-1 as a NumPy scalar, which
@@ -183,7 +192,7 @@ def write_json(path: str | Path, content: Any) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_json(path: str | Path, error: type[Exception] = ConfigError) -> Any:
+def read_json(path: str | Path, error: type[OsktError] = ConfigError) -> Any:
     """Reads JSON; a missing, damaged or far too long file raises `error`."""
     path = _existing(path, error)
     try:
@@ -233,8 +242,8 @@ def _another_writes() -> bool:
     return processes.is_available() and processes.is_initialized() and processes.get_rank() > 0
 
 
-def _existing(path: str | Path, error: type[Exception]) -> Path:
-    path = Path(path)
+def _existing(path: str | Path, error: type[OsktError]) -> Path:
+    path = _as_path(path, error)
     try:
         found = path.is_file()
     except (OSError, ValueError):  # of a name that no file can have
@@ -244,7 +253,7 @@ def _existing(path: str | Path, error: type[Exception]) -> Path:
     return path
 
 
-def _parse_json(text: str, path: Path, error: type[Exception]) -> Any:
+def _parse_json(text: str, path: Path, error: type[OsktError]) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError, MemoryError) as reason:  # too long a number, too deep a nesting

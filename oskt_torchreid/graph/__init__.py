@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import rules  # noqa: F401  it registers the rules of operators
+from .building import trace_module
 from .calls import Call, register_rule
 from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
 from .plans import balanced, check_plan, full_plan, ratio_plan
@@ -12,7 +13,6 @@ from .scaling import FeaturePath, feature_path
 from .surgery.rebuild import adapt_code, rebuild, register_attribute_rule
 from .surgery.shell import shell
 from .tracer import Tracer, check_model
-from .tracing import trace
 
 __all__ = [
     "Axis",
@@ -36,5 +36,5 @@ __all__ = [
     "shell",
     "spatial",
     "spread",
-    "trace",
+    "trace_module",
 ]

@@ -1,7 +1,7 @@
 """Calls of operators, with the table of rules that says what each does to channels; and calls of modules.
 
-A rule is a function `rule(recording, call)`. It reads the shadows of the call's inputs (`recording.shadow`), marks
-its outputs (`recording.mark`) and records what the operator demands of the channels (`tie`, `unite`, `fix`).
+A rule is a function `rule(recording, call)`. It reads the shadows of the call's inputs (`Recording.shadow`), marks
+its outputs (`Recording.mark`) and records what the operator demands of the channels (`tie`, `unite`, `fix`).
 Most operators need none of their own: pass one of those in `rules` to `register_rule`::
 
     from oskt_torchreid import graph
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import GraphError
+from ..errors import ConfigError, GraphError, expect
 from ..networks import watched
 from .recording import Frame, Recording
 
@@ -68,8 +68,18 @@ def register_rule(operator: str, rule: Rule) -> None:
     """Makes `rule` the rule of `operator`: `"relu"` for ATen's, `"namespace::name"` for another library's.
 
     In-place variants (a trailing underscore) use the same rule.
+
+    Raises:
+        ConfigError: no name, a rule that is not a function, or an operator that has another rule.
     """
-    _RULES[operator.removeprefix("aten::")] = rule
+    expect(str, operator, "name of an operator", "give a text such as 'relu' or 'mylib::swish'")
+    if not callable(rule):
+        raise ConfigError(f"the rule of '{operator}' is {rule!r:.100}; give a function of the recording and the call")
+    known = _RULES.setdefault(operator.removeprefix("aten::"), rule)
+    if known is not rule:
+        raise ConfigError(
+            f"operator '{operator}' has a rule, {known.__name__}; rules of known operators stay as they are"
+        )
 
 
 def register_families(families: Mapping[Rule, str]) -> None:

@@ -61,7 +61,7 @@ class Tie:
     axis: Axis
 
     @property
-    def place(self) -> tuple[str, int, Role]:
+    def key(self) -> tuple[str, int, Role]:
         """Tensor, dimension and role: unique to each tie of a graph."""
         return self.tensor, self.dimension, self.role
 
@@ -100,7 +100,7 @@ class ChannelGroup:
         return len(self.channels)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ChannelGraph:
     """Channels, ties and groups of one network.
 
@@ -173,9 +173,12 @@ class ChannelGraph:
         return {tie.tensor: tie for tie in reversed(self.ties) if tie.role == "column"}
 
     @cached_property
-    def places(self) -> dict[tuple[str, int, Role], Tie]:
-        """Every tie by its place."""
-        return {tie.place: tie for tie in self.ties}
+    def ties_by_key(self) -> dict[tuple[str, int, Role], Tie]:
+        """Every tie by its `key`."""
+        return {tie.key: tie for tie in self.ties}
+
+    def __repr__(self) -> str:
+        return f"<ChannelGraph of {self.num_channels} channels in {len(self.groups)} groups, {len(self.ties)} ties>"
 
     def summary(self) -> str:
         """The groups as a table: name, size, number of row and column ties, and why a group is fixed."""

@@ -80,7 +80,7 @@ def full_plan(graph: ChannelGraph, width: Width) -> dict[str, int]:
         asked = preset_plan(width, graph)
     elif isinstance(width, Mapping):
         asked = _named(graph, width)
-    elif isinstance(width, Real):
+    elif isinstance(width, Real) and not isinstance(width, bool):
         asked = rounded_down(graph, float(width))
     else:
         raise WidthError(f"width is {width!r:.100}; give a ratio such as 0.5, a preset, or widths by group name")
@@ -107,6 +107,8 @@ def _named(graph: ChannelGraph, widths: Mapping[str, float]) -> dict[str, int]:
     plan = dict(graph.sizes)
     fixed = {group.name for group in graph.groups if group.fixed}
     for key, width in widths.items():
+        if not isinstance(key, str):
+            raise WidthError(f"a width plan names {key!r:.100}; give names of channel groups, see graph.summary()")
         names = [key] if key in plan else [name for name in plan if fnmatchcase(name, key) and name not in fixed]
         if not names:
             raise WidthError(
@@ -157,8 +159,10 @@ def rounded_down(graph: ChannelGraph, ratio: float, least: Mapping[str, int] | N
     Raises:
         WidthError: a ratio outside of (0, 1].
     """
-    if not 0 < ratio <= 1:
-        raise WidthError(f"width ratio {ratio} is outside of (0, 1]; give the share of the channels to keep")
+    if not isinstance(ratio, Real) or not 0 < ratio <= 1:
+        raise WidthError(f"width ratio {ratio!r:.100} is outside of (0, 1]; give the share of the channels to keep")
+    if least:
+        check_widths(graph, least)
     widths = {g.name: g.size if g.fixed else max(1, int(ratio * g.size + 1e-6)) for g in graph.groups}
     return {name: max(width, least[name]) for name, width in widths.items()} if least else widths
 
@@ -176,8 +180,9 @@ def balanced(graph: ChannelGraph, widths: Mapping[str, int], least: Mapping[str,
         least: narrowest width per group name; by default one channel, and fixed groups whole.
 
     Raises:
-        WidthError: a block that cannot be as narrow as another one of the same axis.
+        WidthError: a width out of range, or a block that cannot be as narrow as another one of the same axis.
     """
+    check_widths(graph, widths)
     width = np.array([widths[group.name] for group in graph.groups])
     lowest = np.array([least[group.name] if least else _least(group) for group in graph.groups])
     while sum(_lower(graph, blocks, width, lowest) for blocks in graph.blocked_groups):
@@ -202,6 +207,8 @@ def _lower(graph: ChannelGraph, blocks: list[np.ndarray], width: np.ndarray, lea
 
 def check_widths(graph: ChannelGraph, widths: Mapping[str, int]) -> None:
     """Raises `WidthError` unless `widths` names every group once, in range, and no fixed group narrower."""
+    if not isinstance(widths, Mapping):
+        raise WidthError(f"a width plan is {widths!r:.100}; give a whole number per channel group, see graph.summary()")
     unknown = [name for name in widths if name not in graph.sizes]
     missing = [name for name in graph.sizes if name not in widths]
     if unknown or missing:
@@ -211,6 +218,8 @@ def check_widths(graph: ChannelGraph, widths: Mapping[str, int]) -> None:
         )
     for group in graph.groups:
         width, least = widths[group.name], _least(group)
+        if not isinstance(width, Integral) or isinstance(width, bool):
+            raise WidthError(f"width of group '{group.name}' is {width!r:.100}; give a whole number of channels")
         if not least <= width <= group.size:
             why = f" (the group is fixed: {group.fixed})" if group.fixed else ""
             raise WidthError(
@@ -222,9 +231,9 @@ def check_widths(graph: ChannelGraph, widths: Mapping[str, int]) -> None:
 def check_plan(graph: ChannelGraph, widths: Mapping[str, int]) -> None:
     """Raises `WidthError` unless a plan is legal: see `check_widths`, and blocks of one axis equally wide."""
     check_widths(graph, widths)
-    places = occupied(graph, widths)
+    occupied = occupied_places(graph, widths)
     for channels, blocks in zip(graph.blocked_axes, graph.blocked_groups, strict=True):
-        lengths = places[channels].sum(1)
+        lengths = occupied[channels].sum(1)
         if (lengths != lengths[0]).any():
             raise _unequal(graph, blocks, widths)
 
@@ -252,7 +261,7 @@ def _least(group: ChannelGroup) -> int:
     return group.size if group.fixed else 1
 
 
-def occupied(graph: ChannelGraph, widths: Mapping[str, int]) -> np.ndarray:
+def occupied_places(graph: ChannelGraph, widths: Mapping[str, int]) -> np.ndarray:
     """Whether a student of these widths has a channel in each channel's place, shape `[num_channels]`.
 
     Example: a group of channels `0..3` at width 2 keeps the places `0` and `1`.

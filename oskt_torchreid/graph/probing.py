@@ -53,24 +53,24 @@ def _route(module: nn.Module, passage: Passage) -> Route | None:
 
 
 def _origins(module: nn.Module, passage: Passage, training: bool) -> list[Origin] | None:
-    """For each call and for the output: which sources it reads, and the place of each of its channels in them."""
+    """For each call and for the output: which sources it reads, and the position of each of its channels in them."""
     observed = _Observation(passage)
     observed.run(module, training)
     if tuple(observed.calls) != passage.calls:
         return None
-    places: dict[bytes, tuple[int, int]] = {}
+    position_of: dict[bytes, tuple[int, int]] = {}
     for number, source in enumerate(observed.sources):
-        places.update((channel, (number, position)) for position, channel in enumerate(_channels(source)))
-    origins = [_origin(arrived, observed.sources, places) for arrived in observed.arrived]
+        position_of.update((channel, (number, position)) for position, channel in enumerate(_channels(source)))
+    origins = [_origin(arrived, observed.sources, position_of) for arrived in observed.arrived]
     known = [origin for origin in origins if origin is not None]
     return known if len(known) == len(origins) else None
 
 
-def _origin(arrived: Tensor | None, sources: list[Tensor], places: dict[bytes, tuple[int, int]]) -> Origin | None:
+def _origin(arrived: Tensor | None, sources: list[Tensor], position_of: dict[bytes, tuple[int, int]]) -> Origin | None:
     if arrived is None or arrived.dim() < 2:
         return None
     channels = _channels(arrived)
-    found = [places[channel] for channel in channels if channel in places]
+    found = [position_of[channel] for channel in channels if channel in position_of]
     if len(found) < len(channels):
         return None
     reads = tuple(sorted({number for number, _ in found}))

@@ -71,7 +71,7 @@ class Recording:
         fixed: pairs `(ids, reason)` of channels that must keep their width.
         matrices: weights of convolutions and linear layers.
         image_inputs: the matrices whose columns are the image's own channels.
-        movements: module name -> operator, where channels were split or reordered at places chosen by code.
+        movements: module name -> operator, where channels were split or reordered at positions chosen by code.
         splits: `(module, attribute, ids of each part)` where a module's own integer says where channels are split.
         norms: module name -> ids `[blocks, length]` that it normalises over.
         attentions: module name -> the queries and keys that it multiplies.

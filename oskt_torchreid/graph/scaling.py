@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import GraphError
+from .building import united
 from .calls import Call
 from .channel_graph import ChannelGraph
 from .recording import compact
 from .relations import Relations, Unknown
 from .tracer import Tracer, run
-from .tracing import united
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ def _channels_of(tracer: Tracer, graph: ChannelGraph) -> np.ndarray:
     channel_of = united(tracer)
     found = np.full(tracer.num_ids + 1, -1)
     for tie in graph.ties:
-        recorded = tracer.ties.get(tie.place)
+        recorded = tracer.ties.get(tie.key)
         if recorded is not None:
             found[channel_of[recorded.ids.reshape(-1)]] = tie.channels.reshape(-1)
     shadow = tracer.shadow(tracer.results[0])

@@ -33,7 +33,7 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
     }
     description = {
         "axes": [list(axis.channels.shape) for axis in graph.axes],
-        "ties": [[*tie.place, number[tie.axis]] for tie in graph.ties],
+        "ties": [[*tie.key, number[tie.axis]] for tie in graph.ties],
         "groups": [[group.name, group.size, group.fixed] for group in graph.groups],
         "matrices": sorted(graph.matrices),
         "heads": sorted(graph.heads),

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -140,9 +141,11 @@ _RAISED_FOR_SHAPES = (RuntimeError, ValueError, AssertionError, IndexError)
 
 
 def check_model(model: nn.Module) -> None:
-    """Raises `GraphError` for what can never be traced: no module, compiled code, layers without weights yet."""
+    """Raises `GraphError` for what can never be traced: no module, wrapped or compiled ones, layers without weights."""
     if not isinstance(model, nn.Module):
-        raise GraphError(f"a torch.nn.Module is traced, got {type(model).__name__!r}")
+        raise GraphError(f"a torch.nn.Module is traced, got {type(model).__name__!r}; give a network")
+    if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
+        raise GraphError(f"the network is inside a {type(model).__name__}; give the network itself, its .module")
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             what = f"module '{name}'" if name else "the network"

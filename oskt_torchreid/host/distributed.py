@@ -35,14 +35,14 @@ def world_size() -> int:
     return processes.get_world_size() if processes.is_available() and processes.is_initialized() else 1
 
 
-def rank() -> int:
+def process_rank() -> int:
     """Number of this process, from 0."""
     return processes.get_rank() if world_size() > 1 else 0
 
 
 def is_rank_zero() -> bool:
     """Whether this is the process that writes files and shows progress."""
-    return rank() == 0
+    return process_rank() == 0
 
 
 @contextlib.contextmanager
@@ -106,7 +106,7 @@ def spread_random_numbers() -> None:
     """Gives every process its own random numbers, derived from the first one's."""
     if world_size() > 1:
         seed = broadcast(lambda: int(torch.randint(2**31, ())))
-        seed_everything(seed + rank())
+        seed_everything(seed + process_rank())
 
 
 def set_own_state(states: Sequence[State], device: torch.device) -> None:
@@ -114,7 +114,7 @@ def set_own_state(states: Sequence[State], device: torch.device) -> None:
 
     A process that did not exist when they were saved draws its own numbers, derived from the first one's.
     """
-    number = rank()
+    number = process_rank()
     if number < len(states):
         set_random_state(states[number], device)
         return
@@ -188,7 +188,7 @@ class SharedSampler(Sampler[int]):
         order = list(self.sampler)
         set_random_state(own, _CPU)
         for start in range(0, len(order) - self.batch_size + 1, self.batch_size):
-            first = start + rank() * self.share
+            first = start + process_rank() * self.share
             yield from order[first : first + self.share]
 
 
@@ -232,7 +232,7 @@ class _Whole(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.chunk(world_size())[rank()] * world_size()
+        return gradient.chunk(world_size())[process_rank()] * world_size()
 
 
 def whole_batch(tensors: T) -> T:
@@ -255,7 +255,7 @@ def features_by_shares(embed: Callable[[Tensor], Tensor], images: Tensor) -> Ten
         return embed(images)
     share = -(-len(images) // count)
     # The last image is repeated if the shares are not equal.
-    places = torch.arange(share) + rank() * share
+    places = torch.arange(share) + process_rank() * share
     features = embed(images[places.clamp(max=len(images) - 1).to(images.device)])
     return torch.cat(_all(features))[: len(images)]
 

@@ -28,7 +28,7 @@ def build_optimizer(parameters: nn.Module | Iterable[Any], config: Config, stage
         parameters: a module, or a list of modules, parameters and parameter groups (dicts with 'params' and own
             settings such as 'lr').
         config: whole tree; nodes train (optim, bias_lr_factor, staged_lr, ...), sgd, rmsprop and adam are read.
-        stage: node with `lr` and `weight_decay`, such as `config.oskt.refine`; None: the train node.
+        stage: node with `lr` and `weight_decay`, such as `oskt.refine`; None: the train node.
 
     Returns:
         Optimiser over the parameters that require gradients.

@@ -35,7 +35,7 @@ LEARNING_RATE, WEIGHT_DECAY = 3.5e-4, 5e-4  # the paper's recipe for CNNs
 class OSKTEngine(TransferEngine):
     """Refines a chain: `L = L_reid(teacher) + L_reid(S-student) + lambda * L_refine`.
 
-    Evaluation and checkpoints during the run concern the teacher with its chain; `engine.chain` is the chain as
+    Evaluation and checkpoints during the run concern the teacher with its chain; its `chain` is the chain as
     refined so far, to be expanded or saved.
 
     Args:
@@ -48,9 +48,9 @@ class OSKTEngine(TransferEngine):
         width: width ratio of the chain, if none is given.
         loss: re-id loss of teacher and S-student; `None`: label-smoothed cross-entropy.
         lambda_weight: final weight of the refining loss.
-        lambda_shape: `constant` or `linear`, see `losses.lambda_schedule`.
+        lambda_shape: `constant` or `linear`, see `chain.losses.lambda_schedule`.
         within: weight of the term that makes a cluster's rows alike, as a share of `lambda_weight`; 1 in the paper, see
-            `row_distance`.
+            `chain.losses.row_distance`.
         distil_weight: weight of the narrow students' loss against the teacher's class scores; 0 in the paper.
         distil_temperature: temperature of these scores.
         levels: further widths of a nested chain, of which each step trains one, in turn.

@@ -56,8 +56,8 @@ class VKDEngine(TransferEngine):
 
     Training batches are sets `[batch, N, 3, height, width]`. The frozen teacher sees all `N` views of a set, the
     student `M` of them, drawn for each set. Without a teacher the network itself learns from all `N`, which is how a
-    teacher is trained. Evaluation is that of `evaluate.py`: `results[target]` holds the first protocol's numbers, with
-    its interpolated mAP, and `protocols[target]` those of all.
+    teacher is trained. Evaluation is that of `vkd/evaluate.py`: `results[target]` holds the first protocol's numbers,
+    with its interpolated mAP, and `protocols[target]` those of all.
 
     Args:
         datamanager: torchreid data manager whose training batches are sets (or images: sets of one).

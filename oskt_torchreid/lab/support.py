@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..chain.network import trace
 from ..errors import ConfigError, GraphError
 from ..graph import ChannelGraph, ChannelGroup
-from ..graph.tracing import OUTPUT
+from ..graph.building import OUTPUT
 from ..host import models
 from ..models import find_classifier
 from ..report.tables import human_count

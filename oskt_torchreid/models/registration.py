@@ -102,8 +102,8 @@ def _check_name(name: str) -> None:
     prefix = next((prefix for prefix in _WRAPPERS if name.startswith(prefix)), None)
     if prefix:
         raise ConfigError(
-            f"'{name}' cannot be the name of a backbone: names with '{prefix}' are networks with a neck, and "
-            f"'{prefix}<name>' is registered along with '<name>'"
+            f"'{name}' cannot be the name of a backbone: "
+            f"'{prefix}<name>' is a network around '<name>' and registered along with it"
         )
 
 

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ..batches import batches_of
 from ..errors import ConfigError, DataError
-from ..graph.tracer import tracing_mode
 from ..host.distributed import is_rank_zero
 from ..host.evaluation import RERANKED
 from ..host.ranking import INTERPOLATED, REPORTED_RANKS, TRAPEZOID, Ranking, rank_features, rank_parts
@@ -196,32 +195,6 @@ def _numbers(rankings: Mapping[str, Ranking], places: Sequence[int]) -> dict[str
     """Mean APs and places of the CMC curve, which is the same for both."""
     averages = {f"mAP_{ap}": ranking.mean_ap for ap, ranking in rankings.items()}
     return {**averages, **{f"rank{place}": rankings[INTERPOLATED].at(place) for place in places}}
-
-
-def evaluate_model(
-    model: nn.Module,
-    query_loader: Iterable[Any],
-    gallery_loader: Iterable[Any],
-    device: torch.device | str = "cpu",
-    frames_at_once: int = FRAMES_AT_ONCE,
-    **options: Any,
-) -> ProtocolNumbers:
-    """Extracts both sides and evaluates the protocols: `extract_side` and `evaluate_protocols` in one.
-
-    Args:
-        model: network of images or of sets on `device`; it runs in evaluation mode and gets its modes back.
-        query_loader: see `extract_side`.
-        gallery_loader: see `extract_side`.
-        device: where the model is.
-        frames_at_once: see `extract_side`.
-        **options: of `evaluate_protocols`.
-    """
-    with tracing_mode(model, training=False):
-        query, gallery = (
-            extract_side(lambda frames: model(frames.to(device, non_blocking=True)), loader, frames_at_once, side)
-            for side, loader in (("query", query_loader), ("gallery", gallery_loader))
-        )
-    return evaluate_protocols(query, gallery, **options)
 
 
 def protocol_table(results: ProtocolNumbers) -> str:

@@ -93,7 +93,7 @@ class SetModel(FrameAverage, NeckModel):
             Such a network is marked in its state dict, which others refuse.
 
     Attributes:
-        last_relu: where it was; `last_relu.removable` says whether it is removed.
+        last_relu: where it was; its `removable` says whether it is removed.
     """
 
     def __init__(

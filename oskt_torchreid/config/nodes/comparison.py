@@ -6,7 +6,7 @@ from functools import partial
 
 from ..allowed import SEED, WIDTH, AtLeast, Between, Entries, Registered
 from ..keys import NEITHER, Key, Node
-from .oskt import BASELINES, known_baselines
+from .oskt import STOCK_BASELINES, known_baselines
 
 _Key = partial(Key, effect=NEITHER)  # its runs have their own keys
 _WIDTHS, _SEEDS, _RATES = (Entries(each=each) for each in (WIDTH, SEED, AtLeast(1e-12)))
@@ -14,7 +14,7 @@ _WIDTHS, _SEEDS, _RATES = (Entries(each=each) for each in (WIDTH, SEED, AtLeast(
 COMPARISON: Node = {
     "widths": _Key([0.25, 0.5, 0.75], "widths of students by chain and baselines", _WIDTHS),
     "methods": _Key(
-        [name for name in BASELINES if name != "depgraph"],  # which needs a package more
+        [name for name in STOCK_BASELINES if name != "depgraph"],  # which needs a package more
         "baselines that the chain is compared with",
         Registered(known_baselines),
     ),

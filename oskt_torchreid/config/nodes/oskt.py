@@ -7,13 +7,13 @@ from ..allowed import MOST_PROCESSES, WIDTH, AtLeast, Between, BetweenOrName, En
 from ..keys import NEITHER, Key, Node
 from .training import stage_node
 
-BASELINES = ("scratch", "slice", "first", "norm", "kmeans", "depgraph", "kd++")
+STOCK_BASELINES = ("scratch", "slice", "first", "norm", "kmeans", "depgraph", "kd++")
 """Names of this package's own methods that the chain is compared with; users may register more."""
 
 
 def known_baselines() -> tuple[str, ...]:
     """Names of all methods that the chain can be compared with, those of others included."""
-    return tuple(dict.fromkeys([*BASELINES, *baseline_names()]))
+    return tuple(dict.fromkeys([*STOCK_BASELINES, *baseline_names()]))
 
 
 def _rates() -> Node:
@@ -113,7 +113,7 @@ OSKT: Node = {
         "start": Key(
             "scratch",
             "kd++: baseline that the student begins as",
-            OneOf(*(name for name in BASELINES if name != "kd++")),
+            Registered(lambda: tuple(name for name in known_baselines() if name != "kd++")),
         ),
         "temperature": Key(4.0, "kd++: temperature of the class scores", AtLeast(1e-6)),
         "weight_kl": Key(1.0, "kd++: weight of the divergence of class scores", AtLeast(0)),

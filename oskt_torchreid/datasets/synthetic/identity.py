@@ -152,7 +152,7 @@ def visible_difference(one: Appearance, other: Appearance) -> float:
 
 
 def draw_family(settings: SyntheticSettings, split: int, family: int) -> list[Appearance]:
-    """The look-alikes of one family, each at least `settings.min_differences` away from those before it.
+    """The look-alikes of one family, each at least `min_differences` away from those before it.
 
     Args:
         settings: The settings; `family_size` is the number of look-alikes.

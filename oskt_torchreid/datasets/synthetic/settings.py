@@ -149,11 +149,6 @@ class SyntheticSettings:
         """Walks that may be crossed: only in tracklets."""
         return 0
 
-    @property
-    def picture_count(self) -> int:
-        """Number of pictures in all three folders together."""
-        return (self.train_identities + self.test_identities) * self.cameras * self.images_per_camera
-
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain numbers by name, in the order of the attributes."""
         return dataclasses.asdict(self)

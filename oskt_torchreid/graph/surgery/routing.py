@@ -67,13 +67,13 @@ def weigh_input(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
     return (images * getattr(module, WEIGHT_BUFFER).reshape(-1, *[1] * (images.dim() - 2)),)
 
 
-def split_length(split: SplitPoint, places: np.ndarray) -> int:
-    """Length of every part but the last in a student with channels at `places`, a mask `[num_channels]`.
+def split_length(split: SplitPoint, occupied: np.ndarray) -> int:
+    """Length of every part but the last in a student; `occupied` are its places, a mask `[num_channels]`.
 
     Raises:
         WidthError: parts whose lengths one attribute cannot describe.
     """
-    lengths = [int(places[part].sum()) for part in split.parts]
+    lengths = [int(occupied[part].sum()) for part in split.parts]
     if any(length != lengths[0] for length in lengths[:-1]) or lengths[-1] > lengths[0]:
         raise WidthError(
             f"module '{split.module}' takes its channels apart every '{split.attribute}' channels, so parts of "
@@ -82,14 +82,15 @@ def split_length(split: SplitPoint, places: np.ndarray) -> int:
     return lengths[0]
 
 
-def orders_of(route: Route, places: np.ndarray) -> list[Tensor | None]:
+def orders_of(route: Route, occupied: np.ndarray) -> list[Tensor | None]:
     """Index of each call, and of the output, among the student's channels; `None` where it changes nothing.
 
-    Example: channels 0 1 2 3 are read in the order 0 2 1 3 and the places 0 1 2 are kept: the student's order is 0 2 1.
+    Example: channels 0 1 2 3 are read in the order 0 2 1 3, and the places 0 1 2 are occupied: the student's order is
+    0 2 1.
     """
     orders: list[Tensor | None] = []
     for reads, order in zip(route.reads, route.orders, strict=True):
-        kept = np.concatenate([places[route.sources[source]] for source in reads])
+        kept = np.concatenate([occupied[route.sources[source]] for source in reads])
         position = np.cumsum(kept) - 1
         narrow = position[order[kept[order]]]
         unchanged = np.array_equal(narrow, np.arange(kept.sum()))

@@ -1,7 +1,7 @@
 """The chain against its alternatives: the same teacher, the same epochs, several seeds, one report."""
 
-from .comparison import compare
+from .comparison import run_comparison
 from .jobs import Job, seed_jobs
 from .tuning import further_jobs, tuning_jobs
 
-__all__ = ["Job", "compare", "further_jobs", "seed_jobs", "tuning_jobs"]
+__all__ = ["Job", "run_comparison", "further_jobs", "seed_jobs", "tuning_jobs"]

@@ -19,12 +19,12 @@ from .tuning import further_jobs, tuning_jobs
 
 logger = logging.getLogger(__name__)
 
-RATES_NAME, DATA_NAME = "rates.json", "comparison.json"
+RATES_NAME = "rates.json"
 SOURCE_METHOD = "source-trained"
 Work = Callable[[Config], None]
 
 
-def compare(config: Config, processes: int = 1) -> Path:
+def run_comparison(config: Config, processes: int = 1) -> Path:
     """Runs a whole comparison; runs that were finished with the same configuration are not repeated.
 
     Args:

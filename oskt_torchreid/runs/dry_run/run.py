@@ -121,9 +121,11 @@ def _built(small: Config, num_classes: int) -> BuiltNetworks:
     widths = {"chain (S-student)": plan.chain_widths, **{student.name: student.widths for student in plan.students}}
     counts = Costs(chain).count([plan.graph.sizes, *widths.values()])
     sizes = zip(("teacher", *widths), counts.params.tolist(), counts.flops.tolist(), strict=True)
-    first = next((student.widths for student in plan.students if student.spec.of_chain), plan.chain_widths)
+    first = next((student for student in plan.students if student.spec.of_chain), None)
+    rung = (plan.chain_widths, *plan.rungs)[first.rung if first else 0]
+    student = expand_to_plan(stand_in_chain(plan.teacher, plan.graph, rung), first.widths if first else rung)
     names = tuple(student.name for student in plan.students)
-    return BuiltNetworks(plan.teacher, tuple(sizes), expand_to_plan(chain, first), names, chain)
+    return BuiltNetworks(plan.teacher, tuple(sizes), student, names, chain)
 
 
 def _oskt_stages(config: Config, small: Config, trainer: Trainer, built: BuiltNetworks) -> tuple[DryStage, ...]:

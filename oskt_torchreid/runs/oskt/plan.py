@@ -294,10 +294,13 @@ def _rungs(teacher: nn.Module, graph: ChannelGraph, ladder: list) -> tuple[dict[
     """Widths of the chains of a ladder, each a ratio, or requested like a student."""
     if not ladder:
         return ()
-    names = [entry if isinstance(entry, str) else f"width={entry}" for entry in ladder]
-    return plan_rungs(
-        narrowest_chain(teacher, graph), [(name, StudentSpec.parse(name).arguments("oskt.ladder")) for name in names]
-    )
+    specs = [StudentSpec.parse(entry if isinstance(entry, str) else f"width={entry}") for entry in ladder]
+    for spec in specs:
+        if not spec.of_chain:
+            raise ConfigError(
+                f"oskt.ladder has '{spec.text}'; its chains are made one of another: leave out '{spec.method}'"
+            )
+    return plan_rungs(narrowest_chain(teacher, graph), [(spec.text, spec.arguments("oskt.ladder")) for spec in specs])
 
 
 def narrowest_chain(teacher: nn.Module, graph: ChannelGraph) -> WeightChain:

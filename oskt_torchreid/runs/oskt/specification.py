@@ -101,7 +101,7 @@ class StudentSpec:
         Raises:
             ConfigError: an unknown way, value or model, or a file that cannot be read.
         """
-        way, value, text = self.way, self.value, self.text.rpartition(":")[2]
+        way, value, text = self.way, self.value, self.text
         if way not in WAYS or not value:
             examples = ", ".join(f"{name}={example}" for name, example in EXAMPLES.items())
             raise ConfigError(f"{key} has '{text}'{nearest(way, WAYS)}; write width=0.5, {examples} or like=osnet_x0_5")
@@ -125,7 +125,7 @@ def students_of(config: Config) -> list[StudentSpec]:
 def asks_for_latency(texts: Iterable[object]) -> str:
     """The first student or rung with a latency budget; empty if there is none."""
     named = (str(text) for text in texts)
-    return next((text for text in named if text.rpartition(":")[2].startswith("latency=")), "")
+    return next((text for text in named if StudentSpec.parse(text).way == "latency"), "")
 
 
 def _width(text: str, value: str, key: str) -> float | str | dict[str, float]:

@@ -15,13 +15,13 @@ from ..errors import GraphError
 from ..networks import DEFAULT_INPUT_SIZE
 from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
 from .modules import Attention, ChannelNorm, Reduction, Route, SplitPoint
-from .movement import check_movements
 from .probing import find_routes
 from .recording import RecordedTie, Recording
 from .tracer import check_model, run
+from .trial import check_movements
 
 
-def trace(model: nn.Module, input_size: tuple[int, ...] = DEFAULT_INPUT_SIZE) -> ChannelGraph:
+def trace_module(model: nn.Module, input_size: tuple[int, ...] = DEFAULT_INPUT_SIZE) -> ChannelGraph:
     """Follows every channel of a network through one forward pass.
 
     Args:
@@ -34,7 +34,7 @@ def trace(model: nn.Module, input_size: tuple[int, ...] = DEFAULT_INPUT_SIZE) ->
 
     Raises:
         GraphError: an operator without a rule, a reduction over channels, weights that are computed on the fly, or code
-            that splits channels at fixed places; the message says where and what to do.
+            that splits channels at fixed positions; the message says where and what to do.
     """
     check_model(model)
     tracer = run(model, input_size)

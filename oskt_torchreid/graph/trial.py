@@ -1,7 +1,7 @@
-"""Checks networks whose own code splits or reorders channels (chunk, split, shuffle): does it follow other widths?
+"""A trial of networks whose own code splits or reorders channels (chunk, split, shuffle): does it follow other widths?
 
-A trial shell is built, its code adapted (`routing.py`), and traced: the code is right for its widths exactly when every
-position of every axis receives the channel that belongs there.
+A shell of uneven widths is built, its code adapted (`adapt_code` in `surgery/rebuild.py`), and traced: the code is
+right for its widths exactly when every position of every axis receives the channel that belongs there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import GraphError, WidthError
 from .channel_graph import ChannelGraph
-from .plans import balanced, occupied
+from .plans import balanced, occupied_places
 from .surgery.shell import shell, student_axis
 
 Follow = Callable[[nn.Module, tuple[int, ...]], ChannelGraph]
@@ -41,24 +41,24 @@ def check_movements(model: nn.Module, graph: ChannelGraph, movements: Mapping[st
 
 
 def _mismatch(student: nn.Module, graph: ChannelGraph, widths: Mapping[str, int], follow: Follow) -> str | None:
-    """Why a narrower network does not have the planned channels in the planned places; `None` if it does."""
+    """Why a narrower network does not have the planned channels in their positions; `None` if it does."""
     try:
         found = follow(student, graph.input_size)
     except GraphError as error:
         return str(error)
-    places = occupied(graph, widths)
+    occupied = occupied_places(graph, widths)
     reduced = {reduction.module: reduction.channels for reduction in found.reductions}
     pairs = [
-        np.stack([reduction.channels[places[reduction.channels]], reduced[reduction.module]])
+        np.stack([reduction.channels[occupied[reduction.channels]], reduced[reduction.module]])
         for reduction in graph.reductions
         if reduction.module in reduced  # a reduction over a single channel is not recorded
     ]
     for tie in graph.ties:
-        if (other := found.places.get(tie.place)) is not None:
-            pairs.append(np.stack([student_axis(tie.axis, places).reshape(-1), other.channels.reshape(-1)]))
+        if (other := found.ties_by_key.get(tie.key)) is not None:
+            pairs.append(np.stack([student_axis(tie.axis, occupied).reshape(-1), other.channels.reshape(-1)]))
     different = np.unique(np.concatenate(pairs, axis=1), axis=1)
     one_to_one = all(len(side) == len(np.unique(side)) for side in different)
-    return None if one_to_one else "a narrower copy sends channels to other places"
+    return None if one_to_one else "a narrower copy sends channels to other positions"
 
 
 def _uneven_plan(graph: ChannelGraph) -> dict[str, int]:
@@ -77,11 +77,11 @@ def _uneven_plan(graph: ChannelGraph) -> dict[str, int]:
 
 
 def _movement_error(movements: Mapping[str, str], reason: str) -> GraphError:
-    places = [f"'{operator}' in '{module}'" for module, operator in movements.items()]
-    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    moves = [f"'{operator}' in '{module}'" for module, operator in movements.items()]
+    more = f" and {len(moves) - 3} more" if len(moves) > 3 else ""
     return GraphError(
-        "the network's own code takes channels apart or reorders them at places that do not follow its widths "
-        f"({', '.join(places[:3])}{more}): {reason}. Index buffers can stand in for code that does nothing but move "
+        "the network's own code takes channels apart or reorders them at positions that do not follow its widths "
+        f"({', '.join(moves[:3])}{more}): {reason}. Index buffers can stand in for code that does nothing but move "
         "channels between the modules that it calls, each with one tensor in and one out; put the moves into a module "
         "of their own"
     )
