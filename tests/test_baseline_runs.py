@@ -89,7 +89,11 @@ def test_rates_are_set_by_name_on_the_command_line():
     ("options", "error", "match"),
     [
         (["oskt.students=['slize:width=0.5']"], ConfigError, r"unknown baseline 'slize'; did you mean 'slice'"),
-        (["oskt.students=['slice:wdith=0.5']"], ConfigError, r"oskt.students has 'wdith=0.5'; did you mean 'width'"),
+        (
+            ["oskt.students=['slice:wdith=0.5']"],
+            ConfigError,
+            r"oskt.students has 'slice:wdith=0.5'; did you mean 'width'",
+        ),
         (["oskt.students=['slice:width=1.5']"], WidthError, r"width ratio 1.5 is outside of \(0, 1\]"),
         (["oskt.students=['norm:like=resnet18']"], WidthError, r"'resnet18' is of another depth or family"),
         (["oskt.controls=['kd+']"], ConfigError, r"oskt.controls is 'kd\+'; did you mean 'kd\+\+'"),

@@ -47,9 +47,9 @@ def test_in_place_variants_share_the_rule_and_a_wrong_rule_is_told(rule_table):
     model = in_module(lambda images: images.clone().cumsum_(2))
     graph.register_rule("aten::cumsum", graph.keep)
     assert graph.trace_module(model, IMAGE).sizes == {"0": 4, "2.classifier": 2}
-    graph.register_rule("cumsum", lambda tracer, call: tracer.mark(call.output, tracer.fresh(4)))
+    graph.register_rule("cumprod", lambda tracer, call: tracer.mark(call.output, tracer.fresh(4)))
     with pytest.raises(GraphError, match=r"a rule gave channels of shape \(4,\) to a tensor of \(1, 4, 8, 8\)"):
-        graph.trace_module(model, IMAGE)
+        graph.trace_module(in_module(lambda images: images.cumprod(2)), IMAGE)
 
 
 def write_into_a_slice(images):
