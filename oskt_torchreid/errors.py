@@ -2,6 +2,21 @@
 
 import re
 
+__all__ = [
+    "ChainError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "ExportError",
+    "GraphError",
+    "MissingTorchreidError",
+    "OsktError",
+    "Terminated",
+    "TrainingError",
+    "WidthError",
+    "ZooError",
+]
+
 _FROM_WORKER = re.compile(r"Caught \w+ in .+\.\nOriginal Traceback \(most recent call last\):\n")
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from .errors import ConfigError, expect
 
+__all__ = ["baseline_names", "build_engine", "engine_class", "register_engine"]
+
 _ENGINES: dict[str, type] = {}
 _BASELINE_NAMES: list[str] = []
 

@@ -123,3 +123,15 @@ def test_signatures_are_blocks_of_code_with_types():
     text = interface_reference(oskt_torchreid)
     assert "```python\nsave_student(student: nn.Module, path: str | Path, half: bool = False) -> None\n```" in text
     assert text.count("```") % 2 == 0
+
+
+def test_the_interface_describes_each_name_once_and_the_types_of_signatures():
+    text = interface_reference(oskt_torchreid)
+    names = re.findall(r"^### (\w+)$", text, re.MULTILINE)
+    assert len(names) == len(set(names))
+    assert {"Recording", "Width", "Like", "Measure", "Clustering", "Criterion", "Rule"} <= set(names)
+    assert {"check_widths", "evaluate_protocols", "cache_folder", "EngineData", "Outputs"} <= set(names)
+    assert "\n#### Deployment.metadata" in text and "nearest" not in names
+    assert set(re.findall(r"\]\(#(.+?)\)", text)) <= {name.lower() for name in names}
+    code = "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    assert "ForwardRef" not in code and "oskt_torchreid." not in code

@@ -101,6 +101,17 @@ def test_the_list_has_no_unused_entries():
             assert allowed - used[own] <= FOUNDATIONS, f"{own} does not import {sorted(allowed - used[own])}"
 
 
+def test_the_page_says_what_the_list_says():
+    """The table of docs/architecture.md; "all above" are its rows so far."""
+    page = (ROOT.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    shown = {}
+    for room, _, allowed in re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", page, re.MULTILINE):
+        named = set(re.findall(r"`(\w+)`", allowed))
+        shown[room] = set(shown) - named if allowed.startswith("all above") else named
+    listed = {room: allowed - FOUNDATIONS for room, allowed in ROOMS.items()}
+    assert shown == {room: listed[room] for room in shown} and len(shown) == 13
+
+
 @pytest.mark.parametrize("room", sorted(TORCH_ONLY))
 def test_the_method_needs_torch_alone(room):
     """Without torchreid a room can be imported, and what needs torchreid says so."""

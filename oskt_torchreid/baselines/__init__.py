@@ -23,6 +23,7 @@ from .scratch import from_scratch
 from .selection import select_evenly, select_first, select_largest
 
 Maker = Callable[[nn.Module, ChannelGraph, Mapping[str, int]], nn.Module]
+"""A teacher, its channel graph and a width per group to a student."""
 
 __all__ = ["BASELINES", "Baseline", "DistillationEngine", "baseline", "make_baseline", "register_baseline"]
 
@@ -46,6 +47,7 @@ class Baseline:
 
 
 BASELINES: dict[str, Baseline] = {}
+"""Registered methods by name."""
 _NAME = re.compile(r"[A-Za-z_][\w+]*")
 _RESERVED = frozenset({"file", "oskt", "teacher"})  # networks of a run that no baseline makes
 

@@ -2,17 +2,23 @@
 
 from .budgets import Choice
 from .chain import WeightChain
+from .clustering import Clustering
 from .distance import feature_scale
-from .expansion import choose_widths, expand, expand_to_plan, width_plan
+from .expansion import Measure, choose_widths, expand, expand_to_plan, width_plan
 from .ladder import Ladder
+from .likeness import Like
 from .network import trace
 from .recalibration import recalibrate
-from .sstudent import Refinement, RefinementLosses, SStudent
+from .sstudent import Criterion, Refinement, RefinementLosses, SStudent
 from .student_file import load_student, save_plain, save_student
 
 __all__ = [
     "Choice",
+    "Clustering",
+    "Criterion",
     "Ladder",
+    "Like",
+    "Measure",
     "Refinement",
     "RefinementLosses",
     "SStudent",

@@ -41,6 +41,7 @@ class Measured(Protocol):
 
 
 Measure = Callable[[nn.Module, tuple[int, ...]], Measured]
+"""A network and `(channels, height, width)` of its images to its latency on this machine."""
 
 
 def expand(

@@ -22,6 +22,7 @@ from .chain import WeightChain
 from .expansion import expand_to_plan, width_plan
 
 Widths = Mapping[str, int]
+"""Width per group name."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from .chain import WeightChain
 
 StateShapes = Mapping[str, tuple[int, ...]]
 Like = str | nn.Module | Mapping[str, Tensor]
+"""A network whose widths a student takes: a registered name, a module, or a state dict."""
 
 
 def plan_like(chain: WeightChain, like: Like) -> dict[str, int]:

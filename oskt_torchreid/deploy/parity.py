@@ -13,6 +13,7 @@ from torch.nn import functional
 from ..errors import ExportError
 
 Run = Callable[[np.ndarray], np.ndarray]
+"""Images `[batch, 3, height, width]` to features `[batch, length]`."""
 
 BATCHES = (1, 3, 2)  # none is a multiple of another, so that a graph with a fixed length fails
 

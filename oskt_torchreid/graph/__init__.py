@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from . import rules  # noqa: F401  it registers the rules of operators
 from .building import trace_module
-from .calls import Call, register_rule
+from .calls import Call, Rule, register_rule
 from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
-from .plans import balanced, check_plan, full_plan, ratio_plan
-from .recording import spread
+from .plans import Width, balanced, check_plan, check_widths, full_plan, ratio_plan
+from .recording import Recording, spread
 from .rules.elementwise import keep, spatial
 from .scaling import FeaturePath, feature_path
 from .surgery.rebuild import adapt_code, rebuild, register_attribute_rule
@@ -20,12 +20,16 @@ __all__ = [
     "ChannelGraph",
     "ChannelGroup",
     "FeaturePath",
+    "Recording",
+    "Rule",
     "Tie",
     "Tracer",
+    "Width",
     "adapt_code",
     "balanced",
     "check_model",
     "check_plan",
+    "check_widths",
     "feature_path",
     "full_plan",
     "keep",

@@ -61,6 +61,7 @@ class Call:
 
 
 Rule = Callable[[Recording, Call], None]
+"""Marks the outputs of a call with their channels, and records what its operator demands of them."""
 _RULES: dict[str, Rule] = {}
 
 

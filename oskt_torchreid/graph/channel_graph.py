@@ -24,6 +24,7 @@ from tabulate import tabulate
 from .modules import Attention, ChannelNorm, Reduction, Route, SplitPoint
 
 Role = Literal["row", "column"]
+"""A tensor's operator produces (or scales) the channels of a row, and consumes those of a column."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ from ..registry import nearest
 from .channel_graph import ChannelGraph, ChannelGroup
 
 Width = float | str | Mapping[str, float]
+"""A ratio of a network's channels, the name of a preset, or a width or ratio per group name or pattern."""
 logger = logging.getLogger(__name__)
 
 
@@ -138,7 +139,7 @@ def show_ratio(ratio: float) -> str:
 
 
 def ratio_plan(graph: ChannelGraph, ratio: float, least: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Width plan of a width ratio: `rounded_down`, then `balanced` if blocks would get unequal lengths.
+    """Width plan of a width ratio: rounded down in every group, then `balanced` if blocks would get unequal lengths.
 
     Args:
         graph: a network's channel graph.

@@ -41,6 +41,8 @@ from .run_checks import (
 )
 from .saving import LAST_GOOD
 
+__all__ = ["TransferEngine"]
+
 
 class TransferEngine(EvaluatingEngine):
     """Trains one model with a re-identification loss.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, ForwardRef
+
+from .definitions import Definition, definition_of
 
 PUBLIC_PARTS = [
     "chain",
@@ -30,22 +32,64 @@ PUBLIC_PARTS = [
 _SECTIONS = ("Args", "Attributes", "Example", "Raises", "Returns", "Yields")
 _WRAPPED = ("__func__", "fget", "func")  # attributes in which methods of classes and properties keep their function
 _ITEM = re.compile(r"^ {4}(\*{0,2}\w+): ")
+_OWN_MODULES = re.compile(rf"\b{__package__.partition('.')[0]}\.([a-z_]+\.)+")
 _LONGEST_LINE = 100
 
 
 def interface_reference(package: ModuleType) -> str:
-    """Every public name of a package and of `PUBLIC_PARTS`, with its signature and its docstring."""
+    """Every public name of a package and of `PUBLIC_PARTS`, with its signature and its docstring.
+
+    A name that several modules have is described in the first, and the others link to it. Types in signatures that no
+    public module has are described at the end.
+    """
+    described: dict[Definition, list[str]] = {}
     parts = [
         "# API reference",
         f"The public names of `{package.__name__}`, made of their docstrings by `python tools/docs.py`.",
     ]
     for module in [package, *(import_module(f"{package.__name__}.{name}") for name in PUBLIC_PARTS)]:
-        parts += [f"## {module.__name__}", _text_of(module)]
-        for name in sorted(_public_names(module), key=str.lower):
-            thing = getattr(module, name)
-            if not inspect.ismodule(thing):
-                parts += _entry_of(name, thing)
+        names = [name for name in _public_names(module) if not inspect.ismodule(getattr(module, name))]
+        found = {name: _defined(name, module.__name__) for name in sorted(names, key=str.lower)}
+        known = [f"[`{name}`](#{_anchor(name)})" for name, definition in found.items() if definition in described]
+        parts += [f"## {module.__name__}", _text_of(module), f"Described above: {', '.join(known)}." if known else ""]
+        for name, definition in found.items():
+            if definition not in described:
+                described[definition] = _entry_of(name, getattr(module, name), definition)
+                parts += described[definition]
+    parts += ["## Other types in signatures", *_other_types(described)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _other_types(described: Mapping[Definition, list[str]]) -> list[str]:
+    """Entries of the package's types that other entries name, and of those that these name in turn, without methods."""
+    entries, waiting = dict(described), list(described)
+    while waiting:
+        definition = waiting.pop()
+        for name in _types_in(entries[definition]):
+            other = definition_of(name, definition.module)
+            if other is not None and other not in entries:
+                thing = getattr(import_module(other.module), other.name)
+                heading, *text = _entry_of(other.name, thing, other, getattr(thing, "_is_protocol", False))
+                entries[other] = [heading, f"Defined in `{other.module}`.", *text]
+                waiting.append(other)
+    added = sorted((entries.keys() - described.keys()), key=lambda each: (each.name.lower(), each.module))
+    return [text for definition in added for text in entries[definition]]
+
+
+def _types_in(entry: Sequence[str]) -> set[str]:
+    """Names in its blocks of code and in the types of its properties that may be those of types."""
+    typed = [text for text in entry if text.startswith("```")]
+    typed += [text.partition(": ")[2] for text in entry if text.startswith("####")]
+    return set(re.findall(r"(?<![.\w'])[A-Z]\w+", " ".join(typed)))
+
+
+def _defined(name: str, module: str) -> Definition:
+    return definition_of(name, module) or Definition(module, name)
+
+
+def _anchor(heading: str) -> str:
+    """Of a heading of one word, as GitHub makes it."""
+    return heading.lower()
 
 
 def _public_names(module: ModuleType) -> list[str]:
@@ -56,9 +100,11 @@ def _public_names(module: ModuleType) -> list[str]:
     return [name for name in defined if not name.startswith("_") and callable(getattr(module, name))]
 
 
-def _entry_of(name: str, thing: Any) -> list[str]:
+def _entry_of(name: str, thing: Any, definition: Definition, methods: bool = True) -> list[str]:
+    if definition.source:
+        return [f"### {name}", f"```python\n{definition.source}\n```", definition.meaning]
     entry = [f"### {name}", _signature(name, thing), _text_of(thing)]
-    if inspect.isclass(thing) and not issubclass(thing, BaseException):
+    if methods and inspect.isclass(thing) and not issubclass(thing, BaseException):
         for own, member in vars(thing).items():
             function = next((getattr(member, key) for key in _WRAPPED if getattr(member, key, None)), member)
             if not own.startswith("_") and inspect.isfunction(function) and function.__doc__:
@@ -79,14 +125,13 @@ class _Annotation:
 
 
 def _annotation(function: Any, name: str) -> str:
-    annotation = inspect.get_annotations(function).get(name, "")
-    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return _written(inspect.get_annotations(function).get(name, ""))
 
 
 def _signature(name: str, thing: Any) -> str:
     """A call with names, types and defaults of the arguments, as a block of code; where it is long, a line for each."""
     is_error = inspect.isclass(thing) and issubclass(thing, BaseException)
-    if is_error or not (inspect.isclass(thing) or inspect.isroutine(thing)):
+    if is_error or getattr(thing, "_is_protocol", False) or not (inspect.isclass(thing) or inspect.isroutine(thing)):
         return ""
     signature = inspect.signature(thing)
     typed = [
@@ -114,7 +159,11 @@ def _one_per_line(parameters: Sequence[inspect.Parameter]) -> str:
 def _written(annotation: Any) -> str:
     if annotation is inspect.Signature.empty:
         return ""
-    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    if isinstance(annotation, ForwardRef):
+        return annotation.__forward_arg__
+    if isinstance(annotation, str):
+        return annotation
+    return _OWN_MODULES.sub("", inspect.formatannotation(annotation))
 
 
 def _text_of(thing: Any) -> str:

@@ -81,7 +81,7 @@ def build_fetching(
     remedy: str = "set model.pretrained=False to start without them, and give a file of weights by model.load_weights "
     "where there is one",
 ) -> nn.Module:
-    """`host.models.build`, where torchreid fetches ImageNet weights on request.
+    """A registered network, for which torchreid fetches ImageNet weights on request.
 
     Args:
         name: registered name.

@@ -2,8 +2,16 @@
 student that sees few.
 """
 
+from .evaluate import SideFeatures, evaluate_protocols, extract_side
 from .losses import distance_preservation_loss
 from .model import SetModel
 from .students import student_from
 
-__all__ = ["SetModel", "distance_preservation_loss", "student_from"]
+__all__ = [
+    "SetModel",
+    "SideFeatures",
+    "distance_preservation_loss",
+    "evaluate_protocols",
+    "extract_side",
+    "student_from",
+]

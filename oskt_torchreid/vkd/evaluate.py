@@ -28,6 +28,7 @@ FRAMES_AT_ONCE = 64
 AVERAGE_PRECISIONS = (INTERPOLATED, TRAPEZOID)
 
 Embed = Callable[[Tensor], Tensor]
+"""Frames `[frames, 3, height, width]` to features `[frames, channels]`."""
 ProtocolNumbers = dict[str, dict[str, float]]
 """Per protocol: `mAP_interpolated`, `mAP_trapezoid`, `rank1`, `rank5`, `rank10`, `rank20` as fractions."""
 
@@ -132,8 +133,8 @@ def evaluate_protocols(
     Args:
         query: queries.
         gallery: gallery.
-        protocols: of `PROTOCOLS`; the first letter is the kind of query, the last the kind of gallery entry: `V` the
-            whole set, `I` its first frame.
+        protocols: of `V2V`, `I2V`, `V2I` and `I2I`; the first letter is the kind of query, the last the kind of gallery
+            entry: `V` the whole set, `I` its first frame.
         query_in_gallery: add the queries to the gallery, as is usual on MARS; none ever finds itself.
         no_camera: gallery entries of a query's own camera stay in, for data sets whose cameras are unknown (all one or
             -1); only a query's own copy is left out.

@@ -2,11 +2,12 @@
 
 from .catalogue import catalogue
 from .conversion import convert
-from .downloads import download
+from .downloads import cache_folder, download
 from .official import load_official_oskt, load_official_refinement, load_official_teacher, save_official
 from .vkd_format import load_official_vkd
 
 __all__ = [
+    "cache_folder",
     "catalogue",
     "convert",
     "download",

@@ -30,7 +30,7 @@ class Entry:
     Attributes:
         name: in this catalogue.
         collection: that it belongs to.
-        kind: of `KINDS`.
+        kind: `weights` (a state dict), `chains` (of the OSKT authors) or `sets` (archives of the VKD authors).
         model: registered name of the network that it is of.
         link: its address; empty if the source names none.
         page: where its authors describe it.

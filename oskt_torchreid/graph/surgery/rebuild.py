@@ -16,13 +16,13 @@ from ..channel_graph import ChannelGraph
 from .routing import (
     WEIGHT_BUFFER,
     Routed,
+    input_weights,
     orders_of,
     replace,
     set_weights,
     split_length,
     weigh,
     weigh_input,
-    weights_of,
 )
 
 M = TypeVar("M", bound=nn.Module)
@@ -128,7 +128,7 @@ def adapt_code(student: nn.Module, graph: ChannelGraph, members: np.ndarray) -> 
         module = Routed(student.get_submodule(route.module), route.calls, route.reads, orders)
         replace(student, route.module, module)
     for reduction in graph.reductions:
-        weigh(student.get_submodule(reduction.module), weights_of(reduction, members).to(like))
+        weigh(student.get_submodule(reduction.module), input_weights(reduction, members).to(like))
 
 
 def code_buffers(graph: ChannelGraph) -> set[str]:

@@ -104,7 +104,7 @@ def replace(student: nn.Module, name: str, module: nn.Module) -> None:
     setattr(student.get_submodule(parent), child, module)
 
 
-def weights_of(reduction: Reduction, members: np.ndarray) -> Tensor:
+def input_weights(reduction: Reduction, members: np.ndarray) -> Tensor:
     """Weight per channel of a student. Example: channels that stand for 2 and 1 members have a mean with 4/3, 2/3."""
     counts = members[reduction.channels]
     counts = counts[counts > 0]
