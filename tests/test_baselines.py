@@ -191,6 +191,18 @@ def test_every_method_has_a_name_a_summary_and_a_rate():
     assert len({method.summary for method in BASELINES.values()}) == len(BASELINES)
 
 
+def test_networks_that_are_distilled_are_made_as_their_names_say():
+    assert set(oskt_node.DISTILLED) == {name for name, method in BASELINES.items() if method.distils}
+    teacher = of_four()
+    graph = trace_module(teacher, (3, 1, 1))
+    for name in ("norm", "kmeans"):
+        torch.manual_seed(3)
+        plain = make_baseline(name, teacher, graph, {"1": 2, "3": 2}).state_dict()
+        torch.manual_seed(3)
+        distilled = make_baseline(f"{name}+kd", teacher, graph, {"1": 2, "3": 2}).state_dict()
+        assert plain.keys() == distilled.keys() and all(torch.equal(plain[key], distilled[key]) for key in plain)
+
+
 def test_a_method_is_added_in_one_line(monkeypatch):
     monkeypatch.setattr("oskt_torchreid.baselines.BASELINES", dict(BASELINES))
     monkeypatch.setattr(registry, "_BASELINE_NAMES", list(registry._BASELINE_NAMES))

@@ -75,6 +75,7 @@ CONDITIONS = [
     ("oskt.finetune.lr", ("engine=oskt", "oskt.students=['slice:width=0.5']"), ("engine=oskt",)),
     ("oskt.refine.batch_size", ("engine=oskt", "oskt.refine.max_epoch=0"), ("engine=oskt",)),
     ("oskt.distillation.temperature", KD, KD[:-1]),
+    ("oskt.distillation.start", ("engine=oskt", "oskt.controls=['norm+kd']"), KD[:-1]),
     ("oskt.curves", UNTRAINED, (*UNTRAINED, "oskt.controls=['slice']")),
     ("oskt.refine.half_resolution_epochs", UNREFINED, (*UNREFINED, "oskt.controls=['slice']")),
     ("vkd.temperature", (*VKD, "vkd.alpha=0"), VKD),

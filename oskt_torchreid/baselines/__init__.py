@@ -104,3 +104,5 @@ register_baseline("norm", Baseline(select_largest, "channels with the largest ro
 register_baseline("kmeans", Baseline(merge_by_kmeans, "k-means merge, not refined"))
 register_baseline("depgraph", Baseline(prune_by_depgraph, "DepGraph pruning, group L2 norm", check=check_depgraph))
 register_baseline("kd++", Baseline(from_scratch, "fresh weights, trained by distillation (KD++)", distils=True))
+register_baseline("norm+kd", Baseline(select_largest, "channels with the largest rows, distilled", distils=True))
+register_baseline("kmeans+kd", Baseline(merge_by_kmeans, "k-means merge, distilled", distils=True))

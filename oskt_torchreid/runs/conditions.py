@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from ..baselines import baseline
 from ..config import Config, get, leaves
+from ..config.nodes.oskt import KD, KD_START
 from ..config.nodes.training import STAGE_KEYS
 from ..host.compat import device
 from ..host.data import has_splits
@@ -204,6 +205,8 @@ def _of_students(config: Config) -> Reasons:
             "oskt.students and oskt.controls name nothing that is distilled",
             *leaves(oskt.distillation, "oskt.distillation."),
         )
+    elif KD not in trained:
+        yield KD_START, f"oskt.students and oskt.controls name no '{KD}'"
     if not asks_for_latency((*oskt.students, *oskt.ladder)):
         yield from _each("oskt.students and oskt.ladder request no latency", *leaves(oskt.latency, "oskt.latency."))
 

@@ -7,8 +7,12 @@ from ..allowed import MOST_PROCESSES, WIDTH, AtLeast, Between, BetweenOrName, En
 from ..keys import NEITHER, Key, Node
 from .training import stage_node
 
-STOCK_BASELINES = ("scratch", "slice", "first", "norm", "kmeans", "depgraph", "kd++")
+KD, KD_START = "kd++", "oskt.distillation.start"
+"""Distillation of a narrow network, and the key that says by which method the network is made."""
+STOCK_BASELINES = ("scratch", "slice", "first", "norm", "kmeans", "depgraph", KD, "norm+kd", "kmeans+kd")
 """Names of this package's own methods that the chain is compared with; users may register more."""
+DISTILLED = (KD, "norm+kd", "kmeans+kd")
+"""Those that a teacher trains; by any other one a network can be made that `kd++` trains."""
 
 
 def known_baselines() -> tuple[str, ...]:
@@ -113,10 +117,10 @@ OSKT: Node = {
         "start": Key(
             "scratch",
             "kd++: baseline that the student begins as",
-            Registered(lambda: tuple(name for name in known_baselines() if name != "kd++")),
+            Registered(lambda: tuple(name for name in known_baselines() if name not in DISTILLED)),
         ),
-        "temperature": Key(4.0, "kd++: temperature of the class scores", AtLeast(1e-6)),
-        "weight_kl": Key(1.0, "kd++: weight of the divergence of class scores", AtLeast(0)),
-        "weight_nd": Key(1.0, "kd++: weight of the norm and direction loss", AtLeast(0)),
+        "temperature": Key(4.0, "kd++, norm+kd, kmeans+kd: temperature of the class scores", AtLeast(1e-6)),
+        "weight_kl": Key(1.0, "kd++, norm+kd, kmeans+kd: weight of the divergence of class scores", AtLeast(0)),
+        "weight_nd": Key(1.0, "kd++, norm+kd, kmeans+kd: weight of the norm and direction loss", AtLeast(0)),
     },
 }

@@ -14,6 +14,7 @@ from ...chain.network import trace
 from ...chain.relabelling import relabel
 from ...chain.student_file import load_student, save_student
 from ...config import Config, leaves
+from ...config.nodes.oskt import KD, KD_START
 from ...files import sha256
 from ...graph import ChannelGraph
 from ...host.compat import seed_everything
@@ -64,12 +65,13 @@ def run_baseline(
     config = trainer.config
     distils = baseline(method).distils
     distillation = config.oskt.distillation if distils else None
-    nodes = ("oskt.curves", *(("oskt.distillation",) if distils else ()))
+    used = [key for key in leaves(config.oskt.distillation, "oskt.distillation.") if method == KD or key != KD_START]
+    nodes = ("oskt.curves", *(used if distils else ()))
     made = {"method": method, "widths": widths, "the teacher": teacher_key, **_schedule_of(node, method)}
     recipe = trainer.recipe(*nodes, **made)
     seed_everything(config.train.seed)
     start = time.perf_counter()
-    student = make_baseline(distillation.start if distillation else method, teacher, graph, widths)
+    student = make_baseline(distillation.start if method == KD else method, teacher, graph, widths)
     student = relabel(student, graph.heads, trainer.num_classes)
     making = {"expand_seconds": time.perf_counter() - start}
     engine = partial(_distilling, distillation, teacher, graph) if distillation else TransferEngine
