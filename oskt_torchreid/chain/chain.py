@@ -20,6 +20,7 @@ from ..graph.tracer import check_model
 from ..networks import ModelSpec, resolver
 from . import chain_file, lineage, network
 from .clustering import Clustering, cluster_teacher, cluster_trees
+from .contributions import Contributions
 from .layout import Layout
 from .narrowing import average_rows, check_attention, rows_first
 from .nesting import Tree, check_trees, cut_trees
@@ -45,6 +46,8 @@ class WeightChain:
             first teacher; empty in a chain of a first teacher.
         trees: in a nested chain (see `nesting.py`), per group name: the hierarchy whose cuts are slots. Its `rows` are
             those of the adjusted teacher then, `[N, columns, ...]`; empty in the paper's chain.
+        importance: of a nested chain whose slots have leaders, per group name: of each channel, `[N]`. A slot has the
+            rows and vectors of its most important member then, instead of means; empty if it has means.
     """
 
     graph: ChannelGraph
@@ -58,6 +61,7 @@ class WeightChain:
     attention: str = "folded"
     origin_to_teacher: dict[str, np.ndarray] = field(default_factory=dict)
     trees: dict[str, Tree] = field(default_factory=dict)
+    importance: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def from_teacher(
@@ -70,6 +74,7 @@ class WeightChain:
         clustering: str | Clustering = "ward",
         attention: str = "folded",
         nested: bool = False,
+        contributions: Mapping[str, Contributions] | None = None,
     ) -> WeightChain:
         """Clusters a teacher's channels; chain rows are the means of their clusters (paper: chain initialisation).
 
@@ -86,6 +91,9 @@ class WeightChain:
             attention: `folded` (exact queries and keys) or `paper`, for the S-student and all students.
             nested: students are cuts of Ward's tree, and wide ones keep what narrow ones merge, see `nesting.py`; the
                 paper's chain has even parts of its clusters.
+            contributions: of a nested chain, what channels are clustered by instead of their rows, as
+                `contributions.contributions` measures it; each slot then has the rows of the member that contributes
+                most, instead of the mean of its members'.
 
         Raises:
             ConfigError: an unknown clustering or attention, or a nested chain with a clustering other than Ward's.
@@ -107,9 +115,9 @@ class WeightChain:
             return cls.from_labels(teacher, graph, labels, attention)
         if clustering != "ward":
             raise ConfigError(f"clustering of a nested chain is {clustering!r}; it needs a tree, so give 'ward'")
-        trees = cluster_trees(graph, state, normalize)
+        trees, importance = cluster_trees(graph, state, normalize, contributions)
         labels = dict(zip(trees, cut_trees(list(trees.values()), [widths[name] for name in trees]), strict=True))
-        return cls.from_labels(teacher, graph, labels, attention, trees)
+        return cls.from_labels(teacher, graph, labels, attention, trees, importance)
 
     @classmethod
     def from_labels(
@@ -119,6 +127,7 @@ class WeightChain:
         teacher_to_chain: Mapping[str, np.ndarray],
         attention: str = "folded",
         trees: Mapping[str, Tree] | None = None,
+        importance: Mapping[str, np.ndarray] | None = None,
     ) -> WeightChain:
         """The chain of a given clustering.
 
@@ -128,6 +137,7 @@ class WeightChain:
             teacher_to_chain: cluster of each channel per group name, shape `[N]`, every cluster in use.
             attention: see `from_teacher`.
             trees: of a nested chain per group name, of which the clusters are cuts.
+            importance: of each channel per group name, for a nested chain whose slots have leaders.
 
         Raises:
             ConfigError: an unknown attention.
@@ -157,6 +167,7 @@ class WeightChain:
             spec=resolver().identify(teacher),
             attention=check_attention(attention),
             trees=dict(trees or {}),
+            importance=dict(importance or {}),
         )
         chain.validate()
         return chain
@@ -215,7 +226,7 @@ class WeightChain:
 
     def layout_of(self, widths: Mapping[str, int]) -> Layout:
         """The layout of a student of these widths."""
-        return Layout(self.graph, self.teacher_to_chain, widths, self.trees)
+        return Layout(self.graph, self.teacher_to_chain, widths, self.trees, self.importance)
 
     @property
     def cluster_rows(self) -> dict[str, Tensor]:

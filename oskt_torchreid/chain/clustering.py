@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..errors import ChainError, ConfigError
 from ..graph import ChannelGraph, ChannelGroup, Tie
+from .contributions import Contributions
 from .narrowing import rows_first
 from .nesting import Tree, flat_tree, ward_tree
 
@@ -80,24 +81,36 @@ def cluster_teacher(
     return result
 
 
-def cluster_trees(graph: ChannelGraph, state: Mapping[str, Tensor], normalize_rows: bool = False) -> dict[str, Tree]:
+def cluster_trees(
+    graph: ChannelGraph,
+    state: Mapping[str, Tensor],
+    normalize_rows: bool = False,
+    contributions: Mapping[str, Contributions] | None = None,
+) -> tuple[dict[str, Tree], dict[str, np.ndarray]]:
     """Ward's hierarchy of every group of a teacher: `cluster_teacher` is its cut at one width, see `nesting.py`.
 
     Args:
         graph: the teacher's channel graph.
         state: the teacher's state dict; not changed.
         normalize_rows: give each layer's rows unit length first.
+        contributions: per group name, what channels are clustered by instead of their rows.
+
+    Returns:
+        The hierarchies by group name; and, with contributions, the importance of each channel, `[N]`.
 
     Raises:
         ChainError: weights that are not finite.
     """
     producers = _producers(graph)
-    return {
-        group.name: flat_tree(group.size)
-        if group.fixed
-        else ward_tree(group_rows(graph, group, producers[index], state, normalize_rows))
-        for index, group in enumerate(graph.groups)
-    }
+    trees, importance = {}, {}
+    for index, group in enumerate(graph.groups):
+        given = (contributions or {}).get(group.name)
+        if given is None:
+            rows = group_rows(graph, group, producers[index], state, normalize_rows)
+            given = Contributions(rows, rows.new_ones(group.size))
+        trees[group.name] = flat_tree(group.size) if group.fixed else ward_tree(*given)
+        importance[group.name] = given.importance.float().numpy()
+    return trees, importance if contributions else {}
 
 
 def _checked(labels: Any, group: ChannelGroup, width: int) -> np.ndarray:

@@ -165,16 +165,27 @@ class AxisMap:
         length: the student's length per block.
         teacher_to_student: student position of each teacher position, shape `[blocks * teacher's length]`; positions
             count through the blocks.
+        leading: which teacher positions lead their student position, the same shape; `None`: all have the same share.
     """
 
     blocks: int
     length: int
     teacher_to_student: Tensor
+    leading: Tensor | None = None
 
     @cached_property
     def is_identity(self) -> bool:
         """Whether every position stays where it is."""
         return bool(torch.equal(self.teacher_to_student, torch.arange(self.blocks * self.length)))
+
+    @cached_property
+    def leaders(self) -> Tensor:
+        """Teacher position that leads each student position, shape `[blocks * length]`; else the last one."""
+        leading = torch.arange(len(self.teacher_to_student))
+        leading = leading if self.leading is None else leading[self.leading]
+        leaders = torch.empty(self.blocks * self.length, dtype=torch.int64)
+        leaders[self.teacher_to_student[leading]] = leading
+        return leaders
 
     @cached_property
     def members(self) -> Tensor:
@@ -197,7 +208,8 @@ def joined(axes: Sequence[AxisMap], alignment: int = 1) -> AxisMap:
     """
     starts = np.cumsum([0, *spans(axes, alignment)])
     positions = [axis.teacher_to_student + int(start) for axis, start in zip(axes, starts[:-1], strict=True)]
-    return AxisMap(1, int(starts[-1]), torch.cat(positions))
+    leading = [axis.leading for axis in axes if axis.leading is not None]
+    return AxisMap(1, int(starts[-1]), torch.cat(positions), torch.cat(leading) if leading else None)
 
 
 def spans(axes: Sequence[AxisMap], alignment: int = 1) -> list[int]:
@@ -213,6 +225,7 @@ class Layout:
         teacher_to_chain: cluster of each channel per group name, `[N]`.
         widths: width per group name.
         trees: of a nested chain, per group name: slots are the cuts of its tree, instead of even parts of clusters.
+        importance: of each channel per group name, `[N]`: the first of the most important members leads each slot.
     """
 
     def __init__(
@@ -221,6 +234,7 @@ class Layout:
         teacher_to_chain: Mapping[str, np.ndarray],
         widths: Mapping[str, int],
         trees: Mapping[str, Tree] | None = None,
+        importance: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         check_plan(graph, widths)
         self.graph = graph
@@ -234,6 +248,11 @@ class Layout:
         self._merged_into = np.empty(graph.num_channels, np.int64)  # per channel, the one whose place its slot takes
         for group, slots in zip(graph.groups, made, strict=True):
             self._merged_into[group.channels] = group.channels[slots.teacher_to_slot]
+        self._leads: np.ndarray | None = None
+        if importance:
+            self._leads = np.zeros(graph.num_channels, bool)
+            for group, slots in zip(graph.groups, made, strict=True):
+                self._leads[group.channels[leaders(slots.teacher_to_slot, importance[group.name])]] = True
         self._occupied = occupied_places(graph, widths)
         self._position = np.empty(graph.num_channels, np.int64)  # per channel, for the axis that is being mapped
         self._axes: dict[Axis, AxisMap] = {}
@@ -259,7 +278,8 @@ class Layout:
         channels = axis.channels.reshape(-1)
         student_position = np.cumsum(self._occupied[channels]) - 1
         length = (int(student_position[-1]) + 1) // axis.blocks  # blocks of a checked plan are equally long
-        return AxisMap(axis.blocks, length, torch.from_numpy(student_position[self._seats(channels)]))
+        leading = None if self._leads is None else torch.from_numpy(self._leads[channels])
+        return AxisMap(axis.blocks, length, torch.from_numpy(student_position[self._seats(channels)]), leading)
 
     def _seats(self, channels: np.ndarray) -> np.ndarray:
         """Position along an axis of the place of each position's channel, shape as `channels`."""
@@ -272,6 +292,15 @@ class Layout:
         position = np.empty(self.graph.num_channels * repeats, np.int64)
         position[channels * repeats + occurrence] = order
         return position[self._merged_into[channels] * repeats + occurrence]
+
+
+def leaders(slots: np.ndarray, importance: np.ndarray) -> np.ndarray:
+    """The most important member of each slot, the first of equal ones; shape `[slots]`.
+
+    Example: slots `0 0 1 1` and importance `1 3 2 2` give `1 2`.
+    """
+    order = np.lexsort((-importance, slots))
+    return order[np.r_[True, np.diff(slots[order]) != 0]]
 
 
 def student_to_chain(student: AxisMap, chain: AxisMap) -> Tensor:

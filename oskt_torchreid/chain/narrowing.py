@@ -175,7 +175,7 @@ def sum_columns(weight: Tensor, axis: AxisMap) -> Tensor:
 
 
 def average_rows(tensor: Tensor, axis: AxisMap, dimension: int = 0) -> Tensor:
-    """Merges rows, or the entries of a vector, by averaging over the members of each position.
+    """Merges rows, or the entries of a vector, by averaging over the members of each position, or taking its leader's.
 
     Args:
         tensor: any shape whose `dimension` has the teacher's length.
@@ -188,6 +188,10 @@ def average_rows(tensor: Tensor, axis: AxisMap, dimension: int = 0) -> Tensor:
     """
     moved = tensor.movedim(dimension, 0)
     total = moved.new_zeros(axis.blocks * axis.length, *moved.shape[1:])
+    if axis.leading is not None:
+        leading = axis.leading.nonzero().flatten()
+        places = axis.teacher_to_student[leading].to(tensor.device)
+        return total.index_copy(0, places, moved[leading.to(tensor.device)]).movedim(0, dimension)
     total = total.index_add(0, axis.teacher_to_student.to(tensor.device), moved)
     members = axis.members.clamp(min=1).to(tensor.device, tensor.dtype).reshape(-1, *[1] * (moved.dim() - 1))
     return (total / members).movedim(0, dimension)

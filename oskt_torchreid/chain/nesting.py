@@ -49,16 +49,19 @@ class Tree(NamedTuple):
         return all(both) and len(places) > 0 and self.rank[0] == 0
 
 
-def adjusted(weight: Tensor, chain_rows: Tensor, index: Tensor) -> Tensor:
+def adjusted(weight: Tensor, chain_rows: Tensor, index: Tensor, leaders: Tensor | None = None) -> Tensor:
     """Rows of the adjusted teacher, `A_i = W_i + C_a(i) - Wm_a(i)`; differentiable in both.
 
     Args:
         weight: teacher's weight `W`, rows first, `[N, ...]`.
         chain_rows: chain `C`, `[K, ...]`.
         index: `a`, chain row of each teacher row, `[N]`, every chain row in use.
+        leaders: the teacher row that stands for each cluster, `[K]`, instead of its mean `Wm`.
 
     Example: `W = (1, 3, 10)`, `C = (4, 9)`, `a = (0, 0, 1)`: the means are 2 and 10, and `A = (3, 5, 9)`.
     """
+    if leaders is not None:
+        return weight + (chain_rows - weight.index_select(0, leaders)).index_select(0, index)
     members = torch.bincount(index, minlength=len(chain_rows)).to(weight).reshape(-1, *[1] * (weight.dim() - 1))
     means = torch.zeros_like(chain_rows).index_add(0, index, weight) / members
     return weight + (chain_rows - means).index_select(0, index)
@@ -91,8 +94,12 @@ def tree_over(labels: np.ndarray) -> Tree:
     return Tree(order, rank)
 
 
-def ward_tree(rows: Tensor) -> Tree:
-    """Ward's hierarchy of rows `[N, columns]` (float64, finite); its cuts are those of `clustering.ward_labels`.
+def ward_tree(rows: Tensor, mass: Tensor | None = None) -> Tree:
+    """Ward's hierarchy of rows; its cuts are those of `clustering.ward_labels`.
+
+    Args:
+        rows: `[N, columns]`, float64, finite.
+        mass: of each row, `[N]`, above 0; `None`: all have the same.
 
     Raises:
         ChainError: a row that is not finite.
@@ -102,11 +109,67 @@ def ward_tree(rows: Tensor) -> Tree:
     if len(rows) == 1:
         return flat_tree(1)
     distances = torch.cdist(rows, rows, compute_mode="use_mm_for_euclid_dist").fill_diagonal_(0).numpy()
-    merges = linkage(squareform(distances, checks=False), method="ward")
+    if mass is None or bool((mass == mass[0]).all()):
+        merges = linkage(squareform(distances, checks=False), method="ward")
+    else:
+        merges = weighted_ward(distances**2, mass.numpy())
     order = leaves_list(merges)
     merges[:, 2] = np.arange(1, len(rows))  # which merge, instead of how high
     joined_by = squareform(cophenet(merges))[order[:-1], order[1:]]
     return Tree(order.astype(np.int64), np.r_[0, len(rows) - joined_by].astype(np.int64))
+
+
+def weighted_ward(squares: np.ndarray, mass: np.ndarray) -> np.ndarray:
+    """Ward's merges of points with masses: each step makes `sum m |x - mean|^2` within clusters grow least.
+
+    Merging clusters of the masses `m` and `n` costs `m n / (m + n)` times the squared distance of their means. Nearest
+    neighbours are followed until two are each other's; what is merged then does not depend on what else will be.
+
+    Args:
+        squares: squared distances of points, `[N, N]`.
+        mass: of each, `[N]`, above 0.
+
+    Returns:
+        `[N - 1, 4]` in the form of `scipy.cluster.hierarchy.linkage`: two clusters, what the merge costs, and members.
+
+    Example: points 0, 1 and 3 with the masses 9, 9 and 1: 1 and 3 cost `9 / 10 * 4`, less than 0 and 1, `81 / 18`.
+    """
+    count, mass = len(mass), mass.astype(np.float64)
+    costs = squares * (mass[:, None] * mass / (mass[:, None] + mass))
+    np.fill_diagonal(costs, np.inf)
+    path: list[int] = []
+    merges: list[tuple[int, int, float]] = []
+    open_ = np.ones(count, bool)
+    while len(merges) < count - 1:
+        path = path or [int(open_.argmax())]
+        last = path[-1]
+        near = int(costs[last].argmin())
+        if len(path) > 1 and costs[last, path[-2]] <= costs[last, near]:
+            near = path[-2]
+        else:
+            path.append(near)
+            continue
+        del path[-2:]
+        cost = costs[last, near]
+        merges.append((last, near, cost))
+        both = mass[last] + mass[near]
+        own, other = (mass + mass[last]) * costs[last], (mass + mass[near]) * costs[near]
+        costs[near] = costs[:, near] = np.where(open_, (own + other - mass * cost) / (mass + both), np.inf)
+        costs[last] = costs[:, last] = costs[near, near] = np.inf
+        mass[near], open_[last] = both, False
+    return _numbered_merges(merges, count)
+
+
+def _numbered_merges(merges: Sequence[tuple[int, int, float]], count: int) -> np.ndarray:
+    """Merges in the order of their costs; merge `i` makes cluster `count + i` of those that its two points are in."""
+    cluster_of, size = np.arange(count), np.ones(2 * count - 1)
+    numbered = np.empty((count - 1, 4))
+    for number, (one, other, cost) in enumerate(sorted(merges, key=lambda merge: merge[2])):
+        pair = sorted((cluster_of[one], cluster_of[other]))
+        cluster_of[np.isin(cluster_of, pair)] = count + number
+        size[count + number] = size[pair].sum()
+        numbered[number] = (*pair, cost, size[count + number])
+    return numbered
 
 
 def cut_trees(trees: Sequence[Tree], widths: Sequence[int]) -> list[np.ndarray]:

@@ -77,11 +77,15 @@ class SStudent(nn.Module):
     def _register_indices(self, chain: WeightChain) -> None:
         """Chain row of each teacher row per matrix that is refined; kept as buffers so that they follow the device."""
         self._index_names: dict[str, str] = {}
+        self._leader_names: dict[str, str] = {}
         for number, name in enumerate(sorted(chain.rows)):
             if name not in self._head_matrices and _key(name) in self.rows:
                 axis = self._layout.axis(chain.graph.row_ties[name])
                 self._index_names[name] = f"teacher_to_chain_{number}"
                 self.register_buffer(self._index_names[name], axis.teacher_to_student, persistent=False)
+                if axis.leading is not None:
+                    self._leader_names[name] = f"leaders_{number}"
+                    self.register_buffer(self._leader_names[name], axis.leaders, persistent=False)
         for number, name in enumerate(self._copied_vectors):
             self._index_names[name] = f"every_entry_{number}"
             self.register_buffer(self._index_names[name], torch.arange(len(chain.vectors[name])), persistent=False)
@@ -102,7 +106,7 @@ class SStudent(nn.Module):
         rows = self._rows(teachers)
         for name in [name for name in rows if name in self._index_names]:
             whole = rows_first(teachers[name], self._chain.graph.row_ties[name])
-            rows[name] = adjusted(whole, rows[name], getattr(self, self._index_names[name]))
+            rows[name] = adjusted(whole, rows[name], *self._indices(name))
         return self._shared(teachers) | narrowing(rows, self._vectors(teachers))
 
     def _rows(self, teachers: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -130,10 +134,19 @@ class SStudent(nn.Module):
         teachers = dict(teacher.named_parameters())
         for name, index in self._index_names.items():
             if name in self._copied_vectors:
-                yield teachers[name], self.own_vectors[_key(name)], getattr(self, index)
+                whole, own = teachers[name], self.own_vectors[_key(name)]
             else:
-                rows = rows_first(teachers[name], self._chain.graph.row_ties[name])
-                yield rows, self.rows[_key(name)], getattr(self, index)
+                whole, own = rows_first(teachers[name], self._chain.graph.row_ties[name]), self.rows[_key(name)]
+            if name in self._leader_names:
+                leaders = getattr(self, self._leader_names[name])
+                yield whole.index_select(0, leaders), own, torch.arange(len(own), device=own.device)
+            else:
+                yield whole, own, getattr(self, index)
+
+    def _indices(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """Chain row of each teacher row, and the row that leads each cluster, if clusters have leaders."""
+        leaders = self._leader_names.get(name)
+        return getattr(self, self._index_names[name]), None if leaders is None else getattr(self, leaders)
 
     @staticmethod
     def layer_of(name: str) -> str:
@@ -171,7 +184,7 @@ class SStudent(nn.Module):
         own = {name: self.rows[_key(name)] for name in rows if _key(name) in self.rows}
         if self._chain.trees:
             refined = [name for name in own if name in self._index_names]
-            own |= {name: adjusted(rows[name], own[name], getattr(self, self._index_names[name])) for name in refined}
+            own |= {name: adjusted(rows[name], own[name], *self._indices(name)) for name in refined}
         rows |= own
         return self._chain.with_tensors(rows, vectors, statistics)
 

@@ -64,7 +64,7 @@ def run_baseline(
     """
     config = trainer.config
     distils = baseline(method).distils
-    distillation = config.oskt.distillation if distils else None
+    distillation = config.oskt.distillation
     used = [key for key in leaves(config.oskt.distillation, "oskt.distillation.") if method == KD or key != KD_START]
     nodes = ("oskt.curves", *(used if distils else ()))
     made = {"method": method, "widths": widths, "the teacher": teacher_key, **_schedule_of(node, method)}
@@ -74,7 +74,7 @@ def run_baseline(
     student = make_baseline(distillation.start if method == KD else method, teacher, graph, widths)
     student = relabel(student, graph.heads, trainer.num_classes)
     making = {"expand_seconds": time.perf_counter() - start}
-    engine = partial(_distilling, distillation, teacher, graph) if distillation else TransferEngine
+    engine = partial(_distilling, distillation, teacher, graph) if distils else TransferEngine
     return student, run_control(trainer, student, node, folder, recipe, engine, evaluate_before, making)
 
 
