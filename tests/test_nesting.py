@@ -7,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.cluster.hierarchy import linkage
 
 from oskt_torchreid.chain import Refinement, WeightChain, expand, width_plan
 from oskt_torchreid.chain.clustering import ward_labels
-from oskt_torchreid.chain.nesting import Tree, adjusted, cut_trees, flat_tree, tree_over, ward_tree
+from oskt_torchreid.chain.layout import leaders
+from oskt_torchreid.chain.nesting import Tree, cut_trees, flat_tree, tree_over, ward_tree, weighted_ward
 from oskt_torchreid.errors import ChainError, ConfigError, WidthError
 from oskt_torchreid.graph import trace_module
 from oskt_torchreid.host.models import build as build_registered
@@ -75,12 +77,30 @@ def test_a_tree_over_given_clusters(labels):
     assert tree.is_sound and np.array_equal(cut_trees([tree], [numbered.max() + 1])[0], numbered)
 
 
-def test_the_adjusted_teacher_by_hand():
-    weight, chain_rows = column(1, 3, 10).requires_grad_(), column(4, 9).requires_grad_()
-    rows = adjusted(weight, chain_rows, torch.tensor([0, 0, 1]))
-    assert rows.flatten().tolist() == [3, 5, 9]
-    rows[0].sum().backward()
-    assert weight.grad.flatten().tolist() == [0.5, -0.5, 0] and chain_rows.grad.flatten().tolist() == [1, 0]
+def test_ward_with_masses_by_hand():
+    merges = weighted_ward(np.array([[0.0, 1, 9], [1, 0, 4], [9, 4, 0]]), np.array([9.0, 9, 1]))
+    mean, both = (9 * 1 + 3) / 10, 9 * 10 / 19
+    assert np.allclose(merges, [[1, 2, 3.6, 2], [0, 3, both * mean**2, 3]])
+
+
+@settings(deadline=None)
+@given(st.integers(2, 25), st.integers(0, 10**6))
+def test_masses_are_repeated_points(size, seed):
+    generator = np.random.default_rng(seed)
+    points, mass = generator.normal(size=(size, 3)), generator.integers(1, 4, size)
+    repeated = np.repeat(points, mass, axis=0)
+    squares = ((points[:, None] - points) ** 2).sum(2)
+    heights = linkage(repeated, "ward")[:, 2] ** 2 / 2
+    assert np.allclose(np.sort(weighted_ward(squares, mass)[:, 2]), heights[mass.sum() - size :])
+    tree = ward_tree(torch.from_numpy(points), torch.from_numpy(mass).double())
+    for width in range(1, size + 1):
+        labels = cut_trees([tree], [width])[0]
+        others = ward_labels(torch.from_numpy(repeated), width)[np.cumsum(mass) - mass]
+        assert len({*zip(labels, others, strict=True)}) == width
+
+
+def test_leaders_by_hand():
+    assert leaders(np.array([0, 0, 1, 1]), np.array([1.0, 3, 2, 2])).tolist() == [1, 2]
 
 
 # ---- chains ----------------------------------------------------------------------------------------------------------
@@ -168,6 +188,7 @@ def test_a_refined_chain_is_nested_between_sstudent_and_teacher(vector_copies):
     weights = refinement.sstudent.weights(refinement.teacher)
     assert all(torch.allclose(student[name], tensor, atol=1e-5) for name, tensor in weights.items())
     level = refinement.sstudent.nested_weights(refinement.teacher, refinement.levels[0].narrowing)
+    assert all(torch.equal(*pair) for pair in zip(expand(refined, width=1.0).parameters(), model.parameters()))
     wide = expand(refined, width=0.75).state_dict()
     assert all(torch.allclose(wide[name], tensor, atol=1e-5) for name, tensor in level.items())
     rows = refined.cluster_rows
@@ -228,5 +249,5 @@ def test_the_four_channels_of_the_documentation():
         refinement.sstudent.rows["1/weight"].copy_(column(1, 13))
     chain = refinement.to_chain()
     assert student(chain, 2) == ([1, 13], [3, 7])
-    assert student(chain, 3) == ([1, 11, 15], [3, 3, 4])
-    assert student(chain, 4) == ([0, 2, 11, 15], [1, 2, 3, 4])
+    assert student(chain, 3) == ([1, 10.5, 14.5], [3, 3, 4])
+    assert student(chain, 4) == ([0, 2, 10, 14], [1, 2, 3, 4])

@@ -20,9 +20,9 @@ from ..graph.tracer import check_model
 from ..networks import ModelSpec, resolver
 from . import chain_file, lineage, network
 from .clustering import Clustering, cluster_teacher, cluster_trees
-from .contributions import Contributions
+from .contributions import Contributions, projections
 from .layout import Layout
-from .narrowing import average_rows, check_attention, rows_first
+from .narrowing import average_rows, check_attention, rows_first, scale_columns
 from .nesting import Tree, check_trees, cut_trees
 
 
@@ -45,7 +45,8 @@ class WeightChain:
         origin_to_teacher: in a chain of a student, per group name: the channel that stands for each channel of the
             first teacher; empty in a chain of a first teacher.
         trees: in a nested chain (see `nesting.py`), per group name: the hierarchy whose cuts are slots. Its `rows` are
-            those of the adjusted teacher then, `[N, columns, ...]`; empty in the paper's chain.
+            the teacher's then, `[N, columns, ...]`; empty in the paper's chain.
+        own: of a nested chain, the S-student's rows, `[K, columns, ...]`, and vectors that it does not share, `[K]`.
         importance: of a nested chain whose slots have leaders, per group name: of each channel, `[N]`. A slot has the
             rows and vectors of its most important member then, instead of means; empty if it has means.
     """
@@ -61,6 +62,7 @@ class WeightChain:
     attention: str = "folded"
     origin_to_teacher: dict[str, np.ndarray] = field(default_factory=dict)
     trees: dict[str, Tree] = field(default_factory=dict)
+    own: dict[str, Tensor] = field(default_factory=dict)
     importance: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
@@ -117,7 +119,8 @@ class WeightChain:
             raise ConfigError(f"clustering of a nested chain is {clustering!r}; it needs a tree, so give 'ward'")
         trees, importance = cluster_trees(graph, state, normalize, contributions)
         labels = dict(zip(trees, cut_trees(list(trees.values()), [widths[name] for name in trees]), strict=True))
-        return cls.from_labels(teacher, graph, labels, attention, trees, importance)
+        chain = cls.from_labels(teacher, graph, labels, attention, trees, importance)
+        return chain if contributions is None else chain._projected(contributions)
 
     @classmethod
     def from_labels(
@@ -150,17 +153,17 @@ class WeightChain:
         teacher_to_chain = {name: np.asarray(labels) for name, labels in teacher_to_chain.items()}
         network.check_labels(graph, teacher_to_chain)
         labels = {group.name: teacher_to_chain[group.name].astype(np.int64) for group in graph.groups}
-        layout = Layout(graph, labels, _cluster_counts(labels))
+        if trees:
+            check_trees(trees, labels)
+        layout = Layout(graph, labels, _cluster_counts(labels), trees, importance)
         tied = {tie.tensor for tie in graph.ties}
-        rows = {}
-        for name in sorted(graph.matrices):
-            tie = graph.row_ties[name]
-            whole = rows_first(state[name].detach(), tie)
-            rows[name] = _copy(whole) if trees else average_rows(whole, layout.axis(tie)).cpu()
+        whole = {name: rows_first(state[name].detach(), graph.row_ties[name]) for name in sorted(graph.matrices)}
+        rows = {name: average_rows(weight, layout.axis(graph.row_ties[name])).cpu() for name, weight in whole.items()}
         chain = cls(
             graph=graph,
             teacher_to_chain=labels,
-            rows=rows,
+            rows={name: _copy(weight) for name, weight in whole.items()} if trees else rows,
+            own=rows if trees else {},
             vectors={name: _copy(state[name]) for name in state if name in tied and name not in graph.matrices},
             fixed={name: _copy(state[name]) for name in state if name not in tied},
             model=network.skeleton_of(teacher),
@@ -172,6 +175,16 @@ class WeightChain:
         chain.validate()
         return chain
 
+    def _projected(self, measured: Mapping[str, Contributions]) -> WeightChain:
+        """The same chain, its own columns multiplied by what is left of each channel in its leader."""
+        slots = {name: slots.teacher_to_slot for name, slots in self.layout.slots.items()}
+        factors, columns = projections(self.graph, measured, slots), self.graph.column_ties
+        own = {
+            name: scale_columns(rows, columns[name], factors) if name in columns else rows
+            for name, rows in self.own.items()
+        }
+        return replace(self, own=own)
+
     @classmethod
     def from_student(
         cls, student: nn.Module, chain: WeightChain, width: float | Mapping[str, int] = 0.5, **options: Any
@@ -182,7 +195,7 @@ class WeightChain:
             student: expanded from `chain` with its features unscaled, possibly trained since; not changed.
             chain: not changed.
             width: ratio of the *student's* channels, or the number of clusters per group name (others stay whole).
-            options: `normalize_rows`, `clustering`, `attention` and `nested` of `from_teacher`.
+            options: `normalize_rows`, `clustering`, `attention`, `nested` and `contributions` of `from_teacher`.
 
         Returns:
             A chain whose teacher is the student, with the map from the first teacher's channels to the student's.
@@ -193,10 +206,9 @@ class WeightChain:
             WidthError: a width out of range.
         """
         expect(cls, chain, "chain", "give the chain that the student was expanded from", ChainError)
-        if unknown := options.keys() - {"normalize_rows", "clustering", "attention", "nested"}:
-            raise ConfigError(
-                f"{sorted(unknown)} cannot be given; allowed: normalize_rows, clustering, attention, nested"
-            )
+        allowed = ("normalize_rows", "clustering", "attention", "nested", "contributions")
+        if unknown := options.keys() - {*allowed}:
+            raise ConfigError(f"{sorted(unknown)} cannot be given; allowed: {', '.join(allowed)}")
         graph = network.trace(student, chain.input_size)
         teacher_to_student = lineage.student_channels(chain.graph, chain.layout_of, graph)
         lineage.check_unscaled(student)
@@ -230,12 +242,8 @@ class WeightChain:
 
     @property
     def cluster_rows(self) -> dict[str, Tensor]:
-        """Chain row of each cluster per matrix, `[K, columns, ...]`; in a nested chain the means of its rows."""
-        if not self.trees:
-            return self.rows
-        return {
-            name: average_rows(rows, self.layout.axis(self.graph.row_ties[name])) for name, rows in self.rows.items()
-        }
+        """Chain row of each cluster per matrix, `[K, columns, ...]`."""
+        return {name: self.own.get(name, rows) for name, rows in self.rows.items()}
 
     @cached_property
     def features(self) -> FeaturePath:
@@ -285,16 +293,20 @@ class WeightChain:
             raise ChainError(f"the chain was not made of this {type(teacher).__name__}: {error}") from error
 
     def with_tensors(
-        self, rows: Mapping[str, Tensor], vectors: Mapping[str, Tensor], statistics: Mapping[str, Tensor]
+        self,
+        rows: Mapping[str, Tensor],
+        vectors: Mapping[str, Tensor],
+        statistics: Mapping[str, Tensor],
+        own: Mapping[str, Tensor] | None = None,
     ) -> WeightChain:
         """The same chain with refined tensors (copied to the CPU).
 
         Raises:
             ChainError: a tensor with a wrong name or shape, or with values that are not finite.
         """
-        copies = ({name: _copy(t) for name, t in part.items()} for part in (rows, vectors, statistics))
-        refined_rows, refined_vectors, refined_statistics = copies
-        chain = replace(self, rows=refined_rows, vectors=refined_vectors, statistics=refined_statistics)
+        parts = (rows, vectors, statistics, own or {})
+        copies = [{name: _copy(tensor) for name, tensor in part.items()} for part in parts]
+        chain = replace(self, rows=copies[0], vectors=copies[1], statistics=copies[2], own=copies[3])
         chain.validate()
         return chain
 
@@ -317,19 +329,20 @@ class WeightChain:
 
     def _expected(self, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Tensors of the expected shapes for each kind, without memory, from the teacher's."""
-        graph, narrow = self.graph, dict(state)
+        graph, narrow, whole = self.graph, dict(state), dict(state)
         for name, tie in graph.row_ties.items():
             is_matrix, axis = name in graph.matrices, self.layout.axis(tie)
-            shape = list(rows_first(state[name], tie).shape if is_matrix else state[name].shape)
-            if not (is_matrix and self.trees):
-                shape[0 if is_matrix else tie.dimension] = axis.blocks * axis.length
+            whole[name] = rows_first(state[name], tie) if is_matrix else state[name]
+            shape = list(whole[name].shape)
+            shape[0 if is_matrix else tie.dimension] = axis.blocks * axis.length
             narrow[name] = state[name].new_empty(shape)
         tied = {tie.tensor for tie in graph.ties}
         return {
-            "rows": {name: narrow[name] for name in graph.matrices},
+            "rows": {name: (whole if self.trees else narrow)[name] for name in graph.matrices},
             "vectors": {name: tensor for name, tensor in state.items() if name in tied - graph.matrices},
             "fixed": {name: tensor for name, tensor in state.items() if name not in tied},
             "statistics": {name: narrow[name] for name in self.statistics if name in narrow},
+            "own": {name: narrow[name] for name in self.own if name in graph.row_ties},
         }
 
     # ---- files ---------------------------------------------------------------------------------------------------

@@ -26,7 +26,13 @@ from .nesting import Tree
 FORMAT = "oskt-weight-chain"
 VERSION, NESTED_VERSION = 2, 3
 Attributes = dict[str, Any]
-TENSOR_KINDS = {"rows": "chain row", "vectors": "vector", "fixed": "fixed tensor", "statistics": "statistic"}
+TENSOR_KINDS = {
+    "rows": "chain row",
+    "vectors": "vector",
+    "fixed": "fixed tensor",
+    "statistics": "statistic",
+    "own": "own tensor",
+}
 """Kinds of a chain's tensors, and what one tensor of each kind is called in messages."""
 
 
@@ -43,6 +49,10 @@ def write(path: str | Path, chain: Attributes) -> None:
             arrays[f"tree_{kind}"] = joined = np.empty(graph.num_channels, np.int32)
             for group in graph.groups:
                 joined[group.channels] = getattr(trees[group.name], kind)
+    if importance := chain["importance"]:
+        arrays["importance"] = joined = np.empty(graph.num_channels, np.float32)
+        for group in graph.groups:
+            joined[group.channels] = importance[group.name]
     arrays["origin_to_teacher"], origin_lengths = lineage.join_origin(graph, origin)
     tensors = {f"graph/{name}": torch.from_numpy(array) for name, array in arrays.items()}
     for kind in TENSOR_KINDS:
@@ -121,6 +131,7 @@ def attributes_of(tensors: dict[str, Tensor], metadata: dict[str, Any], model: n
         "attention": check_attention(metadata.get("attention", "folded")),
         "origin_to_teacher": origin,
         "trees": _trees(arrays, graph) if metadata["version"] == NESTED_VERSION else {},
+        "importance": _importance(arrays, graph),
         **parts,
     }
 
@@ -131,6 +142,16 @@ def _trees(arrays: dict[str, np.ndarray], graph: ChannelGraph) -> dict[str, Tree
     if not order.shape == rank.shape == (graph.num_channels,):
         raise ChainError(f"its hierarchies have {order.shape} and {rank.shape} places, its graph {graph.num_channels}")
     return {group.name: Tree(order[group.channels], rank[group.channels]) for group in graph.groups}
+
+
+def _importance(arrays: dict[str, np.ndarray], graph: ChannelGraph) -> dict[str, np.ndarray]:
+    """The importance of channels, of a chain whose slots have leaders."""
+    if "importance" not in arrays:
+        return {}
+    joined = arrays["importance"]
+    if joined.shape != (graph.num_channels,) or not np.isfinite(joined).all():
+        raise ChainError(f"the importance of its {graph.num_channels} channels is {joined.shape}, or not finite")
+    return {group.name: joined[group.channels] for group in graph.groups}
 
 
 def _skeleton(spec: ModelSpec | None, model: nn.Module | None, graph: ChannelGraph) -> nn.Module:

@@ -8,7 +8,7 @@ a channel that says little costs little anywhere near zero, but much in a cluste
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..errors import DataError
 from ..graph import ChannelGraph, Tie
 from ..graph.tracer import tracing_mode
 from ..networks import watched
+from .layout import leaders
 from .network import weights_of
 
 _CONVOLUTIONS = nn.modules.conv._ConvNd
@@ -42,6 +43,32 @@ class Contributions(NamedTuple):
     def importance(self) -> Tensor:
         """What the layers lose without each channel, `mass * |points|^2`, `[N]`."""
         return self.mass * self.points.pow(2).sum(1)
+
+
+def projections(
+    graph: ChannelGraph, measured: Mapping[str, Contributions], teacher_to_slot: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """What is left of every channel in its leader's activation: `x_i . x_l / |x_l|^2`, `[num_channels]`.
+
+    With `h_l` in place of `h_i`, the columns of `i` are best multiplied by it. It is 1 for leaders, for channels that
+    are equal to theirs, and where nothing was measured.
+
+    Args:
+        graph: of the teacher.
+        measured: by group name.
+        teacher_to_slot: slot of each channel per group name.
+
+    Example: points 2 and 1 in one slot, the masses alike: the first leads, and the factors are 1 and 1/2.
+    """
+    factors = np.ones(graph.num_channels)
+    for group in graph.groups:
+        if group.name in measured:
+            points, slots = measured[group.name].points, teacher_to_slot[group.name]
+            lead = points[leaders(slots, measured[group.name].importance.float().numpy())[slots]]
+            length = lead.pow(2).sum(1)
+            along = (points * lead).sum(1) / length.clamp(min=1e-300)
+            factors[group.channels] = torch.where(length > 0, along, torch.ones_like(along)).numpy()
+    return factors
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from .budgets import Choice, Cost, in_half_precision, parse_amount, widest_withi
 from .chain import WeightChain
 from .counting import Costs
 from .distance import check_distance, scale_features
+from .layout import Layout
 from .likeness import Like, plan_like
 from .narrowing import Narrowing
 from .student_file import attach_record, file_size
@@ -169,9 +170,7 @@ def expand_to_plan(
     of_chain = not chain.trees or dict(widths) == chain.widths  # of a nested chain each width is another function
     chain = chain if statistics == "own" and of_chain else replace(chain, statistics={})
     layout, attention = chain.layout_of(widths), chain.attention if attention is None else attention
-    narrowing = Narrowing(chain.graph, chain.layout, layout, attention, nested=bool(chain.trees))
-    vectors = {name: vector for name, vector in chain.vectors.items() if name not in chain.statistics}
-    made = narrowing(chain.rows, vectors) | _statistics(chain, narrowing) | chain.fixed
+    made = _narrowed(chain, layout, attention) | chain.fixed
     tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in made.items()}
     if distance != "none":
         scale_features(tensors, chain, layout, distance)
@@ -186,6 +185,23 @@ def expand_to_plan(
 def _check_chain(chain: object) -> None:
     if not isinstance(chain, WeightChain):
         raise ChainError(f"a student is made of a WeightChain, not of {chain!r:.100}; read one: WeightChain.load(path)")
+
+
+def _narrowed(chain: WeightChain, layout: Layout, attention: str) -> dict[str, Tensor]:
+    """Tensors of a student that have channels, statistics included."""
+    vectors = {name: vector for name, vector in chain.vectors.items() if name not in chain.statistics}
+    if not chain.trees:
+        narrowing = Narrowing(chain.graph, chain.layout, layout, attention)
+        return narrowing(chain.rows, vectors) | _statistics(chain, narrowing)
+    if layout.widths == chain.widths:  # the S-student itself
+        narrowing = Narrowing(chain.graph, layout, layout, attention)
+        own = {name: tensor for name, tensor in chain.own.items() if name in vectors}
+        shared = {name: vector for name, vector in vectors.items() if name not in own}
+        return narrowing(chain.cluster_rows, shared, own) | chain.statistics
+    narrowing = Narrowing(chain.graph, chain.layout, layout, attention, nested=True)
+    tensors = chain.rows | vectors
+    tensors |= {name: narrowing.faded(name, tensors[name], own) for name, own in chain.own.items()}
+    return narrowing({name: tensors[name] for name in chain.rows}, {name: tensors[name] for name in vectors})
 
 
 def _statistics(chain: WeightChain, narrowing: Narrowing) -> dict[str, Tensor]:

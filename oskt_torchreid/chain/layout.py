@@ -253,6 +253,9 @@ class Layout:
             self._leads = np.zeros(graph.num_channels, bool)
             for group, slots in zip(graph.groups, made, strict=True):
                 self._leads[group.channels[leaders(slots.teacher_to_slot, importance[group.name])]] = True
+        self.fade = np.empty(graph.num_channels)
+        for group, own, width in zip(graph.groups, labels, asked, strict=True):
+            self.fade[group.channels] = fade(int(own.max()) + 1, width, group.size)
         self._occupied = occupied_places(graph, widths)
         self._position = np.empty(graph.num_channels, np.int64)  # per channel, for the axis that is being mapped
         self._axes: dict[Axis, AxisMap] = {}
@@ -292,6 +295,14 @@ class Layout:
         position = np.empty(self.graph.num_channels * repeats, np.int64)
         position[channels * repeats + occurrence] = order
         return position[self._merged_into[channels] * repeats + occurrence]
+
+
+def fade(narrowest: int, width: int, widest: int) -> float:
+    """How much of the S-student's own a student has, see `nesting.py`: 1 at the chain's width, 0 at the teacher's.
+
+    It is NaN for a group that has one width: there the other groups decide.
+    """
+    return (widest - width) / (widest - narrowest) if widest > narrowest else np.nan
 
 
 def leaders(slots: np.ndarray, importance: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,8 +52,8 @@ class Narrowing(nn.Module):
         chain: layout of the chain's widths.
         student: layout of the student's widths; the chain's own layout for the S-student.
         attention: `folded` or `paper`.
-        nested: rows are those of a nested chain, one per channel of the teacher, and averaged over the members of each
-            slot: `W[j, k] = mean over a(l) = j of the sum of A[l, i] over a(i) = k`.
+        nested: rows are a teacher's, one per channel, and averaged over the members of each slot, or its leader's, as
+            in a nested chain: `W[j, k] = mean over a(l) = j of the sum of A[l, i] over a(i) = k`.
     """
 
     def __init__(
@@ -66,21 +67,50 @@ class Narrowing(nn.Module):
             self.register_buffer(self._factor_names[name], factor, persistent=False)
         self._joined: dict[tuple[str, ...], tuple[AxisMap, list[int]]] = {}
 
-    def forward(self, rows: Mapping[str, Tensor], vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def forward(
+        self, rows: Mapping[str, Tensor], vectors: Mapping[str, Tensor], own: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Tensors of the student by name.
 
         Args:
             rows: `[K, columns, ...]` per matrix, rows first, the teacher's columns.
             vectors: tensors along channels, of the teacher's length.
+            own: vectors that have the student's length already.
 
         Returns:
             As the student's network stores them; some may be views, or the rows themselves if nothing changes.
         """
         tensors = {name: self.matrix(name, chain_rows) for name, chain_rows in rows.items()}
-        tensors |= self.averages(vectors)
+        tensors |= self.averages(vectors) | dict(own or {})
         for name in self._factor_names.keys() & tensors.keys():
             tensors[name] = fold(tensors[name], getattr(self, self._factor_names[name]))
         return tensors
+
+    def faded(self, name: str, whole: Tensor, own: Tensor) -> Tensor:
+        """The teacher's tensor, moved towards what the S-student has instead: `W_i + f (C_a(i) - Wm_a(i))`.
+
+        Args:
+            name: of a matrix or a vector.
+            whole: the teacher's, matrices rows first.
+            own: the S-student's.
+        """
+        tie = self._graph.row_ties[name]
+        share = self._fade_of(name, tie)
+        if not share.any():
+            return whole
+        axis, dimension = self._chain.axis(tie), 0 if name in self._graph.matrices else tie.dimension
+        moved = (own - average_rows(whole, axis, dimension)).movedim(dimension, 0)
+        moved = moved.index_select(0, axis.teacher_to_student.to(whole.device))
+        moved = moved * share.to(whole).reshape(-1, *[1] * (moved.dim() - 1))
+        return whole + moved.movedim(0, dimension)
+
+    def _fade_of(self, name: str, tie: Tie) -> Tensor:
+        """`f` of each of the teacher's rows; of rows that all students have, that of the columns on average."""
+        own = self._student.fade[tie.channels.reshape(-1)]
+        column = self._graph.column_ties.get(name)
+        others = np.array([]) if column is None else self._student.fade[column.channels.reshape(-1)]
+        others = others[~np.isnan(others)]
+        return torch.from_numpy(np.where(np.isnan(own), others.mean() if len(others) else 0.0, own))
 
     def matrix(self, name: str, rows: Tensor) -> Tensor:
         """A student's matrix: columns summed over the members of each slot, and rows gathered from the chain."""
@@ -172,6 +202,19 @@ def sum_columns(weight: Tensor, axis: AxisMap) -> Tensor:
     summed = summed.scatter_add(1, place.flatten().expand_as(matrix), matrix)
     summed = summed.reshape(rows // axis.blocks, axis.blocks, axis.length, -1).transpose(0, 1)
     return summed.reshape(rows, axis.length, *kernel)
+
+
+def scale_columns(weight: Tensor, column: Tie, factors: np.ndarray) -> Tensor:
+    """Columns times the factors of their channels.
+
+    Args:
+        weight: rows first, `[rows, columns, ...]`.
+        column: the tie of its columns.
+        factors: per channel, `[num_channels]`.
+    """
+    of_blocks = torch.from_numpy(factors[column.channels]).to(weight).reshape(column.blocks, 1, -1, 1)
+    blocked = weight.reshape(column.blocks, len(weight) // column.blocks, weight.shape[1], -1)
+    return (blocked * of_blocks).reshape(weight.shape)
 
 
 def average_rows(tensor: Tensor, axis: AxisMap, dimension: int = 0) -> Tensor:

@@ -1,13 +1,14 @@
 """Nested chains: students of every width are cuts of one tree, so that wide ones keep what narrow ones merge.
 
 The paper's chain has one row per cluster, and a student's slots of a cluster share it: whatever told them apart is
-gone. In a nested chain a slot `v` of cluster `a` has the row `R_v = C_a + (Wm_v - Wm_a)`: the chain's, and what the
-mean of the slot's members in the teacher is beyond that of the cluster's. With the *adjusted* teacher
+gone. A nested chain has the S-student's rows `C` *and* the teacher's `W`, and a slot `v` of cluster `a` has the row
 
-    A_i = W_i + C_a(i) - Wm_a(i)
+    R_v = Wm_v + f (C_a - Wm_a),        f = (N - m) / (N - K)
 
-that is the mean of its rows over the slot, whatever the width: at the chain's own it is `C_a`, at the teacher's `A_i`
-itself, and where the rows of a cluster are equal it is `C_a` at every width, as in the paper.
+with `Wm` the mean of the teacher's rows over a slot or a cluster (or the row of its leader, see `contributions.py`),
+and `f` the fade of the group's width `m`: at the chain's width `K` that is `C_a`, at the teacher's `N` the teacher's
+row, whatever the two are, and where the rows of a cluster are equal to `C_a` it is `C_a` at every width, as in the
+paper. Vectors that the S-student has of its own are treated alike.
 
 Slots are the cuts of Ward's tree. Example, rows 0, 1, 10, 14 of 4 channels: Ward merges 0 with 1, then 2 with 3, then
 both. In the leaf order `0 1 2 3`, channel 0 begins the first slot, channel 2 a second one in students of more than one
@@ -47,24 +48,6 @@ class Tree(NamedTuple):
         places = np.arange(len(self.order))
         both = (np.array_equal(np.sort(part), places) for part in self)
         return all(both) and len(places) > 0 and self.rank[0] == 0
-
-
-def adjusted(weight: Tensor, chain_rows: Tensor, index: Tensor, leaders: Tensor | None = None) -> Tensor:
-    """Rows of the adjusted teacher, `A_i = W_i + C_a(i) - Wm_a(i)`; differentiable in both.
-
-    Args:
-        weight: teacher's weight `W`, rows first, `[N, ...]`.
-        chain_rows: chain `C`, `[K, ...]`.
-        index: `a`, chain row of each teacher row, `[N]`, every chain row in use.
-        leaders: the teacher row that stands for each cluster, `[K]`, instead of its mean `Wm`.
-
-    Example: `W = (1, 3, 10)`, `C = (4, 9)`, `a = (0, 0, 1)`: the means are 2 and 10, and `A = (3, 5, 9)`.
-    """
-    if leaders is not None:
-        return weight + (chain_rows - weight.index_select(0, leaders)).index_select(0, index)
-    members = torch.bincount(index, minlength=len(chain_rows)).to(weight).reshape(-1, *[1] * (weight.dim() - 1))
-    means = torch.zeros_like(chain_rows).index_add(0, index, weight) / members
-    return weight + (chain_rows - means).index_select(0, index)
 
 
 def check_trees(trees: Mapping[str, Tree], teacher_to_chain: Mapping[str, np.ndarray]) -> None:

@@ -25,7 +25,6 @@ from .chain import WeightChain
 from .levels import Level, empty_shell
 from .losses import RowPair, refining_loss
 from .narrowing import Narrowing, rows_first
-from .nesting import adjusted
 
 Criterion = Callable[[Any], Tensor]
 """A task's loss, a scalar, of what a network returns in training."""
@@ -39,8 +38,8 @@ class SStudent(nn.Module):
 
     Attributes:
         rows: the chain's rows as parameters, by tensor name with `/` for `.`.
-        own_vectors: full-length vectors that the S-student does not share (those of its classifier; see
-            `vector_copies`).
+        own_vectors: vectors that the S-student does not share (those of its classifier; see `vector_copies`), of the
+            teacher's length; in a nested chain of the chain's.
         shell: a network of the chain's width that holds the S-student's buffers; its weights are given at every call.
 
     Args:
@@ -64,9 +63,16 @@ class SStudent(nn.Module):
         head = tuple(f"{name}." for name in getattr(chain.model, "head_modules", ()))
         self._head_matrices = {name for name in chain.rows if name in chain.graph.heads or name.startswith(head)}
         learned = [name for name in chain.vectors if name in self._parameter_names]
-        vectors = [name for name in learned if name.startswith(head) or (vector_copies and name not in shared)]
+        vectors = [
+            name
+            for name in learned
+            if name.startswith(head) or name in chain.own or (vector_copies and name not in shared)
+        ]
         self._copied_vectors = [name for name in vectors if not name.startswith(head)]
-        self.own_vectors = nn.ParameterDict({_key(name): nn.Parameter(chain.vectors[name].clone()) for name in vectors})
+        own = {name: chain.vectors[name] for name in vectors}
+        if chain.trees:
+            own = {name: chain.own[name] if name in chain.own else self.narrowing.averages(own)[name] for name in own}
+        self.own_vectors = nn.ParameterDict({_key(name): nn.Parameter(tensor.clone()) for name, tensor in own.items()})
         for name in vectors:
             self.own_vectors[_key(name)].requires_grad_(chain.model.get_parameter(name).requires_grad)
         merged = self.narrowing(chain.cluster_rows, chain.vectors) | chain.statistics | chain.fixed
@@ -78,47 +84,50 @@ class SStudent(nn.Module):
         """Chain row of each teacher row per matrix that is refined; kept as buffers so that they follow the device."""
         self._index_names: dict[str, str] = {}
         self._leader_names: dict[str, str] = {}
-        for number, name in enumerate(sorted(chain.rows)):
-            if name not in self._head_matrices and _key(name) in self.rows:
-                axis = self._layout.axis(chain.graph.row_ties[name])
-                self._index_names[name] = f"teacher_to_chain_{number}"
-                self.register_buffer(self._index_names[name], axis.teacher_to_student, persistent=False)
-                if axis.leading is not None:
-                    self._leader_names[name] = f"leaders_{number}"
-                    self.register_buffer(self._leader_names[name], axis.leaders, persistent=False)
-        for number, name in enumerate(self._copied_vectors):
-            self._index_names[name] = f"every_entry_{number}"
-            self.register_buffer(self._index_names[name], torch.arange(len(chain.vectors[name])), persistent=False)
+        refined = [name for name in sorted(chain.rows) if name not in self._head_matrices and _key(name) in self.rows]
+        for number, name in enumerate([*refined, *self._copied_vectors]):
+            self._index_names[name], axis = f"index_{number}", self._layout.axis(chain.graph.row_ties[name])
+            whole = name in self._copied_vectors and not chain.trees
+            index = torch.arange(len(chain.vectors[name])) if whole else axis.teacher_to_student
+            self.register_buffer(self._index_names[name], index, persistent=False)
+            if axis.leading is not None:
+                self._leader_names[name] = f"leaders_{number}"
+                self.register_buffer(self._leader_names[name], axis.leaders, persistent=False)
 
     def weights(self, teacher: nn.Module) -> dict[str, Tensor]:
         """The S-student's parameters by name, differentiable in the chain's rows and the teacher's vectors."""
         teachers = dict(teacher.named_parameters())
-        return self._shared(teachers) | self.narrowing(self._rows(teachers), self._vectors(teachers))
+        rows = {name: self.rows[_key(name)] for name in self._matrices if _key(name) in self.rows}
+        return self._shared(teachers) | self.narrowing(self._whole_rows(teachers) | rows, *self._vectors(teachers))
 
     def nested_weights(self, teacher: nn.Module, narrowing: Narrowing) -> dict[str, Tensor]:
-        """Parameters of a student of another width of a nested chain, see `Level`; its classifiers are the S-student's.
+        """Parameters of a student of another width of a nested chain, see `Level`.
 
         Args:
             teacher: as it is now.
-            narrowing: from the adjusted teacher to that student.
+            narrowing: from the teacher to that student.
         """
         teachers = dict(teacher.named_parameters())
-        rows = self._rows(teachers)
-        for name in [name for name in rows if name in self._index_names]:
-            whole = rows_first(teachers[name], self._chain.graph.row_ties[name])
-            rows[name] = adjusted(whole, rows[name], *self._indices(name))
-        return self._shared(teachers) | narrowing(rows, self._vectors(teachers))
+        tensors = self._whole_rows(teachers) | {name: teachers[name] for name in self._vector_names}
+        for name, own in self.own().items():
+            tensors[name] = narrowing.faded(name, tensors[name], own)
+        rows = {name: tensors[name] for name in self._matrices}
+        return self._shared(teachers) | narrowing(rows, {name: tensors[name] for name in self._vector_names})
 
-    def _rows(self, teachers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rows of every matrix: the chain's, or the teacher's if the matrix may not be narrowed."""
-        ties = {name: self._chain.graph.row_ties[name] for name in self._matrices}
-        own = {name: self.rows[_key(name)] for name in self._matrices if _key(name) in self.rows}
-        return {name: own[name] if name in own else rows_first(teachers[name], tie) for name, tie in ties.items()}
+    def own(self) -> dict[str, Tensor]:
+        """What the S-student has of its own, by tensor name."""
+        return {_name(key): tensor for part in (self.rows, self.own_vectors) for key, tensor in part.items()}
 
-    def _vectors(self, teachers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Every learned vector, of the teacher's length: the S-student's own if it has one, else the teacher's."""
+    def _whole_rows(self, teachers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The teacher's rows of every matrix."""
+        return {name: rows_first(teachers[name], self._chain.graph.row_ties[name]) for name in self._matrices}
+
+    def _vectors(self, teachers: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Every learned vector: those of the teacher's length, and in a nested chain those of the chain's."""
         own = {name: self.own_vectors[_key(name)] for name in self._vector_names if _key(name) in self.own_vectors}
-        return {name: own.get(name, teachers[name]) for name in self._vector_names}
+        if self._chain.trees:
+            return {name: teachers[name] for name in self._vector_names if name not in own}, own
+        return {name: own.get(name, teachers[name]) for name in self._vector_names}, {}
 
     def _shared(self, teachers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameters without channels, which are the teacher's."""
@@ -132,21 +141,18 @@ class SStudent(nn.Module):
     def row_pairs(self, teacher: nn.Module) -> Iterator[RowPair]:
         """Teacher's weight, chain rows and their index, of refined matrices (not classifiers) and copied vectors."""
         teachers = dict(teacher.named_parameters())
+        own = self.own()
         for name, index in self._index_names.items():
-            if name in self._copied_vectors:
-                whole, own = teachers[name], self.own_vectors[_key(name)]
-            else:
-                whole, own = rows_first(teachers[name], self._chain.graph.row_ties[name]), self.rows[_key(name)]
+            tie = self._chain.graph.row_ties[name]
+            vector = name in self._copied_vectors and self._chain.trees
+            whole, mine = rows_first(teachers[name], tie) if name in self._matrices else teachers[name], own[name]
+            if vector:
+                whole, mine = whole.movedim(tie.dimension, 0), mine.movedim(tie.dimension, 0)
             if name in self._leader_names:
                 leaders = getattr(self, self._leader_names[name])
-                yield whole.index_select(0, leaders), own, torch.arange(len(own), device=own.device)
+                yield whole.index_select(0, leaders), mine, torch.arange(len(mine), device=mine.device)
             else:
-                yield whole, own, getattr(self, index)
-
-    def _indices(self, name: str) -> tuple[Tensor, Tensor | None]:
-        """Chain row of each teacher row, and the row that leads each cluster, if clusters have leaders."""
-        leaders = self._leader_names.get(name)
-        return getattr(self, self._index_names[name]), None if leaders is None else getattr(self, leaders)
+                yield whole, mine, getattr(self, index)
 
     @staticmethod
     def layer_of(name: str) -> str:
@@ -175,18 +181,16 @@ class SStudent(nn.Module):
 
     def to_chain(self, teacher: nn.Module) -> WeightChain:
         """The chain as refined so far: its rows, the teacher's current vectors, the S-student's statistics (copies)."""
-        state, shell = network.state_of(teacher), self.shell.state_dict()
-        vectors = {}
-        for name in self._chain.vectors:
-            vectors[name] = self.own_vectors[_key(name)] if _key(name) in self.own_vectors else state[name]
-        statistics = {name: shell[name] for name in vectors if name in shell and name not in self._code_buffers}
-        rows = {name: rows_first(state[name], self._chain.graph.row_ties[name]) for name in self._chain.rows}
-        own = {name: self.rows[_key(name)] for name in rows if _key(name) in self.rows}
-        if self._chain.trees:
-            refined = [name for name in own if name in self._index_names]
-            own |= {name: adjusted(rows[name], own[name], *self._indices(name)) for name in refined}
-        rows |= own
-        return self._chain.with_tensors(rows, vectors, statistics)
+        state, shell, own = network.state_of(teacher), self.shell.state_dict(), self.own()
+        chain = self._chain
+        statistics = {name: shell[name] for name in chain.vectors if name in shell and name not in self._code_buffers}
+        vectors = {name: state[name] for name in chain.vectors}
+        rows = {name: rows_first(state[name], chain.graph.row_ties[name]) for name in chain.rows}
+        if chain.trees:
+            return chain.with_tensors(rows, vectors, statistics, own)
+        rows |= {name: own[name] for name in rows if name in own}
+        vectors |= {name: own[name] for name in vectors if name in own}
+        return chain.with_tensors(rows, vectors, statistics)
 
 
 class RefinementLosses(NamedTuple):

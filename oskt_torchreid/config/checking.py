@@ -56,6 +56,11 @@ def _check_together(config: CfgNode) -> None:
             f"oskt.refine.levels is {levels}, and only a nested chain has students of further widths to train; set "
             "oskt.nested=True, or empty the levels"
         )
+    if config.oskt.contributions and not config.oskt.nested:
+        raise ConfigError(
+            f"oskt.contributions is {config.oskt.contributions}, and only the clusters of a nested chain follow them; "
+            "set oskt.nested=True, or oskt.contributions=0"
+        )
     sgd = config.sgd
     if config.train.optim == "sgd" and sgd.nesterov and (sgd.momentum == 0 or sgd.dampening != 0):
         raise ConfigError(

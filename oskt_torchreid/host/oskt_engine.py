@@ -17,6 +17,7 @@ from ..chain.chain import WeightChain
 from ..chain.losses import lambda_schedule, row_dispersion
 from ..chain.sstudent import Criterion, Refinement
 from ..errors import CheckpointError, ConfigError
+from ..graph.tracer import tracing_mode
 from ..networks import Outputs, parse_outputs
 from ..registry import register_engine
 from .distributed import whole_batch
@@ -79,6 +80,7 @@ class OSKTEngine(TransferEngine):
         within: float = 1.0,
         distil_weight: float = 0.0,
         distil_temperature: float = 4.0,
+        distil_from: str = "first",
         levels: Sequence[float] = (),
         level_start: float = 0.3,
         **options: Any,
@@ -90,6 +92,8 @@ class OSKTEngine(TransferEngine):
         check_number("distil_weight", distil_weight)
         if chain is not None and not isinstance(chain, WeightChain):
             raise ConfigError(f"chain is {chain!r:.100}; give a WeightChain, such as WeightChain.load(path) reads")
+        if distil_from not in ("first", "now"):
+            raise ConfigError(f"distil_from is {distil_from!r}; allowed: first, now")
         model = unwrapped(model)
         self._lambda = lambda_schedule(lambda_shape, lambda_weight)
         self.sstudent_weight = sstudent_weight
@@ -97,6 +101,7 @@ class OSKTEngine(TransferEngine):
             chain = WeightChain.from_teacher(model, width, input_size=(3, datamanager.height, datamanager.width))
         refinement = Refinement(model, chain, vector_copies, within, levels)
         self.distil_weight, self.distil_temperature = distil_weight, distil_temperature
+        first = copy.deepcopy(model) if distil_weight and distil_from == "first" else None
         self.level_start = level_start
         if optimizer is not None:
             check_optimizer(optimizer, model)  # before the S-student's parameters are added
@@ -108,6 +113,7 @@ class OSKTEngine(TransferEngine):
             self.loss
         )  # each network has its own copy of what a loss learns, such as centers
         self.dispersion = row_dispersion(refinement.sstudent.row_pairs(model))
+        self._first = first.to(self.device).to(memory_format=self.memory_format) if first is not None else None
 
     @property
     def chain(self) -> WeightChain:
@@ -120,7 +126,8 @@ class OSKTEngine(TransferEngine):
             done = self.epoch * len(self.train_loader) + self.batch_idx
             self.model.active = (done % len(self.model.levels),)
         outputs = [parse_outputs(output, True, self.model.loss) for output in self.outputs_of(images)]
-        outputs, pids = whole_batch((outputs, pids))
+        targets = outputs[0] if self._first is None else self._outputs_of_first(self._first, images)
+        outputs, targets, pids = whole_batch((outputs, targets, pids))
         summary: dict[str, float] = {}
 
         def noting(loss: ReidLoss, prefix: str) -> Criterion:
@@ -131,14 +138,20 @@ class OSKTEngine(TransferEngine):
 
             return criterion
 
-        distil = self._distilled if self.distil_weight else None
+        distil = (lambda _, student: self._distilled(targets, student)) if self.distil_weight else None
         losses = self.model.losses_of(outputs, noting(self.loss, ""), noting(self.sstudent_loss, "s_"), distil)
         weight = self._lambda(self.progress)
         summary |= {"refine": losses.refine.item(), "lambda": weight}
         return losses.total(weight, self.sstudent_weight), summary
 
+    @torch.no_grad()
+    def _outputs_of_first(self, first: nn.Module, images: Tensor) -> Outputs:
+        """Of the teacher as it was first: its classifiers run, its norms use running statistics."""
+        with tracing_mode(first):
+            return parse_outputs(self.outputs_of(images, first), True, self.model.loss)
+
     def _distilled(self, teacher: Outputs, student: Outputs) -> Tensor:
-        """What a narrow student loses against the teacher's class scores, which are given no gradient."""
+        """What a narrow student loses against a teacher's class scores, which are given no gradient."""
         pairs = zip(student.logits, teacher.logits, strict=True)
         terms = [kd_loss(own, theirs.detach(), self.distil_temperature) for own, theirs in pairs]
         return self.distil_weight * torch.stack(terms).sum()

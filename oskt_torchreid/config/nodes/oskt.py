@@ -44,6 +44,12 @@ OSKT: Node = {
     "nested": Key(
         False, "students are cuts of one tree, so that wide ones keep what narrow ones merge; False: the paper's chain"
     ),
+    "contributions": Key(
+        0,
+        "batches of training images on which it is measured what channels contribute, which a nested chain's clusters "
+        "then follow, and its slots' leaders; 0: clusters of rows, slots of means",
+        AtLeast(0),
+    ),
     "refine": {
         **stage_node(max_epoch=60, lr=3.5e-4),
         "lambda": Key(1.0, "weight of the refining loss", AtLeast(0)),
@@ -60,6 +66,11 @@ OSKT: Node = {
             0.0, "weight of what narrow students lose against the teacher's class scores; 0: the paper's", AtLeast(0)
         ),
         "distil_temperature": Key(4.0, "temperature of these class scores", AtLeast(1e-6)),
+        "distil_from": Key(
+            "first",
+            "whose class scores: of the teacher as it was first, which takes one more forward pass; or as it is now",
+            OneOf("first", "now"),
+        ),
         "levels": Key(
             [],
             "further widths of a nested chain that are trained in the refinement, one in each step",

@@ -11,13 +11,14 @@ from typing import Any
 from ...chain.chain import WeightChain
 from ...chain.expansion import expand_to_plan, width_plan
 from ...chain.ladder import Ladder
+from ...chain.network import trace
 from ...config import Config, get
 from ...errors import ConfigError
 from ...files import sha256
 from ...host.distributed import broadcast
 from ..stages import Facts
 from ..trainer import Trainer
-from .refinement import CLUSTERING_KEYS, clustering_choices, evaluated_refinement, refine
+from .refinement import CLUSTERING_KEYS, clustering_choices, evaluated_refinement, measured_contributions, refine
 
 Widths = dict[str, int]
 logger = logging.getLogger(__name__)
@@ -70,7 +71,8 @@ def refine_rung(
 
     def work(continued: bool) -> Facts:
         teacher = expand_to_plan(above, above.widths)
-        chain = WeightChain.from_student(teacher, above, widths, **choices)
+        measured = measured_contributions(trainer, teacher, trace(teacher, above.input_size), node)
+        chain = WeightChain.from_student(teacher, above, widths, contributions=measured, **choices)
         return refine(trainer, chain, teacher, node, stage.folder, continued, path)
 
     def evaluate(facts: Facts) -> Facts:

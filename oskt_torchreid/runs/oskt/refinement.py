@@ -11,16 +11,19 @@ from torch import nn
 
 from ...baselines.partitions import PARTITIONS
 from ...chain.chain import WeightChain
+from ...chain.contributions import Contributions, contributions
 from ...chain.losses import row_dispersion
 from ...chain.sstudent import Refinement
 from ...config import Config
 from ...files import load_checkpoint
 from ...files.weights import check_state_dict, state_dict_of
+from ...graph import ChannelGraph
+from ...host.compat import seed_everything
 from ...host.oskt_engine import OSKTEngine
 from ..stages import Facts
 from ..trainer import Trainer, measured
 
-CLUSTERING_KEYS = ("oskt.clustering", "oskt.attention", "oskt.normalize_rows", "oskt.nested")
+CLUSTERING_KEYS = ("oskt.clustering", "oskt.attention", "oskt.normalize_rows", "oskt.nested", "oskt.contributions")
 _TEACHER = "teacher."  # before the teacher's names in a checkpoint of refinement
 _NORMALIZE = {"auto": None, "yes": True, "no": False}
 
@@ -41,9 +44,28 @@ def clustering_choices(oskt: Config, seed: int = 0) -> dict[str, Any]:
     }
 
 
+def measured_contributions(
+    trainer: Trainer, teacher: nn.Module, graph: ChannelGraph, node: Config
+) -> dict[str, Contributions] | None:
+    """What the teacher's channels contribute, on the first training images of the seed; `None` where rows decide."""
+    batches = trainer.config.oskt.contributions
+    if not batches:
+        return None
+    seed_everything(trainer.config.train.seed)
+    return contributions(teacher, graph, trainer.datamanager(node.batch_size).train_loader, batches)
+
+
 def refining_choices(node: Config) -> dict[str, Any]:
     """What the `oskt.refine` node says of the method: arguments of `OSKTEngine`."""
-    names = ("vector_copies", "sstudent_weight", "within", "distil_weight", "distil_temperature", "level_start")
+    names = (
+        "vector_copies",
+        "sstudent_weight",
+        "within",
+        "distil_weight",
+        "distil_temperature",
+        "distil_from",
+        "level_start",
+    )
     choices = {name: node[name] for name in names}
     return {
         **choices,

@@ -22,7 +22,7 @@ from ..trainer import Trainer, network_size, schedule
 from .baselines import run_baseline, run_file
 from .ladder import log_ladder, refine_rung, rung_name
 from .plan import RunPlan, StudentPlan
-from .refinement import CLUSTERING_KEYS, clustering_choices, evaluated_refinement, refine
+from .refinement import CLUSTERING_KEYS, clustering_choices, evaluated_refinement, measured_contributions, refine
 from .report import counted_epochs, row_of, write_report
 from .students import StudentOfChain
 from .teachers import make_teacher
@@ -161,6 +161,8 @@ class OSKTRun:
 
         def work(continued: bool) -> Facts:
             teacher = copy.deepcopy(plan.teacher)
+            measured = measured_contributions(self.trainer, teacher, plan.graph, node)
+            choices["contributions"] = measured
             chain = WeightChain.from_teacher(teacher, plan.chain_widths, graph=plan.graph, **choices)
             return refine(self.trainer, chain, teacher, node, stage.folder, continued, path)
 
