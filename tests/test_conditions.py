@@ -142,6 +142,7 @@ def changed(config):
         "oskt.statistics": "merged",
         "model.load_weights": "",
         "oskt.latency.backend": "onnxruntime",
+        "oskt.refine.distil_from": "now",
     }
     ranges = {"loss.center.lr": 0.25, "oskt.refine.level_start": 0.5, "train.base_lr_mult": 0.5, "data.split_id": 1}
     rows = every_key()

@@ -1,17 +1,20 @@
 """A run of a nested chain: keys reach the engine, students of every width come out, and the same run again is read."""
 
 import pytest
+import torch
 from runs import tiny
 
-from oskt_torchreid.chain import WeightChain
+from oskt_torchreid.chain import WeightChain, load_student
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError, WidthError
+from oskt_torchreid.files import load_checkpoint
 from oskt_torchreid.host.oskt_engine import OSKTEngine
 from oskt_torchreid.runs import run, run_dry
 
 NESTED = [
     "oskt.nested=True",
-    "oskt.refine.within=0.0",
+    "oskt.contributions=2",
+    "oskt.refine.lambda=0",
     "oskt.refine.distil_weight=0.25",
     "oskt.refine.levels=[0.75]",
     "oskt.refine.level_start=0.0",
@@ -25,9 +28,13 @@ def test_a_run_and_the_same_again(tiny_net, data_root, tmp_path, monkeypatch):
     results = run(tiny(data_root, tmp_path, *NESTED))
     assert [row.name for row in results.rows] == ["teacher", "width=0.5", "width=0.75", "width=1.0"]
     (engine,) = {id(engine): engine for engine in engines}.values()
-    assert (engine.model.within, engine.distil_weight, len(engine.model.levels)) == (0.0, 0.25, 1)
+    assert (engine.distil_weight, len(engine.model.levels)) == (0.25, 1)
     assert engine.model.active == (0,), "the level was trained"
-    assert WeightChain.load(tmp_path / "chain.safetensors").trees
+    chain = WeightChain.load(tmp_path / "chain.safetensors")
+    assert chain.trees and chain.importance
+    refined = load_checkpoint(tmp_path / "refine" / "model" / "model.pth.tar-1")["state_dict"]
+    widest = load_student(tmp_path / "students" / "width=1.0" / "expanded.pth").state_dict()
+    assert torch.equal(widest["outer.weight"], refined["teacher.outer.weight"]), "the widest student is the teacher"
     monkeypatch.setattr("oskt_torchreid.runs.trainer.Trainer.train", None)
     again = run(tiny(data_root, tmp_path, *NESTED))
     assert [row.map_after for row in again.rows] == [row.map_after for row in results.rows]
@@ -44,7 +51,17 @@ def noting(method, engines):
 def test_what_is_said_first(tiny_net, data_root, tmp_path):
     with pytest.raises(ConfigError, match="oskt.refine.levels is .* only a nested chain"):
         load_config(options=["oskt.refine.levels=[0.75]"])
+    with pytest.raises(ConfigError, match="oskt.contributions is 8, and only .* a nested chain"):
+        load_config(options=["oskt.contributions=8"])
     with pytest.raises(WidthError, match="ask for a ratio of at least 0.5"):
         run(tiny(data_root, tmp_path, *NESTED, "oskt.refine.levels=[0.25]"))
     assert not (tmp_path / "teacher").exists()
     assert "width=0.75" in run_dry(tiny(data_root, tmp_path, *NESTED)).summary()
+
+
+def test_a_ladder_of_nested_chains(tiny_net, data_root, tmp_path):
+    words = [word for word in NESTED if "students" not in word and "levels" not in word and "level_start" not in word]
+    students = "oskt.students=['width=0.25', 'width=0.75']"
+    results = run(tiny(data_root, tmp_path, *words, "oskt.ladder=[0.5, 0.25]", students))
+    assert [row.name for row in results.rows] == ["teacher", "width=0.25", "width=0.75"]
+    assert WeightChain.load(tmp_path / "chain-2.safetensors").importance

@@ -188,7 +188,9 @@ def test_a_refined_chain_is_nested_between_sstudent_and_teacher(vector_copies):
     weights = refinement.sstudent.weights(refinement.teacher)
     assert all(torch.allclose(student[name], tensor, atol=1e-5) for name, tensor in weights.items())
     level = refinement.sstudent.nested_weights(refinement.teacher, refinement.levels[0].narrowing)
-    assert all(torch.equal(*pair) for pair in zip(expand(refined, width=1.0).parameters(), model.parameters()))
+    assert all(
+        torch.equal(*pair) for pair in zip(expand(refined, width=1.0).parameters(), model.parameters(), strict=True)
+    )
     wide = expand(refined, width=0.75).state_dict()
     assert all(torch.allclose(wide[name], tensor, atol=1e-5) for name, tensor in level.items())
     rows = refined.cluster_rows

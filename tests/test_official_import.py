@@ -153,6 +153,13 @@ def test_chains_of_other_networks_are_not_written(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_nested_chains_are_not_written(tmp_path):
+    chain = WeightChain.from_teacher(torchreid.models.resnet18(5, pretrained=False), 0.5, nested=True)
+    with pytest.raises(ZooError, match="a nested chain cannot be written"):
+        oskt.zoo.save_official(chain, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 

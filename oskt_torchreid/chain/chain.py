@@ -20,9 +20,9 @@ from ..graph.tracer import check_model
 from ..networks import ModelSpec, resolver
 from . import chain_file, lineage, network
 from .clustering import Clustering, cluster_teacher, cluster_trees
-from .contributions import Contributions, projections
+from .contributions import Contributions, check_contributions
 from .layout import Layout
-from .narrowing import average_rows, check_attention, rows_first, scale_columns
+from .narrowing import average_rows, check_attention, rows_first
 from .nesting import Tree, check_trees, cut_trees
 
 
@@ -112,6 +112,12 @@ class WeightChain:
         state = network.weights_of(teacher)
         network.check_graph_fits(graph, state)
         normalize = bool(graph.attentions) if normalize_rows is None else normalize_rows
+        if contributions is not None:
+            check_contributions(graph, contributions)
+            if not nested:
+                raise ChainError(
+                    "contributions are given, and only the clusters of a nested chain follow them; nested=True"
+                )
         if not nested:
             labels = cluster_teacher(graph, state, widths, normalize, clustering)
             return cls.from_labels(teacher, graph, labels, attention)
@@ -119,8 +125,7 @@ class WeightChain:
             raise ConfigError(f"clustering of a nested chain is {clustering!r}; it needs a tree, so give 'ward'")
         trees, importance = cluster_trees(graph, state, normalize, contributions)
         labels = dict(zip(trees, cut_trees(list(trees.values()), [widths[name] for name in trees]), strict=True))
-        chain = cls.from_labels(teacher, graph, labels, attention, trees, importance)
-        return chain if contributions is None else chain._projected(contributions)
+        return cls.from_labels(teacher, graph, labels, attention, trees, importance)
 
     @classmethod
     def from_labels(
@@ -174,16 +179,6 @@ class WeightChain:
         )
         chain.validate()
         return chain
-
-    def _projected(self, measured: Mapping[str, Contributions]) -> WeightChain:
-        """The same chain, its own columns multiplied by what is left of each channel in its leader."""
-        slots = {name: slots.teacher_to_slot for name, slots in self.layout.slots.items()}
-        factors, columns = projections(self.graph, measured, slots), self.graph.column_ties
-        own = {
-            name: scale_columns(rows, columns[name], factors) if name in columns else rows
-            for name, rows in self.own.items()
-        }
-        return replace(self, own=own)
 
     @classmethod
     def from_student(

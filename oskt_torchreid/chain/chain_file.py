@@ -112,6 +112,7 @@ def attributes_of(tensors: dict[str, Tensor], metadata: dict[str, Any], model: n
     """
     parts = _sorted_by_kind(tensors)
     arrays: dict[str, np.ndarray] = {name: tensor.numpy() for name, tensor in parts.pop("graph").items()}
+    importance = arrays.pop("importance", None)
     graph = from_arrays(arrays, metadata.get("graph") or {})
     labels = arrays.get("teacher_to_chain", np.empty(0, np.int32)).astype(np.int64)
     if labels.shape != (graph.num_channels,):
@@ -131,7 +132,7 @@ def attributes_of(tensors: dict[str, Tensor], metadata: dict[str, Any], model: n
         "attention": check_attention(metadata.get("attention", "folded")),
         "origin_to_teacher": origin,
         "trees": _trees(arrays, graph) if metadata["version"] == NESTED_VERSION else {},
-        "importance": _importance(arrays, graph),
+        "importance": _importance(importance, graph),
         **parts,
     }
 
@@ -144,13 +145,12 @@ def _trees(arrays: dict[str, np.ndarray], graph: ChannelGraph) -> dict[str, Tree
     return {group.name: Tree(order[group.channels], rank[group.channels]) for group in graph.groups}
 
 
-def _importance(arrays: dict[str, np.ndarray], graph: ChannelGraph) -> dict[str, np.ndarray]:
+def _importance(joined: np.ndarray | None, graph: ChannelGraph) -> dict[str, np.ndarray]:
     """The importance of channels, of a chain whose slots have leaders."""
-    if "importance" not in arrays:
+    if joined is None:
         return {}
-    joined = arrays["importance"]
-    if joined.shape != (graph.num_channels,) or not np.isfinite(joined).all():
-        raise ChainError(f"the importance of its {graph.num_channels} channels is {joined.shape}, or not finite")
+    if joined.shape != (graph.num_channels,) or joined.dtype != np.float32 or not np.isfinite(joined).all():
+        raise ChainError(f"it has no finite importance for each of its {graph.num_channels} channels")
     return {group.name: joined[group.channels] for group in graph.groups}
 
 

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..batches import batches_of, images_of
-from ..errors import DataError
+from ..errors import ChainError, DataError
 from ..graph import ChannelGraph, Tie
 from ..graph.tracer import tracing_mode
 from ..networks import watched
-from .layout import leaders
 from .network import weights_of
 
 _CONVOLUTIONS = nn.modules.conv._ConvNd
@@ -45,30 +44,19 @@ class Contributions(NamedTuple):
         return self.mass * self.points.pow(2).sum(1)
 
 
-def projections(
-    graph: ChannelGraph, measured: Mapping[str, Contributions], teacher_to_slot: Mapping[str, np.ndarray]
-) -> np.ndarray:
-    """What is left of every channel in its leader's activation: `x_i . x_l / |x_l|^2`, `[num_channels]`.
-
-    With `h_l` in place of `h_i`, the columns of `i` are best multiplied by it. It is 1 for leaders, for channels that
-    are equal to theirs, and where nothing was measured.
-
-    Args:
-        graph: of the teacher.
-        measured: by group name.
-        teacher_to_slot: slot of each channel per group name.
-
-    Example: points 2 and 1 in one slot, the masses alike: the first leads, and the factors are 1 and 1/2.
-    """
-    factors = np.ones(graph.num_channels)
-    for group in graph.groups:
-        if group.name in measured:
-            points, slots = measured[group.name].points, teacher_to_slot[group.name]
-            lead = points[leaders(slots, measured[group.name].importance.float().numpy())[slots]]
-            length = lead.pow(2).sum(1)
-            along = (points * lead).sum(1) / length.clamp(min=1e-300)
-            factors[group.channels] = torch.where(length > 0, along, torch.ones_like(along)).numpy()
-    return factors
+def check_contributions(graph: ChannelGraph, measured: object) -> None:
+    """Raises `ChainError` unless these are contributions of a graph's channels."""
+    if not isinstance(measured, Mapping) or not all(isinstance(part, Contributions) for part in measured.values()):
+        raise ChainError(f"contributions are {measured!r:.100}; measure them: contributions(teacher, graph, loader)")
+    for name, (points, mass) in measured.items():
+        size = graph.sizes.get(name)
+        if size is None or len(points) != size or mass.shape != (size,):
+            has = "that the network has not" if size is None else f"of {size} channels"
+            raise ChainError(
+                f"contributions to group '{name}' {has} are those of {len(points)}; measure this network's"
+            )
+        if not (torch.isfinite(points).all() and torch.isfinite(mass).all() and (mass > 0).all()):
+            raise ChainError(f"contributions of group '{name}' are NaN, infinite, or of no mass; check the images")
 
 
 @torch.no_grad()

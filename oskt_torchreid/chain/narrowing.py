@@ -204,19 +204,6 @@ def sum_columns(weight: Tensor, axis: AxisMap) -> Tensor:
     return summed.reshape(rows, axis.length, *kernel)
 
 
-def scale_columns(weight: Tensor, column: Tie, factors: np.ndarray) -> Tensor:
-    """Columns times the factors of their channels.
-
-    Args:
-        weight: rows first, `[rows, columns, ...]`.
-        column: the tie of its columns.
-        factors: per channel, `[num_channels]`.
-    """
-    of_blocks = torch.from_numpy(factors[column.channels]).to(weight).reshape(column.blocks, 1, -1, 1)
-    blocked = weight.reshape(column.blocks, len(weight) // column.blocks, weight.shape[1], -1)
-    return (blocked * of_blocks).reshape(weight.shape)
-
-
 def average_rows(tensor: Tensor, axis: AxisMap, dimension: int = 0) -> Tensor:
     """Merges rows, or the entries of a vector, by averaging over the members of each position, or taking its leader's.
 

@@ -118,6 +118,7 @@ def weighted_ward(squares: np.ndarray, mass: np.ndarray) -> np.ndarray:
     Example: points 0, 1 and 3 with the masses 9, 9 and 1: 1 and 3 cost `9 / 10 * 4`, less than 0 and 1, `81 / 18`.
     """
     count, mass = len(mass), mass.astype(np.float64)
+    squares = np.minimum(squares, squares.T)  # rounding; two points are then each other's nearest, or neither
     costs = squares * (mass[:, None] * mass / (mass[:, None] + mass))
     np.fill_diagonal(costs, np.inf)
     path: list[int] = []

@@ -95,11 +95,15 @@ def save_official(chain: WeightChain, folder: str | Path, teacher: nn.Module | N
             chain's rows, which refinement draws them to; students of the folder are the same either way.
 
     Raises:
-        ZooError: a chain of a network that the format cannot hold, or of a student.
+        ZooError: a chain of a network that the format cannot hold, of a student, or a nested one.
         ChainError: a teacher of another chain.
     """
     if chain.origin_to_teacher:
         raise ZooError("the chain of a student cannot be written in the authors' format; write the first teacher's")
+    if chain.trees:
+        raise ZooError(
+            "a nested chain cannot be written in the authors' format, which has one row per cluster; use chain.save"
+        )
     if teacher is not None:
         chain.check_teacher(teacher)
     given = state_of(teacher) if teacher is not None else _merged_teacher(chain)
