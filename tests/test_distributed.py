@@ -132,9 +132,11 @@ def engine_of(kind, manager):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         return DistillationEngine(manager, model, optimizer, teacher=teacher, heads=graph.heads, **options)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    if kind == "oskt":
+    if kind in ("oskt", "nested"):
         seed_everything(5)
-        chain = WeightChain.from_teacher(TinyNet(manager.num_train_pids, "triplet"), 0.5, input_size=(3, 32, 16))
+        teacher, nested = TinyNet(manager.num_train_pids, "triplet"), kind == "nested"
+        chain = WeightChain.from_teacher(teacher, 0.5, input_size=(3, 32, 16), nested=nested)
+        options |= {"distil_weight": 0.25, "levels": (0.75,), "level_start": 0.0} if nested else {}
         return OSKTEngine(manager, model, optimizer, chain=chain, lambda_weight=0.1, **options)
     return TransferEngine(manager, model, optimizer, **options)
 
@@ -159,7 +161,7 @@ def trained(kind, manager, batches):
     return terms, weights
 
 
-@pytest.mark.parametrize("kind", ["reid", "oskt", "vkd", "kd++"])
+@pytest.mark.parametrize("kind", ["reid", "oskt", "nested", "vkd", "kd++"])
 def test_two_processes_have_the_losses_of_one(manager, tmp_path, kind):
     """Cross-entropy, hard triplets, centers, distillation and all pairs' distances, batch norms included."""
     torch.manual_seed(1)

@@ -17,11 +17,13 @@ from oskt_torchreid.datasets import synthped
 from oskt_torchreid.datasets.synthetic import preset
 from oskt_torchreid.errors import ChainError, ConfigError, TrainingError
 from oskt_torchreid.files import load_checkpoint
+from oskt_torchreid.graph.tracer import tracing_mode
 from oskt_torchreid.host import models
 from oskt_torchreid.host.compat import torchreid
 from oskt_torchreid.host.data import build_datamanager
-from oskt_torchreid.host.losses import ReidLoss
+from oskt_torchreid.host.losses import ReidLoss, kd_loss
 from oskt_torchreid.host.optimization import build_optimizer
+from oskt_torchreid.networks import Outputs
 
 SETTINGS = ["data.workers=0", "data.height=32", "data.width=16", "train.batch_size=8", "use_gpu=False"]
 SIZE = (3, 32, 16)
@@ -86,6 +88,34 @@ def test_only_the_refining_loss_pulls_rows_together(datamanager):
         dispersions[weight] = oskt.chain.losses.row_dispersion(pairs) / before
     assert dispersions[1.0] < dispersions[0.0]
     assert dispersions[1.0] < 1
+
+
+def test_all_learn_from_the_teacher_as_it_was_first(datamanager):
+    """The teacher's own term is zero in the first step but for its norms, and grows as it leaves what it was."""
+    teacher = teacher_of(datamanager)
+    engine = make_engine(datamanager, teacher, distil_weight=0.5)
+    first = copy.deepcopy(teacher)
+    batch = next(iter(engine.train_loader))
+    for _ in range(3):
+        engine.forward_backward(batch)
+    outputs = [Outputs([torch.randn(2, 5)], None) for _ in range(3)]
+    with tracing_mode(first), torch.no_grad():
+        expected = first(batch["img"])
+    found = engine._outputs_of_first(engine._first, batch["img"])
+    assert torch.equal(found.logits[0], expected) and not torch.equal(teacher.stem.weight, first.stem.weight)
+    target, (of_teacher, narrow) = outputs[0], outputs[1:]
+    losses = engine.model.losses_of([of_teacher, narrow], zero, None, engine._distilled, target)
+    assert losses.teacher == 0.5 * kd_loss(of_teacher.logits[0], target.logits[0], 4.0)
+    assert losses.sstudent == 0.5 * kd_loss(narrow.logits[0], target.logits[0], 4.0)
+    losses = engine.model.losses_of([of_teacher, narrow], zero, None, engine._distilled)
+    assert losses.teacher == 0
+    assert losses.sstudent == 0.5 * kd_loss(narrow.logits[0], of_teacher.logits[0], 4.0)
+    with pytest.raises(ConfigError, match="distil_from is 'last'; allowed: first, now"):
+        make_engine(datamanager, distil_from="last")
+
+
+def zero(output):
+    return torch.zeros(())
 
 
 def test_lambda_grows_over_the_run(datamanager):

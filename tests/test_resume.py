@@ -82,9 +82,11 @@ def engine_of(kind, managers, workers=0):
     optimizer = build_optimizer(model, config)
     scheduler = build_scheduler(optimizer, config.train, len(manager.train_loader))
     options = {"loss": center_loss(manager), "use_gpu": False, "schedule_per_iteration": True}
-    cls = OSKTEngine if kind == "oskt" else TransferEngine
-    if kind == "oskt":
-        options |= {"chain": WeightChain.from_teacher(model, 0.5, input_size=(3, 32, 16))}
+    cls = OSKTEngine if kind in ("oskt", "nested") else TransferEngine
+    if cls is OSKTEngine:
+        options["chain"] = WeightChain.from_teacher(model, 0.5, input_size=(3, 32, 16), nested=kind == "nested")
+    if kind == "nested":
+        options |= {"distil_weight": 0.25, "levels": (0.7, 0.8), "level_start": 0.4, "vector_copies": True}
     return cls(manager, model, optimizer, scheduler, **options)
 
 
@@ -129,7 +131,15 @@ def stop(engine, epoch, batch):
 
 @pytest.mark.parametrize(
     ("kind", "workers", "epoch", "batch"),
-    [("reid", 0, 1, 1), ("reid", 2, 1, 0), ("oskt", 0, 0, 0), ("oskt", 0, 2, 1), ("vkd", 0, 1, 0), ("kd++", 0, 1, 1)],
+    [
+        ("reid", 0, 1, 1),
+        ("reid", 2, 1, 0),
+        ("oskt", 0, 0, 0),
+        ("oskt", 0, 2, 1),
+        ("nested", 0, 1, 1),
+        ("vkd", 0, 1, 0),
+        ("kd++", 0, 1, 1),
+    ],
 )
 def test_sigterm_in_an_epoch_changes_nothing(managers, tmp_path, kind, workers, epoch, batch):
     whole = engine_of(kind, managers, workers)

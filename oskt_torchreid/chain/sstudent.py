@@ -30,7 +30,7 @@ Criterion = Callable[[Any], Tensor]
 """A task's loss, a scalar, of what a network returns in training."""
 
 Distillation = Callable[[Any, Any], Tensor]
-"""What a narrow student loses against the teacher, a scalar, of the teacher's output and its own."""
+"""What a network loses against another one, a scalar, of that one's output and its own."""
 
 
 class SStudent(nn.Module):
@@ -273,36 +273,47 @@ class Refinement(nn.Module):
         self,
         images: Tensor,
         criterion: Criterion,
-        sstudent_criterion: Criterion | None = None,
+        sstudent_criterion: Criterion | Sequence[Criterion] | None = None,
         distil: Distillation | None = None,
+        targets: Any = None,
     ) -> RefinementLosses:
         """The terms of a batch, differentiable; the module has to be in training mode.
 
         Args:
             images: `[batch, 3, height, width]`.
             criterion: the task's loss, a scalar, of what the network returns in training.
-            sstudent_criterion: the same for the narrow students, if their loss is different.
-            distil: a loss of a narrow student's output against the teacher's, added to its own.
+            sstudent_criterion: the same for the narrow students, if their loss is different; or one for each of them,
+                the S-student and the active levels, if theirs differ too (features have other lengths).
+            distil: a loss of each narrow student's output against the teacher's, added to its own.
+            targets: output of another network, such as a copy of the teacher as it was first, from which all learn
+                by `distil`, the teacher too, instead of from the teacher.
 
         Raises:
             TrainingError: in evaluation mode, in which no student runs, or a criterion without a scalar.
         """
         if not self.training:
             raise TrainingError("losses of a refinement need training mode, in which students run; call train()")
-        return self.losses_of(self(images), criterion, sstudent_criterion, distil)
+        return self.losses_of(self(images), criterion, sstudent_criterion, distil, targets)
 
     def losses_of(
         self,
         outputs: Sequence[Any],
         criterion: Criterion,
-        sstudent_criterion: Criterion | None = None,
+        sstudent_criterion: Criterion | Sequence[Criterion] | None = None,
         distil: Distillation | None = None,
+        targets: Any = None,
     ) -> RefinementLosses:
         """`losses` of the outputs of `forward`, in any form that the criteria take."""
         of_teacher, *of_students = outputs
         teacher = _scalar(criterion(of_teacher))
-        narrow = [_scalar((sstudent_criterion or criterion)(output)) for output in of_students]
-        narrow += [_scalar(distil(of_teacher, output)) for output in of_students] if distil else []
+        narrow_criteria = sstudent_criterion or criterion
+        if not isinstance(narrow_criteria, Sequence):
+            narrow_criteria = [narrow_criteria] * len(of_students)
+        narrow = [_scalar(each(output)) for each, output in zip(narrow_criteria, of_students, strict=True)]
+        if distil is not None:
+            target = of_teacher if targets is None else targets
+            narrow += [_scalar(distil(target, output)) for output in of_students]
+            teacher = teacher if targets is None else teacher + _scalar(distil(targets, of_teacher))
         refine = refining_loss(self.sstudent.row_pairs(self.teacher), self.within)
         return RefinementLosses(teacher, torch.stack(narrow).sum(), refine)
 

@@ -52,8 +52,10 @@ class OSKTEngine(TransferEngine):
         lambda_shape: `constant` or `linear`, see `chain.losses.lambda_schedule`.
         within: weight of the term that makes a cluster's rows alike, as a share of `lambda_weight`; 1 in the paper, see
             `chain.losses.row_distance`.
-        distil_weight: weight of the narrow students' loss against the teacher's class scores; 0 in the paper.
+        distil_weight: weight of the loss against a teacher's class scores; 0 in the paper.
         distil_temperature: temperature of these scores.
+        distil_from: `first`: all learn from the teacher as it is now, before it is trained on; a copy is kept and run
+            in evaluation. `now`: narrow students learn from the teacher as it is in each step.
         levels: further widths of a nested chain, of which each step trains one, in turn.
         level_start: share of the run's iterations after which it does.
         sstudent_weight: weight of the S-student's re-id loss; at 0 the chain is refined by `L_refine` alone, and the
@@ -101,7 +103,6 @@ class OSKTEngine(TransferEngine):
             chain = WeightChain.from_teacher(model, width, input_size=(3, datamanager.height, datamanager.width))
         refinement = Refinement(model, chain, vector_copies, within, levels)
         self.distil_weight, self.distil_temperature = distil_weight, distil_temperature
-        first = copy.deepcopy(model) if distil_weight and distil_from == "first" else None
         self.level_start = level_start
         if optimizer is not None:
             check_optimizer(optimizer, model)  # before the S-student's parameters are added
@@ -109,11 +110,12 @@ class OSKTEngine(TransferEngine):
             optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         add_to_optimizer(optimizer, refinement.sstudent, refinement.sstudent.layer_of)
         super().__init__(datamanager, refinement, optimizer, scheduler, loss=loss, **options)
-        self.sstudent_loss = copy.deepcopy(
-            self.loss
-        )  # each network has its own copy of what a loss learns, such as centers
+        # Each network has its own copy of what a loss learns, such as centers.
+        self.sstudent_loss = copy.deepcopy(self.loss)
+        self.level_losses = [copy.deepcopy(self.loss) for _ in refinement.levels]
         self.dispersion = row_dispersion(refinement.sstudent.row_pairs(model))
-        self._first = first.to(self.device).to(memory_format=self.memory_format) if first is not None else None
+        keeps_first = distil_weight > 0 and distil_from == "first"
+        self._first = copy.deepcopy(self.model.teacher) if keeps_first else None
 
     @property
     def chain(self) -> WeightChain:
@@ -121,13 +123,13 @@ class OSKTEngine(TransferEngine):
         return self.model.to_chain()
 
     def compute_losses(self, images: Tensor, pids: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """The terms of a batch; those of the narrow students are logged with the prefix `s_`."""
+        """The terms of a batch; those of the S-student are logged with the prefix `s_`, of a level with `l_`."""
         if self.model.levels and self.progress >= self.level_start:
             done = self.epoch * len(self.train_loader) + self.batch_idx
             self.model.active = (done % len(self.model.levels),)
         outputs = [parse_outputs(output, True, self.model.loss) for output in self.outputs_of(images)]
-        targets = outputs[0] if self._first is None else self._outputs_of_first(self._first, images)
-        outputs, targets, pids = whole_batch((outputs, targets, pids))
+        targets = None if self._first is None else whole_batch(self._outputs_of_first(self._first, images))
+        outputs, pids = whole_batch((outputs, pids))
         summary: dict[str, float] = {}
 
         def noting(loss: ReidLoss, prefix: str) -> Criterion:
@@ -138,8 +140,10 @@ class OSKTEngine(TransferEngine):
 
             return criterion
 
-        distil = (lambda _, student: self._distilled(targets, student)) if self.distil_weight else None
-        losses = self.model.losses_of(outputs, noting(self.loss, ""), noting(self.sstudent_loss, "s_"), distil)
+        narrow = [self.sstudent_loss, *(self.level_losses[number] for number in self.model.active)]
+        criteria = [noting(loss, "l_" if number else "s_") for number, loss in enumerate(narrow)]
+        distil = self._distilled if self.distil_weight else None
+        losses = self.model.losses_of(outputs, noting(self.loss, ""), criteria, distil, targets)
         weight = self._lambda(self.progress)
         summary |= {"refine": losses.refine.item(), "lambda": weight}
         return losses.total(weight, self.sstudent_weight), summary
@@ -151,7 +155,7 @@ class OSKTEngine(TransferEngine):
             return parse_outputs(self.outputs_of(images, first), True, self.model.loss)
 
     def _distilled(self, teacher: Outputs, student: Outputs) -> Tensor:
-        """What a narrow student loses against a teacher's class scores, which are given no gradient."""
+        """What a network loses against a teacher's class scores, which are given no gradient."""
         pairs = zip(student.logits, teacher.logits, strict=True)
         terms = [kd_loss(own, theirs.detach(), self.distil_temperature) for own, theirs in pairs]
         return self.distil_weight * torch.stack(terms).sum()
@@ -171,13 +175,15 @@ class OSKTEngine(TransferEngine):
             self._keep_frozen()
 
     def step(self, loss: Tensor, summary: dict[str, float]) -> None:
-        """One step of the optimiser, and of the S-student's loss's own parameters."""
+        """One step of the optimiser, and of the own parameters of the narrow students' losses."""
         super().step(loss, summary)
+        for number in self.model.active:
+            self.level_losses[number].step()
         self.sstudent_loss.step()
 
     def losses(self) -> list[ReidLoss]:
-        """The losses of teacher and S-student; each may have its own centers."""
-        return [self.loss, self.sstudent_loss]
+        """The losses of teacher, S-student and levels; each may have its own centers."""
+        return [self.loss, self.sstudent_loss, *self.level_losses]
 
     def method_state(self) -> dict[str, Any]:
         """The chain's clusters, which its rows refer to."""

@@ -63,12 +63,13 @@ OSKT: Node = {
             1.0, "weight of what makes the rows of a cluster alike, as a share of lambda; 1: the paper's", AtLeast(0)
         ),
         "distil_weight": Key(
-            0.0, "weight of what narrow students lose against the teacher's class scores; 0: the paper's", AtLeast(0)
+            0.0, "weight of what networks lose against a teacher's class scores; 0: the paper's", AtLeast(0)
         ),
         "distil_temperature": Key(4.0, "temperature of these class scores", AtLeast(1e-6)),
         "distil_from": Key(
             "first",
-            "whose class scores: of the teacher as it was first, which takes one more forward pass; or as it is now",
+            "first: all learn from the teacher as it was before, in one more forward pass; now: narrow students learn "
+            "from the teacher as it is",
             OneOf("first", "now"),
         ),
         "levels": Key(
