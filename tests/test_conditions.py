@@ -76,6 +76,7 @@ CONDITIONS = [
     ("oskt.refine.batch_size", ("engine=oskt", "oskt.refine.max_epoch=0"), ("engine=oskt",)),
     ("oskt.distillation.temperature", KD, KD[:-1]),
     ("oskt.distillation.start", ("engine=oskt", "oskt.controls=['norm+kd']"), KD[:-1]),
+    ("oskt.distillation.weight_kl", ("engine=oskt",), ("engine=oskt", "oskt.distillation.of_chain=True")),
     ("oskt.curves", UNTRAINED, (*UNTRAINED, "oskt.controls=['slice']")),
     ("oskt.refine.half_resolution_epochs", UNREFINED, (*UNREFINED, "oskt.controls=['slice']")),
     ("vkd.temperature", (*VKD, "vkd.alpha=0"), VKD),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from runs import tiny
 
+from oskt_torchreid.baselines import DistillationEngine
 from oskt_torchreid.chain import WeightChain, load_student
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError, WidthError
@@ -65,3 +66,16 @@ def test_a_ladder_of_nested_chains(tiny_net, data_root, tmp_path):
     results = run(tiny(data_root, tmp_path, *words, "oskt.ladder=[0.5, 0.25]", students))
     assert [row.name for row in results.rows] == ["teacher", "width=0.25", "width=0.75"]
     assert WeightChain.load(tmp_path / "chain-2.safetensors").importance
+
+
+def test_students_are_distilled_from_the_widest(tiny_net, data_root, tmp_path, monkeypatch):
+    """The refined teacher of a nested chain, which its widest student is; another setting trains them again."""
+    engines = []
+    monkeypatch.setattr(DistillationEngine, "class_means", noting(DistillationEngine.class_means, engines))
+    words = [*NESTED[:-1], "oskt.students=['width=0.5', 'slice:width=0.5']", "oskt.distillation.of_chain=True"]
+    run(tiny(data_root, tmp_path, *words))
+    (engine,) = engines
+    refined = load_checkpoint(tmp_path / "refine" / "model" / "model.pth.tar-1")["state_dict"]
+    assert torch.equal(engine.teacher.outer.weight, refined["teacher.outer.weight"])
+    run(tiny(data_root, tmp_path, *words, "oskt.distillation.weight_kl=0.5"))
+    assert len(engines) == 2

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from ..baselines import baseline
 from ..config import Config, get, leaves
-from ..config.nodes.oskt import KD, KD_START
+from ..config.nodes.oskt import DISTILLATION_KEYS, KD, KD_START
 from ..config.nodes.training import STAGE_KEYS
 from ..host.compat import device
 from ..host.data import has_splits
@@ -185,8 +185,9 @@ def _of_students(config: Config) -> Reasons:
     """Keys that depend on which networks there are."""
     oskt = config.oskt
     students = students_of(config)
-    if not any(spec.of_chain for spec in students):
-        keys = ("oskt.distance", "oskt.statistics", "oskt.recalibrate")
+    of_chain = any(spec.of_chain for spec in students)
+    if not of_chain:
+        keys = ("oskt.distance", "oskt.statistics", "oskt.recalibrate", "oskt.distillation.of_chain")
         yield from _each("oskt.students has no student of the chain", *keys)
     trained = [*(spec.method for spec in students), *oskt.controls]
     if not trained:
@@ -203,10 +204,12 @@ def _of_students(config: Config) -> Reasons:
     for name in oskt.control_lr:
         if name not in trained:
             yield f"oskt.control_lr.{name}", f"oskt.students and oskt.controls name no '{name}'"
-    if not any(spec.distils for spec in students) and not any(baseline(name).distils for name in oskt.controls):
+    distils = any(spec.distils for spec in students) or any(baseline(name).distils for name in oskt.controls)
+    if not distils and not (of_chain and oskt.distillation.of_chain):
         yield from _each(
-            "oskt.students and oskt.controls name nothing that is distilled",
-            *leaves(oskt.distillation, "oskt.distillation."),
+            "oskt.distillation.of_chain is False, oskt.students and oskt.controls name nothing that is distilled",
+            *DISTILLATION_KEYS,
+            KD_START,
         )
     elif KD not in trained:
         yield KD_START, f"oskt.students and oskt.controls name no '{KD}'"

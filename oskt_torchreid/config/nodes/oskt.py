@@ -9,6 +9,8 @@ from .training import stage_node
 
 KD, KD_START = "kd++", "oskt.distillation.start"
 """Distillation of a narrow network, and the key that says by which method the network is made."""
+DISTILLATION_KEYS = tuple(f"oskt.distillation.{key}" for key in ("temperature", "weight_kl", "weight_nd"))
+"""What every distillation uses."""
 STOCK_BASELINES = ("scratch", "slice", "first", "norm", "kmeans", "depgraph", KD, "norm+kd", "kmeans+kd")
 """Names of this package's own methods that the chain is compared with; users may register more."""
 DISTILLED = (KD, "norm+kd", "kmeans+kd")
@@ -126,6 +128,7 @@ OSKT: Node = {
     ),
     "control_lr": _rates,
     "distillation": {
+        "of_chain": Key(False, "fine-tune students of the chain by distillation too, from its widest student"),
         "start": Key(
             "scratch",
             "kd++: baseline that the student begins as",

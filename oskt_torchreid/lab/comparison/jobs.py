@@ -76,7 +76,8 @@ def check_comparison(config: Config) -> None:
     for key in ("widths", "methods", "seeds", "data_seeds", "rates"):
         if not node[key]:
             raise ConfigError(f"comparison.{key} is empty; name at least one")
-    lowest = min([*node.widths, *node.equal_passes_widths, *node.transfer.widths])
+    of_transfer = node.transfer.widths if node.transfer.identities else ()
+    lowest = min([*node.widths, *node.equal_passes_widths, *of_transfer])
     if isinstance(config.oskt.width, str) or lowest < config.oskt.width:
         raise ConfigError(
             f"comparison has width {lowest:g}, and the chain oskt.width={config.oskt.width}; every width is compared "

@@ -14,7 +14,7 @@ from ...chain.network import trace
 from ...chain.relabelling import relabel
 from ...chain.student_file import load_student, save_student
 from ...config import Config, leaves
-from ...config.nodes.oskt import KD, KD_START
+from ...config.nodes.oskt import DISTILLATION_KEYS, KD, KD_START
 from ...files import sha256
 from ...graph import ChannelGraph
 from ...host.compat import seed_everything
@@ -65,8 +65,8 @@ def run_baseline(
     config = trainer.config
     distils = baseline(method).distils
     distillation = config.oskt.distillation
-    used = [key for key in leaves(config.oskt.distillation, "oskt.distillation.") if method == KD or key != KD_START]
-    nodes = ("oskt.curves", *(used if distils else ()))
+    used = [KD_START] if method == KD else []
+    nodes = ("oskt.curves", *((*DISTILLATION_KEYS, *used) if distils else ()))
     made = {"method": method, "widths": widths, "the teacher": teacher_key, **_schedule_of(node, method)}
     recipe = trainer.recipe(*nodes, **made)
     seed_everything(config.train.seed)
@@ -74,7 +74,7 @@ def run_baseline(
     student = make_baseline(distillation.start if method == KD else method, teacher, graph, widths)
     student = relabel(student, graph.heads, trainer.num_classes)
     making = {"expand_seconds": time.perf_counter() - start}
-    engine = partial(_distilling, distillation, teacher, graph) if distils else TransferEngine
+    engine = partial(distilling, distillation, teacher, graph) if distils else TransferEngine
     return student, run_control(trainer, student, node, folder, recipe, engine, evaluate_before, making)
 
 
@@ -151,9 +151,10 @@ def finetuned(
     return {"after": measured(trained), "finetune_seconds": trained.train_seconds, "curve": curve}
 
 
-def _distilling(
+def distilling(
     node: Config, teacher: nn.Module, graph: ChannelGraph, *arguments: Any, **options: Any
 ) -> DistillationEngine:
+    """The engine that trains a student by distillation, as `oskt.distillation` says."""
     return DistillationEngine(
         *arguments,
         teacher=teacher,

@@ -95,7 +95,7 @@ def make_plan(config: Config, num_classes: int) -> RunPlan:
         baseline(name)
     asked = _checked_students(config)
     teacher, known = _teacher(config, num_classes)
-    _check_distillation(_distilled(config.oskt.controls, asked), known, num_classes)
+    _check_distillation(_distilled(config, config.oskt.controls, asked), known, num_classes)
     graph = trace(teacher, (3, config.data.height, config.data.width))
     rungs = _rungs(teacher, graph, config.oskt.ladder) or (full_plan(graph, config.oskt.width),)
     stand_in = stand_in_chain(teacher, graph, rungs[-1])
@@ -247,7 +247,7 @@ def _plan_of_chain(config: Config, num_classes: int) -> RunPlan:
         teacher = build_registered(spec.name, spec.num_classes, spec.loss)
         load_weights(teacher, oskt.teacher)
         check_baselines(baselines, teacher, chain.graph)
-    _check_distillation(_distilled((), asked), spec.num_classes, num_classes)
+    _check_distillation(_distilled(config, (), asked), spec.num_classes, num_classes)
     check_foldable(chain, oskt.distance)
     students = _plans_of(config, chain, teacher, asked, (chain.widths,))
     return RunPlan(teacher, chain.graph, chain.widths, students, (), chain)
@@ -257,10 +257,11 @@ def _baselines(students: Sequence[StudentSpec]) -> set[str]:
     return {spec.method for spec in students if spec.of_baseline}
 
 
-def _distilled(controls: Sequence[str], students: Sequence[StudentSpec]) -> list[str]:
-    """Names of the networks that learn from class scores of the teacher."""
+def _distilled(config: Config, controls: Sequence[str], students: Sequence[StudentSpec]) -> list[str]:
+    """Names of the networks that learn from class scores of the teacher, or of the chain's widest student."""
     named = [name for name in controls if baseline(name).distils]
-    return [*named, *(spec.text for spec in students if spec.distils)]
+    of_chain = config.oskt.distillation.of_chain
+    return [*named, *(spec.text for spec in students if spec.distils or (of_chain and spec.of_chain))]
 
 
 def _check_distillation(distilled: Sequence[str], known: int, num_classes: int) -> None:
