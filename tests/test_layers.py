@@ -27,7 +27,7 @@ ROOMS = {
     "deploy": FOUNDATIONS,
     "chain": {"graph", "deploy"} | FOUNDATIONS,
     "vkd": {"graph", "host", "models"} | FOUNDATIONS,
-    "host": {"config", "chain", "vkd"} | FOUNDATIONS,
+    "host": {"config", "graph", "chain", "vkd"} | FOUNDATIONS,
     "models": {"graph", "host"} | FOUNDATIONS,
     "datasets": {"host", "vkd"} | FOUNDATIONS,
     "zoo": {"graph", "chain", "vkd", "host", "models"} | FOUNDATIONS,

@@ -54,6 +54,10 @@ def test_what_is_said_first(tiny_net, data_root, tmp_path):
         load_config(options=["oskt.refine.levels=[0.75]"])
     with pytest.raises(ConfigError, match="oskt.contributions is 8, and only .* a nested chain"):
         load_config(options=["oskt.contributions=8"])
+    with pytest.raises(ConfigError, match="the chains of oskt.ladder have different widths"):
+        load_config(options=["oskt.nested=True", "oskt.refine.levels=[0.75]", "oskt.ladder=[0.5,0.25]"])
+    with pytest.raises(ConfigError, match="oskt.clustering is 'balanced', and a nested chain needs Ward's tree"):
+        load_config(options=["oskt.nested=True", "oskt.clustering=balanced"])
     with pytest.raises(WidthError, match="ask for a ratio of at least 0.5"):
         run(tiny(data_root, tmp_path, *NESTED, "oskt.refine.levels=[0.25]"))
     assert not (tmp_path / "teacher").exists()

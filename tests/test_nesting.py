@@ -13,7 +13,7 @@ from oskt_torchreid.chain import Refinement, WeightChain, expand, width_plan
 from oskt_torchreid.chain.clustering import ward_labels
 from oskt_torchreid.chain.layout import leaders
 from oskt_torchreid.chain.nesting import Tree, cut_trees, flat_tree, tree_over, ward_tree, weighted_ward
-from oskt_torchreid.errors import ChainError, ConfigError, WidthError
+from oskt_torchreid.errors import ChainError, ConfigError, TrainingError, WidthError
 from oskt_torchreid.graph import trace_module
 from oskt_torchreid.host.models import build as build_registered
 
@@ -218,6 +218,13 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(ChainError, match="levels are students of a nested chain"):
         Refinement(model, plain, levels=(0.75,))
     nested = WeightChain.from_teacher(model, 0.5, graph=graph, nested=True)
+    with pytest.raises(ChainError, match="levels is 0.75; give a list of widths"):
+        Refinement(model, nested, levels=0.75)
+    with pytest.raises(ConfigError, match="within is -1; .* at least 0"):
+        Refinement(model, nested, within=-1)
+    outputs = [torch.zeros(()) for _ in range(2)]
+    with pytest.raises(TrainingError, match="2 criteria are given for 1 narrow students"):
+        Refinement(model, nested).losses_of(outputs, torch.sum, [torch.sum, torch.sum])
     with pytest.raises(WidthError, match="ask for a ratio of at least 0.5"):
         Refinement(model, nested, levels=(0.25,))
     with pytest.raises(WidthError, match="ask for a ratio of at least 0.5"):

@@ -112,6 +112,9 @@ def test_all_learn_from_the_teacher_as_it_was_first(datamanager):
     assert losses.sstudent == 0.5 * kd_loss(narrow.logits[0], of_teacher.logits[0], 4.0)
     with pytest.raises(ConfigError, match="distil_from is 'last'; allowed: first, now"):
         make_engine(datamanager, distil_from="last")
+    for options in ({"distil_temperature": 0}, {"distil_temperature": "a"}, {"level_start": 5}, {"level_start": "a"}):
+        with pytest.raises(ConfigError, match=next(iter(options))):
+            make_engine(datamanager, **options)
 
 
 def zero(output):

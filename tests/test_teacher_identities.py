@@ -57,7 +57,9 @@ def test_a_run_with_such_a_teacher(foreign, data_root, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "choice", ["oskt.students=['kd++:width=0.5']", "oskt.controls=['kd++']", "oskt.distillation.of_chain=True"]
+    "choice",
+    ["oskt.students=['kd++:width=0.5']", "oskt.controls=['kd++']", "oskt.distillation.of_chain=True"]
+    + ["oskt.refine.distil_weight=0.25"],
 )
 def test_class_scores_of_other_identities_are_not_distilled(foreign, tmp_path, choice):
     message = "is trained by class scores of its teacher, which has 9 identities, but the data have 6; drop it"

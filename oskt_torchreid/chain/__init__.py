@@ -3,6 +3,7 @@
 from .budgets import Choice
 from .chain import WeightChain
 from .clustering import Clustering
+from .contributions import Contributions, measure_contributions
 from .distance import feature_scale
 from .expansion import Measure, choose_widths, expand, expand_to_plan, width_plan
 from .ladder import Ladder
@@ -15,6 +16,7 @@ from .student_file import load_student, save_plain, save_student
 __all__ = [
     "Choice",
     "Clustering",
+    "Contributions",
     "Criterion",
     "Ladder",
     "Like",
@@ -28,6 +30,7 @@ __all__ = [
     "expand_to_plan",
     "feature_scale",
     "load_student",
+    "measure_contributions",
     "recalibrate",
     "save_plain",
     "save_student",

@@ -23,7 +23,7 @@ from .clustering import Clustering, cluster_teacher, cluster_trees
 from .contributions import Contributions, check_contributions
 from .layout import Layout
 from .narrowing import average_rows, check_attention, rows_first
-from .nesting import Tree, check_trees, cut_trees
+from .nesting import Tree, check_nesting, cut_trees
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -94,7 +94,7 @@ class WeightChain:
             nested: students are cuts of Ward's tree, and wide ones keep what narrow ones merge, see `nesting.py`; the
                 paper's chain has even parts of its clusters.
             contributions: of a nested chain, what channels are clustered by instead of their rows, as
-                `contributions.contributions` measures it; each slot then has the rows of the member that contributes
+                `measure_contributions` gives it; each slot then has the rows of the member that contributes
                 most, instead of the mean of its members'.
 
         Raises:
@@ -158,8 +158,7 @@ class WeightChain:
         teacher_to_chain = {name: np.asarray(labels) for name, labels in teacher_to_chain.items()}
         network.check_labels(graph, teacher_to_chain)
         labels = {group.name: teacher_to_chain[group.name].astype(np.int64) for group in graph.groups}
-        if trees:
-            check_trees(trees, labels)
+        check_nesting(graph, labels, trees or {}, importance or {})
         layout = Layout(graph, labels, _cluster_counts(labels), trees, importance)
         tied = {tie.tensor for tie in graph.ties}
         whole = {name: rows_first(state[name].detach(), graph.row_ties[name]) for name in sorted(graph.matrices)}
@@ -312,8 +311,7 @@ class WeightChain:
             ChainError: the message names the tensor or group, what it is and what it must be.
         """
         network.check_labels(self.graph, self.teacher_to_chain)
-        if self.trees:
-            check_trees(self.trees, self.teacher_to_chain)
+        check_nesting(self.graph, self.teacher_to_chain, self.trees, self.importance)
         if self.origin_to_teacher:
             lineage.check_origin(self.graph, self.origin_to_teacher)
         state = self.model.state_dict()
@@ -337,8 +335,14 @@ class WeightChain:
             "vectors": {name: tensor for name, tensor in state.items() if name in tied - graph.matrices},
             "fixed": {name: tensor for name, tensor in state.items() if name not in tied},
             "statistics": {name: narrow[name] for name in self.statistics if name in narrow},
-            "own": {name: narrow[name] for name in self.own if name in graph.row_ties},
+            "own": self._expected_own(narrow),
         }
+
+    def _expected_own(self, narrow: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of a nested chain every matrix, and the vectors that it says; of the paper's nothing."""
+        if not self.trees:
+            return {}
+        return {name: narrow[name] for name in {*self.graph.matrices, *self.own} if name in self.graph.row_ties}
 
     # ---- files ---------------------------------------------------------------------------------------------------
 

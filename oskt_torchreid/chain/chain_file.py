@@ -64,6 +64,7 @@ def write(path: str | Path, chain: Attributes) -> None:
         "graph": description,
         "origin": origin_lengths,
         "attention": chain["attention"],
+        "own": sorted(chain["own"]),
     }
     if origin:
         metadata["code"] = describe_code(chain["model"], graph)
@@ -112,6 +113,8 @@ def attributes_of(tensors: dict[str, Tensor], metadata: dict[str, Any], model: n
     """
     parts = _sorted_by_kind(tensors)
     arrays: dict[str, np.ndarray] = {name: tensor.numpy() for name, tensor in parts.pop("graph").items()}
+    if sorted(parts["own"]) != metadata.get("own", []):
+        raise ChainError(f"it has {len(parts['own'])} own tensors, others than it says")
     importance = arrays.pop("importance", None)
     graph = from_arrays(arrays, metadata.get("graph") or {})
     labels = arrays.get("teacher_to_chain", np.empty(0, np.int32)).astype(np.int64)
@@ -149,8 +152,8 @@ def _importance(joined: np.ndarray | None, graph: ChannelGraph) -> dict[str, np.
     """The importance of channels, of a chain whose slots have leaders."""
     if joined is None:
         return {}
-    if joined.shape != (graph.num_channels,) or joined.dtype != np.float32 or not np.isfinite(joined).all():
-        raise ChainError(f"it has no finite importance for each of its {graph.num_channels} channels")
+    if joined.shape != (graph.num_channels,):
+        raise ChainError(f"it has the importance of {joined.shape} channels, its graph has {graph.num_channels}")
     return {group.name: joined[group.channels] for group in graph.groups}
 
 

@@ -30,7 +30,7 @@ from ..errors import ChainError, ConfigError
 from ..graph import ChannelGraph, ChannelGroup, Tie
 from .contributions import Contributions
 from .narrowing import rows_first
-from .nesting import Tree, flat_tree, ward_tree
+from .nesting import Tree, check_finite, flat_tree, ward_tree
 
 logger = logging.getLogger(__name__)
 
@@ -173,12 +173,6 @@ def ward_labels(rows: Tensor, count: int) -> np.ndarray:
     distances = torch.cdist(rows, rows, compute_mode="use_mm_for_euclid_dist").fill_diagonal_(0).numpy()
     merges = linkage(squareform(distances, checks=False), method="ward")
     return _cut(merges[:, :2].astype(np.int64), len(rows), count)
-
-
-def check_finite(rows: Tensor) -> None:
-    """Raises `ChainError` for a row that is not finite."""
-    if not torch.isfinite(rows).all():
-        raise ChainError("the teacher has weights that are NaN or infinite; a chain needs a sound teacher checkpoint")
 
 
 def _cut(merges: np.ndarray, num_rows: int, count: int) -> np.ndarray:

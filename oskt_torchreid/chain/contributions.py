@@ -3,7 +3,7 @@
 A layer with the columns `V` that reads the activations `h` gives `sum_i V_i h_i`. Where the channels of a cluster are
 merged, and `g` stands for their activations, that changes by about `sum_i |V_i|^2 E(h_i - g)^2`. So channels can be
 merged at little cost that are alike in what they say, or say little, such as those behind a ReLU that are mostly zero;
-a channel that says little costs little anywhere near zero, but much in a cluster that says a lot. Rows tell none of it.
+a channel that says little costs little anywhere near zero, but much in a cluster that says a lot. Rows do not show it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ..batches import batches_of, images_of
-from ..errors import ChainError, DataError
+from ..errors import ChainError, DataError, expect
 from ..graph import ChannelGraph, Tie
 from ..graph.tracer import tracing_mode
 from ..networks import watched
-from .network import weights_of
+from .network import check_graph_fits, weights_of
+from .recalibration import observe
 
 _CONVOLUTIONS = nn.modules.conv._ConvNd
 _SMALLEST = 1e-6  # of the largest mass: channels that nothing reads are merged first, but not anywhere
@@ -44,10 +45,14 @@ class Contributions(NamedTuple):
         return self.mass * self.points.pow(2).sum(1)
 
 
-def check_contributions(graph: ChannelGraph, measured: object) -> None:
+def check_contributions(graph: ChannelGraph, measured: Mapping[str, Contributions]) -> None:
     """Raises `ChainError` unless these are contributions of a graph's channels."""
-    if not isinstance(measured, Mapping) or not all(isinstance(part, Contributions) for part in measured.values()):
-        raise ChainError(f"contributions are {measured!r:.100}; measure them: contributions(teacher, graph, loader)")
+    parts = list(measured.values()) if isinstance(measured, Mapping) else [None]
+    tensors = [tensor for part in parts for tensor in (part if isinstance(part, Contributions) else [None])]
+    if not all(isinstance(tensor, Tensor) and tensor.dim() == 2 - place % 2 for place, tensor in enumerate(tensors)):
+        raise ChainError(
+            f"contributions are {measured!r:.100}; measure them: measure_contributions(teacher, graph, loader)"
+        )
     for name, (points, mass) in measured.items():
         size = graph.sizes.get(name)
         if size is None or len(points) != size or mass.shape != (size,):
@@ -60,7 +65,7 @@ def check_contributions(graph: ChannelGraph, measured: object) -> None:
 
 
 @torch.no_grad()
-def contributions(
+def measure_contributions(
     teacher: nn.Module, graph: ChannelGraph, loader: Iterable[Any], batches: int = 8
 ) -> dict[str, Contributions]:
     """Measures what every channel contributes, for `WeightChain.from_teacher`.
@@ -76,12 +81,18 @@ def contributions(
 
     Raises:
         ChainError: a teacher without weights.
-        DataError: no images.
+        DataError: no images, or images that the network cannot take, or that make activations infinite.
 
     Example: a layer with the columns 1 and 2 reads a channel that is always 2 and one that is always -1. Its output has
     the parts 2 and -2; the masses are 1/5 and 4/5, the points in proportion 2 and -1, and both are as important.
     """
+    expect(ChannelGraph, graph, "graph", "trace the teacher: oskt_torchreid.trace(teacher, input_size)", ChainError)
+    expect(Iterable, loader, "loader", "give batches of images, such as a data loader", DataError)
+    expect(int, batches, "batches", "give a whole number of at least 1", DataError)
+    if batches < 1:
+        raise DataError(f"batches is {batches}; contributions are measured on at least 1 batch")
     state = weights_of(teacher)
+    check_graph_fits(graph, state)
     readers = {}
     for name, tie in graph.column_ties.items():
         module = name.rpartition(".")[0]
@@ -94,8 +105,7 @@ def contributions(
         channels = given.movedim(1 if isinstance(module, _CONVOLUTIONS) else -1, 0).flatten(1).double()
         for index, places in _places(graph, readers[name][0]):
             activations = channels[torch.from_numpy(places).to(channels.device)].flatten(1)
-            products = activations @ activations.T / activations.shape[1]
-            sums[name, index] = sums.get((name, index), 0) + products.cpu()
+            sums[name, index] = sums.get((name, index), 0) + (activations @ activations.T).cpu()
 
     device = next(teacher.parameters()).device
     done = 0
@@ -103,10 +113,14 @@ def contributions(
         for number, batch in enumerate(batches_of(loader), 1):
             if done == batches:
                 break
-            teacher(images_of(batch, number).to(device))
-            done += 1
+            images = images_of(batch, number)
+            if len(images):
+                observe(teacher, images.to(device), number)
+                done += 1
     if not done:
         raise DataError("the loader gave no batch of images; contributions need at least one")
+    if not all(torch.isfinite(products).all() for products in sums.values()):
+        raise DataError("the images make activations NaN or infinite; check the pictures and the teacher's weights")
     return _together(graph, readers, sums)
 
 

@@ -57,7 +57,8 @@ class Ladder:
     @property
     def span(self) -> WeightChain:
         """The widest chain with the clusters of the narrowest: the widths of the ladder, not their weights."""
-        return replace(self.chains[0], teacher_to_chain=self.chains[-1].origin_to_chain, statistics={})
+        without: dict[str, Any] = {"statistics": {}, "trees": {}, "own": {}, "importance": {}}
+        return replace(self.chains[0], teacher_to_chain=self.chains[-1].origin_to_chain, **without)
 
     def expand(
         self,

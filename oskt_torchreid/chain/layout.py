@@ -180,7 +180,7 @@ class AxisMap:
 
     @cached_property
     def leaders(self) -> Tensor:
-        """Teacher position that leads each student position, shape `[blocks * length]`; else the last one."""
+        """Teacher position that leads each student position, shape `[blocks * length]`; without leaders, its last."""
         leading = torch.arange(len(self.teacher_to_student))
         leading = leading if self.leading is None else leading[self.leading]
         leaders = torch.empty(self.blocks * self.length, dtype=torch.int64)
@@ -300,7 +300,7 @@ class Layout:
 def fade(narrowest: int, width: int, widest: int) -> float:
     """How much of the S-student's own a student has, see `nesting.py`: 1 at the chain's width, 0 at the teacher's.
 
-    It is NaN for a group that has one width: there the other groups decide.
+    It is NaN for a group that has one width, which follows the others.
     """
     return (widest - width) / (widest - narrowest) if widest > narrowest else np.nan
 

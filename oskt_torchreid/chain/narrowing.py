@@ -105,12 +105,15 @@ class Narrowing(nn.Module):
         return whole + moved.movedim(0, dimension)
 
     def _fade_of(self, name: str, tie: Tie) -> Tensor:
-        """`f` of each of the teacher's rows; of rows that all students have, that of the columns on average."""
+        """`f` of each of the teacher's rows; rows that no width changes fade as their columns do, or the whole does."""
         own = self._student.fade[tie.channels.reshape(-1)]
         column = self._graph.column_ties.get(name)
-        others = np.array([]) if column is None else self._student.fade[column.channels.reshape(-1)]
-        others = others[~np.isnan(others)]
-        return torch.from_numpy(np.where(np.isnan(own), others.mean() if len(others) else 0.0, own))
+        everywhere = np.arange(len(self._student.fade))
+        for channels in (everywhere[:0] if column is None else column.channels.reshape(-1), everywhere):
+            others = self._student.fade[channels]
+            if not np.isnan(others).all():
+                return torch.from_numpy(np.where(np.isnan(own), np.nanmean(others), own))
+        return torch.ones(len(own), dtype=torch.float64)  # there is one width
 
     def matrix(self, name: str, rows: Tensor) -> Tensor:
         """A student's matrix: columns summed over the members of each slot, and rows gathered from the chain."""

@@ -28,6 +28,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from ..errors import ChainError
+from ..graph import ChannelGraph
 
 
 class Tree(NamedTuple):
@@ -50,14 +51,30 @@ class Tree(NamedTuple):
         return all(both) and len(places) > 0 and self.rank[0] == 0
 
 
-def check_trees(trees: Mapping[str, Tree], teacher_to_chain: Mapping[str, np.ndarray]) -> None:
-    """Raises `ChainError` unless every group has a sound tree, of which its clusters are a cut."""
-    for name, labels in teacher_to_chain.items():
+def check_nesting(
+    graph: ChannelGraph,
+    teacher_to_chain: Mapping[str, np.ndarray],
+    trees: Mapping[str, Tree],
+    importance: Mapping[str, np.ndarray],
+) -> None:
+    """Raises `ChainError` unless a chain's hierarchies and the importance of its channels fit its clusters.
+
+    Without hierarchies, as in the paper's chain, there is no importance either.
+    """
+    if not isinstance(trees, Mapping) or not isinstance(importance, Mapping):
+        raise ChainError("hierarchies and importance are mappings by the name of a group")
+    for name, labels in teacher_to_chain.items() if trees else ():
         tree = trees.get(name)
-        if tree is None or not tree.is_sound or len(tree.order) != len(labels):
+        if not isinstance(tree, Tree) or not tree.is_sound or len(tree.order) != len(labels):
             raise ChainError(f"group '{name}' of {len(labels)} channels has no hierarchy of them")
         if not np.array_equal(cut_trees([tree], [int(labels.max()) + 1])[0], labels):
             raise ChainError(f"the clusters of group '{name}' are no cut of its hierarchy")
+    if importance and not trees:
+        raise ChainError("only the slots of a nested chain have leaders; give hierarchies, or no importance")
+    for name, size in graph.sizes.items() if importance else ():
+        found = np.asarray(importance.get(name, ()))
+        if found.shape != (size,) or found.dtype.kind != "f" or not np.isfinite(found).all():
+            raise ChainError(f"group '{name}' of {size} channels has no finite importance of each of them")
 
 
 def flat_tree(size: int) -> Tree:
@@ -77,6 +94,12 @@ def tree_over(labels: np.ndarray) -> Tree:
     return Tree(order, rank)
 
 
+def check_finite(rows: Tensor) -> None:
+    """Raises `ChainError` for a row that is not finite."""
+    if not torch.isfinite(rows).all():
+        raise ChainError("the teacher has weights that are NaN or infinite; a chain needs a sound teacher checkpoint")
+
+
 def ward_tree(rows: Tensor, mass: Tensor | None = None) -> Tree:
     """Ward's hierarchy of rows; its cuts are those of `clustering.ward_labels`.
 
@@ -87,15 +110,17 @@ def ward_tree(rows: Tensor, mass: Tensor | None = None) -> Tree:
     Raises:
         ChainError: a row that is not finite.
     """
-    if not torch.isfinite(rows).all():
-        raise ChainError("the teacher has weights that are NaN or infinite; a chain needs a sound teacher checkpoint")
+    check_finite(rows)
     if len(rows) == 1:
         return flat_tree(1)
     distances = torch.cdist(rows, rows, compute_mode="use_mm_for_euclid_dist").fill_diagonal_(0).numpy()
     if mass is None or bool((mass == mass[0]).all()):
         merges = linkage(squareform(distances, checks=False), method="ward")
     else:
-        merges = weighted_ward(distances**2, mass.numpy())
+        squares = distances**2
+        if not np.isfinite(squares).all():
+            raise ChainError("distances of contributions are infinite; give images as the network is trained with")
+        merges = weighted_ward(squares, mass.numpy())
     order = leaves_list(merges)
     merges[:, 2] = np.arange(1, len(rows))  # which merge, instead of how high
     joined_by = squareform(cophenet(merges))[order[:-1], order[1:]]

@@ -59,7 +59,7 @@ def recalibrate(student: nn.Module, loader: Iterable[Any], batches: int | None =
         for number, batch in enumerate(batches_of(loader), 1):
             images = images_of(batch, number)
             if len(images) > 1:
-                _observe(student, images.to(device), number)
+                observe(student, images.to(device), number)
                 _check_statistics(norms, number)
                 done += 1
             if done == batches:
@@ -69,7 +69,8 @@ def recalibrate(student: nn.Module, loader: Iterable[Any], batches: int | None =
     return student
 
 
-def _observe(student: nn.Module, images: Tensor, number: int) -> None:
+def observe(student: nn.Module, images: Tensor, number: int) -> None:
+    """Runs a network on a batch; raises `DataError` for images that it cannot take."""
     try:
         student(images)
     except (RuntimeError, ValueError) as error:

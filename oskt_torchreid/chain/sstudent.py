@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..errors import ChainError, TrainingError, expect
+from ..errors import ChainError, ConfigError, TrainingError, expect
 from ..graph.plans import Width, full_plan
 from ..graph.surgery.rebuild import code_buffers
 from . import network
@@ -30,7 +30,7 @@ Criterion = Callable[[Any], Tensor]
 """A task's loss, a scalar, of what a network returns in training."""
 
 Distillation = Callable[[Any, Any], Tensor]
-"""What a network loses against another one, a scalar, of that one's output and its own."""
+"""A scalar loss of two outputs: of the network that is learnt from, and of the one that learns."""
 
 
 class SStudent(nn.Module):
@@ -38,14 +38,14 @@ class SStudent(nn.Module):
 
     Attributes:
         rows: the chain's rows as parameters, by tensor name with `/` for `.`.
-        own_vectors: vectors that the S-student does not share (those of its classifier; see `vector_copies`), of the
-            teacher's length; in a nested chain of the chain's.
+        own_vectors: vectors that the S-student does not share (those of its classifier; see `vector_copies`). They have
+            the teacher's length; in a nested chain, the chain's.
         shell: a network of the chain's width that holds the S-student's buffers; its weights are given at every call.
 
     Args:
         chain: copied from.
-        vector_copies: norm parameters and biases are the S-student's own, of full length, and the refining loss pulls
-            them and the teacher's together (the paper's choice for ViTs).
+        vector_copies: norm parameters and biases are the S-student's own, and the refining loss pulls them and the
+            teacher's together (the paper's choice for ViTs).
     """
 
     def __init__(self, chain: WeightChain, vector_copies: bool = False) -> None:
@@ -187,7 +187,7 @@ class SStudent(nn.Module):
         vectors = {name: state[name] for name in chain.vectors}
         rows = {name: rows_first(state[name], chain.graph.row_ties[name]) for name in chain.rows}
         if chain.trees:
-            return chain.with_tensors(rows, vectors, statistics, own)
+            return chain.with_tensors(rows, vectors, statistics, rows | own)  # what is shared is the teacher's
         rows |= {name: own[name] for name in rows if name in own}
         vectors |= {name: own[name] for name in vectors if name in own}
         return chain.with_tensors(rows, vectors, statistics)
@@ -243,6 +243,9 @@ class Refinement(nn.Module):
         expect(nn.Module, teacher, "teacher", "give the network that the chain was made of", ChainError)
         expect(WeightChain, chain, "chain", "make one: WeightChain.from_teacher(teacher, width)", ChainError)
         chain.check_teacher(teacher)
+        expect((list, tuple), levels, "levels", "give a list of widths, such as [0.75]", ChainError)
+        if not within >= 0:
+            raise ConfigError(f"within is {within}; the weight of a part of the refining loss is at least 0")
         if levels and not chain.trees:
             raise ChainError("levels are students of a nested chain; give WeightChain.from_teacher nested=True")
         plans = [full_plan(chain.graph, level) for level in levels]
@@ -306,9 +309,11 @@ class Refinement(nn.Module):
         """`losses` of the outputs of `forward`, in any form that the criteria take."""
         of_teacher, *of_students = outputs
         teacher = _scalar(criterion(of_teacher))
-        narrow_criteria = sstudent_criterion or criterion
+        narrow_criteria = criterion if sstudent_criterion is None else sstudent_criterion
         if not isinstance(narrow_criteria, Sequence):
             narrow_criteria = [narrow_criteria] * len(of_students)
+        if len(narrow_criteria) != len(of_students):
+            raise TrainingError(f"{len(narrow_criteria)} criteria are given for {len(of_students)} narrow students")
         narrow = [_scalar(each(output)) for each, output in zip(narrow_criteria, of_students, strict=True)]
         if distil is not None:
             target = of_teacher if targets is None else targets

@@ -50,17 +50,7 @@ def _check_together(config: CfgNode) -> None:
             f"loss.center.weight is {config.loss.center.weight}, and networks give features to a loss with "
             f"loss.name=triplet alone, not with '{config.loss.name}'; set one of the two"
         )
-    levels = list(config.oskt.refine.levels)
-    if levels and not config.oskt.nested:
-        raise ConfigError(
-            f"oskt.refine.levels is {levels}, and only a nested chain has students of further widths to train; set "
-            "oskt.nested=True, or empty the levels"
-        )
-    if config.oskt.contributions and not config.oskt.nested:
-        raise ConfigError(
-            f"oskt.contributions is {config.oskt.contributions}, and only the clusters of a nested chain follow them; "
-            "set oskt.nested=True, or oskt.contributions=0"
-        )
+    _check_nested(config.oskt)
     sgd = config.sgd
     if config.train.optim == "sgd" and sgd.nesterov and (sgd.momentum == 0 or sgd.dampening != 0):
         raise ConfigError(
@@ -94,4 +84,28 @@ def _check_text(text: str, key: str, source: str) -> None:
         raise ConfigError(
             f"{key} in {source} is {text[:40]!r}... of {len(text)} characters; allowed: up to {LONGEST_TEXT}, "
             f"{LONGEST_NAME} bytes between two slashes, and no NUL"
+        )
+
+
+def _check_nested(oskt: CfgNode) -> None:
+    """Raises `ConfigError` for settings that a nested chain needs, or cannot have."""
+    levels = list(oskt.refine.levels)
+    if levels and not oskt.nested:
+        raise ConfigError(
+            f"oskt.refine.levels is {levels}, and only a nested chain has students of further widths to train; set "
+            "oskt.nested=True, or empty the levels"
+        )
+    if levels and oskt.ladder:
+        raise ConfigError(
+            f"oskt.refine.levels is {levels}, and the chains of oskt.ladder have different widths; empty one of the two"
+        )
+    if oskt.contributions and not oskt.nested:
+        raise ConfigError(
+            f"oskt.contributions is {oskt.contributions}, and only the clusters of a nested chain follow them; "
+            "set oskt.nested=True, or oskt.contributions=0"
+        )
+    if oskt.nested and oskt.clustering != "ward":
+        raise ConfigError(
+            f"oskt.clustering is '{oskt.clustering}', and a nested chain needs Ward's tree; set it to ward, or "
+            "oskt.nested=False"
         )

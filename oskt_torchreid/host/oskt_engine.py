@@ -58,8 +58,8 @@ class OSKTEngine(TransferEngine):
             in evaluation. `now`: narrow students learn from the teacher as it is in each step.
         levels: further widths of a nested chain, of which each step trains one, in turn.
         level_start: share of the run's iterations after which it does.
-        sstudent_weight: weight of the S-student's re-id loss; at 0 the chain is refined by `L_refine` alone, and the
-            S-student still has its own running statistics.
+        sstudent_weight: weight of what narrow students lose, the S-student and levels; at 0 the chain is refined by
+            `L_refine` alone, and the S-student still has its own running statistics.
         vector_copies: the S-student has its own norm parameters and biases, which are refined like rows.
         **options: of `TransferEngine`.
     """
@@ -94,6 +94,12 @@ class OSKTEngine(TransferEngine):
         check_number("distil_weight", distil_weight)
         if chain is not None and not isinstance(chain, WeightChain):
             raise ConfigError(f"chain is {chain!r:.100}; give a WeightChain, such as WeightChain.load(path) reads")
+        check_number("distil_temperature", distil_temperature)
+        check_number("level_start", level_start)
+        if distil_temperature == 0 or level_start > 1:
+            raise ConfigError(
+                f"distil_temperature is {distil_temperature}, level_start {level_start}; allowed: above 0, and 0 to 1"
+            )
         if distil_from not in ("first", "now"):
             raise ConfigError(f"distil_from is {distil_from!r}; allowed: first, now")
         model = unwrapped(model)

@@ -95,7 +95,11 @@ def make_plan(config: Config, num_classes: int) -> RunPlan:
         baseline(name)
     asked = _checked_students(config)
     teacher, known = _teacher(config, num_classes)
-    _check_distillation(_distilled(config, config.oskt.controls, asked), known, num_classes)
+    distilled = _distilled(config, config.oskt.controls, asked)
+    refine = config.oskt.refine
+    if refine.max_epoch and refine.distil_weight and refine.distil_from == "first":
+        distilled.append("oskt.refine.distil_weight")
+    _check_distillation(distilled, known, num_classes)
     graph = trace(teacher, (3, config.data.height, config.data.width))
     rungs = _rungs(teacher, graph, config.oskt.ladder) or (full_plan(graph, config.oskt.width),)
     stand_in = stand_in_chain(teacher, graph, rungs[-1])

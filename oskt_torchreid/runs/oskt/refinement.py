@@ -11,7 +11,7 @@ from torch import nn
 
 from ...baselines.partitions import PARTITIONS
 from ...chain.chain import WeightChain
-from ...chain.contributions import Contributions, contributions
+from ...chain.contributions import Contributions, measure_contributions
 from ...chain.losses import row_dispersion
 from ...chain.sstudent import Refinement
 from ...config import Config
@@ -52,7 +52,7 @@ def measured_contributions(
     if not batches:
         return None
     seed_everything(trainer.config.train.seed)
-    return contributions(teacher, graph, trainer.datamanager(node.batch_size).train_loader, batches)
+    return measure_contributions(teacher, graph, trainer.datamanager(node.batch_size).train_loader, batches)
 
 
 def refining_choices(node: Config) -> dict[str, Any]:

@@ -162,8 +162,9 @@ class OSKTRun:
         def work(continued: bool) -> Facts:
             teacher = copy.deepcopy(plan.teacher)
             measured = measured_contributions(self.trainer, teacher, plan.graph, node)
-            choices["contributions"] = measured
-            chain = WeightChain.from_teacher(teacher, plan.chain_widths, graph=plan.graph, **choices)
+            chain = WeightChain.from_teacher(
+                teacher, plan.chain_widths, graph=plan.graph, contributions=measured, **choices
+            )
             return refine(self.trainer, chain, teacher, node, stage.folder, continued, path)
 
         def evaluate(facts: Facts) -> Facts:
