@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-from ..chain.clustering import Clustering, check_finite, ward_labels
+from ..chain.clustering import Clustering, ward_labels
+from ..chain.network import check_finite
 
 ROUNDS = 20
 

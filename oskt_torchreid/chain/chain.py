@@ -158,7 +158,8 @@ class WeightChain:
         teacher_to_chain = {name: np.asarray(labels) for name, labels in teacher_to_chain.items()}
         network.check_labels(graph, teacher_to_chain)
         labels = {group.name: teacher_to_chain[group.name].astype(np.int64) for group in graph.groups}
-        check_nesting(graph, labels, trees or {}, importance or {})
+        if trees or importance:
+            check_nesting(graph, labels, trees or {}, importance or {})
         layout = Layout(graph, labels, _cluster_counts(labels), trees, importance)
         tied = {tie.tensor for tie in graph.ties}
         whole = {name: rows_first(state[name].detach(), graph.row_ties[name]) for name in sorted(graph.matrices)}
@@ -311,7 +312,8 @@ class WeightChain:
             ChainError: the message names the tensor or group, what it is and what it must be.
         """
         network.check_labels(self.graph, self.teacher_to_chain)
-        check_nesting(self.graph, self.teacher_to_chain, self.trees, self.importance)
+        if self.trees or self.importance:
+            check_nesting(self.graph, self.teacher_to_chain, self.trees, self.importance)
         if self.origin_to_teacher:
             lineage.check_origin(self.graph, self.origin_to_teacher)
         state = self.model.state_dict()

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ..errors import ChainError
 from ..graph import ChannelGraph
+from .network import check_finite
 
 
 class Tree(NamedTuple):
@@ -92,12 +93,6 @@ def tree_over(labels: np.ndarray) -> Tree:
     rank = np.empty(len(labels), np.int64)
     rank[begins], rank[~begins] = np.arange(begins.sum()), np.arange(begins.sum(), len(labels))
     return Tree(order, rank)
-
-
-def check_finite(rows: Tensor) -> None:
-    """Raises `ChainError` for a row that is not finite."""
-    if not torch.isfinite(rows).all():
-        raise ChainError("the teacher has weights that are NaN or infinite; a chain needs a sound teacher checkpoint")
 
 
 def ward_tree(rows: Tensor, mass: Tensor | None = None) -> Tree:

@@ -123,6 +123,12 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def check_finite(rows: Tensor) -> None:
+    """Raises `ChainError` for a row that is not finite."""
+    if not torch.isfinite(rows).all():
+        raise ChainError("the teacher has weights that are NaN or infinite; a chain needs a sound teacher checkpoint")
+
+
 def new_skeleton(spec: ModelSpec) -> nn.Module:
     """The registered model's structure, on the meta device."""
     return copy.deepcopy(resolver().skeleton(spec.name, spec.num_classes, spec.loss))  # other chains share it
