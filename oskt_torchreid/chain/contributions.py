@@ -45,6 +45,18 @@ class Contributions(NamedTuple):
         return self.mass * self.points.pow(2).sum(1)
 
 
+class _Reader(NamedTuple):
+    """A layer that reads channels.
+
+    Attributes:
+        squares: squared length of each column, `[columns of all blocks]`.
+        places: per index of a group that lies on its columns whole: those of each channel, `[N, occurrences]`.
+    """
+
+    squares: Tensor
+    places: dict[int, np.ndarray]
+
+
 def check_contributions(graph: ChannelGraph, measured: Mapping[str, Contributions]) -> None:
     """Raises `ChainError` unless these are contributions of a graph's channels."""
     parts = list(measured.values()) if isinstance(measured, Mapping) else [None]
@@ -93,17 +105,18 @@ def measure_contributions(
         raise DataError(f"batches is {batches}; contributions are measured on at least 1 batch")
     state = weights_of(teacher)
     check_graph_fits(graph, state)
-    readers = {}
+    readers: dict[str, _Reader] = {}
     for name, tie in graph.column_ties.items():
         module = name.rpartition(".")[0]
         if name.endswith(".weight") and isinstance(teacher.get_submodule(module), (_CONVOLUTIONS, nn.Linear)):
-            readers[module] = tie, _column_squares(state[name], tie).double().cpu()
+            squares = _column_squares(state[name], tie).double().cpu()
+            readers[module] = _Reader(squares, dict(_places(graph, tie)))
     sums: dict[tuple[str, int], Tensor] = {}
 
     def enter(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         given = (*args, *kwargs.values())[0].detach()
         channels = given.movedim(1 if isinstance(module, _CONVOLUTIONS) else -1, 0).flatten(1).double()
-        for index, places in _places(graph, readers[name][0]):
+        for index, places in readers[name].places.items():
             activations = channels[torch.from_numpy(places).to(channels.device)].flatten(1)
             sums[name, index] = sums.get((name, index), 0) + (activations @ activations.T).cpu()
 
@@ -148,15 +161,13 @@ def _column_squares(weight: Tensor, tie: Tie) -> Tensor:
 
 
 def _together(
-    graph: ChannelGraph, readers: dict[str, tuple[Tie, Tensor]], sums: dict[tuple[str, int], Tensor]
+    graph: ChannelGraph, readers: Mapping[str, _Reader], sums: Mapping[tuple[str, int], Tensor]
 ) -> dict[str, Contributions]:
     """Points and masses over all layers that read a group, each of which counts as much."""
     products: dict[int, Tensor] = {}
     masses: dict[int, Tensor] = {}
     for (name, index), of_activations in sums.items():
-        tie, squares = readers[name]
-        places = next(places for group, places in _places(graph, tie) if group == index)
-        own = squares[torch.from_numpy(places)].sum(1)
+        own = readers[name].squares[torch.from_numpy(readers[name].places[index])].sum(1)
         output = (own * of_activations.diagonal()).sum().clamp(min=1e-300)
         products[index] = products.get(index, 0) + of_activations * (own.sum() / output)
         masses[index] = masses.get(index, 0) + own / own.sum().clamp(min=1e-300)

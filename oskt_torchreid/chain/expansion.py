@@ -199,9 +199,7 @@ def _narrowed(chain: WeightChain, layout: Layout, attention: str) -> dict[str, T
         shared = {name: vector for name, vector in vectors.items() if name not in own}
         return narrowing(chain.cluster_rows, shared, own) | chain.statistics
     narrowing = Narrowing(chain.graph, chain.layout, layout, attention, nested=True)
-    tensors = chain.rows | vectors
-    tensors |= {name: narrowing.faded(name, tensors[name], own) for name, own in chain.own.items()}
-    return narrowing({name: tensors[name] for name in chain.rows}, {name: tensors[name] for name in vectors})
+    return narrowing.between(chain.rows, vectors, chain.own)
 
 
 def _statistics(chain: WeightChain, narrowing: Narrowing) -> dict[str, Tensor]:

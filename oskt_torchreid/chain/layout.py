@@ -255,7 +255,7 @@ class Layout:
                 self._leads[group.channels[leaders(slots.teacher_to_slot, importance[group.name])]] = True
         self.fade = np.empty(graph.num_channels)
         for group, own, width in zip(graph.groups, labels, asked, strict=True):
-            self.fade[group.channels] = fade(int(own.max()) + 1, width, group.size)
+            self.fade[group.channels] = fade_of_width(int(own.max()) + 1, width, group.size)
         self._occupied = occupied_places(graph, widths)
         self._position = np.empty(graph.num_channels, np.int64)  # per channel, for the axis that is being mapped
         self._axes: dict[Axis, AxisMap] = {}
@@ -297,7 +297,7 @@ class Layout:
         return position[self._merged_into[channels] * repeats + occurrence]
 
 
-def fade(narrowest: int, width: int, widest: int) -> float:
+def fade_of_width(narrowest: int, width: int, widest: int) -> float:
     """How much of the S-student's own a student has, see `nesting.py`: 1 at the chain's width, 0 at the teacher's.
 
     It is NaN for a group that has one width, which follows the others.

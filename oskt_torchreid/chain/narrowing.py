@@ -86,6 +86,20 @@ class Narrowing(nn.Module):
             tensors[name] = fold(tensors[name], getattr(self, self._factor_names[name]))
         return tensors
 
+    def between(
+        self, rows: Mapping[str, Tensor], vectors: Mapping[str, Tensor], own: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Tensors of a student of a nested chain, which is between S-student and teacher, by name.
+
+        Args:
+            rows: the teacher's, `[N, columns, ...]` per matrix, rows first.
+            vectors: the teacher's, `[N]`.
+            own: what the S-student has instead of some of them, rows `[K, columns, ...]` and vectors `[K]`.
+        """
+        whole = {**rows, **vectors}
+        whole |= {name: self.faded(name, whole[name], tensor) for name, tensor in own.items()}
+        return self({name: whole[name] for name in rows}, {name: whole[name] for name in vectors})
+
     def faded(self, name: str, whole: Tensor, own: Tensor) -> Tensor:
         """The teacher's tensor, moved towards what the S-student has instead: `W_i + f (C_a(i) - Wm_a(i))`.
 

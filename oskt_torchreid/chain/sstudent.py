@@ -81,18 +81,19 @@ class SStudent(nn.Module):
         self._register_indices(chain)
 
     def _register_indices(self, chain: WeightChain) -> None:
-        """Chain row of each teacher row per matrix that is refined; kept as buffers so that they follow the device."""
+        """How the teacher's rows are paired with chain rows, per refined tensor; as buffers they follow the device.
+
+        That is the chain row of each of the teacher's rows; or, where clusters have leaders, the leader of each.
+        """
         self._index_names: dict[str, str] = {}
-        self._leader_names: dict[str, str] = {}
         refined = [name for name in sorted(chain.rows) if name not in self._head_matrices and _key(name) in self.rows]
         for number, name in enumerate([*refined, *self._copied_vectors]):
-            self._index_names[name], axis = f"index_{number}", self._layout.axis(chain.graph.row_ties[name])
-            whole = name in self._copied_vectors and not chain.trees
-            index = torch.arange(len(chain.vectors[name])) if whole else axis.teacher_to_student
+            axis = self._layout.axis(chain.graph.row_ties[name])
+            index = axis.leaders if chain.importance else axis.teacher_to_student
+            if name in self._copied_vectors and not chain.trees:
+                index = torch.arange(len(chain.vectors[name]))
+            self._index_names[name] = f"index_{number}"
             self.register_buffer(self._index_names[name], index, persistent=False)
-            if axis.leading is not None:
-                self._leader_names[name] = f"leaders_{number}"
-                self.register_buffer(self._leader_names[name], axis.leaders, persistent=False)
 
     def weights(self, teacher: nn.Module) -> dict[str, Tensor]:
         """The S-student's parameters by name, differentiable in the chain's rows and the teacher's vectors."""
@@ -108,11 +109,8 @@ class SStudent(nn.Module):
             narrowing: from the teacher to that student.
         """
         teachers = dict(teacher.named_parameters())
-        tensors = self._whole_rows(teachers) | {name: teachers[name] for name in self._vector_names}
-        for name, own in self.own().items():
-            tensors[name] = narrowing.faded(name, tensors[name], own)
-        rows = {name: tensors[name] for name in self._matrices}
-        return self._shared(teachers) | narrowing(rows, {name: tensors[name] for name in self._vector_names})
+        vectors = {name: teachers[name] for name in self._vector_names}
+        return self._shared(teachers) | narrowing.between(self._whole_rows(teachers), vectors, self.own())
 
     def own(self) -> dict[str, Tensor]:
         """What the S-student has of its own, by tensor name."""
@@ -140,19 +138,19 @@ class SStudent(nn.Module):
 
     def row_pairs(self, teacher: nn.Module) -> Iterator[RowPair]:
         """Teacher's weight, chain rows and their index, of refined matrices (not classifiers) and copied vectors."""
-        teachers = dict(teacher.named_parameters())
-        own = self.own()
-        for name, index in self._index_names.items():
-            tie = self._chain.graph.row_ties[name]
-            vector = name in self._copied_vectors and self._chain.trees
-            whole, mine = rows_first(teachers[name], tie) if name in self._matrices else teachers[name], own[name]
-            if vector:
+        teachers, own, chain = dict(teacher.named_parameters()), self.own(), self._chain
+        for name, index_name in self._index_names.items():
+            tie, index = chain.graph.row_ties[name], getattr(self, index_name)
+            whole: Tensor = teachers[name]
+            mine = own[name]
+            if name in self._matrices:
+                whole = rows_first(whole, tie)
+            elif chain.trees:
                 whole, mine = whole.movedim(tie.dimension, 0), mine.movedim(tie.dimension, 0)
-            if name in self._leader_names:
-                leaders = getattr(self, self._leader_names[name])
-                yield whole.index_select(0, leaders), mine, torch.arange(len(mine), device=mine.device)
+            if chain.importance:
+                yield whole.index_select(0, index), mine, torch.arange(len(mine), device=mine.device)
             else:
-                yield whole, mine, getattr(self, index)
+                yield whole, mine, index
 
     @staticmethod
     def layer_of(name: str) -> str:
