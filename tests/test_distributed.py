@@ -328,6 +328,28 @@ def test_one_process_told_to_stop_stops_all_and_they_go_on_bit_equal(whole_run, 
     assert [row.name for row in alone.rows] == ["teacher", "width=0.5"]
 
 
+def test_processes_agree_on_what_channels_contribute(tiny_net, data_root, tmp_path):
+    """Each measures, on the same images: clusters, leaders and rows are the same."""
+    nested = ["oskt.nested=True", "oskt.contributions=1", "oskt.refine.distil_weight=0.25", "oskt.refine.levels=[0.75]"]
+    config = tiny(data_root, tmp_path / "run", *RUN, *nested)
+
+    def work():
+        chains, make = [], OSKTEngine.__init__
+
+        def noting(engine, *arguments, **options):
+            chains.append(options["chain"])
+            make(engine, *arguments, **options)
+
+        OSKTEngine.__init__ = noting  # in this process alone
+        rows = [(row.name, row.map_before, row.map_after) for row in run(config).rows]
+        tensors = {name: torch.from_numpy(found) for name, found in chains[0].importance.items()}
+        return rows, tensors | {f"own {name}": tensor for name, tensor in chains[0].own.items()}
+
+    (rows, first), (others, second) = together(tmp_path / "two", work)
+    assert rows == others and len(first) > 5
+    assert_same(first, second)
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 

@@ -253,7 +253,8 @@ class WeightChain:
     def __repr__(self) -> str:
         name = self.spec.name if self.spec else type(self.model).__name__
         channels, refined = self.graph.num_channels, "refined" if self.statistics else "not refined"
-        return f"<WeightChain of {name}: {sum(self.widths.values())} of {channels} channels, {refined}>"
+        kind = "nested, " if self.trees else ""
+        return f"<WeightChain of {name}: {sum(self.widths.values())} of {channels} channels, {kind}{refined}>"
 
     def summary(self) -> str:
         """The widths that students can have, per channel group and in total, as a table."""

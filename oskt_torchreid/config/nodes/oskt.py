@@ -60,7 +60,7 @@ OSKT: Node = {
             "linear: from 0 to lambda over all iterations; constant suits long schedules",
             OneOf("constant", "linear"),
         ),
-        "sstudent_weight": Key(1.0, "weight of the S-student's loss; 0: it only follows", AtLeast(0)),
+        "sstudent_weight": Key(1.0, "weight of the losses of S-student and levels; 0: they only follow", AtLeast(0)),
         "within": Key(
             1.0, "weight of what makes the rows of a cluster alike, as a share of lambda; 1: the paper's", AtLeast(0)
         ),

@@ -51,7 +51,7 @@ def measured_contributions(
     batches = trainer.config.oskt.contributions
     if not batches:
         return None
-    seed_everything(trainer.config.train.seed)
+    seed_everything(trainer.config.train.seed)  # so that processes that share batches measure on the same images
     return measure_contributions(teacher, graph, trainer.datamanager(node.batch_size).train_loader, batches)
 
 
