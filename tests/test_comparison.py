@@ -12,17 +12,9 @@ from oskt_torchreid.errors import ConfigError, TrainingError
 from oskt_torchreid.lab.comparison import further_jobs, jobs, run_comparison, seed_jobs, tuning_jobs
 from oskt_torchreid.lab.comparison.comparison import choose_rates, run_all, try_apart
 from oskt_torchreid.lab.comparison.jobs import check_comparison
-from oskt_torchreid.lab.comparison_report import (
-    Measurement,
-    Spread,
-    ablation_table,
-    cost_table,
-    crossover,
-    gain,
-    map_table,
-    transfer_table,
-)
+from oskt_torchreid.lab.comparison.tables import ablation_table, fleet_table, gain, map_table, mean_gain, transfer_table
 from oskt_torchreid.lab.curves import convergence_plot
+from oskt_torchreid.lab.measurements import Measurement, Spread
 from oskt_torchreid.report import Row, write_results
 from oskt_torchreid.runs.oskt.specification import StudentSpec
 
@@ -58,8 +50,8 @@ def configured(folder, *options):
     return load_config(options=[*SMALL, *sizes, *COMPARED, *places, *options])
 
 
-def measured(method, width, value, seed=1, scenario="finetune", before=0.1, seconds=10.0, params=1000):
-    row = Row(f"{method}:width={width}", "control", params, 1, before, None, value, None, 2, seconds)
+def measured(method, width, value, seed=1, scenario="finetune", before=0.1, seconds=10.0, params=1000, flops=None):
+    row = Row(f"{method}:width={width}", "control", params, 1, before, None, value, None, 2, seconds, (), None, flops)
     return Measurement(scenario, method, width, 0, seed, row)
 
 
@@ -92,6 +84,50 @@ def test_what_follows_a_chain(tmp_path):
     random, merged = rest["ablation:random labels"], rest["ablation:merged"]
     assert random.oskt.clustering == "random" and not random.oskt.chain and random.oskt.teacher
     assert merged.oskt.statistics == "merged" and merged.oskt.chain, "only expansion changes, so the chain stays"
+
+
+TRAINED_ON = [
+    "comparison.trained_on=True",
+    "comparison.equal_passes_widths=[0.5, 1.0]",
+    "comparison.total_methods=['slice']",
+]
+COMPUTE = ["comparison.compute.widths=[0.5, 0.75]", "comparison.compute.methods=['slice']"]
+
+
+def test_jobs_of_equal_training(tmp_path):
+    """The teacher trained on, at its own width; and the narrowest network for all epochs."""
+    methods = ["comparison.methods=['scratch','slice','norm','norm+kd','kmeans+kd']", "comparison.widths=[0.5,1.0]"]
+    epochs = ["oskt.refine.max_epoch=5", "oskt.refine.half_resolution_epochs=2", "train.max_epoch=7"]
+    config = configured(tmp_path, *TRAINED_ON, *methods, *epochs)
+    rates = {**RATES, "trained-on": {"scratch": 0.1, "slice": 0.2, "norm+kd": 0.3}}
+    found = {job.folder.rpartition("/")[2]: job for job in seed_jobs(config, rates, "rest")}
+    alone, passes, total = (found[name].config(config) for name in ("trained-on", "passes-1", "total"))
+    assert (found["trained-on"].scenario, found["passes-1"].scenario) == ("trained-on", "passes")
+    at_1 = ["scratch:width=1", "slice:width=1", "norm+kd:width=1"]
+    assert alone.oskt.students == passes.oskt.students == at_1, "norm and kmeans+kd are no other networks here"
+    assert alone.oskt.control_lr["norm+kd"] == passes.oskt.control_lr["norm+kd"] == 0.3
+    shown = [(run.oskt.finetune.max_epoch, run.oskt.finetune.half_resolution_epochs) for run in (alone, passes, total)]
+    assert shown == [(5, 2), (6, 2), (13, 2)]
+    assert total.oskt.students == ["slice:width=0.5"] and total.oskt.control_lr.slice == 0.004
+    (first,) = seed_jobs(config, rates, "finetune")
+    assert first.config(config).oskt.students[-4:] == ["width=1", *at_1]
+    tuning = {job.folder: job.config(config) for job in tuning_jobs(config, "rates", rates)}
+    assert tuning["tuning/trained-on-0.01"].oskt.students == at_1
+    assert tuning["tuning/trained-on-0.01"].oskt.finetune.max_epoch == 5
+
+
+def test_equal_compute_by_hand(tmp_path):
+    """The chain: 70 and 2 x 5. Slices of both widths: 4 + 6 for 2 epochs, so 5 an epoch, and 16 epochs for 80."""
+    config = configured(tmp_path, *COMPUTE, "oskt.finetune.max_epoch=2")
+    costs = {"width=0.5": 5.0, "width=0.75": 5.0, "slice:width=0.5": 4.0, "slice:width=0.75": 6.0}
+    rows = [Row(name, "student", 1, 1, epochs=2, training_flops=flops) for name, flops in costs.items()]
+    folder = tmp_path / "comparison" / "data-0" / "seed-1" / "finetune"
+    folder.mkdir(parents=True)
+    write_results(folder / "results.json", rows, {"refine": {"training_flops": 70.0}})
+    (job,) = (job for job in seed_jobs(config, RATES, "rest") if job.scenario == "compute")
+    run = job.config(config)
+    assert run.oskt.students == ["slice:width=0.5", "slice:width=0.75"]
+    assert (run.oskt.finetune.max_epoch, run.oskt.control_lr.slice) == (16, 0.004)
 
 
 def test_rates_are_tuned_on_held_out_identities(tmp_path):
@@ -140,8 +176,13 @@ def test_the_comparisons_that_come_with_the_package(path, tmp_path):
     check_comparison(config)
     steps = [tuning_jobs(config, step, RATES) for step in ("teacher", "refine", "rates")]
     rates = {name: dict.fromkeys(["oskt", *config.comparison.methods], 0.001) for name in RATES}
-    rates["teacher"] = {"teacher": 0.01}
-    steps += [seed_jobs(config, rates, step) for step in ("finetune", "rest")]
+    rates |= {"teacher": {"teacher": 0.01}, "trained-on": rates["passes"]}
+    steps.append(seed_jobs(config, rates, "finetune"))
+    for job in steps[3]:  # what the others read
+        rows = [Row(name, "student", 1, 1, epochs=1, training_flops=1.0) for name in job.config(config).oskt.students]
+        (tmp_path / job.folder).mkdir(parents=True)
+        write_results(tmp_path / job.folder / "results.json", rows, {"refine": {"training_flops": 1.0}})
+    steps.append(seed_jobs(config, rates, "rest"))
     assert len(steps[3]) == len(config.comparison.seeds) * len(config.comparison.data_seeds) >= 3
     for run in (job.config(config) for step in steps for job in step):
         assert [StudentSpec.parse(entry.rpartition(":")[2]).arguments() for entry in run.oskt.students]
@@ -185,6 +226,20 @@ def test_no_rate_at_which_anything_can_be_trained(tmp_path, monkeypatch, step):
         (["comparison.methods=['slize']"], r"comparison.methods is 'slize'; did you mean 'slice'"),
         (["comparison.ablations=['x: oskt.clustring=random']"], r"unknown key 'oskt.clustring'.*clustering"),
         (["comparison.ablations=[': oskt.clustering=random']"], r"an entry without a name"),
+        (
+            ["comparison.compute.methods=['norm']", "comparison.compute.widths=[0.5]"],
+            r"compute.methods has norm, whose",
+        ),
+        ([*COMPUTE, "comparison.compute.widths=[0.6]"], r"compute.widths has 0.6, and comparison.widths has not"),
+        ([*COMPUTE, "comparison.compute.widths=[]"], r"compute needs both, widths and methods"),
+        (
+            [*COMPUTE, "comparison.widths=[0.5,1.0]", "comparison.compute.widths=[1.0]"],
+            r"has 1, the teacher's own width",
+        ),
+        ([*COMPUTE, "comparison.equal_passes_widths=[]"], r"compute.methods takes the rates of equal passes"),
+        ([*COMPUTE, "oskt.finetune.max_epoch=0"], r"set oskt.finetune.max_epoch to 1"),
+        (["comparison.trained_on=True", "comparison.methods=['scratch']"], r"trained_on needs a method .* add slice"),
+        (["comparison.equal_passes_widths=[1.0]"], r"the teacher's own width, whose rate .*trained_on chooses"),
         (["data.sources=['market1501']"], r"need data that are drawn by a seed, and data.sources is \['market1501'\]"),
     ],
 )
@@ -253,14 +308,35 @@ def test_ablations_are_compared_pair_by_pair():
     ]
 
 
-def test_crossover_by_hand():
-    refinement, ours = Spread(100, 0, 1), Spread(10, 0, 1)
-    assert crossover(refinement, ours, Spread(35, 0, 1)) == "5 students", "100 + 40 = 4 * 35 is no cheaper yet"
-    assert crossover(refinement, ours, Spread(10, 0, 1)) == "never"
-    rows = [measured("oskt", 0.5, 0.5), measured("slice", 0.5, 0.5, scenario="passes", seconds=35)]
-    table = cost_table(rows, refinement, (1, 5)).split("\n")
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[2:]]
-    assert cells == [["slice", "0.5", "35", "175", "5 students"], ["oskt", "0.5", "110", "150", ""]]
+def test_a_fleet_pays_for_refinement_once():
+    """Two widths by the chain: 100 s and then 2 x 10 s; by slices 35 s and 60 s."""
+    of_chain = [measured("oskt", width, 0.5, flops=2e9) for width in (0.5, 0.75)]
+    slices = [
+        measured("slice", w, 0.5, scenario="passes", seconds=s, flops=s * 1e9) for w, s in ((0.5, 35), (0.75, 60))
+    ]
+    whole = [measured("slice", 1.0, 0.5, scenario="passes", seconds=99, flops=99e9)]
+    table = fleet_table([*of_chain, *slices, *whole], Spread(100, 0, 1), Spread(1e11, 0, 1)).split("\n")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+    assert cells[0] == ["method", "0.5", "and 0.75"]
+    assert cells[2:] == [["oskt", "110 s, 102 G", "120 s, 104 G"], ["slice", "35 s, 35.0 G", "95 s, 95.0 G"]]
+    unknown = fleet_table(
+        [measured("oskt", 0.5, 0.5), measured("slice", 0.5, 0.5, scenario="passes")], Spread(1, 0, 1), Spread.of([None])
+    )
+    assert "11 s, -" in unknown and "10 s, -" in unknown
+
+
+def test_the_mean_of_widths_is_over_the_best_of_each_and_of_seeds_that_all_have():
+    rows = [
+        *(measured("oskt", 0.5, value, seed) for seed, value in ((1, 0.80), (2, 0.70), (3, 0.1))),
+        *(measured("oskt", 0.75, value, seed) for seed, value in ((1, 0.90), (2, 0.80))),
+        *(measured("slice", 0.5, value, seed, "passes") for seed, value in ((1, 0.70), (2, 0.70), (3, 0.9))),
+        *(measured("norm", 0.5, 0.1, seed, "passes") for seed in (1, 2, 3)),
+        *(measured("slice", 0.75, 0.1, seed, "passes") for seed in (1, 2)),
+        *(measured("norm", 0.75, 0.7, seed, "passes") for seed in (1, 2)),
+    ]
+    others = [m for m in rows if m.scenario == "passes"]
+    assert mean_gain(rows[:5], [0.5, 0.75], others) == "+10.0 ± 5.0", "(10 + 20) / 2 and (0 + 10) / 2"
+    assert mean_gain(rows[:5], [0.9], others) == "-"
 
 
 def test_a_rate_that_diverges_is_no_candidate(tmp_path, monkeypatch, caplog):
@@ -277,17 +353,23 @@ def test_a_rate_that_diverges_is_no_candidate(tmp_path, monkeypatch, caplog):
 
 
 def test_a_whole_comparison(tiny_net, tmp_path, monkeypatch):
-    config = configured(tmp_path, "comparison.widths=[0.5]")
+    config = configured(tmp_path, "comparison.widths=[0.5]", *TRAINED_ON, *COMPUTE, "comparison.compute.widths=[0.5]")
     folder = run_comparison(config)
     content = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     found = {(m["scenario"], m["method"], m["width"]) for m in content["measurements"]}
     assert {("finetune", method, 0.5) for method in ("oskt", "scratch", "slice")} <= found
     assert ("passes", "slice", 0.5) in found and ("finetune", "teacher", 1.0) in found
+    assert {("trained-on", "oskt", 1.0), ("trained-on", "slice", 1.0), ("passes", "slice", 1.0)} <= found
+    assert {("compute", "slice", 0.5), ("total", "slice", 0.5)} <= found
     assert {("transfer-3", "source-trained", 0.5), ("transfer-3", "oskt", 0.5)} <= found
     assert {("ablation:random labels", "oskt", 0.5), ("ablation:merged", "oskt", 0.5)} <= found
     passes = next(m["row"] for m in content["measurements"] if m["scenario"] == "passes")
     assert [epoch for epoch, _ in passes["curve"]] == [1, 2]
+    refined = next(m["row"] for m in content["measurements"] if (m["scenario"], m["method"]) == ("trained-on", "oskt"))
+    assert refined["map_after"] == content["refinements"][0]["refined_teacher"]["mAP"]
     report = (folder / "comparison.md").read_text(encoding="utf-8")
+    titles = ("## The teacher after 1 more epochs", "## Equal compute", "## 3 epochs from the first weights on")
+    assert all(title in report for title in titles), report
     assert "## Equal passes: 2 epochs" in report and "## Cost" in report and "source-trained" in report
     tried = json.loads((folder / "rates.json").read_text(encoding="utf-8"))["mAP"]
     ends = {"0.001", "0.01", "0.0001", "0.1"}  # of two rates the best is always at an end

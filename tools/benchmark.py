@@ -33,7 +33,7 @@ from oskt_torchreid.lab import ablation_report as ablation  # noqa: E402
 from oskt_torchreid.lab import benchmark, benchmark_rank, benchmark_sets, benchmark_views
 from oskt_torchreid.lab.ablation import TERMS, ablate
 from oskt_torchreid.lab.comparison import run_comparison  # noqa: E402
-from oskt_torchreid.lab.comparison_report import MARKDOWN_NAME  # noqa: E402
+from oskt_torchreid.lab.comparison.report import MARKDOWN_NAME  # noqa: E402
 from oskt_torchreid.lab.latency import Setting, measure_run  # noqa: E402
 from oskt_torchreid.lab.latency_report import latency_table, write_latency  # noqa: E402
 from oskt_torchreid.lab.untrained import untrained_table  # noqa: E402

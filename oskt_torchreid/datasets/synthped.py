@@ -1,4 +1,4 @@
-"""The synthetic pedestrians as image data sets of torchreid: `synthped` and `synthped_medium`.
+"""The synthetic pedestrians as image data sets of torchreid: `synthped`, `synthped_medium` and `synthped_hard`.
 
 Importing the package registers both names, so that torchreid's own
 `ImageDataManager(root="reid-data", sources="synthped", height=128, width=64)` draws and reads them. The name `synthped`
@@ -50,8 +50,8 @@ class SynthPed(torchreid.data.ImageDataset):
         return parts[TRAIN_FOLDER], parts[QUERY_FOLDER], parts[GALLERY_FOLDER]
 
 
-VARIANTS = {"synthped": PRESETS["quick"], "synthped_medium": PRESETS["medium"]}
-"""Initial settings of the registered names; the second is the harder set, for benchmarks."""
+VARIANTS = {"synthped": PRESETS["quick"], "synthped_medium": PRESETS["medium"], "synthped_hard": PRESETS["hard"]}
+"""Initial settings of the registered names; the others than the first are for benchmarks."""
 
 
 def register() -> None:
@@ -66,7 +66,7 @@ def configure(settings: SyntheticSettings, variant: str = "synthped") -> None:
 
     Args:
         settings: What to draw when torchreid next makes the data set.
-        variant: "synthped" or "synthped_medium".
+        variant: One of `VARIANTS`.
 
     Raises:
         ConfigError: An unknown variant, or settings of another type.

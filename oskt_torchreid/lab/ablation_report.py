@@ -13,7 +13,7 @@ from tabulate import tabulate
 from ..config import Config
 from ..files import atomic, write_json
 from ..report.protocols import INTERPOLATED_NAME, SetRow
-from .comparison_report import Spread
+from .measurements import Spread
 
 FORMAT_VERSION = 1
 JSON_NAME, MARKDOWN_NAME = "ablation.json", "ablation.md"

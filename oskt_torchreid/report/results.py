@@ -30,6 +30,8 @@ class Row:
         seconds: time that training took, or None.
         curve: (epoch, mAP) of every evaluation during training, oldest first; empty: only the last was made.
         expand_seconds: time that making the network took, without any training; None: not measured.
+        training_flops: multiply-adds of the training behind `map_after`, of networks that it learns from too; None: not
+            counted.
         targets_before, targets: numbers of every target before fine-tuning and after it, as fractions: mAP, rank1, ...,
             and the same of re-ranked distances behind 'reranked_'; map_* and rank1_* are those of the first target.
     """
@@ -46,6 +48,7 @@ class Row:
     seconds: float | None = None
     curve: tuple[tuple[int, float], ...] = ()
     expand_seconds: float | None = None
+    training_flops: float | None = None
     targets_before: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     targets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 

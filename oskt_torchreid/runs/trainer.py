@@ -18,7 +18,7 @@ from ..datasets import synthped, synthped_video
 from ..datasets.checks import data_digest
 from ..datasets.fewshot import save_list
 from ..datasets.manager import build_datamanager
-from ..datasets.synthetic import preset, video_preset
+from ..datasets.synthetic import SyntheticSettings, preset, video_preset
 from ..host.compat import seed_everything
 from ..host.distributed import broadcast, rank_zero_first
 from ..host.engine import TransferEngine
@@ -252,21 +252,27 @@ def given_files(config: Config) -> list[str]:
 def configure_synthetic(config: Config) -> None:
     """Configures the registered synthetic data sets that the configuration uses."""
     names = {*config.data.sources, *config.data.targets}
-    size = {"height": config.data.height, "width": config.data.width}
     if names & synthped.VARIANTS.keys():
-        node = config.synthped
-        chosen = {"train_identities": node.num_train, "test_identities": node.num_test, "cameras": node.cameras}
-        chosen = {name: value for name, value in chosen.items() if value}
-        synthped.configure(preset(node.preset, seed=node.seed, **size, **chosen))
-        synthped.configure(preset("medium", seed=node.seed, **size, **chosen), "synthped_medium")
+        for name, settings in drawn_settings(config).items():
+            synthped.configure(settings, name)
     if names & synthped_video.VARIANTS.keys():
         node = config.synthped_video
+        size = {"height": config.data.height, "width": config.data.width}
         keys = {"num_train": "train_identities", "num_test": "test_identities", "cameras": "cameras"}
         keys |= {"tracklets": "walks", "frames": "frames"}
         chosen = {setting: node[key] for key, setting in keys.items() if node[key]}
         synthped_video.configure(video_preset(node.preset, seed=node.seed, **size, **chosen))
         medium = video_preset("medium", seed=node.seed, **size, **chosen)
         synthped_video.configure(medium, "synthped_video_medium")
+
+
+def drawn_settings(config: Config) -> dict[str, SyntheticSettings]:
+    """Settings of every registered name of the synthetic pictures; `synthped.preset` is that of `synthped`."""
+    node, size = config.synthped, {"height": config.data.height, "width": config.data.width}
+    chosen = {"train_identities": node.num_train, "test_identities": node.num_test, "cameras": node.cameras}
+    chosen = {name: value for name, value in chosen.items() if value}
+    presets = {name: name.removeprefix("synthped_") for name in synthped.VARIANTS} | {"synthped": node.preset}
+    return {name: preset(kind, seed=node.seed, **size, **chosen) for name, kind in presets.items()}
 
 
 def measured(engine: TransferEngine) -> Numbers:

@@ -23,6 +23,18 @@ COMPARISON: Node = {
     "equal_passes_widths": _Key(
         [0.25], "widths at which baselines also get the passes that the chain was refined for", _WIDTHS
     ),
+    "trained_on": _Key(
+        False, "whether the teacher is also trained on without a chain, for the refinement's epochs; width 1 needs it"
+    ),
+    "compute": {
+        "widths": _Key([], "widths for which baselines get, all together, the compute of the chain", _WIDTHS),
+        "methods": _Key([], "baselines that do, of comparison.methods", Registered(known_baselines)),
+    },
+    "total_methods": _Key(
+        [],
+        "baselines whose narrowest network is trained for the epochs of teacher, refinement and fine-tuning together",
+        Registered(known_baselines),
+    ),
     "teacher_rates": _Key([], "candidate learning rates of the teacher; empty: train.lr as it is", _RATES),
     "refine_rates": _Key([], "candidate learning rates of the refinement; empty: oskt.refine.lr as it is", _RATES),
     "rates": _Key([0.001, 0.003, 0.01], "candidate learning rates of every student", _RATES),

@@ -85,7 +85,7 @@ VALIDATION: Node = {
 }
 
 SYNTHPED: Node = {
-    "preset": Key("quick", "settings by name: quick, or medium, which is harder"),
+    "preset": Key("quick", "settings by name: quick, or the harder ones medium and hard"),
     "seed": Key(0, "seed of the people, cameras and pictures that are drawn", AtLeast(0)),
     "num_train": Key(0, "training identities; 0: as the preset says", AtLeast(0)),
     "num_test": Key(0, "test identities; 0: as the preset says", AtLeast(0), NUMBERS),
@@ -94,6 +94,7 @@ SYNTHPED: Node = {
 
 SYNTHPED_VIDEO: Node = {
     **SYNTHPED,
+    "preset": Key("quick", "settings by name: quick, or medium, which is harder"),
     "tracklets": Key(0, "tracklets of an identity at a camera; 0: as the preset says", AtLeast(0)),
     "frames": Key(0, "frames of a tracklet; 0: as the preset says", AtLeast(0)),
 }

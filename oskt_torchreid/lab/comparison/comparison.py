@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ...config import Config, save_resolved
 from ...errors import TrainingError
@@ -13,8 +15,11 @@ from ...files import write_json
 from ...report import read_results
 from ...runs.processes import in_processes, logged
 from ...runs.run import run
-from ..comparison_report import Measurement, write_comparison
-from .jobs import TEACHER, Job, Rates, check_comparison, seed_jobs, source_jobs, split_name
+from ..measurements import CHAIN_METHOD, Measurement
+from .equal import RESULTS_NAME
+from .jobs import check_comparison, seed_jobs, source_jobs
+from .parts import TEACHER, Job, Rates, split_name
+from .report import write_comparison
 from .tuning import further_jobs, tuning_jobs
 
 logger = logging.getLogger(__name__)
@@ -48,7 +53,9 @@ def run_comparison(config: Config, processes: int = 1) -> Path:
     last = source_jobs(config, rates)
     run_all(config, last, processes, "transfer from the source")
     measurements = [row for job in (*first, *rest, *last) for row in measurements_of(folder, job)]
-    refinements = [read_results(folder / job.folder / "results.json").facts["refine"] for job in first]
+    refinements = [read_results(folder / job.folder / RESULTS_NAME).facts["refine"] for job in first]
+    if config.comparison.trained_on:
+        measurements += [refined_teacher(*each, measurements) for each in zip(first, refinements, strict=True)]
     write_comparison(folder, config, measurements, refinements, rates)
     return folder
 
@@ -77,6 +84,17 @@ def tune(config: Config, folder: Path, processes: int) -> Rates:
         of_students, tried_students = choose_rates(folder, candidates)
     write_json(folder / RATES_NAME, {"chosen": rates | of_students, "mAP": tried | tried_students})
     return rates | of_students
+
+
+def refined_teacher(job: Job, refinement: Mapping[str, Any], measurements: Sequence[Measurement]) -> Measurement:
+    """The teacher that was refined with the chain in a job, for comparison with one that went on alone."""
+    seeds = job.labels["data_seed"], job.labels["seed"]
+    of_seed = next(m for m in measurements if m.method == TEACHER and (m.data_seed, m.seed) == seeds)
+    numbers = refinement["refined_teacher"]
+    row = replace(
+        of_seed.row, name="refined teacher", map_after=numbers["mAP"], rank1_after=numbers["rank1"], targets={}
+    )
+    return replace(of_seed, scenario="trained-on", method=CHAIN_METHOD, row=row)
 
 
 def run_all(config: Config, jobs: Sequence[Job], processes: int, title: str, work: Work | None = None) -> None:
@@ -121,7 +139,7 @@ def choose_rates(folder: Path, candidates: Sequence[Job]) -> tuple[dict, dict]:
     tried: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for job in candidates:
         scenario, rate = job.labels["scenario"], job.labels["rate"]
-        path = folder / job.folder / "results.json"
+        path = folder / job.folder / RESULTS_NAME
         for row in read_results(path).rows if path.is_file() else ():
             method, _ = split_name(row.name) or (TEACHER, 1.0)
             if row.map_after is not None and (method == TEACHER) == (scenario == "teacher"):
@@ -136,7 +154,7 @@ def choose_rates(folder: Path, candidates: Sequence[Job]) -> tuple[dict, dict]:
 def measurements_of(folder: Path, job: Job) -> list[Measurement]:
     """All rows of a job that is done, each with the scenario, method, width and seeds it belongs to."""
     found = []
-    for row in read_results(folder / job.folder / "results.json").rows:
+    for row in read_results(folder / job.folder / RESULTS_NAME).rows:
         if row.name.startswith("file="):
             width = float(Path(row.name).parent.name.rpartition("=")[2])
             named: tuple[str, float] | None = (SOURCE_METHOD, width)

@@ -2,7 +2,7 @@
 
 tuning     learning rates, on training identities that are held out; the test set is not looked at
 finetune   teacher, chain, students of every width by chain and baselines, for the students' epochs
-passes     baselines for as many epochs as refinement and fine-tuning take together
+passes ... baselines that are trained for as much as the chain is, see `equal`
 transfer   few identities of other people and cameras, on which chain and baselines' students are fine-tuned
 ablation   the same teacher with another refinement, each for the same epochs
 """
@@ -10,58 +10,18 @@ ablation   the same teacher with another refinement, each for the same epochs
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ...baselines import baseline
-from ...config import Config, get, merged
-from ...datasets.synthetic import preset
+from ...config import Config, merged
 from ...datasets.synthped import VARIANTS
 from ...errors import ConfigError
-from ...runs.oskt.specification import StudentSpec
+from ...runs.trainer import drawn_settings
+from .equal import check_equal, compute_jobs, equal_jobs, methods_at
+from .parts import CHAIN_METHOD, CHAIN_NAME, TEACHER, TEACHER_PLACE, Changes, Job, Rates, student_entries, tuned
 
-CHAIN_METHOD, TEACHER = "oskt", "teacher"
 _KEYS_OF_EXPANSION = ("oskt.statistics", "oskt.distance", "oskt.recalibrate", "oskt.attention")
-CHAIN_NAME, TEACHER_PLACE = "chain.safetensors", "teacher/teacher.pth"
-
-Changes = dict[str, Any]
-Rates = Mapping[str, Mapping[str, float]]
-"""Learning rate by scenario (teacher, refine, finetune, passes, transfer) and method."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run.
-
-    Attributes:
-        scenario: finetune, passes, transfer-16, ablation:NAME or tuning.
-        folder: below the comparison's own.
-        changes: dotted keys of the configuration and their values.
-        labels: further entries for the report: data seed, seed, rate.
-    """
-
-    scenario: str
-    folder: str
-    changes: Changes
-    labels: dict[str, Any] = field(default_factory=dict)
-
-    def config(self, config: Config) -> Config:
-        """The configuration of this run."""
-        folder = str(Path(config.data.save_dir) / self.folder)
-        return merged(config, {**self.changes, "data.save_dir": folder})
-
-
-def student_entries(methods: list[str], widths: list[float]) -> list[str]:
-    """Entries of `oskt.students`; the chain's own are named only by their width."""
-    return [f"width={w:g}" if m == CHAIN_METHOD else f"{m}:width={w:g}" for w in widths for m in methods]
-
-
-def split_name(name: str) -> tuple[str, float] | None:
-    """Method and width of a row's name; `None` for the teacher and for files."""
-    spec = StudentSpec.parse(name)
-    return (spec.method or CHAIN_METHOD, float(spec.value)) if spec.way == "width" else None
 
 
 def check_comparison(config: Config) -> None:
@@ -76,6 +36,7 @@ def check_comparison(config: Config) -> None:
     for key in ("widths", "methods", "seeds", "data_seeds", "rates"):
         if not node[key]:
             raise ConfigError(f"comparison.{key} is empty; name at least one")
+    check_equal(config)
     of_transfer = node.transfer.widths if node.transfer.identities else ()
     lowest = min([*node.widths, *node.equal_passes_widths, *of_transfer])
     if isinstance(config.oskt.width, str) or lowest < config.oskt.width:
@@ -95,13 +56,6 @@ def _is_drawn(config: Config) -> bool:
     return all(name in VARIANTS for name in (*config.data.sources, *config.data.targets))
 
 
-def passes_changes(config: Config) -> Changes:
-    """As many epochs as refinement and fine-tuning take together, at low resolution where refinement had it."""
-    refine, finetune = get(config, "oskt.refine"), get(config, "oskt.finetune")
-    keys = ("max_epoch", "half_resolution_epochs")
-    return {f"oskt.finetune.{key}": refine[key] + finetune[key] for key in keys}
-
-
 def ablations(config: Config) -> list[tuple[str, Changes]]:
     """Name and changes of each entry "name: KEY=VALUE ..." of `comparison.ablations`."""
     entries = []
@@ -110,13 +64,6 @@ def ablations(config: Config) -> list[tuple[str, Changes]]:
         pairs = [word.partition("=")[::2] for word in shlex.split(words)]
         entries.append((name.strip(), dict(pairs)))
     return entries
-
-
-def tuned(rates: Rates, scenario: str) -> Changes:
-    """Keys that set the chosen rates of a scenario."""
-    chosen = rates[scenario]
-    changes = {f"oskt.control_lr.{name}": rate for name, rate in chosen.items() if name != CHAIN_METHOD}
-    return {**changes, "oskt.finetune.lr": chosen[CHAIN_METHOD]} if CHAIN_METHOD in chosen else changes
 
 
 # ---- measuring ---------------------------------------------------------------------------------------------------
@@ -128,7 +75,7 @@ def seed_jobs(config: Config, rates: Rates, step: str) -> list[Job]:
     Args:
         config: whole tree.
         rates: as they were tuned.
-        step: `finetune` (makes teacher and chain), then `rest`.
+        step: `finetune` (makes teacher and chain), then `rest`, which reads what the first measured.
     """
     node = config.comparison
     jobs = []
@@ -138,7 +85,11 @@ def seed_jobs(config: Config, rates: Rates, step: str) -> list[Job]:
             labels = {"data_seed": data_seed, "seed": seed}
             shared = {"synthped.seed": data_seed, "train.seed": seed, "oskt.controls": []}
             if step == "finetune":
-                students = student_entries([CHAIN_METHOD, *node.methods], list(node.widths))
+                students = [
+                    entry
+                    for width in node.widths
+                    for entry in student_entries([CHAIN_METHOD, *methods_at(node.methods, width)], [width])
+                ]
                 changes = {**shared, **tuned(rates, "finetune"), "oskt.students": students, "oskt.curves": True}
                 changes["train.lr"] = rates["teacher"][TEACHER]
                 changes["oskt.refine.lr"] = rates["refine"][CHAIN_METHOD]
@@ -157,10 +108,8 @@ def _rest(config: Config, rates: Rates, folder: Path, data_seed: int) -> Iterato
     node = config.comparison
     teacher = {"oskt.teacher": str(folder / "finetune" / TEACHER_PLACE)}
     files = {"oskt.chain": str(folder / "finetune" / CHAIN_NAME), **teacher}
-    if node.equal_passes_widths:
-        students = student_entries(list(node.methods), list(node.equal_passes_widths))
-        changes = {**files, **tuned(rates, "passes"), **passes_changes(config), "oskt.curves": True}
-        yield "passes", "passes", {**changes, "oskt.students": students}
+    for scenario, name, changes in (*equal_jobs(config, rates), *compute_jobs(config, rates, folder / "finetune")):
+        yield scenario, name, {**files, **changes}
     for identities in node.transfer.identities:
         changes = {**files, **tuned(rates, "transfer"), **transfer_changes(config, identities, data_seed)}
         changes["oskt.students"] = student_entries(transferable(config), list(node.transfer.widths))
@@ -214,7 +163,7 @@ def transfer_changes(config: Config, identities: int, data_seed: int, share: flo
         share: of the training identities that validation leaves.
     """
     node = config.comparison.transfer
-    whole = config.synthped.num_train or preset(config.synthped.preset).train_identities
+    whole = drawn_settings(config)[config.data.sources[0]].train_identities
     total = int(whole * share + 1e-9)
     return {
         "synthped.seed": node.data_seed + data_seed,

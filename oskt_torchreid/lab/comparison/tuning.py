@@ -6,19 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ...config import Config, get
-from .jobs import (
-    CHAIN_METHOD,
-    CHAIN_NAME,
-    TEACHER,
-    TEACHER_PLACE,
-    Changes,
-    Job,
-    Rates,
-    passes_changes,
-    student_entries,
-    transfer_changes,
-    transferable,
-)
+from .equal import methods_at, passes_changes, trained_on_changes
+from .jobs import transfer_changes, transferable
+from .parts import CHAIN_METHOD, CHAIN_NAME, TEACHER, TEACHER_PLACE, Changes, Job, Rates, student_entries
 
 Tried = Mapping[str, Mapping[str, Mapping[str, float]]]
 """mAP by scenario, method and rate."""
@@ -78,7 +68,8 @@ def _student_jobs(config: Config, rates: Rates, wanted: Iterable[tuple[str, floa
     scenarios, jobs = _scenarios(config), []
     for scenario, rate, methods in wanted:
         everyone, changes = scenarios[scenario]
-        students = {"oskt.students": student_entries(list(methods or everyone), [node.tuning_width])}
+        width = 1.0 if scenario == "trained-on" else node.tuning_width
+        students = {"oskt.students": student_entries(list(methods or everyone), [width])}
         changes = {**shared, **students, **changes, **_rates_alike(config, rate)}
         jobs.append(Job("tuning", f"tuning/{scenario}-{rate:g}", changes, {"scenario": scenario, "rate": rate}))
     return jobs
@@ -108,6 +99,8 @@ def _scenarios(config: Config) -> dict[str, tuple[list[str], Changes]]:
     scenarios: dict[str, tuple[list[str], Changes]] = {"finetune": ([CHAIN_METHOD, *node.methods], {})}
     if node.equal_passes_widths:
         scenarios["passes"] = list(node.methods), passes_changes(config)
+    if node.trained_on:
+        scenarios["trained-on"] = methods_at(node.methods, 1), trained_on_changes(config)
     if node.transfer.identities:
         few = min(node.transfer.identities)
         changes = transfer_changes(config, few, node.data_seeds[0], 1 - node.validation_share)

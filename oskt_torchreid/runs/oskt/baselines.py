@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -19,11 +18,38 @@ from ...files import sha256
 from ...graph import ChannelGraph
 from ...host.compat import seed_everything
 from ...host.engine import TransferEngine
+from ..compute import training_compute
 from ..recipes import Recipe
 from ..stages import Facts
 from ..trainer import EngineBuilder, Trainer, measured
 
 STUDENT_NAME = "student.pth"
+
+
+class Distillation(NamedTuple):
+    """What a student is distilled from.
+
+    Attributes:
+        node: `oskt.distillation`.
+        teacher: not changed.
+        graph: the teacher's channel graph.
+    """
+
+    node: Config
+    teacher: nn.Module
+    graph: ChannelGraph
+
+    def engine(self, *arguments: Any, **options: Any) -> DistillationEngine:
+        """The engine that trains a student by distillation, as the node says."""
+        return DistillationEngine(
+            *arguments,
+            teacher=self.teacher,
+            heads=self.graph.heads,
+            weight_kl=self.node.weight_kl,
+            weight_nd=self.node.weight_nd,
+            temperature=self.node.temperature,
+            **options,
+        )
 
 
 def check_baselines(names: set[str], teacher: nn.Module, graph: ChannelGraph) -> None:
@@ -59,8 +85,8 @@ def run_baseline(
         evaluate_before: whether to evaluate it untrained.
 
     Returns:
-        The student (trained, if this call trained it), and `before`, `after`, `finetune_seconds`, `curve` and
-        `expand_seconds`; `None` if nothing is to be trained and there is no such student.
+        The student (trained, if this call trained it), and `before`, `expand_seconds` and what `finetuned` measures;
+        `None` if nothing is to be trained and there is no such student.
     """
     config = trainer.config
     distils = baseline(method).distils
@@ -74,8 +100,8 @@ def run_baseline(
     student = make_baseline(distillation.start if method == KD else method, teacher, graph, widths)
     student = relabel(student, graph.heads, trainer.num_classes)
     making = {"expand_seconds": time.perf_counter() - start}
-    engine = partial(distilling, distillation, teacher, graph) if distils else TransferEngine
-    return student, run_control(trainer, student, node, folder, recipe, engine, evaluate_before, making)
+    knowledge = Distillation(distillation, teacher, graph) if distils else None
+    return student, run_control(trainer, student, node, folder, recipe, knowledge, evaluate_before, making)
 
 
 def _schedule_of(node: Config, method: str) -> dict[str, Any]:
@@ -106,7 +132,7 @@ def run_control(
     node: Config,
     folder: Path,
     recipe: Recipe,
-    engine: EngineBuilder = TransferEngine,
+    distillation: Distillation | None = None,
     evaluate_before: bool = True,
     making: Facts | None = None,
 ) -> Facts | None:
@@ -119,7 +145,7 @@ def run_control(
 
     def work(continued: bool) -> Facts:
         before = trainer.evaluate(student) if evaluate_before else {}
-        facts = finetuned(trainer, student, node, folder, continued, engine)
+        facts = finetuned(trainer, student, node, folder, continued, distillation)
         save_student(student.cpu().eval(), folder / STUDENT_NAME)
         return {"before": before, **(making or {}), **facts}
 
@@ -137,30 +163,21 @@ def finetuned(
     node: Config,
     folder: Path,
     continued: bool,
-    engine: EngineBuilder = TransferEngine,
+    distillation: Distillation | None = None,
 ) -> Facts:
     """Fine-tunes a network in place.
 
     Returns:
-        `after` (its numbers), `finetune_seconds` (of training) and `curve` ((epoch, mAP) of every evaluation).
+        `after` (its numbers), `finetune_seconds` (of training), `training_flops` (multiply-adds of it) and `curve`
+        ((epoch, mAP) of every evaluation).
     """
     if node.max_epoch == 0:
-        return {"after": trainer.evaluate(network, folder), "finetune_seconds": 0.0, "curve": []}
+        after = trainer.evaluate(network, folder)
+        return {"after": after, "finetune_seconds": 0.0, "training_flops": 0.0, "curve": []}
+    engine: EngineBuilder = TransferEngine if distillation is None else distillation.engine
+    learning = (distillation.teacher, distillation.node.weight_nd > 0) if distillation else ()
+    compute = training_compute(trainer, node, network, *learning)
     trained = trainer.train(network, node, folder, continued, engine, curve=trainer.config.oskt.curves)
     curve = [(point["epoch"], point["mAP"]) for point in trained.curve]
-    return {"after": measured(trained), "finetune_seconds": trained.train_seconds, "curve": curve}
-
-
-def distilling(
-    node: Config, teacher: nn.Module, graph: ChannelGraph, *arguments: Any, **options: Any
-) -> DistillationEngine:
-    """The engine that trains a student by distillation, as `oskt.distillation` says."""
-    return DistillationEngine(
-        *arguments,
-        teacher=teacher,
-        heads=graph.heads,
-        weight_kl=node.weight_kl,
-        weight_nd=node.weight_nd,
-        temperature=node.temperature,
-        **options,
-    )
+    after, seconds = measured(trained), trained.train_seconds
+    return {"after": after, "finetune_seconds": seconds, "training_flops": compute, "curve": curve}

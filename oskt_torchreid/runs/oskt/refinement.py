@@ -20,6 +20,7 @@ from ...files.weights import check_state_dict, state_dict_of
 from ...graph import ChannelGraph
 from ...host.compat import seed_everything
 from ...host.oskt_engine import OSKTEngine
+from ..compute import refining_compute
 from ..stages import Facts
 from ..trainer import Trainer, measured
 
@@ -90,15 +91,17 @@ def refine(
         path: of the chain's file.
 
     Returns:
-        `row_dispersion`, and if anything was trained `refined_teacher`, its numbers.
+        `row_dispersion`, and if anything was trained `refined_teacher`, its numbers, and `training_flops`, the
+        multiply-adds of all that was trained.
     """
     if node.max_epoch == 0:
         chain.save(path)
         return {"row_dispersion": row_dispersion(Refinement(teacher, chain).sstudent.row_pairs(teacher))}
     build = partial(OSKTEngine, chain=chain, **refining_choices(node))
+    compute = refining_compute(trainer, node, chain)
     engine = trainer.train(teacher, node, folder, continued, build)
     engine.chain.save(path)
-    return {"refined_teacher": measured(engine), "row_dispersion": engine.dispersion}
+    return {"refined_teacher": measured(engine), "row_dispersion": engine.dispersion, "training_flops": compute}
 
 
 def evaluated_refinement(trainer: Trainer, teacher: nn.Module, node: Config, folder: Path, facts: Facts) -> Facts:

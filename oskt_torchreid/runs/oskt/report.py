@@ -25,7 +25,7 @@ def row_of(name: str, kind: str, size: tuple[int, int], facts: Mapping[str, Any]
         name: its name in the run.
         kind: of `report.results.ROW_KINDS`.
         size: its parameters and multiply-adds.
-        facts: `finetune_seconds`, and if present `before`, `after`, `curve`, `expand_seconds`.
+        facts: `finetune_seconds`, and if present `before`, `after`, `curve`, `expand_seconds`, `training_flops`.
         epochs: before `after` was measured.
     """
     before, after = facts.get("before", {}), facts.get("after", {})
@@ -42,6 +42,7 @@ def row_of(name: str, kind: str, size: tuple[int, int], facts: Mapping[str, Any]
         seconds=facts["finetune_seconds"],
         curve=facts.get("curve", ()),
         expand_seconds=facts.get("expand_seconds"),
+        training_flops=facts.get("training_flops"),
         targets_before=before.get("targets", {}),
         targets=after.get("targets", {}),
     )

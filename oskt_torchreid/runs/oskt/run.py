@@ -265,7 +265,7 @@ class OSKTRun:
             name: its name in the run.
             kind: of `report.results.ROW_KINDS`.
             network: whose costs are counted.
-            facts: `after`, `finetune_seconds`, and if present `before`, `curve`, `expand_seconds`.
+            facts: `after`, `finetune_seconds`, and what `row_of` takes besides.
             epochs: before `after` was measured.
         """
         size = network_size(network, self.plan.graph.heads, self.image_size)

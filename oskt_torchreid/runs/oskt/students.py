@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -17,10 +16,9 @@ from ...chain.student_file import load_student, save_student
 from ...config import Config, get
 from ...config.nodes.oskt import DISTILLATION_KEYS
 from ...host.compat import seed_everything
-from ...host.engine import TransferEngine
 from ..stages import Facts
-from ..trainer import EngineBuilder, Trainer
-from .baselines import STUDENT_NAME, distilling, finetuned
+from ..trainer import Trainer
+from .baselines import STUDENT_NAME, Distillation, finetuned
 from .plan import StudentPlan
 
 EXPANDED_NAME = "expanded.pth"
@@ -42,7 +40,7 @@ class StudentOfChain:
         self._config, self._trainer, self._plan = config, trainer, plan
         self._node = get(config, "oskt.finetune")
         self._distils = config.oskt.distillation.of_chain
-        self._engine: EngineBuilder = TransferEngine
+        self._distillation: Distillation | None = None
         keys = (*EXPANSION_KEYS, "oskt.distillation.of_chain", *(DISTILLATION_KEYS if self._distils else ()))
         recipe = trainer.recipe("oskt.finetune", *keys, widths=plan.widths, **{"the chain": chain_key})
         self.stage = trainer.stage(folder / "students" / plan.spec.folder, recipe, EXPANDED_NAME, STUDENT_NAME)
@@ -61,7 +59,7 @@ class StudentOfChain:
         making = {"expand_seconds": time.perf_counter() - start}
         if self._distils:
             widest = expand_to_plan(chain, chain.graph.sizes)
-            self._engine = partial(distilling, oskt.distillation, widest, chain.graph)
+            self._distillation = Distillation(oskt.distillation, widest, chain.graph)
         return relabel(network, chain.graph.heads, self._trainer.num_classes), making
 
     def work(self, network: nn.Module, making: Facts) -> Callable[[bool], Facts]:
@@ -78,7 +76,7 @@ class StudentOfChain:
                 recalibrate(network, trainer.datamanager(self._node.batch_size).train_loader, batches)
             save_student(network, folder / EXPANDED_NAME)
             before = trainer.evaluate(network)
-            facts = finetuned(trainer, network, self._node, folder, continued, self._engine)
+            facts = finetuned(trainer, network, self._node, folder, continued, self._distillation)
             save_student(network.cpu().eval(), folder / STUDENT_NAME, half=self._plan.spec.is_half)
             return {"before": before, **making, **facts}
 

@@ -1,0 +1,145 @@
+"""Jobs in which baselines are trained for as much as the chain, counted in one of four ways.
+
+passes      every width for as many epochs as refinement and fine-tuning take together
+trained-on  the teacher itself for as many epochs as refinement takes, by labels alone and with its own scores
+compute     several widths with as many multiply-adds, all of them together, as the chain's refinement and its students
+            of these widths take
+total       the narrowest network from its first weights on, for the epochs of teacher, refinement and fine-tuning
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ...baselines import baseline
+from ...config import Config, get
+from ...errors import ConfigError
+from ...report import Row, read_results
+from .parts import CHAIN_METHOD, Changes, Rates, student_entries, tuned
+
+RESULTS_NAME = "results.json"
+Named = tuple[str, str, Changes]
+"""Scenario, folder and changed keys."""
+
+
+def check_equal(config: Config) -> None:
+    """Raises `ConfigError` unless everything that these jobs start from is chosen or measured in others."""
+    node = config.comparison
+    for key, methods in (("compute.methods", node.compute.methods), ("total_methods", node.total_methods)):
+        if foreign := [name for name in methods if name not in node.methods]:
+            raise ConfigError(
+                f"comparison.{key} has {', '.join(foreign)}, whose rate is not chosen; add it to comparison.methods"
+            )
+        if methods and not any(width < 1 for width in node.equal_passes_widths):
+            raise ConfigError(
+                f"comparison.{key} takes the rates of equal passes; give comparison.equal_passes_widths one below 1"
+            )
+    if foreign := [f"{width:g}" for width in node.compute.widths if width not in node.widths]:
+        raise ConfigError(
+            f"comparison.compute.widths has {', '.join(foreign)}, and comparison.widths has not; an epoch's cost is "
+            "taken from there, so add it"
+        )
+    if any(width >= 1 for width in node.compute.widths):
+        raise ConfigError("comparison.compute.widths has 1, the teacher's own width; leave it out")
+    if bool(node.compute.widths) != bool(node.compute.methods):
+        raise ConfigError("comparison.compute needs both, widths and methods; give the other, or neither")
+    if node.compute.widths and not config.oskt.finetune.max_epoch:
+        raise ConfigError("comparison.compute takes an epoch's cost from fine-tuning; set oskt.finetune.max_epoch to 1")
+    if node.trained_on and not any(baseline(name).inherits and not baseline(name).distils for name in node.methods):
+        raise ConfigError(
+            f"comparison.trained_on needs a method by which the teacher is trained on by labels; add slice to "
+            f"comparison.methods ({', '.join(node.methods)})"
+        )
+    if 1.0 in node.equal_passes_widths and not node.trained_on:
+        raise ConfigError(
+            "comparison.equal_passes_widths has 1, the teacher's own width, whose rate comparison.trained_on chooses; "
+            "set that to True"
+        )
+
+
+def methods_at(methods: Sequence[str], width: float) -> list[str]:
+    """Methods that are different networks at a width.
+
+    At the teacher's all that inherit are the teacher itself: one stands for those that are trained by labels, and one
+    for those that also learn from it.
+
+    Example: of `slice`, `norm`, `norm+kd`, `kmeans+kd` and `scratch`, these are `slice`, `norm+kd` and `scratch`.
+    """
+    if width < 1:
+        return list(methods)
+    found: dict[object, str] = {}
+    for name in methods:
+        method = baseline(name)
+        found.setdefault(method.distils if method.inherits else name, name)
+    return list(found.values())
+
+
+def with_epochs(epochs: int, half_resolution: int = 0) -> Changes:
+    """The students' schedule for other epochs."""
+    return {"oskt.finetune.max_epoch": epochs, "oskt.finetune.half_resolution_epochs": min(half_resolution, epochs)}
+
+
+def passes_changes(config: Config) -> Changes:
+    """As many epochs as refinement and fine-tuning take together, at low resolution where refinement had it."""
+    refine, finetune = get(config, "oskt.refine"), get(config, "oskt.finetune")
+    low = refine.half_resolution_epochs + finetune.half_resolution_epochs
+    return with_epochs(refine.max_epoch + finetune.max_epoch, low)
+
+
+def trained_on_changes(config: Config) -> Changes:
+    """As many epochs as refinement takes."""
+    refine = get(config, "oskt.refine")
+    return with_epochs(refine.max_epoch, refine.half_resolution_epochs)
+
+
+def equal_jobs(config: Config, rates: Rates) -> Iterator[Named]:
+    """Baselines with equal passes, the teacher trained on, and narrow networks of their own for all epochs."""
+    node = config.comparison
+    narrow = [width for width in node.equal_passes_widths if width < 1]
+    passes = {**passes_changes(config), "oskt.curves": True}
+    if narrow:
+        students = student_entries(list(node.methods), narrow)
+        yield "passes", "passes", {**tuned(rates, "passes"), **passes, "oskt.students": students}
+    if node.trained_on:
+        students = student_entries(methods_at(node.methods, 1), [1.0])
+        chosen = {**tuned(rates, "trained-on"), "oskt.students": students}
+        yield "trained-on", "trained-on", {**chosen, **trained_on_changes(config)}
+        if len(narrow) < len(node.equal_passes_widths):
+            yield "passes", "passes-1", {**chosen, **passes}
+    if node.total_methods:
+        students = student_entries(list(node.total_methods), [min(node.widths)])
+        low = config.train.half_resolution_epochs + passes["oskt.finetune.half_resolution_epochs"]
+        whole = with_epochs(config.train.max_epoch + passes["oskt.finetune.max_epoch"], low)
+        yield "total", "total", {**tuned(rates, "passes"), **whole, "oskt.students": students, "oskt.curves": False}
+
+
+def compute_jobs(config: Config, rates: Rates, finetuned: Path) -> Iterator[Named]:
+    """Baselines of several widths that are given, together, the compute of a chain and its students of these widths.
+
+    Every width gets as many epochs. All of them were fine-tuned before, so that the compute of an epoch is known.
+
+    Args:
+        config: whole tree.
+        rates: as they were tuned.
+        finetuned: folder of the finished job `finetune` of the same seeds.
+    """
+    node = config.comparison.compute
+    if not node.widths:
+        return
+    results = read_results(finetuned / RESULTS_NAME)
+    rows = {row.name: row for row in results.rows}
+    finetune = get(config, "oskt.finetune")
+
+    def of(method: str) -> list[Row]:
+        return [rows[name] for name in student_entries([method], list(node.widths))]
+
+    whole = results.facts["refine"]["training_flops"] + sum(row.training_flops or 0 for row in of(CHAIN_METHOD))
+    low = passes_changes(config)["oskt.finetune.half_resolution_epochs"]
+    for method in node.methods:
+        full = finetune.max_epoch - 0.75 * finetune.half_resolution_epochs
+        each = sum(row.training_flops or 0 for row in of(method)) / full
+        changes = with_epochs(max(1, round(whole / each + 0.75 * low)), low)
+        students = student_entries([method], list(node.widths))
+        chosen = {**tuned(rates, "passes"), **changes, "oskt.students": students, "oskt.curves": False}
+        yield "compute", f"compute-{method}", chosen
