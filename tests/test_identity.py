@@ -96,6 +96,18 @@ def identity_errors(name: str, dtype: torch.dtype) -> tuple[dict[str, float], fl
     return errors, float((before - expected).abs().max() / spread)
 
 
+def sstudent_errors(name: str) -> dict[str, float]:
+    """How far students of any rows and vectors are from the S-student at each width, over its output's spread."""
+    model = build(name)
+    images = torch.randn(2, *input_size(name))
+    graph = trace(model, input_size(name))
+    chain = WeightChain.from_labels(model, graph, random_labels(graph))
+    expected, *others = (logits(expand_to_plan(chain, widths), images) for widths in plans(graph, chain).values())
+    slots = logits(expand_to_plan(chain, graph.sizes, vectors_over="slots"), images)
+    kinds = {"between": others[0], "full": others[1], "slots": slots}
+    return {kind: float((output - expected).abs().max() / expected.std()) for kind, output in kinds.items()}
+
+
 def test_the_table_has_every_backbone_of_the_host():
     names = stock_names()
     assert len(names) == len(set(names)) >= 49, "torchreid registers 49"
@@ -108,6 +120,15 @@ def test_identity(name: str) -> None:
     errors, changed = identity_errors(name, torch.float32)
     assert changed > 1e-2, "a collapse that changes nothing would make this test blind"
     assert max(errors.values()) <= 1e-4, errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", stock_names())
+def test_every_width_is_the_sstudent(name: str) -> None:
+    """Whatever the teacher: a chain's rows are equal within clusters, and so are its clusters' vectors."""
+    errors = sstudent_errors(name)
+    assert errors["slots"] > 1e-2, "vectors that are all alike would make this test blind"
+    assert max(errors["between"], errors["full"]) <= 1e-4, errors
 
 
 @pytest.mark.parametrize("name", DOUBLE)

@@ -502,7 +502,7 @@ def test_students_are_the_authors(official, width):
     _, traced, *_ = official
     stored = torch.load(OFFICIAL / f"student_{width}.pth", map_location="cpu", weights_only=True)
     plan = {group.name: group.size if group.fixed else group.size * width // 48 for group in traced.groups}
-    student = expand_to_plan(official_chain(official, proj_bias=False), plan)
+    student = expand_to_plan(official_chain(official, proj_bias=False), plan, vectors_over="slots")
     own = student.state_dict()
     compared = own.keys() & stored["state_dict"].keys()
     assert stored["state_dict"].keys() - compared == {"fc.weight", "fc.bias"}

@@ -22,7 +22,7 @@ from . import chain_file, lineage, network
 from .clustering import Clustering, cluster_teacher, cluster_trees
 from .contributions import Contributions, check_contributions
 from .layout import Layout
-from .narrowing import average_rows, check_attention, rows_first
+from .narrowing import average_rows, check_attention, check_vectors_over, rows_first
 from .nesting import Tree, check_nesting, cut_trees
 
 
@@ -49,6 +49,9 @@ class WeightChain:
         own: of a nested chain, the S-student's rows, `[K, columns, ...]`, and vectors that it does not share, `[K]`.
         importance: of a nested chain whose slots have leaders, per group name: of each channel, `[N]`. A slot has the
             rows and vectors of its most important member then, instead of means; empty if it has means.
+        vectors_over: whose mean of norm parameters and biases a slot of a student has: its `clusters`', which makes
+            students of all widths the S-student's function; or its own members', `slots`, as in the authors' code. A
+            nested chain's students are between S-student and teacher in any case.
     """
 
     graph: ChannelGraph
@@ -64,6 +67,7 @@ class WeightChain:
     trees: dict[str, Tree] = field(default_factory=dict)
     own: dict[str, Tensor] = field(default_factory=dict)
     importance: dict[str, np.ndarray] = field(default_factory=dict)
+    vectors_over: str = "clusters"
 
     @classmethod
     def from_teacher(
@@ -77,6 +81,7 @@ class WeightChain:
         attention: str = "folded",
         nested: bool = False,
         contributions: Mapping[str, Contributions] | None = None,
+        vectors_over: str = "clusters",
     ) -> WeightChain:
         """Clusters a teacher's channels; chain rows are the means of their clusters (paper: chain initialisation).
 
@@ -96,14 +101,17 @@ class WeightChain:
             contributions: of a nested chain, what channels are clustered by instead of their rows, as
                 `measure_contributions` gives it; each slot then has the rows of the member that contributes
                 most, instead of the mean of its members'.
+            vectors_over: `clusters` or `slots`, see the attribute.
 
         Raises:
-            ConfigError: an unknown clustering or attention, or a nested chain with a clustering other than Ward's.
+            ConfigError: an unknown clustering, attention or vectors_over, or a nested chain with a clustering other
+                than Ward's.
             GraphError: the network cannot be traced, or a graph of another input size.
             WidthError: a width out of range.
             ChainError: weights that are absent or not finite.
         """
         check_attention(attention)
+        check_vectors_over(vectors_over)
         if graph is None:
             graph = network.trace(teacher, input_size)
         elif input_size is not None and graph.input_size != input_size:
@@ -120,7 +128,7 @@ class WeightChain:
                 )
         if not nested:
             labels = cluster_teacher(graph, state, widths, normalize, clustering)
-            return cls.from_labels(teacher, graph, labels, attention)
+            return replace(cls.from_labels(teacher, graph, labels, attention), vectors_over=vectors_over)
         if clustering != "ward":
             raise ConfigError(f"clustering of a nested chain is {clustering!r}; it needs a tree, so give 'ward'")
         trees, importance = cluster_trees(graph, state, normalize, contributions)
@@ -190,7 +198,7 @@ class WeightChain:
             student: expanded from `chain` with its features unscaled, possibly trained since; not changed.
             chain: not changed.
             width: ratio of the *student's* channels, or the number of clusters per group name (others stay whole).
-            options: `normalize_rows`, `clustering`, `attention`, `nested` and `contributions` of `from_teacher`.
+            options: those of `from_teacher` but for `input_size` and `graph`.
 
         Returns:
             A chain whose teacher is the student, with the map from the first teacher's channels to the student's.
@@ -201,7 +209,7 @@ class WeightChain:
             WidthError: a width out of range.
         """
         expect(cls, chain, "chain", "give the chain that the student was expanded from", ChainError)
-        allowed = ("normalize_rows", "clustering", "attention", "nested", "contributions")
+        allowed = ("normalize_rows", "clustering", "attention", "nested", "contributions", "vectors_over")
         if unknown := options.keys() - {*allowed}:
             raise ConfigError(f"{sorted(unknown)} cannot be given; allowed: {', '.join(allowed)}")
         graph = network.trace(student, chain.input_size)

@@ -20,7 +20,7 @@ from ..graph.storage import from_arrays, to_arrays
 from ..graph.surgery.rebuild import describe_code
 from ..networks import ModelSpec, resolver
 from . import lineage, network
-from .narrowing import check_attention
+from .narrowing import check_attention, check_vectors_over
 from .nesting import Tree
 
 FORMAT = "oskt-weight-chain"
@@ -64,6 +64,7 @@ def write(path: str | Path, chain: Attributes) -> None:
         "graph": description,
         "origin": origin_lengths,
         "attention": chain["attention"],
+        "vectors_over": chain["vectors_over"],
         "own": sorted(chain["own"]),
     }
     if origin:
@@ -133,6 +134,7 @@ def attributes_of(tensors: dict[str, Tensor], metadata: dict[str, Any], model: n
         "model": skeleton,
         "spec": spec,
         "attention": check_attention(metadata.get("attention", "folded")),
+        "vectors_over": check_vectors_over(metadata.get("vectors_over", "slots")),  # of files that do not say it
         "origin_to_teacher": origin,
         "trees": _trees(arrays, graph) if metadata["version"] == NESTED_VERSION else {},
         "importance": _importance(importance, graph),

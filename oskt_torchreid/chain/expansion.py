@@ -20,7 +20,7 @@ from .counting import Costs
 from .distance import check_distance, scale_features
 from .layout import Layout
 from .likeness import Like, plan_like
-from .narrowing import Narrowing
+from .narrowing import Narrowing, check_vectors_over
 from .student_file import attach_record, file_size
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ def expand(
     attention: str | None = None,
     distance: str = "none",
     statistics: str = "own",
+    vectors_over: str | None = None,
 ) -> nn.Module:
     """Makes a student from a chain, without training (paper: weight chain expansion).
 
@@ -79,6 +80,8 @@ def expand(
             dimensions count once. Class scores are the same in all three.
         statistics: running statistics: `own` of the S-student where the chain was refined, `merged` from the
             teacher's, or `initial` ones, see `expand_to_plan`.
+        vectors_over: with own statistics, whose mean of norm parameters and biases a slot has: `clusters` or `slots`;
+            by default as the chain says, see `WeightChain`.
 
     Returns:
         A module of the teacher's class in evaluation mode, sharing no memory with the chain. With `like`, its state
@@ -88,13 +91,13 @@ def expand(
         ChainError: anything other than a chain.
         WidthError: a width outside of [chain, teacher], a budget that no student meets, another depth or family, or not
             exactly one kind of request.
-        ConfigError: an unknown model name, attention, distance or statistics.
+        ConfigError: an unknown model name, attention, distance, statistics or vectors_over.
         GraphError: a network whose features cannot be scaled, see `distance.py`.
     """
     choice = choose_widths(
         chain, width, params=params, flops=flops, size=size, latency=latency, like=like, measure=measure
     )
-    return expand_to_plan(chain, choice.widths, attention, distance, statistics)
+    return expand_to_plan(chain, choice.widths, attention, distance, statistics, vectors_over)
 
 
 def width_plan(chain: WeightChain, width: Width | None = None, **how: Any) -> dict[str, int]:
@@ -141,6 +144,7 @@ def expand_to_plan(
     attention: str | None = None,
     distance: str = "none",
     statistics: str = "own",
+    vectors_over: str | None = None,
 ) -> nn.Module:
     """A student of exactly these widths.
 
@@ -152,12 +156,13 @@ def expand_to_plan(
         statistics: running statistics. `own`: the S-student's where the chain was refined, else merged; `merged`: the
             teacher's, averaged over members; `initial`: 0 and 1, as in the authors' code, not usable before fine-tuning
             or `recalibrate`.
+        vectors_over: `clusters` or `slots`, see `expand`; other statistics than `own` go with `slots`.
 
     Returns:
         A module of the teacher's class, on the CPU, in evaluation mode.
 
     Raises:
-        ConfigError: unknown statistics, distance or attention.
+        ConfigError: unknown statistics, distance, attention or vectors_over.
         ChainError: anything other than a chain.
         WidthError: a width out of range.
     """
@@ -170,7 +175,8 @@ def expand_to_plan(
     of_chain = not chain.trees or dict(widths) == chain.widths  # of a nested chain each width is another function
     chain = chain if statistics == "own" and of_chain else replace(chain, statistics={})
     layout, attention = chain.layout_of(widths), chain.attention if attention is None else attention
-    made = _narrowed(chain, layout, attention) | chain.fixed
+    over = check_vectors_over(vectors_over or chain.vectors_over) if statistics == "own" else "slots"
+    made = _narrowed(chain, layout, attention, over) | chain.fixed
     tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in made.items()}
     if distance != "none":
         scale_features(tensors, chain, layout, distance)
@@ -187,12 +193,15 @@ def _check_chain(chain: object) -> None:
         raise ChainError(f"a student is made of a WeightChain, not of {chain!r:.100}; read one: WeightChain.load(path)")
 
 
-def _narrowed(chain: WeightChain, layout: Layout, attention: str) -> dict[str, Tensor]:
+def _narrowed(chain: WeightChain, layout: Layout, attention: str, vectors_over: str) -> dict[str, Tensor]:
     """Tensors of a student that have channels, statistics included."""
     vectors = {name: vector for name, vector in chain.vectors.items() if name not in chain.statistics}
     if not chain.trees:
         narrowing = Narrowing(chain.graph, chain.layout, layout, attention)
-        return narrowing(chain.rows, vectors) | _statistics(chain, narrowing)
+        shared, of_slots = (
+            ({}, _of_clusters(chain, narrowing, vectors)) if vectors_over == "clusters" else (vectors, {})
+        )
+        return narrowing(chain.rows, shared, of_slots) | _statistics(chain, narrowing)
     if layout.widths == chain.widths:  # the S-student itself
         narrowing = Narrowing(chain.graph, layout, layout, attention)
         own = {name: tensor for name, tensor in chain.own.items() if name in vectors}
@@ -205,6 +214,12 @@ def _narrowed(chain: WeightChain, layout: Layout, attention: str) -> dict[str, T
 def _statistics(chain: WeightChain, narrowing: Narrowing) -> dict[str, Tensor]:
     """A slot's refined running statistics are its cluster's."""
     return {name: narrowing.gathered(name, statistic) for name, statistic in chain.statistics.items()}
+
+
+def _of_clusters(chain: WeightChain, narrowing: Narrowing, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The mean of each slot's cluster, with which every width computes what the S-student does."""
+    means = Narrowing(chain.graph, chain.layout, chain.layout, chain.attention).averages(vectors)
+    return {name: narrowing.gathered(name, mean) for name, mean in means.items()}
 
 
 # ---- costs -----------------------------------------------------------------------------------------------------------

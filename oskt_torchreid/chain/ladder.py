@@ -66,12 +66,13 @@ class Ladder:
         distance: str = "none",
         attention: str | None = None,
         statistics: str = "own",
+        vectors_over: str | None = None,
         **options: Any,
     ) -> nn.Module:
         """A student of the nearest chain; arguments and errors as of `oskt.expand`, ratios of the first teacher's."""
         widths = width_plan(self.span, *args, **options)
         chain = self.nearest(widths)
-        return expand_to_plan(chain, widths, attention, distance, statistics)
+        return expand_to_plan(chain, widths, attention, distance, statistics, vectors_over)
 
     def nearest(self, widths: Widths) -> WeightChain:
         """The widest chain that gives these widths.

@@ -38,6 +38,7 @@ from .layout import AxisMap, Layout, joined, spans, student_to_chain
 logger = logging.getLogger(__name__)
 
 ATTENTIONS = ("folded", "paper")
+VECTORS_OVER = ("clusters", "slots")
 
 _ALIGNMENT = 8
 """Vectors that are slices of a longer one begin at a multiple of this many entries: GPU kernels read 16 bytes at a
@@ -142,12 +143,14 @@ class Narrowing(nn.Module):
         return rows_first(self.gathered(name, merged), self._graph.row_ties[name])
 
     def gathered(self, name: str, rows: Tensor) -> Tensor:
-        """Rows, or refined statistics, of the chain for each slot; at the chain's width they are returned unchanged."""
+        """Rows, or other tensors of the chain's length, for each slot; at the chain's width returned unchanged."""
         if self._student is self._chain:
             return rows
-        row = self._graph.row_ties[name]
-        index = student_to_chain(self._student.axis(row), self._chain.axis(row))
-        return rows if torch.equal(index, torch.arange(len(rows))) else gather_rows(rows, index)
+        tie = self._graph.row_ties[name]
+        dimension = 0 if name in self._graph.matrices else tie.dimension
+        index = student_to_chain(self._student.axis(tie), self._chain.axis(tie))
+        unchanged = torch.equal(index, torch.arange(rows.shape[dimension]))
+        return rows if unchanged else gather_rows(rows, index, dimension)
 
     def averages(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Means over the members of each slot; the hundreds of one-dimensional vectors are computed together."""
@@ -244,9 +247,9 @@ def average_rows(tensor: Tensor, axis: AxisMap, dimension: int = 0) -> Tensor:
     return (total / members).movedim(0, dimension)
 
 
-def gather_rows(chain_rows: Tensor, index: Tensor) -> Tensor:
-    """A student's rows: `chain_rows[index]` along dimension 0, differentiable."""
-    return chain_rows.index_select(0, index.to(chain_rows.device))
+def gather_rows(chain_rows: Tensor, index: Tensor, dimension: int = 0) -> Tensor:
+    """A student's rows, or entries of a vector: `chain_rows[index]` along a dimension, differentiable."""
+    return chain_rows.index_select(dimension, index.to(chain_rows.device))
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------
@@ -260,6 +263,16 @@ def check_attention(attention: str) -> str:
             "(nothing is folded into queries and keys)"
         )
     return attention
+
+
+def check_vectors_over(choice: str) -> str:
+    """Returns the choice; raises `ConfigError` unless it is one of `VECTORS_OVER`."""
+    if choice not in VECTORS_OVER:
+        raise ConfigError(
+            f"vectors_over is {choice!r}; allowed: clusters (students of all widths compute what the S-student does) "
+            "and slots (the mean of fewer channels in wider ones, as in the authors' code)"
+        )
+    return choice
 
 
 def attention_factors(graph: ChannelGraph, layout: Layout, attention: str = "folded") -> dict[str, Tensor]:

@@ -23,7 +23,8 @@ RECALIBRATED = "recalibrated"
 def untrained_table(config: Config, chain: WeightChain, students: Sequence[str], batches: int = 24) -> str:
     """mAP (in %) of students as they are expanded, a row per student and a column per choice.
 
-    Statistics vary with features as they are, distances with the S-student's own statistics.
+    Statistics vary with features as they are, distances with the S-student's own statistics. Recalibrated students have
+    their slots' means of norm parameters, as runs make them.
 
     Args:
         config: whole tree; its first target is evaluated, its sources give unlabelled images.
@@ -43,7 +44,7 @@ def untrained_table(config: Config, chain: WeightChain, students: Sequence[str],
     for name, plan in tqdm(plans.items(), disable=None, unit="student", leave=False):
         variants = _variants(trainer, chain, plan, batches)
         rows.append((name, *(f"{100 * trainer.evaluate(network)['mAP']:.1f}" for network in variants)))
-    headers = ("student", *(f"{name} statistics" for name in STATISTICS), RECALIBRATED)
+    headers = ("student", *(f"{name} statistics" for name in STATISTICS), "own, over slots", RECALIBRATED)
     headers += tuple(f"distance={name}" for name in DISTANCES[1:])
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True, stralign="right")
 
@@ -52,8 +53,9 @@ def _variants(trainer: Trainer, chain: WeightChain, plan: dict[str, int], batche
     """The student of a plan in every choice, in the order of the table's columns."""
     for statistics in STATISTICS:
         yield expand_to_plan(chain, plan, statistics=statistics)
+    yield expand_to_plan(chain, plan, vectors_over="slots")
     loader = trainer.datamanager(trainer.config.train.batch_size).train_loader
     seed_everything(trainer.config.train.seed)  # which training images, and how they are augmented
-    yield recalibrate(expand_to_plan(chain, plan), loader, batches)
+    yield recalibrate(expand_to_plan(chain, plan, vectors_over="slots"), loader, batches)
     for distance in DISTANCES[1:]:
         yield expand_to_plan(chain, plan, distance=distance)

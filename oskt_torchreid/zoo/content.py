@@ -7,7 +7,7 @@ every cluster. `resnet_format.py` and `vit_format.py` know where these are in th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -83,7 +83,8 @@ class OfficialContent:
         statistics = {
             name: average_rows(full, chain.layout.axis(graph.row_ties[name])) for name, full in self.statistics.items()
         }
-        return chain.with_tensors(rows, {**chain.vectors, **self.vectors}, statistics)
+        chain = chain.with_tensors(rows, {**chain.vectors, **self.vectors}, statistics)
+        return replace(chain, vectors_over="slots")
 
     def to_refinement(self) -> Refinement:
         """Teacher and S-student as the authors' program saved them, for further refinement; errors of `to_chain`."""

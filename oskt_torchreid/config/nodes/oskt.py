@@ -103,6 +103,11 @@ OSKT: Node = {
         "running statistics of students: own of the S-student, merged, initial (0 and 1)",
         OneOf("own", "merged", "initial"),
     ),
+    "vectors_over": Key(
+        "clusters",
+        "means of norm parameters in students made without images: of clusters, or of slots as the authors'",
+        OneOf("clusters", "slots"),
+    ),
     "distance": Key(
         "none",
         "whose distances students' features have before fine-tuning: chain, teacher",

@@ -55,7 +55,9 @@ class StudentOfChain:
         oskt = self._config.oskt
         seed_everything(self._config.train.seed)
         start = time.perf_counter()
-        network = expand_to_plan(chain, self._plan.widths, distance=oskt.distance, statistics=oskt.statistics)
+        over = "slots" if oskt.recalibrate else None  # what images correct may differ from channel to channel
+        how = {"distance": oskt.distance, "statistics": oskt.statistics, "vectors_over": over}
+        network = expand_to_plan(chain, self._plan.widths, **how)
         making = {"expand_seconds": time.perf_counter() - start}
         if self._distils:
             widest = expand_to_plan(chain, chain.graph.sizes)
