@@ -160,6 +160,9 @@ def test_a_grid_goes_on_where_its_end_is_best(tmp_path):
         "passes": {"scratch": {"0.001": 0.1, "0.003": 0.2, "0.009": 0.3}, "slice": {"0.003": 0.3}},
     }
     further = further_jobs(config, RATES, tried)
+    tried |= {"teacher": {"teacher": {"0.01": 0.5, "0.02": 0.6}}, "refine": {"oskt": {"0.002": 0.5}}}
+    (teacher,) = (job for job in further_jobs(config, RATES, tried) if job.labels["scenario"] == "teacher")
+    assert teacher.folder == "tuning/teacher-0.04" and teacher.config(config).train.lr == 0.04
     rates = ["tuning/finetune-0.000333333", "tuning/finetune-0.027", "tuning/passes-0.027"]
     assert [job.folder for job in further] == rates
     runs = [job.config(config) for job in further]

@@ -33,7 +33,7 @@ def test_steps_cost_what_is_counted(data_root, tmp_path, monkeypatch):
     counts = {}
     counted_steps(monkeypatch, TransferEngine, counts)
     students = "oskt.students=['width=0.5', 'norm+kd:width=0.5']"
-    nested = ["oskt.nested=True", "oskt.refine.distil_weight=0.25", "oskt.refine.levels=[0.75]"]
+    nested = ["oskt.nested=True", "oskt.refine.distil_weight=0.25", "oskt.refine.levels=1"]
     # Of convolutions of groups torch counts the backward pass wrongly; ResNet-18 has none.
     options = [*nested, "oskt.refine.level_start=0.0", students, "model.name=resnet18"]
     config = configured(data_root, tmp_path, *options)

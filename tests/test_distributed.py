@@ -330,7 +330,7 @@ def test_one_process_told_to_stop_stops_all_and_they_go_on_bit_equal(whole_run, 
 
 def test_processes_agree_on_what_channels_contribute(tiny_net, data_root, tmp_path):
     """Each measures, on the same images: clusters, leaders and rows are the same."""
-    nested = ["oskt.nested=True", "oskt.contributions=1", "oskt.refine.distil_weight=0.25", "oskt.refine.levels=[0.75]"]
+    nested = ["oskt.nested=True", "oskt.contributions=1", "oskt.refine.distil_weight=0.25", "oskt.refine.levels=1"]
     config = tiny(data_root, tmp_path / "run", *RUN, *nested)
 
     def work():

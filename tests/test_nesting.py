@@ -12,6 +12,7 @@ from scipy.cluster.hierarchy import linkage
 from oskt_torchreid.chain import Refinement, WeightChain, expand, width_plan
 from oskt_torchreid.chain.clustering import ward_labels
 from oskt_torchreid.chain.layout import leaders
+from oskt_torchreid.chain.levels import level_plans
 from oskt_torchreid.chain.nesting import Tree, cut_trees, flat_tree, tree_over, ward_tree, weighted_ward
 from oskt_torchreid.errors import ChainError, ConfigError, TrainingError, WidthError
 from oskt_torchreid.graph import trace_module
@@ -209,6 +210,19 @@ def test_a_level_reaches_teacher_and_chain():
     assert refinement.sstudent.rows["conv2/0/conv1/conv/weight"].grad.abs().max() > 0
 
 
+def test_levels_are_evenly_spaced_by_group():
+    """From 4 of 8 to 8 of 8 channels in three steps between, whatever ratio of each group the chain has."""
+    model = build_registered("osnet_x0_25", 5)
+    chain = WeightChain.from_teacher(model, 0.5, input_size=(3, 64, 32), nested=True)
+    plans = level_plans(chain, 3)
+    for name, size in chain.graph.sizes.items():
+        steps = [plan[name] - chain.widths[name] for plan in plans]
+        whole = size - chain.widths[name]
+        assert all(abs(step - whole * share) <= 1 for step, share in zip(steps, (0.25, 0.5, 0.75), strict=True)), name
+    assert level_plans(chain, 0) == [] and level_plans(chain, [1.0]) == [chain.graph.sizes]
+    assert len(Refinement(model, chain, levels=3).levels) == 3
+
+
 def test_what_is_refused(tmp_path):
     model = build_registered("osnet_x0_25", 5)
     graph = trace_module(model, (3, 64, 32))
@@ -218,7 +232,7 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(ChainError, match="levels are students of a nested chain"):
         Refinement(model, plain, levels=(0.75,))
     nested = WeightChain.from_teacher(model, 0.5, graph=graph, nested=True)
-    with pytest.raises(ChainError, match="levels is 0.75; give a list of widths"):
+    with pytest.raises(ChainError, match="levels is 0.75; give a list of widths, .* or how many"):
         Refinement(model, nested, levels=0.75)
     with pytest.raises(ConfigError, match="within is -1; .* at least 0"):
         Refinement(model, nested, within=-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..graph import adapt_code, rebuild
+from ..graph.plans import Width, balanced, full_plan
 from .chain import WeightChain
 from .layout import Layout
 from .narrowing import Narrowing
@@ -31,6 +32,29 @@ def empty_shell(chain: WeightChain, layout: Layout, tensors: Mapping[str, Tensor
             del module._parameters[name]
             module.register_buffer(name, torch.empty(0), persistent=False)
     return shell
+
+
+def level_plans(chain: WeightChain, levels: int | Sequence[Width]) -> list[dict[str, int]]:
+    """Width plans of levels; from narrow to wide where only their number is given.
+
+    Example: 3 levels of a chain of 4 of 8 channels are 5, 6 and 7 channels wide.
+
+    Args:
+        chain: nested.
+        levels: widths; or a number of them, evenly spaced between the chain's and the teacher's.
+
+    Raises:
+        WidthError: a level outside of the chain's widths.
+    """
+    graph, narrow = chain.graph, chain.widths
+    if isinstance(levels, int):
+        shares = [number / (levels + 1) for number in range(1, levels + 1)]
+        spaced = [{n: round(k + share * (graph.sizes[n] - k)) for n, k in narrow.items()} for share in shares]
+        return [balanced(graph, plan, narrow) for plan in spaced]
+    plans = [full_plan(graph, level) for level in levels]
+    for plan in plans:
+        chain.check_range(plan)
+    return plans
 
 
 class Level(nn.Module):

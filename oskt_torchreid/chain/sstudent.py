@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import ChainError, ConfigError, TrainingError, expect
-from ..graph.plans import Width, full_plan
+from ..graph.plans import Width
 from ..graph.surgery.rebuild import code_buffers
 from . import network
 from .chain import WeightChain
-from .levels import Level, empty_shell
+from .levels import Level, empty_shell, level_plans
 from .losses import RowPair, refining_loss
 from .narrowing import Narrowing, rows_first
 
@@ -219,7 +219,8 @@ class Refinement(nn.Module):
         chain: made from it; copied.
         vector_copies: norm parameters and biases are the S-student's own, see `SStudent`.
         within: weight of what makes the rows of a cluster alike, see `losses.row_distance`; 1 is the paper's.
-        levels: further widths of a nested chain whose students can be trained as well, see `active`.
+        levels: further widths of a nested chain whose students can be trained as well, or how many, evenly spaced; see
+            `active`.
 
     Attributes:
         active: the levels, by their place, whose outputs `forward` adds in training.
@@ -235,20 +236,18 @@ class Refinement(nn.Module):
         chain: WeightChain,
         vector_copies: bool = False,
         within: float = 1.0,
-        levels: Sequence[Width] = (),
+        levels: int | Sequence[Width] = (),
     ) -> None:
         super().__init__()
         expect(nn.Module, teacher, "teacher", "give the network that the chain was made of", ChainError)
         expect(WeightChain, chain, "chain", "make one: WeightChain.from_teacher(teacher, width)", ChainError)
         chain.check_teacher(teacher)
-        expect((list, tuple), levels, "levels", "give a list of widths, such as [0.75]", ChainError)
+        expect((int, list, tuple), levels, "levels", "give a list of widths, such as [0.75], or how many", ChainError)
         if not within >= 0:
             raise ConfigError(f"within is {within}; the weight of a part of the refining loss is at least 0")
         if levels and not chain.trees:
             raise ChainError("levels are students of a nested chain; give WeightChain.from_teacher nested=True")
-        plans = [full_plan(chain.graph, level) for level in levels]
-        for plan in plans:
-            chain.check_range(plan)
+        plans = level_plans(chain, levels)
         self.teacher = teacher
         self.sstudent = SStudent(chain, vector_copies)
         self.within = within

@@ -89,15 +89,10 @@ def _check_text(text: str, key: str, source: str) -> None:
 
 def _check_nested(oskt: CfgNode) -> None:
     """Raises `ConfigError` for settings that a nested chain needs, or cannot have."""
-    levels = list(oskt.refine.levels)
-    if levels and not oskt.nested:
+    if oskt.refine.levels and not oskt.nested:
         raise ConfigError(
-            f"oskt.refine.levels is {levels}, and only a nested chain has students of further widths to train; set "
-            "oskt.nested=True, or empty the levels"
-        )
-    if levels and oskt.ladder:
-        raise ConfigError(
-            f"oskt.refine.levels is {levels}, and the chains of oskt.ladder have different widths; empty one of the two"
+            f"oskt.refine.levels is {oskt.refine.levels}, and only a nested chain has students of further widths to "
+            "train; set oskt.nested=True, or oskt.refine.levels=0"
         )
     if oskt.contributions and not oskt.nested:
         raise ConfigError(

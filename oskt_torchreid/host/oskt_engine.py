@@ -17,6 +17,7 @@ from ..chain.chain import WeightChain
 from ..chain.losses import lambda_schedule, row_dispersion
 from ..chain.sstudent import Criterion, Refinement
 from ..errors import CheckpointError, ConfigError
+from ..graph.plans import Width
 from ..graph.tracer import tracing_mode
 from ..networks import Outputs, parse_outputs
 from ..registry import register_engine
@@ -56,7 +57,7 @@ class OSKTEngine(TransferEngine):
         distil_temperature: temperature of these scores.
         distil_from: `first`: all learn from the teacher as it is now, before it is trained on; a copy is kept and run
             in evaluation. `now`: narrow students learn from the teacher as it is in each step.
-        levels: further widths of a nested chain, of which each step trains one, in turn.
+        levels: further widths of a nested chain, or how many, evenly spaced; each step trains one, in turn.
         level_start: share of the run's iterations after which it does.
         sstudent_weight: weight of what narrow students lose, the S-student and levels; at 0 the chain is refined by
             `L_refine` alone, and the S-student still has its own running statistics.
@@ -83,7 +84,7 @@ class OSKTEngine(TransferEngine):
         distil_weight: float = 0.0,
         distil_temperature: float = 4.0,
         distil_from: str = "first",
-        levels: Sequence[float] = (),
+        levels: int | Sequence[Width] = (),
         level_start: float = 0.3,
         **options: Any,
     ) -> None:

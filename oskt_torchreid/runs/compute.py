@@ -12,8 +12,8 @@ from torch import nn
 
 from ..chain.chain import WeightChain
 from ..chain.counting import Costs, multiply_adds
+from ..chain.levels import level_plans
 from ..config import Config
-from ..graph.plans import ratio_plan
 from .trainer import Trainer
 
 _TRAINED, _HALF_RESOLUTION = 3, 0.25
@@ -61,7 +61,7 @@ def refining_compute(trainer: Trainer, node: Config, chain: WeightChain) -> floa
     """
     graph = chain.graph
     size = (3, trainer.config.data.height, trainer.config.data.width)
-    levels = [ratio_plan(graph, ratio, chain.widths) for ratio in node.levels]
+    levels = level_plans(chain, node.levels) if node.levels else []
     teacher, sstudent, *of_levels = Costs(chain, size).count([graph.sizes, chain.widths, *levels]).flops
     each = _TRAINED * (teacher + sstudent)
     if levels:

@@ -171,14 +171,14 @@ def _of_chain(config: Config) -> Reasons:
         yield "oskt.width", "oskt.ladder has the widths of the chains"
     if not oskt.refine["lambda"]:
         yield "oskt.refine.lambda_schedule", "oskt.refine.lambda is 0"
-        yield "oskt.refine.within", "oskt.refine.lambda is 0"
+        yield "oskt.refine.lambda_within", "oskt.refine.lambda is 0"
     if not oskt.refine.distil_weight:
         yield from _each("oskt.refine.distil_weight is 0", "oskt.refine.distil_temperature", "oskt.refine.distil_from")
     if oskt.contributions:
-        yield "oskt.refine.within", f"oskt.contributions is {oskt.contributions}, and clusters have leaders"
+        yield "oskt.refine.lambda_within", f"oskt.contributions is {oskt.contributions}, and clusters have leaders"
         yield "oskt.normalize_rows", f"oskt.contributions is {oskt.contributions}, which clusters follow"
     if not oskt.refine.levels:
-        yield "oskt.refine.level_start", "oskt.refine.levels is empty"
+        yield "oskt.refine.level_start", "oskt.refine.levels is 0"
 
 
 def _of_students(config: Config) -> Reasons:

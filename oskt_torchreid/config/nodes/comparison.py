@@ -39,7 +39,7 @@ COMPARISON: Node = {
     "refine_rates": _Key([], "candidate learning rates of the refinement; empty: oskt.refine.lr as it is", _RATES),
     "rates": _Key([0.001, 0.003, 0.01], "candidate learning rates of every student", _RATES),
     "further_rates": _Key(
-        2, "steps by which these are prolonged where a method's best is the first or last", AtLeast(0)
+        2, "steps by which any of these is prolonged where the best is the first or last", AtLeast(0)
     ),
     "tuning_width": _Key(0.25, "width of the students that rates are chosen by", WIDTH),
     "validation_share": _Key(0.25, "share of the training identities on which rates are chosen", Between(0.01, 0.9)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...registry import baseline_names
-from ..allowed import MOST_PROCESSES, WIDTH, AtLeast, Between, BetweenOrName, Entries, OneOf, Registered
+from ..allowed import MOST_PROCESSES, AtLeast, Between, BetweenOrName, OneOf, Registered
 from ..keys import NEITHER, Key, Node
 from .training import stage_node
 
@@ -61,7 +61,7 @@ OSKT: Node = {
             OneOf("constant", "linear"),
         ),
         "sstudent_weight": Key(1.0, "weight of the losses of S-student and levels; 0: they only follow", AtLeast(0)),
-        "within": Key(
+        "lambda_within": Key(
             1.0, "weight of what makes the rows of a cluster alike, as a share of lambda; 1: the paper's", AtLeast(0)
         ),
         "distil_weight": Key(
@@ -75,10 +75,9 @@ OSKT: Node = {
             OneOf("first", "now"),
         ),
         "levels": Key(
-            [],
-            "further widths of a nested chain that are trained in the refinement, one in each step",
-            Entries(each=WIDTH),
-            if_twice="it would be trained twice",
+            0,
+            "further widths of a nested chain, evenly spaced, that are trained in the refinement, one in each step",
+            AtLeast(0),
         ),
         "level_start": Key(0.3, "share of the refinement after which levels are trained", Between(0, 1)),
         "vector_copies": Key(False, "norm parameters and biases of the S-student's own, refined as rows are"),

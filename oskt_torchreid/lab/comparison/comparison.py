@@ -20,7 +20,7 @@ from .equal import RESULTS_NAME
 from .jobs import check_comparison, seed_jobs, source_jobs
 from .parts import TEACHER, Job, Rates, split_name
 from .report import write_comparison
-from .tuning import further_jobs, tuning_jobs
+from .tuning import EARLY_STEPS, further_jobs, tuning_jobs
 
 logger = logging.getLogger(__name__)
 
@@ -64,26 +64,30 @@ def tune(config: Config, folder: Path, processes: int) -> Rates:
     """Chooses every learning rate on held-out training identities, and records all tried ones."""
     rates: dict[str, dict[str, float]] = {}
     tried: dict[str, dict[str, dict[str, float]]] = {}
-    for step in ("teacher", "refine"):
-        candidates = tuning_jobs(config, step, rates)
-        run_all(config, candidates, processes, f"tuning, {step}", try_apart)
-        chosen, measured = choose_rates(folder, candidates)
-        if step not in chosen:
+    for step in (*EARLY_STEPS, "rates"):
+        chosen, measured = _tune_step(config, folder, processes, step, rates)
+        if step in EARLY_STEPS and step not in chosen:
             raise TrainingError(
                 f"at none of the rates of comparison.{step}_rates a loss stayed finite; give lower ones (see "
                 f"{folder / 'tuning'})"
             )
         rates, tried = rates | chosen, tried | measured
-    candidates = tuning_jobs(config, "rates", rates)
-    run_all(config, candidates, processes, "tuning, students", try_apart)
-    of_students, tried_students = choose_rates(folder, candidates)
+    write_json(folder / RATES_NAME, {"chosen": rates, "mAP": tried})
+    return rates
+
+
+def _tune_step(config: Config, folder: Path, processes: int, step: str, rates: Rates) -> tuple[dict, dict]:
+    """The chosen rates of a step and what was tried, its grids prolonged where an end is best; see `choose_rates`."""
+    candidates = tuning_jobs(config, step, rates)
+    title = "students" if step == "rates" else step
+    run_all(config, candidates, processes, f"tuning, {title}", try_apart)
     for _ in range(config.comparison.further_rates):
-        further = further_jobs(config, rates, tried_students)
-        run_all(config, further, processes, "tuning, beyond the grid", try_apart)
+        further = further_jobs(config, rates, choose_rates(folder, candidates)[1])
+        if not further:
+            break
+        run_all(config, further, processes, f"tuning, {title}, beyond the grid", try_apart)
         candidates += further
-        of_students, tried_students = choose_rates(folder, candidates)
-    write_json(folder / RATES_NAME, {"chosen": rates | of_students, "mAP": tried | tried_students})
-    return rates | of_students
+    return choose_rates(folder, candidates)
 
 
 def refined_teacher(job: Job, refinement: Mapping[str, Any], measurements: Sequence[Measurement]) -> Measurement:

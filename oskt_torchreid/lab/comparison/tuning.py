@@ -10,6 +10,8 @@ from .equal import methods_at, passes_changes, trained_on_changes
 from .jobs import transfer_changes, transferable
 from .parts import CHAIN_METHOD, CHAIN_NAME, TEACHER, TEACHER_PLACE, Changes, Job, Rates, student_entries
 
+EARLY_STEPS = ("teacher", "refine")
+"""Steps that are tuned one after the other, before the rates of students."""
 Tried = Mapping[str, Mapping[str, Mapping[str, float]]]
 """mAP by scenario, method and rate."""
 
@@ -26,22 +28,25 @@ def tuning_jobs(config: Config, step: str, rates: Rates) -> list[Job]:
     node = config.comparison
     if step == "rates":
         return _student_jobs(config, rates, [(name, rate, ()) for name in _scenarios(config) for rate in node.rates])
-    held_out = _held_out(config)
-    held_out |= {"oskt.students": [f"width={config.oskt.width:g}"], "oskt.finetune.max_epoch": 0}
     if step == "teacher":
-        key, candidates = "train.lr", node.teacher_rates or [config.train.lr]
-        held_out["oskt.refine.max_epoch"] = 0
-    else:
-        key, candidates = "oskt.refine.lr", node.refine_rates or [get(config, "oskt.refine").lr]
-        held_out |= _teacher(config, rates)
+        return _early_jobs(config, step, rates, node.teacher_rates or [config.train.lr])
+    return _early_jobs(config, step, rates, node.refine_rates or [get(config, "oskt.refine").lr])
+
+
+def _early_jobs(config: Config, step: str, rates: Rates, candidates: Iterable[float]) -> list[Job]:
+    """A run per candidate for the rate of the teacher, or of the refinement of the best teacher."""
+    changes = _held_out(config)
+    changes |= {"oskt.students": [f"width={config.oskt.width:g}"], "oskt.finetune.max_epoch": 0}
+    changes |= {"oskt.refine.max_epoch": 0} if step == "teacher" else _teacher(config, rates)
+    key = "train.lr" if step == "teacher" else "oskt.refine.lr"
     return [
-        Job("tuning", f"tuning/{step}-{rate:g}", {**held_out, key: rate}, {"scenario": step, "rate": rate})
+        Job("tuning", f"tuning/{step}-{rate:g}", {**changes, key: rate}, {"scenario": step, "rate": rate})
         for rate in candidates
     ]
 
 
 def further_jobs(config: Config, rates: Rates, tried: Tried) -> list[Job]:
-    """Runs that prolong a grid by one step, for the methods whose best rate is its first or last.
+    """Runs that prolong a grid by one step, for whatever has its best rate at the first or last.
 
     Example: the best of 0.003, 0.009 and 0.027 is 0.027, so 0.081 is tried.
 
@@ -57,11 +62,15 @@ def further_jobs(config: Config, rates: Rates, tried: Tried) -> list[Job]:
             if len(grid) > 1 and best in (grid[0], grid[-1]):
                 neighbour = grid[1] if best == grid[0] else grid[-2]
                 wanted.setdefault((scenario, float(f"{best * best / neighbour:g}")), []).append(method)
-    return _student_jobs(config, rates, [(*key, methods) for key, methods in wanted.items()])
+    early = [key for key in wanted if key[0] in EARLY_STEPS]
+    jobs = [job for step, rate in early for job in _early_jobs(config, step, rates, [rate])]
+    return jobs + _student_jobs(config, rates, [(*key, names) for key, names in wanted.items() if key not in early])
 
 
-def _student_jobs(config: Config, rates: Rates, wanted: Iterable[tuple[str, float, Sequence[str]]]) -> list[Job]:
+def _student_jobs(config: Config, rates: Rates, wanted: Sequence[tuple[str, float, Sequence[str]]]) -> list[Job]:
     """A run for each scenario, rate and list of methods; an empty list means all of the scenario's."""
+    if not wanted:
+        return []
     folder, node = Path(config.data.save_dir) / "tuning", config.comparison
     chain = folder / f"refine-{rates['refine'][CHAIN_METHOD]:g}" / CHAIN_NAME
     shared = {**_held_out(config), **_teacher(config, rates), "oskt.chain": str(chain)}

@@ -104,8 +104,6 @@ def make_plan(config: Config, num_classes: int) -> RunPlan:
     rungs = _rungs(teacher, graph, config.oskt.ladder) or (full_plan(graph, config.oskt.width),)
     stand_in = stand_in_chain(teacher, graph, rungs[-1])
     check_foldable(stand_in, config.oskt.distance)
-    for level in config.oskt.refine.levels:
-        stand_in.check_range(full_plan(graph, level))
     check_baselines({*config.oskt.controls, *_baselines(asked)}, teacher, graph)
     students = _plans_of(config, stand_in, teacher, asked, rungs)
     return RunPlan(teacher, graph, rungs[0], students, tuple(config.oskt.controls), rungs=rungs[1:])

@@ -64,17 +64,17 @@ def refining_choices(node: Config) -> dict[str, Any]:
     names = (
         "vector_copies",
         "sstudent_weight",
-        "within",
         "distil_weight",
         "distil_temperature",
         "distil_from",
+        "levels",
         "level_start",
     )
     choices = {name: node[name] for name in names}
     return {
         **choices,
-        "levels": tuple(node.levels),
         "lambda_weight": node["lambda"],
+        "within": node.lambda_within,
         "lambda_shape": node.lambda_schedule,
     }
 
