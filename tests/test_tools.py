@@ -59,9 +59,11 @@ def test_graph_command_refuses_bad_arguments(arguments):
 @pytest.mark.slow
 def test_refining_and_expanding_are_measured(capsys):
     command = tool("benchmark")
-    assert command.main(["refine", "--rounds", "1", "--batch", "2", "--planes", "8", "--size", "64", "32"]) == 0
-    row = capsys.readouterr().out.splitlines()[-1].split()
-    assert row[:2] == ["2", "8"] and all(float(value) > 0 for value in row[2:])
+    sizes = ["--rounds", "1", "--batch", "2", "--planes", "8", "--size", "64", "32"]
+    assert command.main(["refine", "--method", "paper", "first", *sizes]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert [row[:3] for row in rows] == [["paper", "2", "8"], ["first", "2", "8"]]
+    assert all(float(value) > 0 for row in rows for value in row[3:])
     assert command.main(["expand", "--rounds", "1", "--names", "res50-s1", "res50-s2"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
     assert [row[0] for row in rows] == ["res50-s1", "res50-s2"] and all(float(row[3]) > 0 for row in rows)

@@ -12,6 +12,7 @@ python tools/benchmark.py untrained log/oskt_osnet/chain.safetensors --config-fi
 """
 
 import argparse
+import itertools
 import logging
 import sys
 from collections.abc import Iterable, Sequence
@@ -46,12 +47,23 @@ def show_refine(arguments: argparse.Namespace) -> None:
     """Prints the cost of a refinement step and of a teacher-only step."""
     rows = []
     for batch in arguments.batch:
-        for planes in arguments.planes:
-            cost = benchmark.measure_refine(planes, batch, arguments.size, arguments.rounds, not arguments.no_memory)
+        for method, planes in itertools.product(arguments.method, arguments.planes):
+            how = (batch, arguments.size, arguments.rounds, not arguments.no_memory)
+            cost = benchmark.measure_refine(method, planes, *how)
             times = (f"{cost.teacher_ms:.0f}", f"{cost.refine_ms:.0f}", f"{cost.time_ratio:.2f}")
             peaks = (cost.teacher_bytes, cost.refine_bytes, cost.memory_bound if cost.refine_bytes else 0)
-            rows.append((batch, planes, *times, *(f"{peak / MEGABYTE:.0f}" if peak else "-" for peak in peaks)))
-    headers = ("batch", "chain planes", "teacher ms", "refine ms", "ratio", "teacher MB", "refine MB", "bound MB")
+            rows.append((method, batch, planes, *times, *(f"{peak / MEGABYTE:.0f}" if peak else "-" for peak in peaks)))
+    headers = (
+        "method",
+        "batch",
+        "chain planes",
+        "teacher ms",
+        "refine ms",
+        "ratio",
+        "teacher MB",
+        "refine MB",
+        "bound MB",
+    )
     print(f"one training step of ResNet-50, {torch.get_num_threads()} threads, median of {arguments.rounds}")
     print(tabulate(rows, headers=headers, disable_numparse=True, stralign="right"))
 
@@ -190,6 +202,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def _add_training_costs(commands: "argparse._SubParsersAction") -> None:
     refine = commands.add_parser("refine", help="one refinement step against one teacher-only step")
     refine.add_argument("--planes", type=int, nargs="+", choices=(8, 16, 32, 64), default=[8, 16, 32], help="chains")
+    refine.add_argument(
+        "--method",
+        nargs="+",
+        choices=benchmark.METHODS[1:],
+        default=["paper"],
+        help="paper (default); nested; level: a level besides; first: all learn from the first teacher",
+    )
     refine.add_argument("--batch", type=positive, nargs="+", default=[8], help="batch sizes (default: 8)")
     refine.add_argument("--size", type=positive, nargs=2, default=[256, 128], metavar=("H", "W"), help="image size")
     refine.add_argument("--rounds", type=positive, default=7, help="timed steps of each kind (default: 7)")

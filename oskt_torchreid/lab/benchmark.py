@@ -5,6 +5,8 @@ Clusters are random: costs depend on widths, not on which channels share a clust
 
 from __future__ import annotations
 
+import copy
+import itertools
 import multiprocessing
 import statistics
 import tempfile
@@ -13,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,13 +23,14 @@ from torch import Tensor, nn
 
 from ..chain.chain import WeightChain
 from ..chain.expansion import expand
-from ..chain.losses import refining_loss
+from ..chain.nesting import tree_over
 from ..chain.network import trace
 from ..chain.sstudent import Refinement
 from ..errors import ConfigError
 from ..graph.plans import Width, full_plan, ratio_plan
+from ..graph.tracer import tracing_mode
 from ..host import models
-from ..host.losses import ReidLoss
+from ..host.losses import ReidLoss, kd_loss
 from ..models.presets import PRESETS, TEACHER_PLANES, ResNetPreset
 from ..networks import parse_outputs
 
@@ -35,6 +38,10 @@ BACKBONE, NUM_CLASSES = "resnet50", 751
 SERIES = {name: preset for name, preset in PRESETS.items() if isinstance(preset, ResNetPreset)}
 """The paper's students of ResNet-50."""
 
+METHODS = ("teacher", "paper", "nested", "level", "first")
+"""What a step trains: the teacher alone; with the paper's S-student; with a nested chain's, which learns from the
+teacher's scores; with one of 12 levels besides; and all of these learning from a copy of the first teacher instead."""
+_LEVELS = 12
 Result = TypeVar("Result")
 MEMORY_STEPS = 3  # the optimiser's state exists from the second step on
 WARM_UP = 2
@@ -45,6 +52,7 @@ class RefineCost:
     """Costs of one training step, of the teacher alone and of refining a chain.
 
     Attributes:
+        method: one of `METHODS`.
         planes: base planes of the chain; the teacher has 64.
         batch: images in a batch.
         teacher_ms: median milliseconds of a teacher-only step.
@@ -54,6 +62,7 @@ class RefineCost:
         weight_bytes: one copy of the teacher's weights.
     """
 
+    method: str
     planes: int
     batch: int
     teacher_ms: float
@@ -97,17 +106,21 @@ class ExpandCost:
 # ---- refining ----------------------------------------------------------------------------------------------------
 
 
-def measure_refine(planes: int, batch: int, size: tuple[int, int], rounds: int, memory: bool = True) -> RefineCost:
+def measure_refine(
+    method: str, planes: int, batch: int, size: tuple[int, int], rounds: int, memory: bool = True
+) -> RefineCost:
     """Times both kinds of step in one process, in turn, so that a busy machine slows both alike.
 
     Args:
+        method: one of `METHODS`.
         planes: base planes of the chain.
         batch: images in a batch.
         size: `(height, width)` of the images.
         rounds: steps of each kind that are timed, after a warm-up.
         memory: also measure peak memory, each kind in a fresh process.
     """
-    steps = [_make_step(kind, batch, size) for kind in (0, planes)]
+    kinds = (METHODS[0], method)
+    steps = [_make_step(kind, planes, batch, size) for kind in kinds]
     seconds: list[list[float]] = [[], []]
     for round_ in range(WARM_UP + rounds):
         for step, times in zip(steps, seconds, strict=True):
@@ -116,42 +129,56 @@ def measure_refine(planes: int, batch: int, size: tuple[int, int], rounds: int, 
             if round_ >= WARM_UP:
                 times.append(time.perf_counter() - start)
     teacher_ms, refine_ms = (1e3 * statistics.median(times) for times in seconds)
-    teacher_peak, refine_peak = (_fresh_peak(kind, batch, size) if memory else 0 for kind in (0, planes))
+    teacher_peak, refine_peak = (_fresh_peak(kind, planes, batch, size) if memory else 0 for kind in kinds)
     weights = sum(p.numel() * p.element_size() for p in models.skeleton(BACKBONE, NUM_CLASSES).parameters())
-    return RefineCost(planes, batch, teacher_ms, refine_ms, teacher_peak, refine_peak, weights)
+    return RefineCost(method, planes, batch, teacher_ms, refine_ms, teacher_peak, refine_peak, weights)
 
 
-def _make_step(planes: int, batch: int, size: tuple[int, int]) -> Callable[[], None]:
-    """Forward, backward and Adam's step of the teacher only (0 planes) or of teacher and S-student."""
+def _make_step(method: str, planes: int, batch: int, size: tuple[int, int]) -> Callable[[], None]:
+    """Forward, backward and Adam's step of one of `METHODS`; levels are trained in turn, widest last."""
     teacher = models.build(BACKBONE, NUM_CLASSES)
-    network = Refinement(teacher, random_chain(teacher, planes / TEACHER_PLANES)) if planes else teacher
+    criterion, parts = ReidLoss(NUM_CLASSES), itertools.count()
+    images, pids = torch.randn(batch, 3, *size), torch.arange(batch) % NUM_CLASSES
+
+    def task(output: Any) -> Tensor:
+        return criterion(parse_outputs(output, True, "softmax"), pids)[0]
+
+    if method == METHODS[0]:
+        network: nn.Module = teacher
+    else:
+        chain = random_chain(teacher, planes / TEACHER_PLANES, nested=method != "paper")
+        network = Refinement(teacher, chain, levels=_LEVELS if method in ("level", "first") else ())
+    first = copy.deepcopy(teacher).eval() if method == "first" else None
     network.train()
-    criterion = ReidLoss(NUM_CLASSES)
     optimizer = torch.optim.Adam(network.parameters(), lr=3.5e-4, weight_decay=5e-4)
-    images = torch.randn(batch, 3, *size)
-    pids = torch.arange(batch) % NUM_CLASSES
+
+    def loss() -> Tensor:
+        if not isinstance(network, Refinement):
+            return task(network(images))
+        if network.levels:
+            network.active = (next(parts) % _LEVELS,)
+        targets = None
+        if first is not None:
+            with torch.no_grad(), tracing_mode(first):
+                targets = first(images)
+        distil = None if method == "paper" else lambda wide, narrow: kd_loss(narrow, wide.detach(), 4.0)
+        return network.losses(images, task, distil=distil, targets=targets).total()
 
     def step() -> None:
-        outputs = network(images)
-        loss = torch.zeros(())
-        for logits in outputs if planes else (outputs,):
-            loss = loss + criterion(parse_outputs(logits, True, "softmax"), pids)[0]
-        if isinstance(network, Refinement):
-            loss = loss + refining_loss(network.sstudent.row_pairs(teacher))
         optimizer.zero_grad()
-        loss.backward()
+        loss().backward()
         optimizer.step()
 
     return step
 
 
-def _fresh_peak(planes: int, batch: int, size: tuple[int, int]) -> int:
+def _fresh_peak(method: str, planes: int, batch: int, size: tuple[int, int]) -> int:
     """Peak memory of a few steps in a separate process.
 
     The operating system's number decides whether a job fits; a profiler of torch would miss the buffers of its kernels,
     and a shared process would include the peaks of earlier work.
     """
-    return in_fresh_process(_peak, planes, batch, size, torch.get_num_threads())
+    return in_fresh_process(_peak, method, planes, batch, size, torch.get_num_threads())
 
 
 def in_fresh_process(work: Callable[..., Result], *arguments: object) -> Result:
@@ -162,10 +189,10 @@ def in_fresh_process(work: Callable[..., Result], *arguments: object) -> Result:
         return pool.submit(work, *arguments).result()
 
 
-def _peak(planes: int, batch: int, size: tuple[int, int], threads: int) -> int:
+def _peak(method: str, planes: int, batch: int, size: tuple[int, int], threads: int) -> int:
     torch.set_num_threads(threads)
     before = process_memory("VmRSS")
-    step = _make_step(planes, batch, size)
+    step = _make_step(method, planes, batch, size)
     for _ in range(MEMORY_STEPS):
         step()
     return process_memory("VmHWM") - before
@@ -233,13 +260,20 @@ def _expand_cost(name: str, chain: WeightChain, chain_width: float, width: Width
     return ExpandCost(name, chain_width, params, expand_ms, copy_ms, touched_bytes)
 
 
-def random_chain(teacher: nn.Module, ratio: float, size: tuple[int, int, int] = (3, 64, 32)) -> WeightChain:
-    """A chain of a teacher, of a width ratio and with random clusters."""
+def random_chain(
+    teacher: nn.Module, ratio: float, size: tuple[int, int, int] = (3, 64, 32), nested: bool = False
+) -> WeightChain:
+    """A chain of a teacher, of a width ratio and with random clusters; a nested one has random leaders."""
     graph = trace(teacher, size)
     generator = np.random.default_rng(0)
     widths = ratio_plan(graph, ratio)
-    labels = {name: generator.permutation(np.arange(size) % widths[name]) for name, size in graph.sizes.items()}
-    return WeightChain.from_labels(teacher, graph, labels)
+    labels = {name: np.arange(size) % widths[name] for name, size in graph.sizes.items()}
+    if not nested:
+        labels = {name: generator.permutation(found) for name, found in labels.items()}
+        return WeightChain.from_labels(teacher, graph, labels)
+    trees = {name: tree_over(found) for name, found in labels.items()}
+    importance = {name: generator.random(size) for name, size in graph.sizes.items()}
+    return WeightChain.from_labels(teacher, graph, labels, trees=trees, importance=importance)
 
 
 def _saved_and_loaded(chain: WeightChain) -> WeightChain:
