@@ -12,6 +12,7 @@ import oskt_torchreid as oskt
 from oskt_torchreid.chain.budgets import parse_amount
 from oskt_torchreid.chain.expansion import expand_to_plan
 from oskt_torchreid.host import models
+from oskt_torchreid.lab.benchmark import random_chain
 
 COMMAND = tool("expand")
 
@@ -130,6 +131,19 @@ def test_a_ladder_gives_the_nearest_chain(tmp_path, capsys):
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-4:]] == ["rung", "------", "1", "2"]
     assert COMMAND.main([files[1], files[0], "--table"]) == 2
     assert capsys.readouterr().err.startswith("error: the first chain of a ladder is one of a first teacher")
+
+
+def test_a_chain_is_trimmed(tmp_path, paths, capsys):
+    chain = random_chain(models.build("osnet_x0_25", NUM_CLASSES), 0.5, nested=True)
+    whole, small = (str(tmp_path / name) for name in ("whole.safetensors", "small.safetensors"))
+    chain.save(whole)
+    assert COMMAND.main([whole, "--trim", "0.75", "-o", small]) == 0
+    printed = capsys.readouterr().out
+    assert f"wrote {small}: <WeightChain of osnet_x0_25" in printed and "instead of" in printed
+    assert oskt.WeightChain.load(small).graph.sizes == oskt.chain.width_plan(chain, 0.75)
+    assert COMMAND.main([paths[0], "--trim", "0.75", "-o", small]) == 2
+    assert "only a nested chain whose slots have leaders" in capsys.readouterr().err
+    assert COMMAND.main([whole, whole, "--trim", "0.75", "-o", small]) == 2
 
 
 def test_the_stock_form_of_a_student_with_a_neck(tmp_path, capsys):

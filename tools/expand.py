@@ -4,6 +4,7 @@ python tools/expand.py chain.safetensors --latency 5ms -o student.pth
 python tools/expand.py chain.safetensors --like osnet_x0_5 -o student.pth
 python tools/expand.py chain.safetensors --table --no-latency
 python tools/expand.py chain.safetensors chain-2.safetensors --width 0.2 -o student.pth
+python tools/expand.py chain.safetensors --trim 0.75 -o smaller.safetensors
 
 Several chains are a ladder, from wide to narrow: the student is expanded from the nearest.
 """
@@ -22,6 +23,7 @@ import oskt_torchreid as oskt  # noqa: E402
 from oskt_torchreid.chain.budgets import held_groups, in_half_precision, show_amount  # noqa: E402
 from oskt_torchreid.chain.counting import Costs  # noqa: E402
 from oskt_torchreid.chain.expansion import choose_widths, expand_to_plan  # noqa: E402
+from oskt_torchreid.chain.trimming import trimmed  # noqa: E402
 from oskt_torchreid.cli import positive  # noqa: E402
 from oskt_torchreid.deploy import measure_latency  # noqa: E402
 from oskt_torchreid.deploy.latency import BACKENDS  # noqa: E402
@@ -51,6 +53,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     ways.add_argument(
         "--table", action="store_true", help="print what students of a range of widths cost, write nothing"
     )
+    ways.add_argument("--trim", metavar="WIDTH", help="write a smaller chain, without students wider than this")
     ways.add_argument("--widths", action="store_true", help="print which widths each channel group can have")
     parser.add_argument("-o", "--output", help="checkpoint to write; not with --table or --widths")
     parser.add_argument("--half", action="store_true", help="write numbers in half precision")
@@ -125,6 +128,17 @@ def _form(arguments: argparse.Namespace, student: torch.nn.Module, way: str) -> 
     return ": its shapes; the state dict loads strictly into it"
 
 
+def trim_chain(arguments: argparse.Namespace, chain: oskt.WeightChain, ladder: oskt.Ladder | None) -> None:
+    """Writes a chain without its widest students."""
+    if ladder:
+        raise oskt.errors.ConfigError(f"--trim takes one chain, not {len(ladder.chains)}; trim them one by one")
+    wanted = StudentSpec.parse(f"width={arguments.trim}").arguments("the command line")
+    smaller = trimmed(chain, wanted["width"])
+    smaller.save(arguments.output)
+    before, after = (show_amount("size", Path(path).stat().st_size) for path in (arguments.chains[0], arguments.output))
+    print(f"wrote {arguments.output}: {smaller!r}, {after} instead of {before}; ratios are of its own widest student")
+
+
 def show_table(arguments: argparse.Namespace, chain: oskt.WeightChain, _: oskt.Ladder | None) -> None:
     """Prints the costs of a range of widths."""
     measure = None if arguments.no_latency else _measure(arguments)
@@ -161,7 +175,8 @@ def main(arguments: list[str] | None = None) -> int:
             check_output(parsed)
         ladder = load_ladder(parsed.chains)
         chain = ladder.span if ladder else oskt.WeightChain.load(parsed.chains[0])
-        action = show_table if parsed.table else show_widths if parsed.widths else make_student
+        actions = {"table": show_table, "widths": show_widths, "trim": trim_chain}
+        action = next((act for name, act in actions.items() if getattr(parsed, name)), make_student)
         action(parsed, chain, ladder)
     except oskt.OsktError as error:
         print(f"error: {error}", file=sys.stderr)

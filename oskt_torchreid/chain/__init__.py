@@ -12,6 +12,7 @@ from .network import trace
 from .recalibration import recalibrate
 from .sstudent import Criterion, Refinement, RefinementLosses, SStudent
 from .student_file import load_student, save_plain, save_student
+from .trimming import trimmed
 
 __all__ = [
     "Choice",
@@ -35,5 +36,6 @@ __all__ = [
     "save_plain",
     "save_student",
     "trace",
+    "trimmed",
     "width_plan",
 ]
