@@ -67,6 +67,7 @@ class Narrowing(nn.Module):
             self._factor_names[name] = f"factor_{number}"
             self.register_buffer(self._factor_names[name], factor, persistent=False)
         self._joined: dict[tuple[str, ...], tuple[AxisMap, list[int]]] = {}
+        self._moves: dict[str, tuple[Tensor, Tensor]] = {}
 
     def forward(
         self, rows: Mapping[str, Tensor], vectors: Mapping[str, Tensor], own: Mapping[str, Tensor] | None = None
@@ -82,7 +83,9 @@ class Narrowing(nn.Module):
             As the student's network stores them; some may be views, or the rows themselves if nothing changes.
         """
         tensors = {name: self.matrix(name, chain_rows) for name, chain_rows in rows.items()}
-        tensors |= self.averages(vectors) | dict(own or {})
+        return self._folded(tensors | self.averages(vectors) | dict(own or {}))
+
+    def _folded(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         for name in self._factor_names.keys() & tensors.keys():
             tensors[name] = fold(tensors[name], getattr(self, self._factor_names[name]))
         return tensors
@@ -92,32 +95,53 @@ class Narrowing(nn.Module):
     ) -> dict[str, Tensor]:
         """Tensors of a student of a nested chain, which is between S-student and teacher, by name.
 
+        Of the teacher's rows `W` and the S-student's `C`, slot `v` of cluster `a` has `Wm_v + f (C_a - Wm_a)`: both
+        parts are narrowed first, which is less to add. Vectors that the S-student has of its own are treated alike.
+
         Args:
             rows: the teacher's, `[N, columns, ...]` per matrix, rows first.
             vectors: the teacher's, `[N]`.
             own: what the S-student has instead of some of them, rows `[K, columns, ...]` and vectors `[K]`.
         """
-        whole = {**rows, **vectors}
-        whole |= {name: self.faded(name, whole[name], tensor) for name, tensor in own.items()}
-        return self({name: whole[name] for name in rows}, {name: whole[name] for name in vectors})
+        tensors = {name: self._merged(name, whole) for name, whole in rows.items()} | self.averages(vectors)
+        for name, mine in own.items():
+            tensors[name] = self._moved(name, tensors[name], rows[name] if name in rows else vectors[name], mine)
+        tensors |= {name: rows_first(tensors[name], self._graph.row_ties[name]) for name in rows}
+        return self._folded(tensors)
 
-    def faded(self, name: str, whole: Tensor, own: Tensor) -> Tensor:
-        """The teacher's tensor, moved towards what the S-student has instead: `W_i + f (C_a(i) - Wm_a(i))`.
+    def _merged(self, name: str, rows: Tensor) -> Tensor:
+        """A teacher's matrix, rows first: rows averaged and columns summed over the members of each slot."""
+        axis = self._axis(name)
+        return self._summed(name, rows if axis.is_identity else average_rows(rows, axis))
+
+    def _moved(self, name: str, narrow: Tensor, whole: Tensor, own: Tensor) -> Tensor:
+        """What a slot has of the teacher, moved towards the S-student: `narrow + f (C_a - Wm_a)`.
 
         Args:
             name: of a matrix or a vector.
-            whole: the teacher's, matrices rows first.
+            narrow: the teacher's tensor, narrowed, matrices rows first.
+            whole: the same at the teacher's width.
             own: the S-student's.
         """
-        tie = self._graph.row_ties[name]
-        share = self._fade_of(name, tie)
+        index, share = self._move_of(name)
         if not share.any():
-            return whole
-        axis, dimension = self._chain.axis(tie), 0 if name in self._graph.matrices else tie.dimension
-        moved = (own - average_rows(whole, axis, dimension)).movedim(dimension, 0)
-        moved = moved.index_select(0, axis.teacher_to_student.to(whole.device))
-        moved = moved * share.to(whole).reshape(-1, *[1] * (moved.dim() - 1))
-        return whole + moved.movedim(0, dimension)
+            return narrow
+        tie, is_matrix = self._graph.row_ties[name], name in self._graph.matrices
+        dimension = 0 if is_matrix else tie.dimension
+        moved = own - average_rows(whole, self._chain.axis(tie), dimension)
+        moved = self._summed(name, moved) if is_matrix else moved
+        share = share.to(whole).reshape(-1, *[1] * (narrow.dim() - 1 - dimension))
+        return narrow + share * gather_rows(moved, index, dimension)
+
+    def _move_of(self, name: str) -> tuple[Tensor, Tensor]:
+        """Cluster and fade `f` of each of the student's rows; found once."""
+        if name not in self._moves:
+            tie = self._graph.row_ties[name]
+            axis = self._student.axis(tie)
+            share = torch.empty(axis.blocks * axis.length, dtype=torch.float64)
+            share[axis.teacher_to_student] = self._fade_of(name, tie)
+            self._moves[name] = student_to_chain(axis, self._chain.axis(tie)), share
+        return self._moves[name]
 
     def _fade_of(self, name: str, tie: Tie) -> Tensor:
         """`f` of each of the teacher's rows; rows that no width changes fade as their columns do, or the whole does."""
@@ -132,15 +156,14 @@ class Narrowing(nn.Module):
 
     def matrix(self, name: str, rows: Tensor) -> Tensor:
         """A student's matrix: columns summed over the members of each slot, and rows gathered from the chain."""
+        merged = self._merged(name, rows) if self._nested else self.gathered(name, self._summed(name, rows))
+        return rows_first(merged, self._graph.row_ties[name])
+
+    def _summed(self, name: str, rows: Tensor) -> Tensor:
+        """Columns summed over the members of each slot."""
         column = self._graph.column_ties.get(name)
         axis = None if column is None else self._student.axis(column)
-        if self._nested:
-            own = self._axis(name)
-            averaged = rows if own.is_identity else average_rows(rows, own)
-            merged = averaged if axis is None or axis.is_identity else sum_columns(averaged, axis)
-            return rows_first(merged, self._graph.row_ties[name])
-        merged = rows if axis is None or axis.is_identity else sum_columns(rows, axis)
-        return rows_first(self.gathered(name, merged), self._graph.row_ties[name])
+        return rows if axis is None or axis.is_identity else sum_columns(rows, axis)
 
     def gathered(self, name: str, rows: Tensor) -> Tensor:
         """Rows, or other tensors of the chain's length, for each slot; at the chain's width returned unchanged."""
