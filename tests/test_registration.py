@@ -21,7 +21,7 @@ def test_registered_names():
     assert torchreid.engine.ImageOSKTEngine is oskt.OSKTEngine
     assert torchreid.engine.build_engine is oskt.registry.build_engine
     assert oskt.registry.engine_class("oskt") is oskt.OSKTEngine and oskt.registry.engine_class("softmax")
-    assert {"synthped", "synthped_medium"} <= set(image_dataset_names())
+    assert {"synthped", "synthped_medium", "synthped_hard"} <= set(image_dataset_names())
     assert {"oskt_osnet_x1_0", "oskt_resnet50", "osnet_x1_0"} <= set(model_names())
 
 

@@ -16,20 +16,21 @@ from oskt_torchreid.errors import ConfigError
 SMALL = {"height": 64, "width": 32, "train_identities": 8, "test_identities": 10, "cameras": 3, "images_per_camera": 3}
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_192_and_64_people_at_six_cameras(name):
+@pytest.mark.parametrize(("name", "people"), [("quick", (192, 64)), ("medium", (192, 64)), ("hard", (768, 128))])
+def test_presets_are_so_many_people_at_six_cameras(name, people):
     settings = preset(name)
-    assert (settings.train_identities, settings.test_identities) == (192, 64)
+    assert (settings.train_identities, settings.test_identities) == people
     assert (settings.cameras, settings.images_per_camera) == (6, 2)
     assert (settings.height, settings.width) == (128, 64)
-    assert len(list(picture_files(settings))) == 3072
+    assert len(list(picture_files(settings))) == 12 * sum(people)
 
 
-def test_medium_is_nowhere_easier_than_quick():
-    quick, medium = PRESETS["quick"], PRESETS["medium"]
+@pytest.mark.parametrize(("easier", "harder"), [("quick", "medium"), ("medium", "hard")])
+def test_no_preset_is_anywhere_easier_than_the_one_before(easier, harder):
+    easy, hard = PRESETS[easier], PRESETS[harder]
     for name in ("camera_cast", "white_balance", "occlusion", "view", "resolution_loss", "noise", "jitter", "clutter"):
-        assert getattr(medium, name) > getattr(quick, name)
-    assert medium.min_differences < quick.min_differences
+        assert getattr(hard, name) > getattr(easy, name)
+    assert hard.min_differences < easy.min_differences
 
 
 def test_unknown_preset_names_the_nearest():

@@ -151,7 +151,7 @@ def test_sizes_and_seeds_live_side_by_side(tmp_path):
 def test_registering_twice_changes_nothing():
     synthped.register()
     synthped.register()
-    assert {"synthped", "synthped_medium"} <= set(image_dataset_names())
+    assert {"synthped", "synthped_medium", "synthped_hard"} <= set(image_dataset_names())
     registered = dataset_class("synthped_medium", "image")
     synthped.configure(preset("medium"), "synthped_medium")
     assert dataset_class("synthped_medium", "image") is registered, "the settings are those of the beginning"
