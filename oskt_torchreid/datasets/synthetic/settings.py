@@ -191,8 +191,8 @@ PRESETS = {
         clutter=0.5,
     ),
 }
-# Narrow networks keep up with wide ones where few people are learnt, or where pictures of a person are alike: with 768 of
-# them and the disturbances of medium, half a ResNet-18 came within 0.4 points of the whole one.
+# Narrow networks keep up with wide ones where few people are learnt, or where pictures of a person are alike: with 768
+# of them and the disturbances of medium, half a ResNet-18 came within 0.4 points of the whole one.
 PRESETS["hard"] = PRESETS["medium"].replace(
     train_identities=768,
     test_identities=128,
