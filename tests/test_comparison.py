@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 from runs import SMALL
 
-from oskt_torchreid.config import load_config
+from oskt_torchreid.baselines import BASELINES, Baseline
+from oskt_torchreid.baselines.scratch import from_scratch
+from oskt_torchreid.config import load_config, merged
 from oskt_torchreid.errors import ConfigError, TrainingError
 from oskt_torchreid.lab.comparison import further_jobs, jobs, run_comparison, seed_jobs, tuning_jobs
 from oskt_torchreid.lab.comparison.comparison import choose_rates, run_all, try_apart
+from oskt_torchreid.lab.comparison.equal import methods_at
 from oskt_torchreid.lab.comparison.jobs import check_comparison
 from oskt_torchreid.lab.comparison.tables import ablation_table, fleet_table, gain, map_table, mean_gain, transfer_table
 from oskt_torchreid.lab.curves import convergence_plot
@@ -89,7 +92,7 @@ def test_what_follows_a_chain(tmp_path):
 TRAINED_ON = [
     "comparison.trained_on=True",
     "comparison.equal_passes_widths=[0.5, 1.0]",
-    "comparison.total_methods=['slice']",
+    "comparison.total_methods=['scratch']",
 ]
 COMPUTE = ["comparison.compute.widths=[0.5, 0.75]", "comparison.compute.methods=['slice']"]
 
@@ -99,35 +102,62 @@ def test_jobs_of_equal_training(tmp_path):
     methods = ["comparison.methods=['scratch','slice','norm','norm+kd','kmeans+kd']", "comparison.widths=[0.5,1.0]"]
     epochs = ["oskt.refine.max_epoch=5", "oskt.refine.half_resolution_epochs=2", "train.max_epoch=7"]
     config = configured(tmp_path, *TRAINED_ON, *methods, *epochs)
-    rates = {**RATES, "trained-on": {"scratch": 0.1, "slice": 0.2, "norm+kd": 0.3}}
+    rates = {**RATES, "trained-on": {"slice": 0.2, "norm+kd": 0.3}}
     found = {job.folder.rpartition("/")[2]: job for job in seed_jobs(config, rates, "rest")}
     alone, passes, total = (found[name].config(config) for name in ("trained-on", "passes-1", "total"))
     assert (found["trained-on"].scenario, found["passes-1"].scenario) == ("trained-on", "passes")
     at_1 = ["scratch:width=1", "slice:width=1", "norm+kd:width=1"]
-    assert alone.oskt.students == passes.oskt.students == at_1, "norm and kmeans+kd are no other networks here"
+    assert passes.oskt.students == at_1, "norm and kmeans+kd are no other networks here"
+    assert alone.oskt.students == at_1[1:], "what begins anew is not the teacher"
+    assert passes.oskt.control_lr.scratch == 0.02, "the rate of equal passes"
     assert alone.oskt.control_lr["norm+kd"] == passes.oskt.control_lr["norm+kd"] == 0.3
     shown = [(run.oskt.finetune.max_epoch, run.oskt.finetune.half_resolution_epochs) for run in (alone, passes, total)]
     assert shown == [(5, 2), (6, 2), (13, 2)]
-    assert total.oskt.students == ["slice:width=0.5"] and total.oskt.control_lr.slice == 0.004
+    assert total.oskt.students == ["scratch:width=0.5"] and total.oskt.control_lr.scratch == 0.02
     (first,) = seed_jobs(config, rates, "finetune")
     assert first.config(config).oskt.students[-4:] == ["width=1", *at_1]
     tuning = {job.folder: job.config(config) for job in tuning_jobs(config, "rates", rates)}
-    assert tuning["tuning/trained-on-0.01"].oskt.students == at_1
+    assert tuning["tuning/trained-on-0.01"].oskt.students == at_1[1:]
     assert tuning["tuning/trained-on-0.01"].oskt.finetune.max_epoch == 5
 
 
+def finetuned_results(folder, facts, **sizes):
+    rows = [Row(name, "student", 1, flops) for name, flops in sizes.items()]
+    folder = folder / "comparison" / "data-0" / "seed-1" / "finetune"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_results(folder / "results.json", rows, facts)
+
+
 def test_equal_compute_by_hand(tmp_path):
-    """The chain: 70 and 2 x 5. Slices of both widths: 4 + 6 for 2 epochs, so 5 an epoch, and 16 epochs for 80."""
-    config = configured(tmp_path, *COMPUTE, "oskt.finetune.max_epoch=2")
-    costs = {"width=0.5": 5.0, "width=0.75": 5.0, "slice:width=0.5": 4.0, "slice:width=0.75": 6.0}
-    rows = [Row(name, "student", 1, 1, epochs=2, training_flops=flops) for name, flops in costs.items()]
-    folder = tmp_path / "comparison" / "data-0" / "seed-1" / "finetune"
-    folder.mkdir(parents=True)
-    write_results(folder / "results.json", rows, {"refine": {"training_flops": 70.0}})
-    (job,) = (job for job in seed_jobs(config, RATES, "rest") if job.scenario == "compute")
-    run = job.config(config)
-    assert run.oskt.students == ["slice:width=0.5", "slice:width=0.75"]
-    assert (run.oskt.finetune.max_epoch, run.oskt.control_lr.slice) == (16, 0.004)
+    """10 images an epoch, 2 epochs of students; a teacher of 8, students of 2 and 3.
+
+    The chain: 1700 and 10 x 2 x 3 x 5 = 300. Slices: 10 x 3 x 5 = 150 an epoch, so 13 for 2000. Distilled: besides
+    10 x 2 x 8 = 160 an epoch, and 160 once for class means, so (2000 - 160) / 310, 6.
+    """
+    methods = ["comparison.methods=['slice','norm+kd']", "comparison.compute.methods=['slice','norm+kd']"]
+    config = configured(tmp_path, *COMPUTE, *methods, "oskt.finetune.max_epoch=2", "oskt.distillation.weight_nd=1.0")
+    sizes = {f"{method}width={w}": flops for method in ("", "slice:", "norm+kd:") for w, flops in ((0.5, 2), (0.75, 3))}
+    finetuned_results(tmp_path, {"refine": {"training_flops": 1700.0}, "epoch_images": 10}, teacher=8, **sizes)
+    rates = {**RATES, "passes": {"slice": 0.004, "norm+kd": 0.005}}
+    found = {
+        job.folder.rpartition("/")[2]: job for job in seed_jobs(config, rates, "rest") if job.scenario == "compute"
+    }
+    runs = {name: job.config(config) for name, job in found.items()}
+    assert runs["compute-slice"].oskt.students == ["slice:width=0.5", "slice:width=0.75"]
+    assert {name: run.oskt.finetune.max_epoch for name, run in runs.items()} == {
+        "compute-slice": 13,
+        "compute-norm+kd": 6,
+    }
+    assert runs["compute-norm+kd"].oskt.control_lr["norm+kd"] == 0.005
+    finetuned_results(tmp_path, {"refine": {}}, teacher=8, **sizes)
+    with pytest.raises(ConfigError, match="of a version that did not count what training costs"):
+        seed_jobs(config, rates, "rest")
+
+
+def test_a_method_that_is_not_said_to_inherit_stays_itself(monkeypatch):
+    monkeypatch.setitem(BASELINES, "mine", Baseline(from_scratch, "fresh, of a user"))
+    assert methods_at(["mine", "slice", "norm", "norm+kd"], 1.0) == ["mine", "slice", "norm+kd"]
+    assert methods_at(["mine", "norm"], 0.5) == ["mine", "norm"]
 
 
 def test_rates_are_tuned_on_held_out_identities(tmp_path):
@@ -182,9 +212,10 @@ def test_the_comparisons_that_come_with_the_package(path, tmp_path):
     rates |= {"teacher": {"teacher": 0.01}, "trained-on": rates["passes"]}
     steps.append(seed_jobs(config, rates, "finetune"))
     for job in steps[3]:  # what the others read
-        rows = [Row(name, "student", 1, 1, epochs=1, training_flops=1.0) for name in job.config(config).oskt.students]
+        rows = [Row(name, "student", 1, 1) for name in ("teacher", *job.config(config).oskt.students)]
         (tmp_path / job.folder).mkdir(parents=True)
-        write_results(tmp_path / job.folder / "results.json", rows, {"refine": {"training_flops": 1.0}})
+        facts = {"refine": {"training_flops": 1.0}, "epoch_images": 1}
+        write_results(tmp_path / job.folder / "results.json", rows, facts)
     steps.append(seed_jobs(config, rates, "rest"))
     assert len(steps[3]) == len(config.comparison.seeds) * len(config.comparison.data_seeds) >= 3
     for run in (job.config(config) for step in steps for job in step):
@@ -241,6 +272,11 @@ def test_no_rate_at_which_anything_can_be_trained(tmp_path, monkeypatch, step):
         ),
         ([*COMPUTE, "comparison.equal_passes_widths=[]"], r"compute.methods takes the rates of equal passes"),
         ([*COMPUTE, "oskt.finetune.max_epoch=0"], r"set oskt.finetune.max_epoch to 1"),
+        ([*COMPUTE, "oskt.refine.max_epoch=0"], r"oskt.refine.max_epoch is 0; set it to 1 or more"),
+        (
+            ["comparison.total_methods=['slice']"],
+            r"total_methods has slice, whose networks begin as the trained teacher",
+        ),
         (["comparison.trained_on=True", "comparison.methods=['scratch']"], r"trained_on needs a method .* add slice"),
         (["comparison.equal_passes_widths=[1.0]"], r"the teacher's own width, whose rate .*trained_on chooses"),
         (["data.sources=['market1501']"], r"need data that are drawn by a seed, and data.sources is \['market1501'\]"),
@@ -363,13 +399,14 @@ def test_a_whole_comparison(tiny_net, tmp_path, monkeypatch):
     assert {("finetune", method, 0.5) for method in ("oskt", "scratch", "slice")} <= found
     assert ("passes", "slice", 0.5) in found and ("finetune", "teacher", 1.0) in found
     assert {("trained-on", "oskt", 1.0), ("trained-on", "slice", 1.0), ("passes", "slice", 1.0)} <= found
-    assert {("compute", "slice", 0.5), ("total", "slice", 0.5)} <= found
+    assert {("compute", "slice", 0.5), ("total", "scratch", 0.5)} <= found
     assert {("transfer-3", "source-trained", 0.5), ("transfer-3", "oskt", 0.5)} <= found
     assert {("ablation:random labels", "oskt", 0.5), ("ablation:merged", "oskt", 0.5)} <= found
     passes = next(m["row"] for m in content["measurements"] if m["scenario"] == "passes")
     assert [epoch for epoch, _ in passes["curve"]] == [1, 2]
     refined = next(m["row"] for m in content["measurements"] if (m["scenario"], m["method"]) == ("trained-on", "oskt"))
-    assert refined["map_after"] == content["refinements"][0]["refined_teacher"]["mAP"]
+    facts = content["refinements"][0]
+    assert refined["map_after"] == facts["refined_teacher"]["mAP"] and refined["seconds"] == facts["seconds"]
     report = (folder / "comparison.md").read_text(encoding="utf-8")
     titles = ("## The teacher after 1 more epochs", "## Equal compute", "## 3 epochs from the first weights on")
     assert all(title in report for title in titles), report
@@ -381,3 +418,9 @@ def test_a_whole_comparison(tiny_net, tmp_path, monkeypatch):
     assert not list(folder.rglob("model.pth.tar-*")), "checkpoints of training add up"
     monkeypatch.setattr("oskt_torchreid.runs.trainer.Trainer.train", None)
     assert run_comparison(config) == folder, "nothing is trained again"
+    monkeypatch.undo()  # other rates may be best for other distances
+    again = run_comparison(merged(config, {"test.dist_metric": "cosine"}))
+    content = json.loads((again / "comparison.json").read_text(encoding="utf-8"))
+    found = {(m["scenario"], m["method"]) for m in content["measurements"]}
+    assert ("trained-on", "oskt") not in found, "its weights are not kept, so that it cannot be evaluated again"
+    assert ("trained-on", "slice") in found

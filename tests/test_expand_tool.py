@@ -144,6 +144,10 @@ def test_a_chain_is_trimmed(tmp_path, paths, capsys):
     assert COMMAND.main([paths[0], "--trim", "0.75", "-o", small]) == 2
     assert "only a nested chain whose slots have leaders" in capsys.readouterr().err
     assert COMMAND.main([whole, whole, "--trim", "0.75", "-o", small]) == 2
+    assert COMMAND.main([whole, "--trim", "", "-o", small]) == 2
+    with pytest.raises(SystemExit):
+        COMMAND.main([whole, "--trim", "0.75", "--half", "-o", small])
+    assert "--half is about a student" in capsys.readouterr().err
 
 
 def test_the_stock_form_of_a_student_with_a_neck(tmp_path, capsys):

@@ -219,6 +219,10 @@ def test_levels_are_evenly_spaced_by_group():
         steps = [plan[name] - chain.widths[name] for plan in plans]
         whole = size - chain.widths[name]
         assert all(abs(step - whole * share) <= 1 for step, share in zip(steps, (0.25, 0.5, 0.75), strict=True)), name
+    assert len(level_plans(chain, np.int64(3))) == 3 and len(level_plans(chain, 10**4)) < 1000, "each once"
+    assert level_plans(WeightChain.from_teacher(model, 1.0, input_size=(3, 64, 32), nested=True), 3) == []
+    with pytest.raises(ConfigError, match="levels is -3; give a number from 0"):
+        Refinement(model, chain, levels=-3)
     assert level_plans(chain, 0) == [] and level_plans(chain, [1.0]) == [chain.graph.sizes]
     assert len(Refinement(model, chain, levels=3).levels) == 3
 

@@ -73,6 +73,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("-o/--output says where the student goes, such as -o student.pth")
     if (parsed.table or parsed.widths) and parsed.output:
         parser.error("-o/--output is for a student; --table and --widths write nothing")
+    of_students = {"half": False, "plain": False, "attention": None, "distance": "none"}
+    if parsed.trim is not None and (given := [f"--{k}" for k, v in of_students.items() if getattr(parsed, k) != v]):
+        parser.error(
+            f"{', '.join(given)} is about a student; --trim writes a chain, from which students are made later"
+        )
     given = [f"--{name}" for name in LATENCY_DEFAULTS if getattr(parsed, name) is not None]
     if given and parsed.latency is None and (not parsed.table or parsed.no_latency):
         parser.error(f"{', '.join(given)} says how latency is measured, and none is; add --latency or --table")
@@ -176,7 +181,9 @@ def main(arguments: list[str] | None = None) -> int:
         ladder = load_ladder(parsed.chains)
         chain = ladder.span if ladder else oskt.WeightChain.load(parsed.chains[0])
         actions = {"table": show_table, "widths": show_widths, "trim": trim_chain}
-        action = next((act for name, act in actions.items() if getattr(parsed, name)), make_student)
+        action = next(
+            (act for name, act in actions.items() if getattr(parsed, name) not in (None, False)), make_student
+        )
         action(parsed, chain, ladder)
     except oskt.OsktError as error:
         print(f"error: {error}", file=sys.stderr)

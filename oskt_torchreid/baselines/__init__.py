@@ -39,13 +39,14 @@ class Baseline:
             not matter.
         distils: whether it is trained under its teacher, by `DistillationEngine`.
         inherits: whether its networks begin with the teacher's weights, and so are the teacher at the teacher's widths.
+            Comparisons take all such methods for one there.
     """
 
     make: Maker
     summary: str
     check: Callable[[nn.Module, ChannelGraph], None] | None = None
     distils: bool = False
-    inherits: bool = True
+    inherits: bool = False
 
 
 BASELINES: dict[str, Baseline] = {}
@@ -99,14 +100,16 @@ def make_baseline(name: str, teacher: nn.Module, graph: ChannelGraph, widths: Ma
     return attach_record(student, graph, identify(teacher))
 
 
-register_baseline("scratch", Baseline(from_scratch, "fresh weights", inherits=False))
-register_baseline("slice", Baseline(select_evenly, "weight selection: evenly spaced channels"))
-register_baseline("first", Baseline(select_first, "the first channels"))
-register_baseline("norm", Baseline(select_largest, "channels with the largest rows"))
-register_baseline("kmeans", Baseline(merge_by_kmeans, "k-means merge, not refined"))
-register_baseline("depgraph", Baseline(prune_by_depgraph, "DepGraph pruning, group L2 norm", check=check_depgraph))
+register_baseline("scratch", Baseline(from_scratch, "fresh weights"))
+register_baseline("slice", Baseline(select_evenly, "weight selection: evenly spaced channels", inherits=True))
+register_baseline("first", Baseline(select_first, "the first channels", inherits=True))
+register_baseline("norm", Baseline(select_largest, "channels with the largest rows", inherits=True))
+register_baseline("kmeans", Baseline(merge_by_kmeans, "k-means merge, not refined", inherits=True))
 register_baseline(
-    "kd++", Baseline(from_scratch, "fresh weights, trained by distillation (KD++)", distils=True, inherits=False)
+    "depgraph", Baseline(prune_by_depgraph, "DepGraph pruning, group L2 norm", check=check_depgraph, inherits=True)
 )
-register_baseline("norm+kd", Baseline(select_largest, "channels with the largest rows, distilled", distils=True))
-register_baseline("kmeans+kd", Baseline(merge_by_kmeans, "k-means merge, distilled", distils=True))
+register_baseline("kd++", Baseline(from_scratch, "fresh weights, trained by distillation (KD++)", distils=True))
+register_baseline(
+    "norm+kd", Baseline(select_largest, "channels with the largest rows, distilled", distils=True, inherits=True)
+)
+register_baseline("kmeans+kd", Baseline(merge_by_kmeans, "k-means merge, distilled", distils=True, inherits=True))

@@ -50,8 +50,9 @@ class WeightChain:
         importance: of a nested chain whose slots have leaders, per group name: of each channel, `[N]`. A slot has the
             rows and vectors of its most important member then, instead of means; empty if it has means.
         vectors_over: whose mean of norm parameters and biases a slot of a student has: its `clusters`', which makes
-            students of all widths the S-student's function; or its own members', `slots`, as in the authors' code. A
-            nested chain's students are between S-student and teacher in any case.
+            students of all widths the S-student's function (under layer and group norms, where all slots have equally
+            many members); or its own members', `slots`, as in the authors' code. A nested chain's students are between
+            S-student and teacher in any case.
     """
 
     graph: ChannelGraph
@@ -133,7 +134,8 @@ class WeightChain:
             raise ConfigError(f"clustering of a nested chain is {clustering!r}; it needs a tree, so give 'ward'")
         trees, importance = cluster_trees(graph, state, normalize, contributions)
         labels = dict(zip(trees, cut_trees(list(trees.values()), [widths[name] for name in trees]), strict=True))
-        return cls.from_labels(teacher, graph, labels, attention, trees, importance)
+        made = cls.from_labels(teacher, graph, labels, attention, trees, importance)
+        return replace(made, vectors_over=vectors_over)
 
     @classmethod
     def from_labels(
@@ -215,7 +217,8 @@ class WeightChain:
         graph = network.trace(student, chain.input_size)
         teacher_to_student = lineage.student_channels(chain.graph, chain.layout_of, graph)
         lineage.check_unscaled(student)
-        made = cls.from_teacher(student, width, graph=graph, **{"attention": chain.attention, **options})
+        inherited: dict[str, Any] = {"attention": chain.attention, "vectors_over": chain.vectors_over}
+        made = cls.from_teacher(student, width, graph=graph, **{**inherited, **options})
         origin = lineage.composed(chain.origin_to_teacher, teacher_to_student)
         return replace(made, spec=chain.spec, origin_to_teacher=origin)
 
@@ -320,6 +323,7 @@ class WeightChain:
         Raises:
             ChainError: the message names the tensor or group, what it is and what it must be.
         """
+        check_vectors_over(self.vectors_over)
         network.check_labels(self.graph, self.teacher_to_chain)
         if self.trees or self.importance:
             check_nesting(self.graph, self.teacher_to_chain, self.trees, self.importance)

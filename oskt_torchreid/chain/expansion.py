@@ -172,10 +172,11 @@ def expand_to_plan(
         check_distance(distance)
     _check_chain(chain)
     chain.check_range(widths)
+    over = check_vectors_over(chain.vectors_over if vectors_over is None else vectors_over)
     of_chain = not chain.trees or dict(widths) == chain.widths  # of a nested chain each width is another function
     chain = chain if statistics == "own" and of_chain else replace(chain, statistics={})
     layout, attention = chain.layout_of(widths), chain.attention if attention is None else attention
-    over = check_vectors_over(vectors_over or chain.vectors_over) if statistics == "own" else "slots"
+    over = over if statistics == "own" else "slots"
     made = _narrowed(chain, layout, attention, over) | chain.fixed
     tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in made.items()}
     if distance != "none":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..errors import ConfigError
 from ..graph import adapt_code, rebuild
 from ..graph.plans import Width, balanced, full_plan
 from .chain import WeightChain
@@ -45,16 +46,23 @@ def level_plans(chain: WeightChain, levels: int | Sequence[Width]) -> list[dict[
 
     Raises:
         WidthError: a level outside of the chain's widths.
+        ConfigError: a negative number.
     """
     graph, narrow = chain.graph, chain.widths
-    if isinstance(levels, int):
-        shares = [number / (levels + 1) for number in range(1, levels + 1)]
-        spaced = [{n: round(k + share * (graph.sizes[n] - k)) for n, k in narrow.items()} for share in shares]
-        return [balanced(graph, plan, narrow) for plan in spaced]
-    plans = [full_plan(graph, level) for level in levels]
-    for plan in plans:
-        chain.check_range(plan)
-    return plans
+    if isinstance(levels, Sequence):
+        plans = [full_plan(graph, level) for level in levels]
+        for plan in plans:
+            chain.check_range(plan)
+        return plans
+    if levels < 0:
+        raise ConfigError(f"levels is {levels}; give a number from 0, or a list of widths")
+    shares = [number / (int(levels) + 1) for number in range(1, int(levels) + 1)]
+    spaced = [{n: round(k + share * (graph.sizes[n] - k)) for n, k in narrow.items()} for share in shares]
+    found: list[dict[str, int]] = []
+    for plan in (balanced(graph, plan, narrow) for plan in spaced):
+        if plan not in (narrow, graph.sizes, *found):  # of few channels there are fewer widths
+            found.append(plan)
+    return found
 
 
 class Level(nn.Module):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -242,7 +243,9 @@ class Refinement(nn.Module):
         expect(nn.Module, teacher, "teacher", "give the network that the chain was made of", ChainError)
         expect(WeightChain, chain, "chain", "make one: WeightChain.from_teacher(teacher, width)", ChainError)
         chain.check_teacher(teacher)
-        expect((int, list, tuple), levels, "levels", "give a list of widths, such as [0.75], or how many", ChainError)
+        expect(
+            (Integral, list, tuple), levels, "levels", "give a list of widths, such as [0.75], or how many", ChainError
+        )
         if not within >= 0:
             raise ConfigError(f"within is {within}; the weight of a part of the refining loss is at least 0")
         if levels and not chain.trees:

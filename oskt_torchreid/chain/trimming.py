@@ -30,7 +30,8 @@ def trimmed(chain: WeightChain, widest: Width) -> WeightChain:
         widest: ratio of the teacher's channels, or a width per group name.
 
     Returns:
-        A chain of that student, as `WeightChain.from_student` makes one: ratios are of *its* channels from now on.
+        A chain of that student, as `WeightChain.from_student` makes one: ratios are of *its* channels from now on,
+        and it is no first chain of a `Ladder`.
 
     Raises:
         WidthError: a width outside of the chain's.

@@ -32,7 +32,7 @@ def write_markdown(path: str | Path, rows: Sequence[Row], title: str, notes: Seq
 
 def human_count(count: int) -> str:
     """Three digits and a unit: 2,193,616 -> '2.19 M'."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= size * 0.9995:
             return f"{count / size:#.3g} {unit}".replace(". ", " ")
     return str(count)

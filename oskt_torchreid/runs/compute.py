@@ -19,16 +19,22 @@ from .trainer import Trainer
 _TRAINED, _HALF_RESOLUTION = 3, 0.25
 
 
-def seen_images(trainer: Trainer, node: Config) -> float:
-    """Images that a schedule shows to a network; one at half resolution counts a quarter.
+def epoch_images(trainer: Trainer, node: Config) -> int:
+    """Images of one epoch of a schedule."""
+    return len(trainer.datamanager(node.batch_size).train_loader) * node.batch_size
+
+
+def full_epochs(node: Config, since: float = 0.0) -> float:
+    """Epochs of a schedule at full resolution; one at half of it counts a quarter.
+
+    Example: of 4 epochs, 2 of them at half resolution, there are 2.5; since a quarter of them, 2.25.
 
     Args:
-        trainer: of the run.
         node: of the schedule.
+        since: share of the epochs that is left out.
     """
-    loader = trainer.datamanager(node.batch_size).train_loader
-    epochs = node.max_epoch - (1 - _HALF_RESOLUTION) * min(node.half_resolution_epochs, node.max_epoch)
-    return len(loader) * node.batch_size * epochs
+    begin, low = since * node.max_epoch, min(node.half_resolution_epochs, node.max_epoch)
+    return _HALF_RESOLUTION * max(0.0, low - begin) + node.max_epoch - max(low, begin)
 
 
 def training_compute(
@@ -43,12 +49,20 @@ def training_compute(
         teacher: that it learns from, if any; not changed.
         class_means: whether the teacher's features of all training images are averaged first.
     """
-    size, images = (3, trainer.config.data.height, trainer.config.data.width), seen_images(trainer, node)
-    compute = _TRAINED * images * multiply_adds(network, size)
-    if teacher is not None:
-        means = len(trainer.datamanager(node.batch_size).train_loader) * node.batch_size if class_means else 0
-        compute += (images + means) * multiply_adds(teacher, size)
-    return compute
+    size = (3, trainer.config.data.height, trainer.config.data.width)
+    own, read = multiply_adds(network, size), 0 if teacher is None else multiply_adds(teacher, size)
+    return epoch_images(trainer, node) * epochs_compute(full_epochs(node), own, read, class_means)
+
+
+def epochs_compute(epochs: float, own: float, read: float = 0, class_means: bool = False) -> float:
+    """Multiply-adds per image of an epoch, of a training of so many epochs.
+
+    Args:
+        epochs: at full resolution.
+        own, read: multiply-adds of an image in the network that is trained, and in the one that it learns from.
+        class_means: whether the latter sees every image once before.
+    """
+    return epochs * (_TRAINED * own + read) + class_means * read
 
 
 def refining_compute(trainer: Trainer, node: Config, chain: WeightChain) -> float:
@@ -63,9 +77,8 @@ def refining_compute(trainer: Trainer, node: Config, chain: WeightChain) -> floa
     size = (3, trainer.config.data.height, trainer.config.data.width)
     levels = level_plans(chain, node.levels) if node.levels else []
     teacher, sstudent, *of_levels = Costs(chain, size).count([graph.sizes, chain.widths, *levels]).flops
-    each = _TRAINED * (teacher + sstudent)
+    read = teacher if node.distil_weight and node.distil_from == "first" else 0
+    compute = epochs_compute(full_epochs(node), teacher + sstudent, read)
     if levels:
-        each += _TRAINED * (1 - node.level_start) * float(np.mean(of_levels))
-    if node.distil_weight and node.distil_from == "first":
-        each += teacher
-    return float(seen_images(trainer, node) * each)
+        compute += epochs_compute(full_epochs(node, node.level_start), float(np.mean(of_levels)))
+    return float(epoch_images(trainer, node) * compute)

@@ -66,7 +66,7 @@ def left_out_keys(config: Config) -> dict[str, str]:
     engine, oskt, vkd = config.engine or config.loss.name, config.oskt, config.vkd
     reasons: dict[str, str] = {}
     if engine == "oskt" and oskt.chain:
-        refined = ("width", "clustering", "normalize_rows", "attention", "nested", "contributions", "vectors_over")
+        refined = ("width", "clustering", "normalize_rows", "attention", "nested", "contributions")
         keys = (*leaves(oskt.refine, "oskt.refine."), *(f"oskt.{key}" for key in refined))
         reasons |= dict.fromkeys(keys, "oskt.chain is given, so that nothing is refined")
     given = next((key for key in ("chain", "teacher") if oskt[key]), "") if engine == "oskt" else ""
@@ -187,7 +187,8 @@ def _of_students(config: Config) -> Reasons:
     students = students_of(config)
     of_chain = any(spec.of_chain for spec in students)
     if not of_chain:
-        keys = ("oskt.distance", "oskt.statistics", "oskt.recalibrate", "oskt.distillation.of_chain")
+        names = ("distance", "statistics", "vectors_over", "recalibrate", "distillation.of_chain")
+        keys = [f"oskt.{name}" for name in names]
         yield from _each("oskt.students has no student of the chain", *keys)
     trained = [*(spec.method for spec in students), *oskt.controls]
     if not trained:
@@ -197,6 +198,10 @@ def _of_students(config: Config) -> Reasons:
         yield "oskt.curves", "oskt.finetune.max_epoch is 0, or oskt.students and oskt.controls are empty"
     if trained and all(spec.of_baseline for spec in students):
         yield "oskt.finetune.lr", "oskt.students and oskt.controls are baselines, see oskt.control_lr"
+    if oskt.nested and not oskt.chain:
+        yield "oskt.vectors_over", "oskt.nested is True, and students are between S-student and teacher"
+    elif oskt.statistics != "own":
+        yield "oskt.vectors_over", f"oskt.statistics is {oskt.statistics}, which go with slots"
     if oskt.recalibrate:
         yield "oskt.statistics", f"oskt.recalibrate is {oskt.recalibrate}, and estimates them again"
     if not oskt.distillation.weight_kl:

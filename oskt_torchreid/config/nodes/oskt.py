@@ -103,9 +103,9 @@ OSKT: Node = {
         OneOf("own", "merged", "initial"),
     ),
     "vectors_over": Key(
-        "clusters",
-        "means of norm parameters in students made without images: of clusters, or of slots as the authors'",
-        OneOf("clusters", "slots"),
+        "chain",
+        "whose means of norm parameters slots have: clusters, slots, or chain: as it says, slots if recalibrated",
+        OneOf("chain", "clusters", "slots"),
     ),
     "distance": Key(
         "none",

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...config import Config, save_resolved
+from ...config import Config, get, save_resolved
 from ...errors import TrainingError
 from ...files import write_json
 from ...report import read_results
@@ -55,7 +55,9 @@ def run_comparison(config: Config, processes: int = 1) -> Path:
     measurements = [row for job in (*first, *rest, *last) for row in measurements_of(folder, job)]
     refinements = [read_results(folder / job.folder / RESULTS_NAME).facts["refine"] for job in first]
     if config.comparison.trained_on:
-        measurements += [refined_teacher(*each, measurements) for each in zip(first, refinements, strict=True)]
+        epochs, whole = get(config, "oskt.refine").max_epoch, tuple(measurements)
+        for job, refinement in zip(first, refinements, strict=True):
+            measurements += refined_teacher(job, refinement, whole, epochs)
     write_comparison(folder, config, measurements, refinements, rates)
     return folder
 
@@ -90,15 +92,31 @@ def _tune_step(config: Config, folder: Path, processes: int, step: str, rates: R
     return choose_rates(folder, candidates)
 
 
-def refined_teacher(job: Job, refinement: Mapping[str, Any], measurements: Sequence[Measurement]) -> Measurement:
-    """The teacher that was refined with the chain in a job, for comparison with one that went on alone."""
+def refined_teacher(
+    job: Job, refinement: Mapping[str, Any], measurements: Sequence[Measurement], epochs: int
+) -> list[Measurement]:
+    """The teacher that was refined with the chain in a job, for comparison with one that went on alone.
+
+    It is left out where its evaluation has changed since, for its weights are not kept.
+    """
+    numbers = refinement.get("refined_teacher")
+    if numbers is None:
+        logger.warning("%s: the refined teacher is not there to be evaluated again, so it is left out", job.folder)
+        return []
     seeds = job.labels["data_seed"], job.labels["seed"]
     of_seed = next(m for m in measurements if m.method == TEACHER and (m.data_seed, m.seed) == seeds)
-    numbers = refinement["refined_teacher"]
     row = replace(
-        of_seed.row, name="refined teacher", map_after=numbers["mAP"], rank1_after=numbers["rank1"], targets={}
+        of_seed.row,
+        name="refined teacher",
+        map_after=numbers["mAP"],
+        rank1_after=numbers["rank1"],
+        epochs=epochs,
+        seconds=refinement["seconds"],
+        training_flops=refinement.get("training_flops"),
+        curve=(),
+        targets={},
     )
-    return replace(of_seed, scenario="trained-on", method=CHAIN_METHOD, row=row)
+    return [replace(of_seed, scenario="trained-on", method=CHAIN_METHOD, row=row)]
 
 
 def run_all(config: Config, jobs: Sequence[Job], processes: int, title: str, work: Work | None = None) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 from ...baselines import baseline
 from ...config import Config, get
 from ...errors import ConfigError
-from ...report import Row, read_results
-from .parts import CHAIN_METHOD, Changes, Rates, student_entries, tuned
+from ...report import read_results
+from ...runs.compute import epochs_compute, full_epochs
+from .parts import CHAIN_METHOD, TEACHER, Changes, Rates, student_entries, tuned
 
 RESULTS_NAME = "results.json"
 Named = tuple[str, str, Changes]
@@ -46,6 +47,16 @@ def check_equal(config: Config) -> None:
         raise ConfigError("comparison.compute needs both, widths and methods; give the other, or neither")
     if node.compute.widths and not config.oskt.finetune.max_epoch:
         raise ConfigError("comparison.compute takes an epoch's cost from fine-tuning; set oskt.finetune.max_epoch to 1")
+    if (node.trained_on or node.compute.widths) and not get(config, "oskt.refine").max_epoch:
+        raise ConfigError(
+            "comparison.trained_on and comparison.compute give others what the refinement takes, and "
+            "oskt.refine.max_epoch is 0; set it to 1 or more"
+        )
+    if foreign := [name for name in node.total_methods if baseline(name).inherits]:
+        raise ConfigError(
+            f"comparison.total_methods has {', '.join(foreign)}, whose networks begin as the trained teacher; give "
+            "methods that begin anew, such as kd++"
+        )
     if node.trained_on and not any(baseline(name).inherits and not baseline(name).distils for name in node.methods):
         raise ConfigError(
             f"comparison.trained_on needs a method by which the teacher is trained on by labels; add slice to "
@@ -75,6 +86,11 @@ def methods_at(methods: Sequence[str], width: float) -> list[str]:
     return list(found.values())
 
 
+def inheriting_at_1(methods: Sequence[str]) -> list[str]:
+    """The ways to train the teacher on: by labels, and by its own scores, as far as these methods do."""
+    return [name for name in methods_at(methods, 1) if baseline(name).inherits]
+
+
 def with_epochs(epochs: int, half_resolution: int = 0) -> Changes:
     """The students' schedule for other epochs."""
     return {"oskt.finetune.max_epoch": epochs, "oskt.finetune.half_resolution_epochs": min(half_resolution, epochs)}
@@ -83,7 +99,7 @@ def with_epochs(epochs: int, half_resolution: int = 0) -> Changes:
 def passes_changes(config: Config) -> Changes:
     """As many epochs as refinement and fine-tuning take together, at low resolution where refinement had it."""
     refine, finetune = get(config, "oskt.refine"), get(config, "oskt.finetune")
-    low = refine.half_resolution_epochs + finetune.half_resolution_epochs
+    low = sum(min(node.half_resolution_epochs, node.max_epoch) for node in (refine, finetune))
     return with_epochs(refine.max_epoch + finetune.max_epoch, low)
 
 
@@ -102,11 +118,12 @@ def equal_jobs(config: Config, rates: Rates) -> Iterator[Named]:
         students = student_entries(list(node.methods), narrow)
         yield "passes", "passes", {**tuned(rates, "passes"), **passes, "oskt.students": students}
     if node.trained_on:
-        students = student_entries(methods_at(node.methods, 1), [1.0])
-        chosen = {**tuned(rates, "trained-on"), "oskt.students": students}
-        yield "trained-on", "trained-on", {**chosen, **trained_on_changes(config)}
+        students = student_entries(inheriting_at_1(node.methods), [1.0])
+        chosen = tuned(rates, "trained-on")
+        yield "trained-on", "trained-on", {**chosen, **trained_on_changes(config), "oskt.students": students}
         if len(narrow) < len(node.equal_passes_widths):
-            yield "passes", "passes-1", {**chosen, **passes}
+            entries = student_entries(methods_at(node.methods, 1), [1.0])
+            yield "passes", "passes-1", {**tuned(rates, "passes"), **chosen, **passes, "oskt.students": entries}
     if node.total_methods:
         students = student_entries(list(node.total_methods), [min(node.widths)])
         low = config.train.half_resolution_epochs + passes["oskt.finetune.half_resolution_epochs"]
@@ -117,7 +134,7 @@ def equal_jobs(config: Config, rates: Rates) -> Iterator[Named]:
 def compute_jobs(config: Config, rates: Rates, finetuned: Path) -> Iterator[Named]:
     """Baselines of several widths that are given, together, the compute of a chain and its students of these widths.
 
-    Every width gets as many epochs. All of them were fine-tuned before, so that the compute of an epoch is known.
+    Every width gets as many epochs. All of them were fine-tuned before, so that the size of each network is known.
 
     Args:
         config: whole tree.
@@ -129,17 +146,26 @@ def compute_jobs(config: Config, rates: Rates, finetuned: Path) -> Iterator[Name
         return
     results = read_results(finetuned / RESULTS_NAME)
     rows = {row.name: row for row in results.rows}
-    finetune = get(config, "oskt.finetune")
+    refined, images = results.facts.get("refine", {}).get("training_flops"), results.facts.get("epoch_images")
+    if images is None or refined is None:
+        raise ConfigError(
+            f"'{finetuned}' is of a version that did not count what training costs, which comparison.compute needs; "
+            "move it away, or empty comparison.compute"
+        )
+    finetune, distillation = get(config, "oskt.finetune"), config.oskt.distillation
+    teacher, means = rows[TEACHER].flops, distillation.weight_nd > 0
 
-    def of(method: str) -> list[Row]:
-        return [rows[name] for name in student_entries([method], list(node.widths))]
+    def cost(method: str, epochs: float) -> float:
+        distils = distillation.of_chain if method == CHAIN_METHOD else baseline(method).distils
+        read = (teacher, means) if distils else ()
+        entries = student_entries([method], list(node.widths))
+        return images * sum(epochs_compute(epochs, rows[entry].flops, *read) for entry in entries)
 
-    whole = results.facts["refine"]["training_flops"] + sum(row.training_flops or 0 for row in of(CHAIN_METHOD))
+    whole = refined + cost(CHAIN_METHOD, full_epochs(finetune))
     low = passes_changes(config)["oskt.finetune.half_resolution_epochs"]
     for method in node.methods:
-        full = finetune.max_epoch - 0.75 * finetune.half_resolution_epochs
-        each = sum(row.training_flops or 0 for row in of(method)) / full
-        changes = with_epochs(max(1, round(whole / each + 0.75 * low)), low)
+        once, each = cost(method, 0), cost(method, 1) - cost(method, 0)
+        changes = with_epochs(max(1, round((whole - once) / each + 0.75 * low)), low)
         students = student_entries([method], list(node.widths))
         chosen = {**tuned(rates, "passes"), **changes, "oskt.students": students, "oskt.curves": False}
         yield "compute", f"compute-{method}", chosen

@@ -21,7 +21,7 @@ from ...runs.trainer import drawn_settings
 from .equal import check_equal, compute_jobs, equal_jobs, methods_at
 from .parts import CHAIN_METHOD, CHAIN_NAME, TEACHER, TEACHER_PLACE, Changes, Job, Rates, student_entries, tuned
 
-_KEYS_OF_EXPANSION = ("oskt.statistics", "oskt.distance", "oskt.recalibrate", "oskt.attention")
+_KEYS_OF_EXPANSION = ("oskt.statistics", "oskt.vectors_over", "oskt.distance", "oskt.recalibrate", "oskt.attention")
 
 
 def check_comparison(config: Config) -> None:
@@ -130,10 +130,11 @@ def source_jobs(config: Config, rates: Rates) -> list[Job]:
     jobs = []
     for data_seed in node.data_seeds if node.equal_passes_widths else ():
         for seed in node.seeds:
-            place = f"data-{data_seed}/seed-{seed}"
-            folder = Path(config.data.save_dir) / place
+            seeds = f"data-{data_seed}/seed-{seed}"
+            folder = Path(config.data.save_dir) / seeds
             widths = [width for width in node.transfer.widths if width in node.equal_passes_widths]
-            paths = [folder / "passes" / "students" / f"scratch-width={width:g}" / "student.pth" for width in widths]
+            runs = {width: folder / ("passes" if width < 1 else "passes-1") / "students" for width in widths}
+            paths = [place / f"scratch-width={width:g}" / "student.pth" for width, place in runs.items()]
             for identities in node.transfer.identities if "scratch" in node.methods and widths else ():
                 changes = {
                     "train.seed": seed,
@@ -144,7 +145,7 @@ def source_jobs(config: Config, rates: Rates) -> list[Job]:
                     "oskt.finetune.lr": rates["transfer"][CHAIN_METHOD],
                 }
                 labels = {"data_seed": data_seed, "seed": seed}
-                jobs.append(Job(f"transfer-{identities}", f"{place}/transfer-{identities}-source", changes, labels))
+                jobs.append(Job(f"transfer-{identities}", f"{seeds}/transfer-{identities}-source", changes, labels))
     return jobs
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ...config import Config, get
-from .equal import methods_at, passes_changes, trained_on_changes
+from .equal import inheriting_at_1, passes_changes, trained_on_changes
 from .jobs import transfer_changes, transferable
 from .parts import CHAIN_METHOD, CHAIN_NAME, TEACHER, TEACHER_PLACE, Changes, Job, Rates, student_entries
 
@@ -106,10 +106,10 @@ def _scenarios(config: Config) -> dict[str, tuple[list[str], Changes]]:
     """Methods and changed keys of every scenario that rates are chosen for."""
     node = config.comparison
     scenarios: dict[str, tuple[list[str], Changes]] = {"finetune": ([CHAIN_METHOD, *node.methods], {})}
-    if node.equal_passes_widths:
+    if any(width < 1 for width in node.equal_passes_widths):
         scenarios["passes"] = list(node.methods), passes_changes(config)
     if node.trained_on:
-        scenarios["trained-on"] = methods_at(node.methods, 1), trained_on_changes(config)
+        scenarios["trained-on"] = inheriting_at_1(node.methods), trained_on_changes(config)
     if node.transfer.identities:
         few = min(node.transfer.identities)
         changes = transfer_changes(config, few, node.data_seeds[0], 1 - node.validation_share)

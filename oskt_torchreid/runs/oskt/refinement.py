@@ -24,9 +24,7 @@ from ..compute import refining_compute
 from ..stages import Facts
 from ..trainer import Trainer, measured
 
-CLUSTERING_KEYS = tuple(
-    f"oskt.{key}" for key in ("clustering", "attention", "normalize_rows", "nested", "contributions", "vectors_over")
-)
+CLUSTERING_KEYS = ("oskt.clustering", "oskt.attention", "oskt.normalize_rows", "oskt.nested", "oskt.contributions")
 _TEACHER = "teacher."  # before the teacher's names in a checkpoint of refinement
 _NORMALIZE = {"auto": None, "yes": True, "no": False}
 
@@ -44,7 +42,7 @@ def clustering_choices(oskt: Config, seed: int = 0) -> dict[str, Any]:
         "attention": oskt.attention,
         "normalize_rows": _NORMALIZE[oskt.normalize_rows],
         "nested": oskt.nested,
-        "vectors_over": oskt.vectors_over,
+        **({} if oskt.vectors_over == "chain" else {"vectors_over": oskt.vectors_over}),
     }
 
 

@@ -16,6 +16,7 @@ from ...config import Config, digest, get
 from ...files import sha256
 from ...host.distributed import broadcast, world_size
 from ...report import Results, Row, write_results
+from ..compute import epoch_images
 from ..processes import Workers, logged
 from ..stages import Facts, Stage, require_any
 from ..trainer import Trainer, network_size, schedule
@@ -65,6 +66,7 @@ class OSKTRun:
             "backbone": config.model.name,
             "data": list(config.data.targets),
             "seed": config.train.seed,
+            "epoch_images": epoch_images(trainer, get(config, "oskt.finetune")),
         }
 
     def complete(self) -> Results:

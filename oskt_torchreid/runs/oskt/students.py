@@ -22,7 +22,9 @@ from .baselines import STUDENT_NAME, Distillation, finetuned
 from .plan import StudentPlan
 
 EXPANDED_NAME = "expanded.pth"
-EXPANSION_KEYS = ("oskt.distance", "oskt.statistics", "oskt.recalibrate", "oskt.attention", "oskt.curves")
+EXPANSION_KEYS = tuple(
+    f"oskt.{key}" for key in ("distance", "statistics", "vectors_over", "recalibrate", "attention", "curves")
+)
 
 
 class StudentOfChain:
@@ -55,7 +57,9 @@ class StudentOfChain:
         oskt = self._config.oskt
         seed_everything(self._config.train.seed)
         start = time.perf_counter()
-        over = "slots" if oskt.recalibrate else None  # what images correct may differ from channel to channel
+        over = None if oskt.vectors_over == "chain" else oskt.vectors_over
+        if over is None and oskt.recalibrate and chain.statistics:
+            over = "slots"  # what images correct may differ from channel to channel
         how = {"distance": oskt.distance, "statistics": oskt.statistics, "vectors_over": over}
         network = expand_to_plan(chain, self._plan.widths, **how)
         making = {"expand_seconds": time.perf_counter() - start}
