@@ -271,7 +271,6 @@ def test_no_rate_at_which_anything_can_be_trained(tmp_path, monkeypatch, step):
             r"has 1, the teacher's own width",
         ),
         ([*COMPUTE, "comparison.equal_passes_widths=[]"], r"compute.methods takes the rates of equal passes"),
-        ([*COMPUTE, "oskt.finetune.max_epoch=0"], r"set oskt.finetune.max_epoch to 1"),
         ([*COMPUTE, "oskt.refine.max_epoch=0"], r"oskt.refine.max_epoch is 0; set it to 1 or more"),
         (
             ["comparison.total_methods=['slice']"],

@@ -8,7 +8,7 @@ from oskt_torchreid.config import get
 from oskt_torchreid.host.engine import TransferEngine
 from oskt_torchreid.host.oskt_engine import OSKTEngine
 from oskt_torchreid.runs import run
-from oskt_torchreid.runs.compute import epoch_images, epochs_compute, full_epochs
+from oskt_torchreid.runs.compute import epoch_images, epochs_compute, full_epochs, schedule_epochs
 from oskt_torchreid.runs.trainer import Trainer, schedule
 
 BATCH = 16
@@ -70,4 +70,5 @@ def test_epochs_and_costs_by_hand(data_root, tmp_path):
     partly = schedule(config, "oskt.finetune", max_epoch=4, half_resolution_epochs=2)
     assert [full_epochs(partly, since) for since in (0, 0.25, 0.5, 0.75)] == [2.5, 2.25, 2, 1]
     assert full_epochs(schedule(config, "oskt.finetune", max_epoch=1, half_resolution_epochs=3)) == 0.25
+    assert [schedule_epochs(2.5, 2), schedule_epochs(0.1, 0), schedule_epochs(2.4, 0)] == [4, 1, 2]
     assert epochs_compute(2, own=10, read=5, class_means=True) == 2 * (3 * 10 + 5) + 5

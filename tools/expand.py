@@ -70,7 +70,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     latency.add_argument("--backend", choices=BACKENDS, help="default: pytorch")
     parsed = parser.parse_args(arguments)
     if not (parsed.table or parsed.widths or parsed.output):
-        parser.error("-o/--output says where the student goes, such as -o student.pth")
+        parser.error("-o/--output says where the student or the chain goes, such as -o student.pth")
     if (parsed.table or parsed.widths) and parsed.output:
         parser.error("-o/--output is for a student; --table and --widths write nothing")
     of_students = {"half": False, "plain": False, "attention": None, "distance": "none"}
@@ -180,10 +180,8 @@ def main(arguments: list[str] | None = None) -> int:
             check_output(parsed)
         ladder = load_ladder(parsed.chains)
         chain = ladder.span if ladder else oskt.WeightChain.load(parsed.chains[0])
-        actions = {"table": show_table, "widths": show_widths, "trim": trim_chain}
-        action = next(
-            (act for name, act in actions.items() if getattr(parsed, name) not in (None, False)), make_student
-        )
+        named = {show_table: parsed.table, show_widths: parsed.widths, trim_chain: parsed.trim is not None}
+        action = next((action for action, wanted in named.items() if wanted), make_student)
         action(parsed, chain, ladder)
     except oskt.OsktError as error:
         print(f"error: {error}", file=sys.stderr)

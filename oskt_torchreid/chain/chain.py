@@ -113,29 +113,22 @@ class WeightChain:
         """
         check_attention(attention)
         check_vectors_over(vectors_over)
+        _check_kind(nested, clustering, contributions)
         if graph is None:
             graph = network.trace(teacher, input_size)
         elif input_size is not None and graph.input_size != input_size:
             raise GraphError(f"input_size is {input_size!r}, but the graph was traced at {graph.input_size}; give one")
-        widths = full_plan(graph, width)
-        state = network.weights_of(teacher)
-        network.check_graph_fits(graph, state)
-        normalize = bool(graph.attentions) if normalize_rows is None else normalize_rows
         if contributions is not None:
             check_contributions(graph, contributions)
-            if not nested:
-                raise ChainError(
-                    "contributions are given, and only the clusters of a nested chain follow them; nested=True"
-                )
-        if not nested:
+        widths, state = full_plan(graph, width), network.weights_of(teacher)
+        network.check_graph_fits(graph, state)
+        normalize = bool(graph.attentions) if normalize_rows is None else normalize_rows
+        trees, importance = cluster_trees(graph, state, normalize, contributions) if nested else ({}, {})
+        if trees:
+            labels = dict(zip(trees, cut_trees(list(trees.values()), [widths[name] for name in trees]), strict=True))
+        else:
             labels = cluster_teacher(graph, state, widths, normalize, clustering)
-            return replace(cls.from_labels(teacher, graph, labels, attention), vectors_over=vectors_over)
-        if clustering != "ward":
-            raise ConfigError(f"clustering of a nested chain is {clustering!r}; it needs a tree, so give 'ward'")
-        trees, importance = cluster_trees(graph, state, normalize, contributions)
-        labels = dict(zip(trees, cut_trees(list(trees.values()), [widths[name] for name in trees]), strict=True))
-        made = cls.from_labels(teacher, graph, labels, attention, trees, importance)
-        return replace(made, vectors_over=vectors_over)
+        return cls.from_labels(teacher, graph, labels, attention, trees, importance, vectors_over)
 
     @classmethod
     def from_labels(
@@ -146,6 +139,7 @@ class WeightChain:
         attention: str = "folded",
         trees: Mapping[str, Tree] | None = None,
         importance: Mapping[str, np.ndarray] | None = None,
+        vectors_over: str = "clusters",
     ) -> WeightChain:
         """The chain of a given clustering.
 
@@ -156,9 +150,10 @@ class WeightChain:
             attention: see `from_teacher`.
             trees: of a nested chain per group name, of which the clusters are cuts.
             importance: of each channel per group name, for a nested chain whose slots have leaders.
+            vectors_over: see the attribute.
 
         Raises:
-            ConfigError: an unknown attention.
+            ConfigError: an unknown attention or vectors_over.
             ChainError: labels or a graph that do not fit, or weights that are not finite.
         """
         state = network.weights_of(teacher)
@@ -186,6 +181,7 @@ class WeightChain:
             attention=check_attention(attention),
             trees=dict(trees or {}),
             importance=dict(importance or {}),
+            vectors_over=check_vectors_over(vectors_over),
         )
         chain.validate()
         return chain
@@ -385,6 +381,14 @@ class WeightChain:
             chain = cls(**chain_file.attributes_of(tensors, metadata, model))
             chain.validate()
         return chain
+
+
+def _check_kind(nested: bool, clustering: str | Clustering, contributions: Mapping[str, Contributions] | None) -> None:
+    """Raises a typed error for a clustering that a nested chain cannot have, or that only a nested one can."""
+    if nested and clustering != "ward":
+        raise ConfigError(f"clustering of a nested chain is {clustering!r}; it needs a tree, so give 'ward'")
+    if contributions is not None and not nested:
+        raise ChainError("contributions are given, and only the clusters of a nested chain follow them; nested=True")
 
 
 def _cluster_counts(teacher_to_chain: Mapping[str, np.ndarray]) -> dict[str, int]:

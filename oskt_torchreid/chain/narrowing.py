@@ -37,8 +37,15 @@ from .layout import AxisMap, Layout, joined, spans, student_to_chain
 
 logger = logging.getLogger(__name__)
 
-ATTENTIONS = ("folded", "paper")
-VECTORS_OVER = ("clusters", "slots")
+ATTENTIONS = {
+    "folded": "students are exact where their rows are equal",
+    "paper": "nothing is folded into queries and keys",
+}
+VECTORS_OVER = {
+    "clusters": "students of all widths compute what the S-student does",
+    "slots": "means of fewer channels in wider students, as in the authors' code",
+}
+"""What students' queries and keys, and means of vectors, can be, and what each choice means."""
 
 _ALIGNMENT = 8
 """Vectors that are slices of a longer one begin at a multiple of this many entries: GPU kernels read 16 bytes at a
@@ -112,7 +119,7 @@ class Narrowing(nn.Module):
     def _merged(self, name: str, rows: Tensor) -> Tensor:
         """A teacher's matrix, rows first: rows averaged and columns summed over the members of each slot."""
         axis = self._axis(name)
-        return self._summed(name, rows if axis.is_identity else average_rows(rows, axis))
+        return self.summed(name, rows if axis.is_identity else average_rows(rows, axis))
 
     def _moved(self, name: str, narrow: Tensor, whole: Tensor, own: Tensor) -> Tensor:
         """What a slot has of the teacher, moved towards the S-student: `narrow + f (C_a - Wm_a)`.
@@ -129,7 +136,7 @@ class Narrowing(nn.Module):
         tie, is_matrix = self._graph.row_ties[name], name in self._graph.matrices
         dimension = 0 if is_matrix else tie.dimension
         moved = own - average_rows(whole, self._chain.axis(tie), dimension)
-        moved = self._summed(name, moved) if is_matrix else moved
+        moved = self.summed(name, moved) if is_matrix else moved
         share = share.to(whole).reshape(-1, *[1] * (narrow.dim() - 1 - dimension))
         return narrow + share * gather_rows(moved, index, dimension)
 
@@ -156,11 +163,11 @@ class Narrowing(nn.Module):
 
     def matrix(self, name: str, rows: Tensor) -> Tensor:
         """A student's matrix: columns summed over the members of each slot, and rows gathered from the chain."""
-        merged = self._merged(name, rows) if self._nested else self.gathered(name, self._summed(name, rows))
+        merged = self._merged(name, rows) if self._nested else self.gathered(name, self.summed(name, rows))
         return rows_first(merged, self._graph.row_ties[name])
 
-    def _summed(self, name: str, rows: Tensor) -> Tensor:
-        """Columns summed over the members of each slot."""
+    def summed(self, name: str, rows: Tensor) -> Tensor:
+        """Rows of a matrix, `[any, columns, ...]`, with columns summed over the members of each slot."""
         column = self._graph.column_ties.get(name)
         axis = None if column is None else self._student.axis(column)
         return rows if axis is None or axis.is_identity else sum_columns(rows, axis)
@@ -280,21 +287,18 @@ def gather_rows(chain_rows: Tensor, index: Tensor, dimension: int = 0) -> Tensor
 
 def check_attention(attention: str) -> str:
     """Returns the choice; raises `ConfigError` unless it is one of `ATTENTIONS`."""
-    if attention not in ATTENTIONS:
-        raise ConfigError(
-            f"attention is '{attention}'; allowed: folded (students are exact where their rows are equal) and paper "
-            "(nothing is folded into queries and keys)"
-        )
-    return attention
+    return _one_of("attention", attention, ATTENTIONS)
 
 
 def check_vectors_over(choice: str) -> str:
     """Returns the choice; raises `ConfigError` unless it is one of `VECTORS_OVER`."""
-    if choice not in VECTORS_OVER:
-        raise ConfigError(
-            f"vectors_over is {choice!r}; allowed: clusters (students of all widths compute what the S-student does) "
-            "and slots (the mean of fewer channels in wider ones, as in the authors' code)"
-        )
+    return _one_of("vectors_over", choice, VECTORS_OVER)
+
+
+def _one_of(name: str, choice: str, choices: Mapping[str, str]) -> str:
+    if not isinstance(choice, str) or choice not in choices:
+        shown = " and ".join(f"{word} ({meaning})" for word, meaning in choices.items())
+        raise ConfigError(f"{name} is {choice!r:.100}; allowed: {shown}")
     return choice
 
 

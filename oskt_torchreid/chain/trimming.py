@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from torch import Tensor
 
 from ..errors import ChainError
 from ..graph.plans import Width, full_plan
 from . import lineage, network
 from .chain import WeightChain
 from .expansion import expand_to_plan
-from .layout import Layout
-from .narrowing import sum_columns
+from .narrowing import Narrowing
 from .nesting import Tree
 
 
@@ -47,28 +45,19 @@ def trimmed(chain: WeightChain, widest: Width) -> WeightChain:
         raise ChainError("a chain of a network with attention cannot be trimmed: its rows depend on the width")
     plan = full_plan(chain.graph, widest)
     chain.check_range(plan)
-    student, layout = expand_to_plan(chain, plan), chain.layout_of(plan)
+    student = expand_to_plan(chain, plan)
     graph = network.trace(student, chain.input_size)
     channels = lineage.student_channels(chain.graph, chain.layout_of, graph)
     labels = {name: _first_of(channels[name], clusters) for name, clusters in chain.teacher_to_chain.items()}
     trees = {name: _cut(tree, channels[name]) for name, tree in chain.trees.items()}
     importance = {name: _largest_of(channels[name], values) for name, values in chain.importance.items()}
-    made = WeightChain.from_labels(student, graph, labels, chain.attention, trees, importance)
-    own = {**chain.own, **_with_fewer_columns(chain, layout)}
+    made = WeightChain.from_labels(student, graph, labels, chain.attention, trees, importance, chain.vectors_over)
+    narrowing = Narrowing(chain.graph, chain.layout, chain.layout_of(plan), chain.attention)
+    own = chain.own | {name: narrowing.summed(name, rows) for name, rows in chain.cluster_rows.items()}
     origin = lineage.composed(chain.origin_to_teacher, channels)
     made = replace(made, own=own, statistics=chain.statistics, spec=chain.spec, origin_to_teacher=origin)
     made.validate()
     return made
-
-
-def _with_fewer_columns(chain: WeightChain, layout: Layout) -> dict[str, Tensor]:
-    """The chain's rows, their columns summed over the student's slots."""
-    merged = {}
-    for name, rows in chain.cluster_rows.items():
-        tie = chain.graph.column_ties.get(name)
-        axis = None if tie is None else layout.axis(tie)
-        merged[name] = rows.clone() if axis is None or axis.is_identity else sum_columns(rows, axis)
-    return merged
 
 
 def _first_of(slots: np.ndarray, values: np.ndarray) -> np.ndarray:

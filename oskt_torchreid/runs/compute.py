@@ -37,6 +37,14 @@ def full_epochs(node: Config, since: float = 0.0) -> float:
     return _HALF_RESOLUTION * max(0.0, low - begin) + node.max_epoch - max(low, begin)
 
 
+def schedule_epochs(full: float, low: int) -> int:
+    """The inverse of `full_epochs`: epochs of a schedule, at least 1, of which `low` are at half resolution.
+
+    Example: 2.5 full ones, 2 at half resolution, are 4 epochs.
+    """
+    return max(1, round(full + (1 - _HALF_RESOLUTION) * low))
+
+
 def training_compute(
     trainer: Trainer, node: Config, network: nn.Module, teacher: nn.Module | None = None, class_means: bool = False
 ) -> float:

@@ -7,7 +7,7 @@ every cluster. `resnet_format.py` and `vit_format.py` know where these are in th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ class OfficialContent:
         clusters = {tensor: labels.clusters for tensor, labels in self.labels.items()}
         keys = {tensor: labels.key for tensor, labels in self.labels.items()}
         teacher_to_chain = channel_labels(graph, clusters, keys)
-        chain = WeightChain.from_labels(self.teacher, graph, teacher_to_chain, self.attention)
+        chain = WeightChain.from_labels(self.teacher, graph, teacher_to_chain, self.attention, vectors_over="slots")
         rows = dict(chain.rows)
         for name, given in self.rows.items():
             axis = chain.layout.axis(graph.row_ties[name])
@@ -83,8 +83,7 @@ class OfficialContent:
         statistics = {
             name: average_rows(full, chain.layout.axis(graph.row_ties[name])) for name, full in self.statistics.items()
         }
-        chain = chain.with_tensors(rows, {**chain.vectors, **self.vectors}, statistics)
-        return replace(chain, vectors_over="slots")
+        return chain.with_tensors(rows, {**chain.vectors, **self.vectors}, statistics)
 
     def to_refinement(self) -> Refinement:
         """Teacher and S-student as the authors' program saved them, for further refinement; errors of `to_chain`."""

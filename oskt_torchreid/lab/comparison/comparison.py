@@ -16,9 +16,8 @@ from ...report import read_results
 from ...runs.processes import in_processes, logged
 from ...runs.run import run
 from ..measurements import CHAIN_METHOD, Measurement
-from .equal import RESULTS_NAME
 from .jobs import check_comparison, seed_jobs, source_jobs
-from .parts import TEACHER, Job, Rates, split_name
+from .parts import RESULTS_NAME, TEACHER, Job, Rates, split_name
 from .report import write_comparison
 from .tuning import EARLY_STEPS, further_jobs, tuning_jobs
 

@@ -16,10 +16,9 @@ from ...baselines import baseline
 from ...config import Config, get
 from ...errors import ConfigError
 from ...report import read_results
-from ...runs.compute import epochs_compute, full_epochs
-from .parts import CHAIN_METHOD, TEACHER, Changes, Rates, student_entries, tuned
+from ...runs.compute import epochs_compute, full_epochs, schedule_epochs
+from .parts import CHAIN_METHOD, RESULTS_NAME, TEACHER, Changes, Rates, student_entries, tuned
 
-RESULTS_NAME = "results.json"
 Named = tuple[str, str, Changes]
 """Scenario, folder and changed keys."""
 
@@ -38,15 +37,13 @@ def check_equal(config: Config) -> None:
             )
     if foreign := [f"{width:g}" for width in node.compute.widths if width not in node.widths]:
         raise ConfigError(
-            f"comparison.compute.widths has {', '.join(foreign)}, and comparison.widths has not; an epoch's cost is "
-            "taken from there, so add it"
+            f"comparison.compute.widths has {', '.join(foreign)}, and comparison.widths has not; the sizes of "
+            "networks are taken from there, so add it"
         )
     if any(width >= 1 for width in node.compute.widths):
         raise ConfigError("comparison.compute.widths has 1, the teacher's own width; leave it out")
     if bool(node.compute.widths) != bool(node.compute.methods):
         raise ConfigError("comparison.compute needs both, widths and methods; give the other, or neither")
-    if node.compute.widths and not config.oskt.finetune.max_epoch:
-        raise ConfigError("comparison.compute takes an epoch's cost from fine-tuning; set oskt.finetune.max_epoch to 1")
     if (node.trained_on or node.compute.widths) and not get(config, "oskt.refine").max_epoch:
         raise ConfigError(
             "comparison.trained_on and comparison.compute give others what the refinement takes, and "
@@ -165,7 +162,7 @@ def compute_jobs(config: Config, rates: Rates, finetuned: Path) -> Iterator[Name
     low = passes_changes(config)["oskt.finetune.half_resolution_epochs"]
     for method in node.methods:
         once, each = cost(method, 0), cost(method, 1) - cost(method, 0)
-        changes = with_epochs(max(1, round((whole - once) / each + 0.75 * low)), low)
+        changes = with_epochs(schedule_epochs((whole - once) / each, low), low)
         students = student_entries([method], list(node.widths))
         chosen = {**tuned(rates, "passes"), **changes, "oskt.students": students, "oskt.curves": False}
         yield "compute", f"compute-{method}", chosen

@@ -11,7 +11,7 @@ from ...config import Config, merged
 from ...runs.oskt.specification import StudentSpec
 from ..measurements import CHAIN_METHOD
 
-TEACHER = "teacher"
+TEACHER, RESULTS_NAME = "teacher", "results.json"
 CHAIN_NAME, TEACHER_PLACE = "chain.safetensors", "teacher/teacher.pth"
 
 Changes = dict[str, Any]

@@ -60,8 +60,7 @@ def _paragraphs(
     teacher = Spread.of(m.row.map_after for m in select(measurements, "finetune", "teacher"))
     params = next(m.row.params for m in measurements if m.method == "teacher")
     seconds = Spread.of(facts["seconds"] for facts in refinements)
-    chain, equal = select(measurements, "finetune"), select(measurements, "passes")
-    chain = [m for m in chain if m.method != "teacher"]
+    chain = [m for m in select(measurements, "finetune") if m.method != "teacher"]
     node = config.comparison
     parts = [
         f"# {config.model.name} on {', '.join(config.data.targets)}",
@@ -76,24 +75,7 @@ def _paragraphs(
         map_table(chain),
         *_gains(chain, chain),
     ]
-    if alone := select(measurements, "trained-on"):
-        parts += _teacher(alone, refine["max_epoch"])
-    if equal:
-        title = f"## Equal passes: {refine['max_epoch'] + finetune['max_epoch']} epochs for baselines"
-        parts += _against(
-            f"{title}; for the chain {refine['max_epoch']} of refinement, {finetune['max_epoch']} after it",
-            chain,
-            equal,
-        )
-    if compute := select(measurements, "compute"):
-        epochs = dict.fromkeys(f"{m.method} {m.row.epochs}" for m in compute)
-        parts += _against(
-            f"## Equal compute for all these widths together; epochs: {', '.join(epochs)}", chain, compute
-        )
-    if total := select(measurements, "total"):
-        parts += _against(
-            f"## {total[0].row.epochs} epochs from the first weights on, the teacher's included", chain, total
-        )
+    parts += _equal_training(measurements, chain, refine["max_epoch"], finetune["max_epoch"])
     if scenarios := list(dict.fromkeys(m.scenario for m in measurements if m.scenario.startswith("transfer-"))):
         parts.append(f"## Few identities of other people: {node.transfer.max_epoch} epochs")
         parts.append(transfer_table(measurements, scenarios))
@@ -102,21 +84,37 @@ def _paragraphs(
         parts.append(f"## Ablations: {epochs} epochs of refinement, before → after fine-tuning")
         parts.append(ablation_table(measurements))
     parts += ["## Cost", "Milliseconds that making a student takes:", making_table(measurements)]
-    if any(m.width < 1 for m in equal):
+    if any(m.width < 1 for m in select(measurements, "passes")):
         flops = Spread.of(facts.get("training_flops") for facts in refinements)
         parts.append(
             "Training a fleet of these widths, baselines at equal passes: seconds, and multiply-adds of all that "
-            ""
             "run, evaluation left out:"
         )
         parts.append(fleet_table(measurements, seconds, flops))
     return parts
 
 
-def _teacher(alone: Sequence[Measurement], epochs: int) -> list[str]:
-    """The refined teacher, and the teacher that went on without a chain."""
-    title = f"## The teacher after {epochs} more epochs: {CHAIN_METHOD} with its chain, others alone"
-    return [title, map_table(alone), *_gains(alone, alone)]
+def _equal_training(
+    measurements: Sequence[Measurement], chain: Sequence[Measurement], refinement: int, finetuning: int
+) -> list[str]:
+    """The chain against baselines that were trained for as much, counted in four ways; see `equal`."""
+    alone, passes, compute, total = (
+        select(measurements, scenario) for scenario in ("trained-on", "passes", "compute", "total")
+    )
+    parts = []
+    if alone:
+        title = f"## The teacher after {refinement} more epochs: {CHAIN_METHOD} with its chain, others alone"
+        parts += [title, map_table(alone), *_gains(alone, alone)]
+    if passes:
+        ours = f"for the chain {refinement} of refinement, {finetuning} after it"
+        parts += _against(f"## Equal passes: {refinement + finetuning} epochs for baselines; {ours}", chain, passes)
+    if compute:
+        epochs = ", ".join(dict.fromkeys(f"{m.method} {m.row.epochs}" for m in compute))
+        parts += _against(f"## Equal compute for all these widths together; epochs: {epochs}", chain, compute)
+    if total:
+        title = f"## {total[0].row.epochs} epochs from the first weights on, the teacher's included"
+        parts += _against(title, chain, total)
+    return parts
 
 
 def _against(title: str, chain: Sequence[Measurement], others: Sequence[Measurement]) -> list[str]:
