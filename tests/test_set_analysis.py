@@ -143,6 +143,35 @@ def test_terms_are_left_out(finished, data_root, tiny_net, tmp_path, monkeypatch
     assert (folder / "ablation.json").read_text(encoding="utf-8") == before
 
 
+@pytest.mark.slow
+def test_students_of_other_numbers_of_views(finished, data_root, tiny_net, tmp_path):
+    """Teachers of 1 and 3 views, students of 1 and 2, each pair that is possible, and without distillation."""
+    config = configured(data_root, tmp_path / "run", f"vkd.teacher={finished / 'teacher' / 'network.pth'}")
+    shutil.copytree(finished / "teacher", tmp_path / "run" / "teacher")
+    folder = ablate(config, ["distillation"], [1], teacher_views=[1, 3], student_views=[1, 2])
+    content = json.loads((folder / "ablation.json").read_text(encoding="utf-8"))
+    found = {(each["teacher_views"], each["student_views"]): each["row"] for each in content["views"]}
+    assert list(found) == [(1, 1), (3, 1), (3, 2), (0, 1), (0, 2)]
+    whole, undistilled = (each["row"]["protocols"] for each in content["measurements"])
+    assert found[3, 2]["protocols"] == whole, "the run's own numbers of views"
+    assert found[0, 2]["protocols"] == undistilled != whole
+    assert [found[pair]["views"] for pair in found] == [1, 1, 2, 1, 2]
+    table = cells((folder / "ablation.md").read_text(encoding="utf-8"))
+    assert [row[0] for row in table if row[0] == "without distillation"] == ["without distillation"] * 5
+    grid = table[5:9]
+    assert grid[0] == ["teacher's views", "student's: 1", "student's: 2"]
+    value = found[3, 2]["protocols"]["V2V"]["mAP_interpolated"]
+    assert [row[0] for row in table[7:10]] == ["without distillation", "1", "3"]
+    assert table[8][2] == "-" and table[9][2] == f"{100 * value:.1f}"
+
+
+def test_views_that_cannot_be_seen(finished, data_root, tiny_net, tmp_path, monkeypatch):
+    monkeypatch.setattr("oskt_torchreid.lab.ablation.run", None)
+    for wide, few in (([2], []), ([2], [3]), ([0], [1])):
+        with pytest.raises(ConfigError, match=r"the teacher's views are \[.\], the student's"):
+            ablate(configured(data_root, tmp_path), ["dp"], [1], teacher_views=wide, student_views=few)
+
+
 def test_the_runs_own_student_is_that_of_a_job(finished, data_root, tiny_net, tmp_path):
     """A job is given the teacher's file where the run has trained it: the student is the same to the bit."""
     run(configured(data_root, tmp_path, f"vkd.teacher={finished / 'teacher' / 'network.pth'}"))
@@ -155,6 +184,11 @@ def test_the_runs_own_student_is_that_of_a_job(finished, data_root, tiny_net, tm
         ([], ["kdd"], "unknown term 'kdd'; did you mean 'kd'"),
         ([], [], r"terms are \[\], seeds .*; give at least one term"),
         (["vkd.alpha=0.0"], ["kd"], "vkd.alpha is 0.0 already, so 'kd' cannot be left out"),
+        (
+            ["vkd.alpha=0.0", "vkd.beta=0.0"],
+            ["distillation"],
+            "vkd.alpha is 0.0 and vkd.beta is 0.0 already, so 'distillation' cannot be left out",
+        ),
         (["vkd.student=osnet_x0_25"], ["restart"], "does not start from its teacher, so there is no restart to leave"),
         (["loss.triplet.weight_x=0.0"], ["triplet"], "without 'triplet' both loss.triplet.weight_t and .* are 0"),
         (["engine=triplet"], ["kd"], "engine is 'triplet'; terms of the loss are left out of runs of engine 'vkd'"),

@@ -5,6 +5,7 @@ python tools/benchmark.py expand      expansion from a loaded chain
 python tools/benchmark.py accuracy --config-file configs/comparison/resnet18.yaml
 python tools/benchmark.py views       drawing the sets of a batch, against a scan of the data set
 python tools/benchmark.py vkd-ablation --config-file configs/vkd_synthped.yaml
+python tools/benchmark.py vkd-controls --config-file configs/vkd_synthped.yaml
 python tools/benchmark.py vkd         one step of distillation against a teacher's forward pass and a student's step
 python tools/benchmark.py latency log/oskt_osnet
 python tools/benchmark.py rank        evaluation at the sizes of Market-1501 and MSMT17, against torchreid's
@@ -31,12 +32,13 @@ from oskt_torchreid.deploy.latency import BACKENDS, DEVICES  # noqa: E402
 from oskt_torchreid.errors import OsktError  # noqa: E402
 from oskt_torchreid.host.termination import status_of  # noqa: E402
 from oskt_torchreid.lab import ablation_report as ablation  # noqa: E402
-from oskt_torchreid.lab import benchmark, benchmark_rank, benchmark_sets, benchmark_views
+from oskt_torchreid.lab import benchmark, benchmark_rank, benchmark_sets, benchmark_views, set_controls
 from oskt_torchreid.lab.ablation import TERMS, ablate
 from oskt_torchreid.lab.comparison import run_comparison  # noqa: E402
 from oskt_torchreid.lab.comparison.report import MARKDOWN_NAME  # noqa: E402
 from oskt_torchreid.lab.latency import Setting, measure_run  # noqa: E402
 from oskt_torchreid.lab.latency_report import latency_table, write_latency  # noqa: E402
+from oskt_torchreid.lab.set_controls import measure_controls  # noqa: E402
 from oskt_torchreid.lab.untrained import untrained_table  # noqa: E402
 from oskt_torchreid.models import backbone_names  # noqa: E402
 
@@ -119,8 +121,18 @@ def run_ablation(arguments: argparse.Namespace) -> None:
     """Runs students of VKD with single terms left out and prints the report."""
     config = load_config(arguments.config_file, arguments.options)
     logging.basicConfig(level=logging.WARNING)
-    folder = ablate(config, arguments.terms, arguments.seeds, arguments.processes)
+    views = (arguments.teacher_views, arguments.student_views)
+    folder = ablate(config, arguments.terms, arguments.seeds, arguments.processes, *views)
     print((folder / ablation.MARKDOWN_NAME).read_text(encoding="utf-8"))
+    print(f"written to {folder}")
+
+
+def run_controls(arguments: argparse.Namespace) -> None:
+    """Runs VKD with its controls over several seeds and prints the report."""
+    config = load_config(arguments.config_file, arguments.options)
+    logging.basicConfig(level=logging.WARNING)
+    folder = measure_controls(config, arguments.seeds, arguments.processes)
+    print((folder / set_controls.MARKDOWN_NAME).read_text(encoding="utf-8"))
     print(f"written to {folder}")
 
 
@@ -268,9 +280,33 @@ def _add_accuracies(commands: "argparse._SubParsersAction") -> None:
     terms.add_argument(
         "--seeds", type=int, nargs="+", default=[], help="of students (default: train.seed and the next 2)"
     )
+    terms.add_argument(
+        "--teacher-views",
+        type=positive,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="also students of teachers that see N views while they teach, such as 2 4 8 (default: none)",
+    )
+    terms.add_argument(
+        "--student-views",
+        type=positive,
+        nargs="+",
+        default=[1, 2, 4],
+        metavar="M",
+        help="of these views, how many such students see (default: 1 2 4)",
+    )
     terms.add_argument("--processes", type=positive, default=1, help="runs at a time, of one thread each")
     terms.add_argument("--options", nargs="*", default=[], help="KEY VALUE or KEY=VALUE, as in the YAML")
     terms.set_defaults(run=run_ablation)
+    controls = commands.add_parser(
+        "vkd-controls", help="students of VKD beside their controls, over seeds; resumes where it stopped"
+    )
+    controls.add_argument("--config-file", required=True, help="YAML of a run of VKD")
+    controls.add_argument("--seeds", type=int, nargs="+", default=[], help="(default: train.seed and the next 2)")
+    controls.add_argument("--processes", type=positive, default=1, help="runs at a time, of one thread each")
+    controls.add_argument("--options", nargs="*", default=[], help="KEY VALUE or KEY=VALUE, as in the YAML")
+    controls.set_defaults(run=run_controls)
     untrained = commands.add_parser("untrained", help="mAP of a chain's students before any fine-tuning")
     untrained.add_argument("chain", help="file that WeightChain.save or tools/main.py wrote")
     untrained.add_argument("--options", nargs="*", default=[], help="KEY VALUE or KEY=VALUE, as in the YAML")

@@ -153,6 +153,8 @@ class VKDEngine(TransferEngine):
         if self.teacher is None:
             return super().compute_losses(images, pids)
         views = student_views(images, self.num_student_views)
+        if not (self.alpha or self.beta):  # nothing is learnt from the teacher, so it need not look
+            return self.loss(*whole_batch((_parsed(self.outputs_of(views)), pids)))
         with torch.no_grad():
             goal = _parsed(self.outputs_of(images, self.teacher))
         outputs = _parsed(self.outputs_of(views))

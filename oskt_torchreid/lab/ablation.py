@@ -1,4 +1,4 @@
-"""Students of VKD with single terms left out, from one teacher, over several seeds.
+"""Students of VKD with single terms left out, or with other numbers of views, from one teacher, over several seeds.
 
 Every student is an ordinary run in its own folder below `ablation`, with a few changed keys, so students that were
 finished with the same configuration are not run again. The run itself gives the teacher, and one student.
@@ -13,10 +13,10 @@ from typing import Any
 from ..config import Config, get, merged, save_resolved
 from ..errors import ConfigError
 from ..registry import nearest
-from ..report.protocols import read_set_rows
+from ..report.protocols import SetRow, read_set_rows
 from ..runs.run import run
-from ..runs.vkd.run import NETWORK_NAME
-from .ablation_report import WHOLE, TermMeasurement, write_ablation
+from ..runs.vkd.trainer import NETWORK_NAME
+from .ablation_report import WHOLE, TermMeasurement, ViewsMeasurement, write_ablation
 from .comparison import Job
 from .comparison.comparison import run_all
 
@@ -24,6 +24,7 @@ FOLDER = "ablation"
 RESULTS = "results.json"
 
 TERMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "distillation": ("distillation", {"vkd.alpha": 0.0, "vkd.beta": 0.0}),
     "kd": ("L_KD", {"vkd.alpha": 0.0}),
     "dp": ("L_DP", {"vkd.beta": 0.0}),
     "triplet": ("L_TR", {"loss.triplet.weight_t": 0.0}),
@@ -33,7 +34,14 @@ TERMS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name on the command line: name in the table, and the changes that leave it out."""
 
 
-def ablate(config: Config, terms: Sequence[str] = tuple(TERMS), seeds: Sequence[int] = (), processes: int = 1) -> Path:
+def ablate(
+    config: Config,
+    terms: Sequence[str] = tuple(TERMS),
+    seeds: Sequence[int] = (),
+    processes: int = 1,
+    teacher_views: Sequence[int] = (),
+    student_views: Sequence[int] = (),
+) -> Path:
     """Runs a configuration, then its student with each term left out, and writes a table.
 
     Args:
@@ -41,6 +49,9 @@ def ablate(config: Config, terms: Sequence[str] = tuple(TERMS), seeds: Sequence[
         terms: of `TERMS`.
         seeds: of students; empty: the configuration's own and the next two.
         processes: runs at a time, with one thread each; 1 runs them here, one after the other, with torch's threads.
+        teacher_views: numbers of views that the teacher sees while it teaches, each combined with every one of
+            `student_views` up to it, and the same students without distillation; empty: none of these.
+        student_views: of those, how many a student sees.
 
     Returns:
         The folder `ablation` below the run's, with `ablation.json`, `ablation.md` and a folder per student.
@@ -52,21 +63,29 @@ def ablate(config: Config, terms: Sequence[str] = tuple(TERMS), seeds: Sequence[
     seeds = list(dict.fromkeys(seeds)) or [own, own + 1, own + 2]
     terms = list(dict.fromkeys(terms))
     check_terms(config, terms, seeds)
+    grid = _views_jobs(config, teacher_views, student_views, seeds)
     folder = Path(config.data.save_dir)
     run(config)
-    teacher, *_, student = read_set_rows(folder / RESULTS)
+    teacher, student = _teacher_and_student(folder)
     jobs = [job for job in _jobs(config, terms, seeds) if (job.scenario, job.labels["seed"]) != (WHOLE, own)]
     save_resolved(config, folder / FOLDER)
-    run_all(config, jobs, processes, "terms of the loss")
+    run_all(config, [*jobs, *grid], processes, "terms of the loss, and views" if grid else "terms of the loss")
     measurements = [TermMeasurement(WHOLE, own, student)] if own in seeds else []
     for job in jobs:
         measurements.append(
-            TermMeasurement(job.scenario, job.labels["seed"], read_set_rows(folder / job.folder / RESULTS)[-1])
+            TermMeasurement(job.scenario, job.labels["seed"], _teacher_and_student(folder / job.folder)[1])
         )
     order = [WHOLE, *(TERMS[term][0] for term in terms)]
     measurements.sort(key=lambda m: (order.index(m.term), seeds.index(m.seed)))
-    write_ablation(folder / FOLDER, teacher, measurements, config)
+    views = [ViewsMeasurement(**job.labels, row=_teacher_and_student(folder / job.folder)[1]) for job in grid]
+    write_ablation(folder / FOLDER, teacher, measurements, config, views)
     return folder / FOLDER
+
+
+def _teacher_and_student(folder: Path) -> tuple[SetRow, SetRow]:
+    """The teacher of a run, and its last student; controls are passed over."""
+    rows = read_set_rows(folder / RESULTS)
+    return rows[0], [row for row in rows if row.kind == "student"][-1]
 
 
 def check_terms(config: Config, terms: Sequence[str], seeds: Sequence[int]) -> None:
@@ -83,12 +102,11 @@ def check_terms(config: Config, terms: Sequence[str], seeds: Sequence[int]) -> N
                 f"vkd.student is '{config.vkd.student}', which does not start from its teacher, so there is no restart "
                 "to leave out; leave 'restart' out of the terms"
             )
-        unchanged = [key for key, value in TERMS[term][1].items() if get(config, key) == value]
-        if unchanged:
-            value = get(config, unchanged[0])
+        changes = TERMS[term][1]
+        if all(get(config, key) == value for key, value in changes.items()):
+            already = " and ".join(f"{key} is {value}" for key, value in changes.items())
             raise ConfigError(
-                f"{unchanged[0]} is {value} already, so '{term}' cannot be left out; set it, or leave '{term}' out of "
-                "the terms"
+                f"{already} already, so '{term}' cannot be left out; set it, or leave '{term}' out of the terms"
             )
         check_loss(merged(config, TERMS[term][1]), term)
 
@@ -103,12 +121,50 @@ def check_loss(config: Config, term: str) -> None:
         )
 
 
+def _shared(config: Config) -> dict[str, Any]:
+    """Changes of every run: the teacher is that of the run itself, and its student alone is trained."""
+    return {"vkd.teacher": str(Path(config.data.save_dir) / "teacher" / NETWORK_NAME), "vkd.controls": False}
+
+
 def _jobs(config: Config, terms: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     """A run per seed with all terms, then one per term and seed."""
-    teacher = {"vkd.teacher": str(Path(config.data.save_dir) / "teacher" / NETWORK_NAME)}
     changed = {"all": (WHOLE, {}), **{term: TERMS[term] for term in terms}}
     return [
-        Job(name, f"{FOLDER}/{term}-seed-{seed}", {**teacher, "train.seed": seed, **changes}, {"seed": seed})
+        Job(name, f"{FOLDER}/{term}-seed-{seed}", {**_shared(config), "train.seed": seed, **changes}, {"seed": seed})
         for term, (name, changes) in changed.items()
+        for seed in seeds
+    ]
+
+
+def _views_jobs(
+    config: Config, teacher_views: Sequence[int], student_views: Sequence[int], seeds: Sequence[int]
+) -> list[Job]:
+    """A run per seed and pair of views, and per seed and number of a student's views without distillation."""
+    if not teacher_views:
+        return []
+    if not student_views or min(*teacher_views, *student_views) < 1 or min(student_views) > max(teacher_views):
+        raise ConfigError(
+            f"the teacher's views are {list(teacher_views)}, the student's {list(student_views)}; give one or more of "
+            "each, from 1 on, and a student's number that is not above the teacher's"
+        )
+    most, undistilled = max(teacher_views), TERMS["distillation"][1]
+    cells: list[tuple[int, int, dict[str, Any]]] = [
+        (wide, few, {}) for wide in teacher_views for few in student_views if few <= wide
+    ]
+    cells += [(0, few, undistilled) for few in student_views if few <= most]
+    return [
+        Job(
+            "views",
+            f"{FOLDER}/views-{wide or 'none'}-{few}-seed-{seed}",
+            {
+                **_shared(config),
+                "train.seed": seed,
+                "vkd.num_views": wide or most,
+                "vkd.num_student_views": few,
+                **changes,
+            },
+            {"teacher_views": wide, "student_views": few, "seed": seed},
+        )
+        for wide, few, changes in cells
         for seed in seeds
     ]

@@ -35,6 +35,23 @@ class TermMeasurement:
     row: SetRow
 
 
+@dataclass(frozen=True)
+class ViewsMeasurement:
+    """One student of other numbers of views.
+
+    Attributes:
+        teacher_views: frames of a set that the teacher sees while it teaches; 0: without distillation.
+        student_views: of those, how many the student sees.
+        seed: of its training.
+        row: the numbers.
+    """
+
+    teacher_views: int
+    student_views: int
+    seed: int
+    row: SetRow
+
+
 def ablation_table(teacher: SetRow, measurements: Sequence[TermMeasurement]) -> str:
     """Markdown: mAP in %, mean and standard deviation over seeds, and the difference to all terms, pair by pair."""
     protocols = list(teacher.protocols)
@@ -50,7 +67,25 @@ def ablation_table(teacher: SetRow, measurements: Sequence[TermMeasurement]) -> 
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=align)
 
 
-def write_ablation(folder: Path, teacher: SetRow, measurements: Sequence[TermMeasurement], config: Config) -> None:
+def views_table(measurements: Sequence[ViewsMeasurement], protocol: str) -> str:
+    """Markdown: mAP in % by the teacher's views (rows) and the student's (columns), mean and standard deviation."""
+    columns = sorted({m.student_views for m in measurements})
+    rows = []
+    for wide in sorted({m.teacher_views for m in measurements}):
+        found = [[m for m in measurements if (m.teacher_views, m.student_views) == (wide, few)] for few in columns]
+        cells = [Spread.of(m.row.mean_precisions[protocol] for m in each).percent() for each in found]
+        rows.append((str(wide) if wide else "without distillation", *cells))
+    headers = ("teacher's views", *(f"student's: {few}" for few in columns))
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=["right"] * len(headers))
+
+
+def write_ablation(
+    folder: Path,
+    teacher: SetRow,
+    measurements: Sequence[TermMeasurement],
+    config: Config,
+    views: Sequence[ViewsMeasurement] = (),
+) -> None:
     """Writes `ablation.json` and `ablation.md`, each whole or not at all.
 
     Args:
@@ -58,6 +93,7 @@ def write_ablation(folder: Path, teacher: SetRow, measurements: Sequence[TermMea
         teacher: of all students.
         measurements: of every term and seed.
         config: whole tree of the run with all terms.
+        views: of other numbers of views.
     """
     write_json(
         folder / JSON_NAME,
@@ -66,9 +102,11 @@ def write_ablation(folder: Path, teacher: SetRow, measurements: Sequence[TermMea
             "teacher": dataclasses.asdict(teacher),
             "mAP": _summary(measurements, list(teacher.protocols)),
             "measurements": [dataclasses.asdict(measurement) for measurement in measurements],
+            "views": [dataclasses.asdict(measurement) for measurement in views],
         },
     )
-    text = "\n\n".join(_paragraphs(teacher, measurements, config)) + "\n"
+    paragraphs = (*_paragraphs(teacher, measurements, config), *_views_paragraphs(teacher, views))
+    text = "\n\n".join(paragraphs) + "\n"
     with atomic(folder / MARKDOWN_NAME) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -88,6 +126,15 @@ def _paragraphs(teacher: SetRow, measurements: Sequence[TermMeasurement], config
         f"{node.student_stage.max_epoch} epochs; alpha {node.alpha:g}, beta {node.beta:g}, temperature "
         f"{node.temperature:g}. 'Restart' is that of last stage and head: without it, both follow the teacher."
     )
+
+
+def _views_paragraphs(teacher: SetRow, views: Sequence[ViewsMeasurement]) -> Iterator[str]:
+    if not views:
+        return
+    yield "## Views"
+    for protocol in teacher.protocols:
+        yield f"{protocol} mAP in % of students, by the frames of a set that both see in the student's training:"
+        yield views_table(views, protocol)
 
 
 def _summary(measurements: Sequence[TermMeasurement], protocols: Sequence[str]) -> Mapping[str, Any]:

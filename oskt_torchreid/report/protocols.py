@@ -13,10 +13,17 @@ from tabulate import tabulate
 from ..config import Config
 from ..files import atomic, write_json
 from .results import Row, read_versioned
+from .set_plots import Bar, protocol_bars
 from .tables import human_count
 
 FORMAT_VERSION = 1
 INTERPOLATED_NAME, TRAPEZOID_NAME = "mAP_interpolated", "mAP_trapezoid"
+_CONTROLS = (
+    "Points of mAP that students are above their controls. A student without distillation begins as the student does "
+    "and learns from the same sets for as many epochs, from labels alone. A teacher that is trained on keeps all its "
+    "weights, and its own views, for as many epochs. These are differences of one training seed; "
+    "`tools/benchmark.py vkd-controls` measures several."
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class SetRow:
 
     Attributes:
         name: how the run calls it.
-        kind: teacher or student.
+        kind: teacher, student or control.
         params: parameters without the classifier.
         flops: multiply-adds of one frame.
         views: frames of a set that it was trained on.
@@ -33,6 +40,7 @@ class SetRow:
         epochs: behind the numbers.
         seconds: of its training.
         targets: the protocols' numbers of every target; `protocols` are those of the first.
+        beside: of a control: name of the student that it is measured against.
     """
 
     name: str
@@ -44,6 +52,7 @@ class SetRow:
     epochs: int
     seconds: float
     targets: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    beside: str = ""
 
     def as_row(self) -> Row:
         """The row of the first protocol."""
@@ -63,9 +72,14 @@ class SetRow:
         """The row with the numbers of one target only."""
         return dataclasses.replace(self, protocols=self.targets[target], targets={target: self.targets[target]})
 
+    @property
+    def mean_precisions(self) -> dict[str, float]:
+        """Interpolated mAP of every protocol, as fractions."""
+        return {name: values[INTERPOLATED_NAME] for name, values in self.protocols.items()}
+
     def summary(self) -> str:
         """`V2V mAP 71.2, I2V mAP 60.3`, in %."""
-        return ", ".join(f"{name} mAP {100 * values[INTERPOLATED_NAME]:.1f}" for name, values in self.protocols.items())
+        return ", ".join(f"{name} mAP {100 * value:.1f}" for name, value in self.mean_precisions.items())
 
 
 def _plain_names(numbers: Mapping[str, float]) -> dict[str, float]:
@@ -110,6 +124,44 @@ def _percents(values: Mapping[str, float]) -> dict[str, str]:
     return cells
 
 
+def gains(rows: Sequence[SetRow]) -> list[tuple[SetRow, SetRow, dict[str, float]]]:
+    """Every control, the student beside it, and how much higher the student's mAP is in every protocol."""
+    students = {row.name: row for row in rows if row.kind == "student"}
+    pairs = [(row, students[row.beside]) for row in rows if row.beside in students]
+    return [
+        (control, student, {name: value - control.mean_precisions[name] for name, value in own.items()})
+        for control, student in pairs
+        for own in (student.mean_precisions,)
+    ]
+
+
+def gain_table(rows: Sequence[SetRow], style: str = "github") -> str:
+    """How far students are above their controls, in points of interpolated mAP; empty without controls."""
+    found = gains(rows)
+    if not found:
+        return ""
+    cells = [
+        (f"{student.name} - {control.name}", *(f"{100 * gain:+.1f}" for gain in gained.values()))
+        for control, student, gained in found
+    ]
+    headers = ["difference", *(f"{name} mAP" for name in found[0][2])]
+    align = ("left", *["right"] * (len(headers) - 1))
+    return tabulate(cells, headers, tablefmt=style, colalign=align, disable_numparse=True)
+
+
+def run_bars(rows: Sequence[SetRow]) -> dict[str, dict[str, Bar]]:
+    """Bars of every network; those of controls say how far the student is above them."""
+    notes = {control.name: gained for control, _, gained in gains(rows)}
+    bars = {}
+    for row in rows:
+        gained = notes.get(row.name, {})
+        bars[row.name] = {
+            name: Bar(100 * value, note=f"student {100 * gained[name]:+.1f}" if gained else "")
+            for name, value in row.mean_precisions.items()
+        }
+    return bars
+
+
 def read_set_rows(path: str | Path) -> list[SetRow]:
     """Reads the rows of a `results.json` that `write_set_report` wrote.
 
@@ -124,22 +176,26 @@ def _rows(content: Mapping[str, Any]) -> list[SetRow]:
 
 
 def write_set_report(folder: Path, rows: Sequence[SetRow], config: Config, facts: Mapping[str, Any]) -> None:
-    """Writes `results.json` and `results.md`, each whole or not at all."""
+    """Writes `results.json` and `results.md`, with controls also `protocols.png`, each whole or not at all."""
     content = {
         "format_version": FORMAT_VERSION,
         "facts": dict(facts),
         "rows": [dataclasses.asdict(row) for row in rows],
     }
     write_json(folder / "results.json", content)
-    node = config.vkd
+    node, title = config.vkd, f"{config.model.name} on {', '.join(config.data.targets)}"
+    measured = gain_table(rows)
     notes = [
-        f"# {config.model.name} on {', '.join(config.data.targets)}",
+        f"# {title}",
         set_table(rows),
+        *([f"{measured}\n\n{_CONTROLS}"] if measured else []),
         "mAP (in brackets with the trapezoid average precision) and rank-1 in %, on identities that no network was "
         "trained on, by cosine distance. V: a tracklet, I: its first frame; queries come first. Parameters and FLOPs "
         "(multiply-adds of one frame) leave out the classifier; seconds are those of training.",
         f"Students saw {node.num_student_views} of the {node.num_views} views of a set that their teacher did "
         f"({node.strategy}); alpha {node.alpha:g}, beta {node.beta:g}, temperature {node.temperature:g}.",
     ]
+    if measured:
+        protocol_bars(run_bars(rows), folder / "protocols.png", title)
     with atomic(folder / "results.md") as temporary:
         temporary.write_text("\n\n".join(notes) + "\n", encoding="utf-8")

@@ -75,7 +75,9 @@ def left_out_keys(config: Config) -> dict[str, str]:
         reasons |= dict.fromkeys(keys, f"oskt.{given} is given, so that no teacher is trained")
     if engine == "vkd" and vkd.teacher:
         keys = ("model.load_weights", *leaves(vkd.teacher_stage, "vkd.teacher_stage."))
-        reasons |= dict.fromkeys(keys, "vkd.teacher is given, so that none is trained")
+        used = ("vkd.teacher_stage.num_views", "vkd.teacher_stage.strategy") if vkd.controls else ()
+        unused = [key for key in keys if key not in used]
+        reasons |= dict.fromkeys(unused, "vkd.teacher is given, so that none is trained")
     for stage in _STAGES.get(engine, ("train",)):
         reasons = dict.fromkeys(_without_epochs(config, stage), f"{stage}.max_epoch is 0") | reasons
     return reasons

@@ -31,6 +31,11 @@ VKD: Node = {
     "generations": Key(
         1, "students, one after the other; each but the last is the next one's teacher", AtLeast(1), NEITHER
     ),
+    "controls": Key(
+        False,
+        "beside every student: its teacher, trained on for as many epochs, and the same student without distillation",
+        effect=NEITHER,
+    ),
     "reinit_last_stage": Key(
         True, "last stage of the backbone and classifier restart instead of starting from the teacher"
     ),

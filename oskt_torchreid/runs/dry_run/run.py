@@ -27,7 +27,7 @@ from ..oskt.specification import students_of
 from ..single import engine_of
 from ..trainer import Trainer
 from ..use import check_use
-from ..vkd.run import SetTrainer
+from ..vkd.trainer import SetTrainer
 from .data import look_at_data
 from .files import look_at_files
 from .report import BuiltNetworks, DryRun, DryStage, details_of, dry_stage, network_cost

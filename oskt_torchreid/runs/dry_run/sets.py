@@ -14,7 +14,7 @@ from ...host.optimization import build_optimizer
 from ...vkd.model import SET_PREFIX
 from ..trainer import network_size
 from ..vkd.plan import CHAIN, CHAIN_SUFFIX, IMAGENET, SELF, check_set_start, plan_sets, start_student, student_kind
-from ..vkd.run import STUDENT_STAGE, TEACHER_STAGE, SetTrainer
+from ..vkd.trainer import STUDENT_STAGE, TEACHER_STAGE, SetTrainer
 from .report import (
     BuiltNetworks,
     Details,

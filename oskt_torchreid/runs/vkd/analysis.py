@@ -26,7 +26,8 @@ from ...report.analysis import Curves, curve_plot, curve_table, probe_plot, prob
 from ...vkd.analysis import COUNTS, DRAWS, FrameFeatures, extract_frames, gallery_curve, views_curves
 from ...vkd.camera_probe import FOLDS, camera_probe
 from ...vkd.model import SET_PREFIX, as_set_model, load_set_model
-from .run import NETWORK_NAME, SetTrainer
+from .learners import TEACHER, UNDISTILLED, control_folder, student_name
+from .trainer import NETWORK_NAME, SetTrainer
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class SetRun:
     Attributes:
         config: whole tree, as it was resolved.
         trainer: of the run's data.
-        networks: teacher, then every student, by name; in evaluation mode.
+        networks: teacher, then every student, by name, each followed by the one without distillation if the run has
+            controls; in evaluation mode.
         title: title of plots: network and data.
     """
 
@@ -88,17 +90,30 @@ def open_run(folder: str | Path, options: Sequence[str] = (), **changes: Any) ->
             f"'{folder}' is a run of engine '{config.engine or config.loss.name}'; this looks into runs of engine 'vkd'"
         )
     config = merged(config, {f"vkd.{key}": value for key, value in changes.items()})
-    count = config.vkd.generations
-    students = ["student", *(f"student-{number}" for number in range(2, count + 1))]
-    missing = [name for name in ("teacher", *students) if not (folder / name / NETWORK_NAME).is_file()]
+    places = _places(config)
+    missing = [place for place in places.values() if not (folder / place / NETWORK_NAME).is_file()]
     if missing:
         raise ConfigError(
             f"the run in '{folder}' is not finished: there is no '{missing[0]}/{NETWORK_NAME}'; run tools/main.py "
             f"--config-file {folder / RESOLVED_NAME} first"
         )
     trainer = SetTrainer(config)
-    networks = {name: _network(config, trainer, name, folder / name / NETWORK_NAME) for name in ("teacher", *students)}
+    networks = {name: _network(config, trainer, name, folder / place / NETWORK_NAME) for name, place in places.items()}
     return SetRun(config, trainer, networks, f"{config.model.name} on {', '.join(config.data.targets)}")
+
+
+def _places(config: Config) -> dict[str, str]:
+    """The folder of every network that is looked into, by its name.
+
+    A student is compared with the one without distillation, which has been trained for as long: the teacher has not.
+    """
+    places = {TEACHER: TEACHER}
+    for number in range(1, config.vkd.generations + 1):
+        name = student_name(number)
+        places[name] = name
+        if config.vkd.controls:
+            places[f"{name} {UNDISTILLED}"] = control_folder(UNDISTILLED, number)
+    return places
 
 
 def _network(config: Config, trainer: SetTrainer, name: str, path: Path) -> nn.Module:
@@ -106,7 +121,7 @@ def _network(config: Config, trainer: SetTrainer, name: str, path: Path) -> nn.M
         size = (3, config.data.height, config.data.width)
         network: nn.Module = as_set_model(load_student(path), trainer.num_classes, size)
     else:
-        backbone = config.model.name if name == "teacher" else config.vkd.student or config.model.name
+        backbone = config.model.name if name == TEACHER else config.vkd.student or config.model.name
         network = load_set_model(SET_PREFIX + backbone.removeprefix(SET_PREFIX), path)
     return network.eval().to(device(config.use_gpu))
 
