@@ -269,6 +269,20 @@ def test_image_sets_are_put_together_by_identity_and_camera(roots, market_root):
     assert [len(item[0]) for item in manager.test_dataset["market1501"]["gallery"]] == [5] * 12
 
 
+def test_queries_of_image_sets_go_on_with_the_gallery_of_their_camera(market_root):
+    """Their first frame is the published picture, the others are those that its ranking passes over."""
+    manager = build_set_datamanager(configured(market_root, "market1501", kind="image"))
+    parts = manager.test_dataset["market1501"]
+    gallery = {item[1:]: item[0] for item in parts["gallery"]}
+    longer = [item for item in parts["query"] if item[1:] in gallery]
+    assert longer and all(item[0][1:] == gallery[item[1:]] for item in longer)
+    assert all("/query/" in item[0][0] and "/bounding_box_test/" in item[0][1] for item in longer)
+    assert all(len(item[0]) == 1 for item in parts["query"] if item[1:] not in gallery)
+    single = build_set_datamanager(configured(market_root, "market1501", "vkd.no_camera=True", kind="image"))
+    assert all(len(item[0]) == 1 for item in single.test_dataset["market1501"]["query"])
+
+
+
 def test_frames_are_transformed_one_by_one(roots):
     options = ["data.transforms=['random_flip']", "vkd.strategy=chunk", "vkd.num_views=8"]
     manager = build_set_datamanager(configured(roots["mars"], "mars", *options))

@@ -14,7 +14,7 @@ from oskt_torchreid.config.tree import every_key
 from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.host.compat import torchreid
 from oskt_torchreid.host.pictures import read_picture
-from oskt_torchreid.vkd.index import IdentityIndex, as_tracklets
+from oskt_torchreid.vkd.index import IdentityIndex, as_tracklets, completed
 from oskt_torchreid.vkd.sets import FrameReader, IdentitySampler, TestSets, TrainingSets
 from oskt_torchreid.vkd.views import (
     STRATEGIES,
@@ -74,6 +74,12 @@ def test_pictures_of_an_identity_at_a_camera_become_a_tracklet():
     assert as_tracklets(items, alone=[-1]) == single + expected
     assert as_tracklets(items, no_camera=True) == [((path,), *rest) for path, *rest in items]
     assert as_tracklets(INDEX.tracklets) == INDEX.tracklets
+
+
+def test_queries_are_completed_with_their_own_camera():
+    gallery = [(("a.jpg", "b.jpg"), 7, 0, 0), (("c.jpg",), 7, 1, 0), (("d.jpg",), 8, 0, 0), (("e.jpg",), 7, 0, 1)]
+    queries = [(("q.jpg",), 7, 0, 0), (("r.jpg",), 8, 1, 0)]
+    assert completed(queries, gallery) == [(("q.jpg", "a.jpg", "b.jpg"), 7, 0, 0), (("r.jpg",), 8, 1, 0)]
 
 
 # ---- strategies ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from ..errors import DataError
 from ..host.data import dataset_class
-from ..vkd.index import IdentityIndex, Tracklet, as_tracklets
+from ..vkd.index import IdentityIndex, Tracklet, as_tracklets, completed
 from ..vkd.sets import IdentitySampler, TestSets, TrainingSets
 from ..vkd.views import check_view_counts, strategy_of
 from .manager import build_datamanager
@@ -35,8 +35,9 @@ def build_set_datamanager(
     """Builds a data manager whose batches are sets, from video data or from image data.
 
     Pictures of an image data set with the same identity and camera are put together as one tracklet, in training, query
-    and gallery; junk and distractors stay single. With `vkd.no_camera` each training picture stays single, and
-    tracklets of video data are drawn from all their cameras.
+    and gallery; junk and distractors stay single; queries are followed by the gallery's pictures of their identity and
+    camera, see `vkd.index.completed`. With `vkd.no_camera` each training picture stays single, queries are not
+    followed by others, and tracklets of video data are drawn from all their cameras.
 
     Args:
         config: whole tree; besides what `datasets.manager.build_datamanager` reads, data.type, sampler.num_instances
@@ -113,6 +114,8 @@ def _test_tracklets(config: CfgNode, name: str, parts: dict[str, Any]) -> dict[s
     """Query and gallery of a target as tracklets."""
     junk = getattr(dataset_class(name, config.data.type), "_junk_pids", ())
     tracklets = {part: as_tracklets(items, alone=junk) for part, items in parts.items()}
+    if config.data.type == "image" and not config.vkd.no_camera:
+        tracklets["query"] = completed(tracklets["query"], tracklets["gallery"])
     for part, items in tracklets.items():
         if not items:
             raise DataError(f"the {part} of data set '{name}' is empty; evaluation needs a query and a gallery")

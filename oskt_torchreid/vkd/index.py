@@ -91,6 +91,23 @@ def as_tracklets(items: Iterable[Tracklet], no_camera: bool = False, alone: Iter
     return tracklets + [(tuple(sorted(paths)), *labels) for labels, paths in groups.items()]
 
 
+def completed(queries: Sequence[Tracklet], gallery: Sequence[Tracklet]) -> list[Tracklet]:
+    """Queries followed by the frames that the gallery has of the same identity at the same camera.
+
+    Image data sets publish one picture of each as a query and leave the others in the gallery, where that query's
+    ranking passes them over: together they are the tracklet, whose first frame is the published picture.
+
+    Args:
+        queries: (paths, label, camera, ...) each.
+        gallery: the same, one tracklet of an identity at a camera.
+
+    Example: a query `(("q.jpg",), 7, 0)` and the gallery `(("a.jpg", "b.jpg"), 7, 0), (("c.jpg",), 7, 1)` give
+    `(("q.jpg", "a.jpg", "b.jpg"), 7, 0)`.
+    """
+    frames = {tuple(labels): paths for paths, *labels in gallery}
+    return [(paths + frames.get(tuple(labels), ()), *labels) for paths, *labels in queries]
+
+
 def _check(tracklets: Sequence[Tracklet], lengths: np.ndarray) -> None:
     if not len(tracklets):
         raise DataError("there are no tracklets to draw views from; check the training part of the data set")
