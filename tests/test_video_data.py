@@ -282,7 +282,6 @@ def test_queries_of_image_sets_go_on_with_the_gallery_of_their_camera(market_roo
     assert all(len(item[0]) == 1 for item in single.test_dataset["market1501"]["query"])
 
 
-
 def test_frames_are_transformed_one_by_one(roots):
     options = ["data.transforms=['random_flip']", "vkd.strategy=chunk", "vkd.num_views=8"]
     manager = build_set_datamanager(configured(roots["mars"], "mars", *options))

@@ -12,7 +12,7 @@ from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.host.losses import kd_loss, soft_margin_triplet_loss
 from oskt_torchreid.host.ranking import rank
 from oskt_torchreid.vkd import distance_preservation_loss
-from oskt_torchreid.vkd.losses import squared_distances
+from oskt_torchreid.vkd.losses import scaled_distances, squared_distances
 
 REFERENCE = Path(os.environ.get("OSKT_REFERENCE") or Path(__file__).parents[2] / "shared" / "fixtures")
 NUMBERS = REFERENCE / "official_vkd" / "vkd_losses_and_metrics.pth"
@@ -29,6 +29,26 @@ def test_distance_preservation_by_hand():
     student, teacher = torch.tensor([[0.0], [1], [2], [3]]), torch.tensor([[0.0], [1], [2], [5]])
     assert distance_preservation_loss(student, teacher).item() == 29
     assert distance_preservation_loss(student, student.clone()).item() == 0
+
+
+def test_distances_without_a_scale_by_hand():
+    """(0, 1, 2, 3) has squared distances of 1, 4, 9, 1, 4, 1, mean 20/6; (0, 1, 2, 5) 1, 4, 25, 1, 16, 9, mean 56/6."""
+    student, teacher = torch.tensor([[0.0], [1], [2], [3]]), torch.tensor([[0.0], [1], [2], [5]])
+    ours, theirs = torch.tensor([1.0, 4, 9, 1, 4, 1]) * 6 / 20, torch.tensor([1.0, 4, 25, 1, 16, 9]) * 6 / 56
+    expected = 2 * (theirs - ours).square().sum() / 16 / 2
+    torch.testing.assert_close(distance_preservation_loss(student, teacher, "mean"), expected)
+    torch.testing.assert_close(distance_preservation_loss(7 * student, teacher, "mean"), expected)
+    # Unit vectors: (1, 0), (0, 1) and (3, 4) / 5 have the squared distances 2, 2 - 6/5 and 2 - 8/5.
+    vectors = torch.tensor([[2.0, 0], [0, 3], [3, 4]])
+    found = scaled_distances(vectors, "unit")
+    torch.testing.assert_close(found[0, 1:], torch.tensor([2, 0.8]))
+    torch.testing.assert_close(found[1, 2], torch.tensor(0.4))
+    equal = torch.ones(3, 2, requires_grad=True)
+    loss = distance_preservation_loss(equal, torch.eye(3), "mean")
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(equal.grad).all()
+    with pytest.raises(ConfigError, match="the scale of distances is 'units'; did you mean 'unit'"):
+        scaled_distances(vectors, "units")
 
 
 def test_distance_preservation_compares_networks_of_different_widths():

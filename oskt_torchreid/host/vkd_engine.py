@@ -23,7 +23,7 @@ from ..vkd.evaluate import (
     extract_side,
     protocol_table,
 )
-from ..vkd.losses import distance_preservation_loss, kd_loss
+from ..vkd.losses import SQUARED, check_scale, distance_preservation_loss, kd_loss
 from ..vkd.model import FrameAverage, class_count
 from ..vkd.views import check_view_counts, student_views
 from .compat import device
@@ -72,6 +72,8 @@ class VKDEngine(TransferEngine):
         alpha: weight of `L_KD`. If teacher and student have different numbers of classes, the term is left out, and the
             log says so.
         beta: weight of `L_DP`.
+        distances: what `L_DP` compares: `squared` distances, as in the paper, those of embeddings of `unit` length, or
+            multiples of their `mean`, see `vkd.losses.SCALES`.
         protocols: evaluated after training, see `evaluate_protocols`.
         query_in_gallery: see `evaluate_protocols`.
         no_camera: see `evaluate_protocols`.
@@ -96,6 +98,7 @@ class VKDEngine(TransferEngine):
         temperature: float = TEMPERATURE,
         alpha: float = ALPHA,
         beta: float = BETA,
+        distances: str = SQUARED,
         protocols: Sequence[str] = ("V2V", "I2V"),
         query_in_gallery: bool = False,
         no_camera: bool = False,
@@ -110,6 +113,7 @@ class VKDEngine(TransferEngine):
         check_number("temperature", temperature, above=True)
         check_number("alpha", alpha)
         check_number("beta", beta)
+        check_scale(distances)
         _check_network(model, "teacher" if teacher is None else "student")
         if teacher is not None:
             _check_network(teacher, "teacher")
@@ -120,7 +124,7 @@ class VKDEngine(TransferEngine):
             loss = ReidLoss(datamanager.num_train_pids, weight_t=1.0, margin=None, label_smooth=False, use_gpu=on_gpu)
         super().__init__(datamanager, model, optimizer, scheduler, loss, use_gpu, **options)
         self.num_student_views = num_student_views
-        self.temperature, self.alpha, self.beta = temperature, alpha, beta
+        self.temperature, self.alpha, self.beta, self.distances = temperature, alpha, beta, distances
         self.evaluation = Evaluation(protocols=tuple(protocols), query_in_gallery=query_in_gallery, no_camera=no_camera)
         self.frames_at_once = frames_at_once
         self.protocols: dict[str, ProtocolNumbers] = {}
@@ -160,7 +164,7 @@ class VKDEngine(TransferEngine):
         outputs = _parsed(self.outputs_of(views))
         goal, outputs, pids = whole_batch((goal, outputs, pids))
         loss, summary = self.loss(outputs, pids)
-        preservation = distance_preservation_loss(outputs.features[0], goal.features[0])
+        preservation = distance_preservation_loss(outputs.features[0], goal.features[0], self.distances)
         loss, summary = loss + self.beta * preservation, summary | {"loss_dp": preservation.item()}
         if self.same_classes:
             distillation = kd_loss(outputs.logits[0], goal.logits[0], self.temperature)

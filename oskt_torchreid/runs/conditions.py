@@ -235,6 +235,8 @@ def _of_sets(config: Config) -> Reasons:
         yield "vkd.last_stage_weights", "vkd.reinit_last_stage is False"
     if not node.alpha:
         yield "vkd.temperature", "vkd.alpha is 0"
+    if not node.beta:
+        yield "vkd.distances", "vkd.beta is 0"
 
 
 def _each(reason: str, *keys: str) -> Reasons:

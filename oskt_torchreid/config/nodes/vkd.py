@@ -28,6 +28,11 @@ VKD: Node = {
     "temperature": Key(10.0, "temperature of the class scores that are distilled", AtLeast(1e-6)),
     "alpha": Key(0.1, "weight of the distilled classification", AtLeast(0)),
     "beta": Key(1e-4, "weight of the preserved distances", AtLeast(0)),
+    "distances": Key(
+        "squared",
+        "what is preserved: squared distances; those of embeddings of unit length; or multiples of a batch's mean",
+        OneOf("squared", "unit", "mean"),
+    ),
     "generations": Key(
         1, "students, one after the other; each but the last is the next one's teacher", AtLeast(1), NEITHER
     ),

@@ -14,7 +14,7 @@ from ...host.optimization import build_optimizer
 from ...vkd.model import SET_PREFIX
 from ..trainer import network_size
 from ..vkd.plan import CHAIN, CHAIN_SUFFIX, IMAGENET, SELF, check_set_start, plan_sets, start_student, student_kind
-from ..vkd.trainer import STUDENT_STAGE, TEACHER_STAGE, SetTrainer
+from ..vkd.trainer import STUDENT_STAGE, TEACHER_STAGE, SetTrainer, taught_settings
 from .report import (
     BuiltNetworks,
     Details,
@@ -88,8 +88,7 @@ def _one_step(small: Config, trainer: SetTrainer, built: BuiltNetworks) -> dict[
     """One step of distillation on a batch of the stand-in data; the student changes."""
     node = small.vkd
     datamanager = trainer.stage_datamanager(node.student_stage)
-    settings = {key: node[key] for key in ("temperature", "alpha", "beta", "num_student_views")}
-    engine = trainer.engine(teacher=built.teacher, **settings)(
+    engine = trainer.engine(teacher=built.teacher, **taught_settings(small))(
         datamanager,
         built.student,
         build_optimizer(built.student, small, node.student_stage),

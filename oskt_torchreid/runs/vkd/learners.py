@@ -21,14 +21,13 @@ from ...vkd.students import KEEP, student_from
 from ..recipes import Recipe
 from ..trainer import EngineBuilder
 from .plan import SetPlan, start_student, student_label
-from .trainer import STUDENT_STAGE, SetTrainer
+from .trainer import STUDENT_STAGE, TAUGHT, SetTrainer, taught_settings
 
 TEACHER, STUDENT, CONTROL = "teacher", "student", "control"
 TRAINED_ON, UNDISTILLED = "trained on", "without distillation"
 CONTROLS = {TRAINED_ON: "trained-on", UNDISTILLED: "undistilled"}
 """Kinds of control, and their folders."""
 
-_TAUGHT = ("temperature", "alpha", "beta")
 _STARTED = ("num_student_views", "reinit_last_stage", "last_stage_weights")
 
 
@@ -85,9 +84,8 @@ class Generation:
     def student(self) -> Learner:
         """The student, which learns from labels and from its teacher."""
         name, node = student_name(self.number), self.config.vkd
-        settings = {key: node[key] for key in (*_TAUGHT, "num_student_views")}
-        engine = self.trainer.engine(teacher=self.teacher, **settings)
-        about = (name, self._label(name), STUDENT, "", self._recipe(*_TAUGHT))
+        engine = self.trainer.engine(teacher=self.teacher, **taught_settings(self.config))
+        about = (name, self._label(name), STUDENT, "", self._recipe(*TAUGHT))
         return Learner(*about, node.student_stage, node.num_student_views, engine, self._start)
 
     def undistilled(self) -> Learner:

@@ -17,9 +17,16 @@ from ..trainer import Trainer
 
 NETWORK_NAME = "network.pth"
 TEACHER_STAGE, STUDENT_STAGE = "vkd.teacher_stage", "vkd.student_stage"
+TAUGHT = ("temperature", "alpha", "beta", "distances")
+"""Keys of `vkd` that matter to distillation alone."""
 _SET_KEYS = tuple(
     f"vkd.{key}" for key in ("num_views", "strategy", "no_camera", "test_frames", "protocols", "query_in_gallery")
 )
+
+
+def taught_settings(config: Config) -> dict[str, Any]:
+    """Arguments of `VKDEngine` that say how a student learns from its teacher."""
+    return {key: config.vkd[key] for key in (*TAUGHT, "num_student_views")}
 
 
 class SetTrainer(Trainer):
