@@ -123,6 +123,18 @@ def test_every_generation_has_its_own(data_root, tiny_net, tmp_path):
     assert [row.views for row in rows] == [3, 2, 2, 3, 2, 2, 2]
 
 
+@pytest.mark.slow
+def test_student_and_controls_in_processes_of_their_own_are_the_same(data_root, tmp_path):
+    options = [CONTROLS, "vkd.protocols=['V2V', 'I2V']", "vkd.generations=2"]
+    here = run(configured(data_root, tmp_path / "here", *options, net="osnet_x0_25"))
+    apart = run(configured(data_root, tmp_path / "apart", *options, "vkd.processes=2", net="osnet_x0_25"))
+    for folder in ("teacher", "student", "undistilled", "trained-on", "student-2", "undistilled-2", "trained-on-2"):
+        digests = {sha256(tmp_path / place / folder / "network.pth") for place in ("here", "apart")}
+        assert len(digests) == 1, folder
+    assert [row.targets for row in apart.rows] == [row.targets for row in here.rows]
+    assert "undistilled: begins" in (tmp_path / "apart" / "log.txt").read_text(encoding="utf-8")
+
+
 def test_a_student_of_a_chain_has_controls(data_root, tiny_net, tmp_path):
     results = run(configured(data_root, tmp_path, CONTROLS, "vkd.student=width=0.5", "vkd.protocols=['V2V']"))
     teacher, student, undistilled, trained_on = results.rows

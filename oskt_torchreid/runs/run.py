@@ -23,6 +23,7 @@ from .processes import prepare_processes
 from .single import train_only
 from .trainer import Trainer
 from .use import check_use
+from .vkd.run import processes_of as set_processes_of
 from .vkd.run import run_sets
 
 RESUME_AUTO = "auto"
@@ -51,6 +52,8 @@ def run(config: Config, given: Sequence[str] = ()) -> Results:
     if is_rank_zero():
         remove_leftovers(folder)
     if method == "vkd":
+        if set_processes_of(config) > 1 and not config.test.evaluate:
+            prepare_processes()
         check_use(config, given)
         return run_sets(config, folder)
     if method in LOSSES and method != config.loss.name:

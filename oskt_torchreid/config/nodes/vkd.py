@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..allowed import WIDTH, AtLeast, OneOf
+from ..allowed import MOST_PROCESSES, WIDTH, AtLeast, Between, OneOf
 from ..keys import NEITHER, NUMBERS, Key, Node
 from .training import stage_node
 
@@ -40,6 +40,9 @@ VKD: Node = {
         False,
         "beside every student: its teacher, trained on for as many epochs, and the same student without distillation",
         effect=NEITHER,
+    ),
+    "processes": Key(
+        1, "student and controls trained at a time; more useful than threads", Between(1, MOST_PROCESSES), NEITHER
     ),
     "reinit_last_stage": Key(
         True, "last stage of the backbone and classifier restart instead of starting from the teacher"

@@ -16,14 +16,15 @@ from ...chain.student_file import save_student
 from ...config import Config
 from ...files import save_checkpoint, sha256
 from ...files.weights import load_weights
-from ...host.distributed import broadcast
+from ...host.distributed import broadcast, world_size
 from ...report import Results
 from ...report.protocols import SetRow, write_set_report
 from ..checks import StageToCome, check_evaluation, check_stages
+from ..processes import in_processes, logged
 from ..stages import Facts, Stage, require_any
 from ..trainer import EngineBuilder, network_size
-from .learners import Generation, Learner, teacher_sets
-from .plan import SetPlan, plan_sets
+from .learners import Generation, Learner, student_name, teacher_sets
+from .plan import SetPlan, plan_sets, start_student
 from .trainer import NETWORK_NAME, STUDENT_STAGE, TEACHER_STAGE, SetTrainer
 
 logger = logging.getLogger(__name__)
@@ -50,10 +51,9 @@ class VKDRun:
         """The teacher, then every generation of students, then the report."""
         teacher, key = self._teacher()
         for number in range(1, self.config.vkd.generations + 1):
-            student, *controls = Generation(number, self.plan, self.trainer, teacher, key).learners()
-            teacher, key = self._learner(student)
-            for control in controls:
-                self._learner(control)
+            generation = Generation(number, self.plan, self.trainer, teacher, key)
+            self._learn_apart(generation)
+            teacher, key = [self._learner(learner) for learner in generation.learners()][0]
         if self.config.test.evaluate:
             require_any(bool(self.rows), self.folder, "name a trained network as vkd.teacher, or train")
         about = {"engine": "vkd", "backbone": self.config.model.name, "data": list(self.config.data.targets)}
@@ -115,8 +115,23 @@ class VKDRun:
         path = stage.folder / NETWORK_NAME
         return broadcast(lambda: sha256(path) if path.is_file() else "")
 
+    def _learn_apart(self, generation: Generation) -> None:
+        """Trains a student and its controls in processes of their own, if the configuration asks for several."""
+        processes, count = processes_of(self.config), len(generation.learners())
+        if min(processes, count) > 1 and not self.config.test.evaluate:
+            job = (self.config, self.folder, generation.number, generation.teacher_key)
+            in_processes(_learn, [(*job, place) for place in range(count)], processes, "student and controls")
+
     def _learner(self, learner: Learner) -> tuple[nn.Module, str]:
-        """Trains a student or a control; returns it, and the digest of its file."""
+        """A student or a control, trained here or already; returns it, and the digest of its file."""
+        network, facts, key = self.learn(learner)
+        if facts is not None:
+            about = (learner.label, learner.kind)
+            self._row(*about, network.cpu(), learner.views, facts, learner.stage.max_epoch, learner.beside)
+        return network, key
+
+    def learn(self, learner: Learner) -> tuple[nn.Module, Facts | None, str]:
+        """The stage of a student or a control: the network, what was measured, and the digest of its file."""
         stage = self.trainer.stage(self.folder / learner.folder, learner.recipe, NETWORK_NAME)
         network = learner.start()
 
@@ -135,9 +150,7 @@ class VKDRun:
         facts = self._complete(stage, work, evaluate)
         if facts is not None:
             load_weights(network, stage.folder / NETWORK_NAME)
-            about = (learner.label, learner.kind)
-            self._row(*about, network.cpu(), learner.views, facts, learner.stage.max_epoch, learner.beside)
-        return network, self._key(stage)
+        return network, facts, self._key(stage)
 
     def _trained(
         self,
@@ -162,6 +175,24 @@ class VKDRun:
         row = SetRow(name, kind, params, flops, views, protocols, epochs, facts["train_seconds"], targets, beside)
         self.rows.append(row)
         logger.info("%s: %s", name, row.summary())
+
+
+def processes_of(config: Config) -> int:
+    """Number of networks trained at a time; one if several processes share the run."""
+    return config.vkd.processes if world_size() == 1 else 1
+
+
+def _learn(config: Config, folder: Path, number: int, teacher_key: str, place: int) -> None:
+    """One of a generation's learners, in a separate process, which reads the generation's teacher from its file."""
+    with logged(folder / "log.txt"):
+        trainer = SetTrainer(config)
+        plan = plan_sets(config, trainer.num_classes)
+        teacher = plan.teacher
+        for generation in range(1, number):
+            teacher = start_student(config, plan, teacher, trainer.num_classes, generation)
+        load_weights(teacher, folder / student_name(number - 1) / NETWORK_NAME)
+        learners = Generation(number, plan, trainer, teacher, teacher_key).learners()
+        VKDRun(config, trainer, plan, folder).learn(learners[place])
 
 
 def run_sets(config: Config, folder: Path) -> Results:
