@@ -24,7 +24,7 @@ from oskt_torchreid.chain.budgets import held_groups, in_half_precision, show_am
 from oskt_torchreid.chain.counting import Costs  # noqa: E402
 from oskt_torchreid.chain.expansion import choose_widths, expand_to_plan  # noqa: E402
 from oskt_torchreid.chain.trimming import trimmed  # noqa: E402
-from oskt_torchreid.cli import positive  # noqa: E402
+from oskt_torchreid.cli import parse_with_imports, positive  # noqa: E402
 from oskt_torchreid.deploy import measure_latency  # noqa: E402
 from oskt_torchreid.deploy.latency import BACKENDS  # noqa: E402
 from oskt_torchreid.host.termination import status_of  # noqa: E402
@@ -68,7 +68,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     latency.add_argument("--threads", type=positive, help="threads of one operator (default: torch's choice)")
     latency.add_argument("--device", choices=("cpu", "cuda"), help="default: cpu")
     latency.add_argument("--backend", choices=BACKENDS, help="default: pytorch")
-    parsed = parser.parse_args(arguments)
+    parsed = parse_with_imports(parser, arguments)
     if not (parsed.table or parsed.widths or parsed.output):
         parser.error("-o/--output says where the student or the chain goes, such as -o student.pth")
     if (parsed.table or parsed.widths) and parsed.output:

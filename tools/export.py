@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import oskt_torchreid as oskt  # noqa: E402
-from oskt_torchreid.cli import positive  # noqa: E402
+from oskt_torchreid.cli import parse_with_imports, positive  # noqa: E402
 from oskt_torchreid.config import load_config  # noqa: E402
 from oskt_torchreid.deploy.export import FORMATS, OPSET, PRECISIONS, check_writable, format_of  # noqa: E402
 from oskt_torchreid.deploy.quantization import CALIBRATION_IMAGES  # noqa: E402
@@ -50,7 +50,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     table.add_argument(
         "--table", nargs="*", metavar="NAME", help="try every backbone, or these; with -o: update a file"
     )
-    parsed = parser.parse_args(arguments)
+    parsed = parse_with_imports(parser, arguments)
     if parsed.table is None and not (parsed.source and parsed.output):
         parser.error("give a network and where it goes, such as: student.pth -o student.onnx")
     return parsed
@@ -65,7 +65,7 @@ def configured(arguments: argparse.Namespace) -> object:
         flags |= {"data.sources": [arguments.target], "data.targets": [arguments.target]}
     if arguments.size:
         flags |= {"data.height": arguments.size[0], "data.width": arguments.size[1]}
-    return load_config(arguments.config_file, arguments.options, flags)
+    return load_config(arguments.config_file, arguments.options, flags, arguments.imports)
 
 
 def run_export(arguments: argparse.Namespace) -> None:

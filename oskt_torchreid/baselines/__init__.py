@@ -15,7 +15,7 @@ from ..chain.student_file import attach_record
 from ..errors import ConfigError, expect
 from ..graph import ChannelGraph
 from ..host.models import identify
-from ..registry import add_baseline_name, nearest
+from ..registry import add_baseline_name, nearest, remembered
 from .depgraph import check_depgraph, prune_by_depgraph
 from .distillation import DistillationEngine
 from .kmeans import merge_by_kmeans
@@ -55,6 +55,7 @@ _NAME = re.compile(r"[A-Za-z_][\w+]*")
 _RESERVED = frozenset({"file", "oskt", "teacher"})  # networks of a run that no baseline makes
 
 
+@remembered
 def register_baseline(name: str, method: Baseline) -> None:
     """Adds a method under a name, which students, controls and their rates may then have in a configuration.
 
