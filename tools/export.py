@@ -5,6 +5,7 @@ python tools/export.py my_teacher.pth.tar --model osnet_x1_0 -o teacher.xml --pr
 python tools/export.py student.pth -o student-int8.onnx --precision int8 --config-file configs/oskt_osnet.yaml
 python tools/export.py --table -o docs/export.md
 
+A network of your own is registered by a file that --import names; the folder of a run remembers it.
 With a configuration or a data set (-t NAME --root FOLDER) the mAP of network and file are printed, and int8 is
 calibrated with its training images.
 """
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import oskt_torchreid as oskt  # noqa: E402
 from oskt_torchreid.cli import parse_with_imports, positive  # noqa: E402
-from oskt_torchreid.config import load_config  # noqa: E402
+from oskt_torchreid.config import import_for_file, load_config  # noqa: E402
 from oskt_torchreid.deploy.export import FORMATS, OPSET, PRECISIONS, check_writable, format_of  # noqa: E402
 from oskt_torchreid.deploy.quantization import CALIBRATION_IMAGES  # noqa: E402
 from oskt_torchreid.host.models import builder_of  # noqa: E402
@@ -27,6 +28,7 @@ from oskt_torchreid.host.termination import status_of  # noqa: E402
 from oskt_torchreid.lab.exports import export_rows, markdown, update_document  # noqa: E402
 from oskt_torchreid.models import backbone_names  # noqa: E402
 from oskt_torchreid.runs.exporting import ExportReport, export_with_data, load_network  # noqa: E402
+from oskt_torchreid.user_code import import_user_code  # noqa: E402
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -35,7 +37,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("source", nargs="?", help="student's file, checkpoint, or registered model's name")
     parser.add_argument("-o", "--output", help="file to write: .onnx, .xml (OpenVINO, with .bin) or .torchscript")
     parser.add_argument("--format", default="", choices=FORMATS, help="default: by the suffix")
-    parser.add_argument("--model", default="", help="registered model whose checkpoint it is; students need none")
+    parser.add_argument("--model", default="", help="registered model whose checkpoint it is; students need none, unless their teacher was not registered")
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help="default: fp32")
     parser.add_argument("--normalize", action="store_true", help="divide features by their L2 norm inside of the file")
     parser.add_argument("--size", type=positive, nargs=2, metavar=("H", "W"), help="default: the network's own")
@@ -70,6 +72,7 @@ def configured(arguments: argparse.Namespace) -> object:
 
 def run_export(arguments: argparse.Namespace) -> None:
     """Exports one network and prints the result."""
+    import_for_file(arguments.source, arguments.imports)
     format_of(arguments.output, arguments.format)
     check_writable(Path(arguments.output))
     config = configured(arguments)
@@ -89,6 +92,7 @@ def run_export(arguments: argparse.Namespace) -> None:
 
 def run_table(arguments: argparse.Namespace) -> None:
     """Tries backbones and prints the table, or puts one row after the other into a file."""
+    import_user_code(arguments.imports)
     names = arguments.table or backbone_names()
     for name in names:
         builder_of(name)

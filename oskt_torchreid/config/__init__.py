@@ -4,6 +4,7 @@ from yacs.config import CfgNode
 
 from .checking import check_config
 from .effects import settings
+from .imports import import_for_file
 from .keys import Effect
 from .loading import default_config, digest, get, given_keys, load_config, merged, save_resolved
 from .tree import leaves
@@ -20,6 +21,7 @@ __all__ = [
     "digest",
     "get",
     "given_keys",
+    "import_for_file",
     "leaves",
     "load_config",
     "merged",
