@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, ParamSpec
 
 from .errors import ConfigError, expect
+from .user_code import IMPORT_HINT
 
 __all__ = ["baseline_names", "build_engine", "engine_class", "register_engine"]
 
@@ -85,7 +86,10 @@ def engine_class(name: str) -> type:
         ConfigError: unknown name; the message has the nearest one.
     """
     if name not in _ENGINES:
-        raise ConfigError(f"unknown engine '{name}'{nearest(name, _ENGINES)}; known engines: {', '.join(_ENGINES)}")
+        raise ConfigError(
+            f"unknown engine '{name}'{nearest(name, _ENGINES)}; known engines: {', '.join(_ENGINES)}; name the file that "
+            f"registers one of your own: {IMPORT_HINT}"
+        )
     return _ENGINES[name]
 
 

@@ -21,6 +21,9 @@ from .errors import ConfigError, expect, first_line
 __all__ = ["import_user_code", "was_imported"]
 
 SUFFIX = ".py"
+IMPORT_HINT = "--import mine.py, or imports: [mine.py] in a configuration"
+"""What to do about a name that is not registered, for messages."""
+
 _ASKED = "--import and the key imports"
 _IMPORTED: dict[str, str] = {}  # name of a module -> path of its file, or its name
 

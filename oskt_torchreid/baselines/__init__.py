@@ -16,6 +16,7 @@ from ..errors import ConfigError, expect
 from ..graph import ChannelGraph
 from ..host.models import identify
 from ..registry import add_baseline_name, nearest, remembered
+from ..user_code import IMPORT_HINT
 from .depgraph import check_depgraph, prune_by_depgraph
 from .distillation import DistillationEngine
 from .kmeans import merge_by_kmeans
@@ -83,7 +84,10 @@ def baseline(name: str) -> Baseline:
         ConfigError: an unknown method; the message has the nearest one.
     """
     if name not in BASELINES:
-        raise ConfigError(f"unknown baseline '{name}'{nearest(name, BASELINES)}; known: {', '.join(BASELINES)}")
+        raise ConfigError(
+            f"unknown baseline '{name}'{nearest(name, BASELINES)}; known: {', '.join(BASELINES)}; name the file that "
+            f"registers one of your own: {IMPORT_HINT}"
+        )
     return BASELINES[name]
 
 
