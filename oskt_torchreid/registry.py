@@ -57,7 +57,6 @@ def end_own_registrations() -> None:
     _REGISTRATIONS.clear()
 
 
-
 @remembered
 def register_engine(name: str, engine: type) -> None:
     """Adds an engine class under `name`; registering the same class again changes nothing.
@@ -87,8 +86,8 @@ def engine_class(name: str) -> type:
     """
     if name not in _ENGINES:
         raise ConfigError(
-            f"unknown engine '{name}'{nearest(name, _ENGINES)}; known engines: {', '.join(_ENGINES)}; name the file that "
-            f"registers one of your own: {IMPORT_HINT}"
+            f"unknown engine '{name}'{nearest(name, _ENGINES)}; known engines: {', '.join(_ENGINES)}; name the file "
+            f"that registers one of your own: {IMPORT_HINT}"
         )
     return _ENGINES[name]
 

@@ -153,8 +153,8 @@ def _failure(place: str, error: BaseException) -> ConfigError:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == place]
     line = error.lineno if isinstance(error, SyntaxError) and error.filename == place else (lines or [None])[-1]
     where = "" if line is None else f", line {line}"
-    relative = "; a file of a package is named as a module, such as 'my.nets'" if "relative import" in str(error) else ""
+    remedy = "name it as a module of its package, such as 'my.nets'" if "relative import" in str(error) else "mend it"
     return ConfigError(
-        f"user code '{place}' cannot be imported{where}: {type(error).__name__}: {first_line(error)}{relative}; mend it, "
-        f"or take it out of {_ASKED}"
+        f"user code '{place}' cannot be imported{where}: {type(error).__name__}: {first_line(error)}; {remedy}, or take "
+        f"it out of {_ASKED}"
     )

@@ -37,7 +37,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("source", nargs="?", help="student's file, checkpoint, or registered model's name")
     parser.add_argument("-o", "--output", help="file to write: .onnx, .xml (OpenVINO, with .bin) or .torchscript")
     parser.add_argument("--format", default="", choices=FORMATS, help="default: by the suffix")
-    parser.add_argument("--model", default="", help="registered model whose checkpoint it is; students need none, unless their teacher was not registered")
+    parser.add_argument(
+        "--model",
+        default="",
+        help="registered model whose checkpoint it is; students need none, if their teacher was registered",
+    )
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help="default: fp32")
     parser.add_argument("--normalize", action="store_true", help="divide features by their L2 norm inside of the file")
     parser.add_argument("--size", type=positive, nargs=2, metavar=("H", "W"), help="default: the network's own")

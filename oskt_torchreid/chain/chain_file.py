@@ -100,9 +100,7 @@ def damage_named(path: str | Path) -> Iterator[None]:
         raise ChainError(f"'{path}' cannot be used as a weight chain: it is damaged ({reason})") from error
 
 
-def attributes_of(
-    tensors: dict[str, Tensor], metadata: dict[str, Any], model: nn.Module | str | None
-) -> Attributes:
+def attributes_of(tensors: dict[str, Tensor], metadata: dict[str, Any], model: nn.Module | str | None) -> Attributes:
     """Attributes of the chain that a file describes.
 
     Args:

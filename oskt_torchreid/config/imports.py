@@ -36,7 +36,7 @@ def check_origin(names: Sequence[str], file: Path) -> None:
         comes_along = os.path.realpath(name).startswith(folder + os.sep) or not os.path.isabs(name)
         if name.endswith(".py") and comes_along and not was_imported(name):
             raise ConfigError(
-                f"{IMPORTS_KEY} in '{file}' names '{name}', code that may have come with the folder of a run, and is not "
+                f"{IMPORTS_KEY} in '{file}' names '{name}', code that may have come with the run's folder and is not "
                 f"run unasked; read it, and if it may run, name it yourself: --import {name}"
             )
 

@@ -43,8 +43,8 @@ def builder_of(name: str) -> Builder:
     """
     if name not in _FACTORY:
         raise ConfigError(
-            f"unknown model '{name}'{nearest(name, _FACTORY)} (torchreid.models.show_avai_models() lists all); name the "
-            f"file that registers a network of your own: {IMPORT_HINT}"
+            f"unknown model '{name}'{nearest(name, _FACTORY)} (torchreid.models.show_avai_models() lists all); name "
+            f"the file that registers a network of your own: {IMPORT_HINT}"
         )
     return _FACTORY[name]
 

@@ -172,7 +172,7 @@ def in_processes(
 
 
 def own_registrations() -> list[Registration]:
-    """What this process knows besides what the import of this package registers: users' data sets, networks, methods."""
+    """What users have registered in this process: data sets, networks, methods, rules."""
     return [*registrations(), *own_datasets()]
 
 

@@ -86,6 +86,11 @@ class SetTrainer(Trainer):
         evaluation = {"protocols": tuple(node.protocols), "query_in_gallery": node.query_in_gallery}
         return partial(VKDEngine, no_camera=node.no_camera, **evaluation, **options)
 
+    def distilling_engine(self, teacher: nn.Module) -> EngineBuilder:
+        """A builder of engines that distil a teacher as the `vkd` node says."""
+        keys = ("temperature", "alpha", "beta", "num_student_views")
+        return self.engine(teacher=teacher, **{key: self.config.vkd[key] for key in keys})
+
     def protocols(self, model: nn.Module) -> dict[str, Any]:
         """Numbers of every protocol on every target."""
         engine = self.engine()(self.first_datamanager, model, use_gpu=self.config.use_gpu)
@@ -179,15 +184,14 @@ class VKDRun:
     def _student(self, generation: int, teacher: nn.Module, teacher_key: str) -> tuple[nn.Module, str]:
         """Distils one student, the teacher of the next one."""
         node = self.config.vkd
-        settings_of_loss = {key: node[key] for key in ("temperature", "alpha", "beta", "num_student_views")}
         name = "student" if generation == 1 else f"student-{generation}"
         stage = self.trainer.stage(self.folder / name, self._student_recipe(generation, teacher_key), NETWORK_NAME)
         seed_everything(self.config.train.seed + generation)
         student = start_student(self.config, self.plan, teacher, self.trainer.num_classes, generation)
 
         def work(continued: bool) -> Facts:
-            build_engine = self.trainer.engine(teacher=teacher, **settings_of_loss)
-            facts = self._trained(student, node.student_stage, stage.folder, continued, build_engine, STUDENT_STAGE)
+            distilling = self.trainer.distilling_engine(teacher)
+            facts = self._trained(student, node.student_stage, stage.folder, continued, distilling, STUDENT_STAGE)
             if hasattr(student, "student_record"):
                 save_student(student.cpu().eval(), stage.folder / NETWORK_NAME)
             else:
