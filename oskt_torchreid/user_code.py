@@ -155,6 +155,6 @@ def _failure(place: str, error: BaseException) -> ConfigError:
     where = "" if line is None else f", line {line}"
     remedy = "name it as a module of its package, such as 'my.nets'" if "relative import" in str(error) else "mend it"
     return ConfigError(
-        f"user code '{place}' cannot be imported{where}: {type(error).__name__}: {first_line(error)}; {remedy}, or take "
-        f"it out of {_ASKED}"
+        f"user code '{place}' cannot be imported{where}: {type(error).__name__}: {first_line(error)}; {remedy}, or "
+        f"take it out of {_ASKED}"
     )

@@ -28,7 +28,7 @@ from oskt_torchreid.chain.trimming import trimmed  # noqa: E402
 from oskt_torchreid.cli import parse_with_imports, positive  # noqa: E402
 from oskt_torchreid.config import import_for_file  # noqa: E402
 from oskt_torchreid.deploy import measure_latency  # noqa: E402
-from oskt_torchreid.deploy.latency import BACKENDS  # noqa: E402
+from oskt_torchreid.deploy.latency import BACKENDS, check_backend  # noqa: E402
 from oskt_torchreid.host.termination import status_of  # noqa: E402
 from oskt_torchreid.lab.costs import cost_table, spaced_ratios  # noqa: E402
 from oskt_torchreid.runs.oskt.specification import StudentSpec  # noqa: E402
@@ -172,6 +172,7 @@ def show_widths(_: argparse.Namespace, chain: oskt.WeightChain, ladder: oskt.Lad
 
 
 def _measure(arguments: argparse.Namespace) -> partial:
+    check_backend(arguments.device, arguments.backend)  # at once, not after the first student
     settings = {name: getattr(arguments, name) for name in ("batch", "threads", "device", "backend")}
     return partial(measure_latency, **settings)
 

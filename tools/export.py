@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import oskt_torchreid as oskt  # noqa: E402
 from oskt_torchreid.cli import parse_with_imports, positive  # noqa: E402
 from oskt_torchreid.config import import_for_file, load_config  # noqa: E402
-from oskt_torchreid.deploy.export import FORMATS, OPSET, PRECISIONS, check_writable, format_of  # noqa: E402
+from oskt_torchreid.deploy.export import FORMATS, OPSET, PRECISIONS, check_request  # noqa: E402
 from oskt_torchreid.deploy.quantization import CALIBRATION_IMAGES  # noqa: E402
 from oskt_torchreid.host.models import builder_of  # noqa: E402
 from oskt_torchreid.host.termination import status_of  # noqa: E402
@@ -77,8 +77,7 @@ def configured(arguments: argparse.Namespace) -> object:
 def run_export(arguments: argparse.Namespace) -> None:
     """Exports one network and prints the result."""
     import_for_file(arguments.source, arguments.imports)
-    format_of(arguments.output, arguments.format)
-    check_writable(Path(arguments.output))
+    check_request(Path(arguments.output), arguments.format, arguments.precision, arguments.opset)
     config = configured(arguments)
     network = load_network(arguments.source, arguments.model, config)
     options = {name: getattr(arguments, name) for name in ("format", "precision", "normalize", "opset")}

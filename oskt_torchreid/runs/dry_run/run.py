@@ -7,9 +7,11 @@ import copy
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from ...chain.counting import Costs
 from ...chain.expansion import expand_to_plan
@@ -17,7 +19,6 @@ from ...config import Config, get
 from ...datasets import synthped, synthped_video
 from ...datasets.stand_in import CAMERAS, PICTURES_PER_CAMERA, make_stand_in, stand_ins
 from ...datasets.synthetic import preset
-from ...errors import ChainError
 from ...host.data import dataset_class
 from ...models import build_model
 from ..oskt.plan import check_start, make_plan, stand_in_chain
@@ -147,11 +148,10 @@ def _oskt_stages(config: Config, small: Config, trainer: Trainer, built: BuiltNe
 
 def _refine_stage(config: Config, small: Config, trainer: Trainer, built: BuiltNetworks) -> DryStage:
     """Builds the refinement's engine, which adds the S-student's parameters to the optimiser."""
-    node, chain = get(small, "oskt.refine"), built.chain
-    if chain is None:
-        raise ChainError("a refinement is built of a chain, and there is none")
-    engine = trainer.build_engine(copy.copy(built.teacher), node, refining_engine(chain, node), "oskt.refine")
-    return dry_stage(config, small, trainer, "oskt.refine", "teacher, S-student", engine.scheduler)
+    node = get(small, "oskt.refine")
+    engine = trainer.build_engine(copy.copy(built.teacher), node, refining_engine(built.chain, node), "oskt.refine")
+    scheduler = cast(LRScheduler, engine.scheduler)  # which every engine of a trainer has
+    return dry_stage(config, small, trainer, "oskt.refine", "teacher, S-student", scheduler)
 
 
 def _one_step(small: Config, trainer: Trainer, model: nn.Module) -> dict[str, float]:

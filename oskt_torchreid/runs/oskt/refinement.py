@@ -77,7 +77,7 @@ def refining_choices(node: Config) -> dict[str, Any]:
     }
 
 
-def refining_engine(chain: WeightChain, node: Config) -> EngineBuilder:
+def refining_engine(chain: WeightChain | None, node: Config) -> EngineBuilder:
     """A builder of engines that refine a chain as the `oskt.refine` node says."""
     return partial(OSKTEngine, chain=chain, **refining_choices(node))
 
