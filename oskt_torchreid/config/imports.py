@@ -22,23 +22,28 @@ RESOLVED_NAME = "config.yaml"
 _LEVELS = 3  # folders from a student's file to that of its run
 
 
-def check_origin(names: Sequence[str], file: Path) -> None:
-    """Raises `ConfigError` for code that would come with the folder of a run, perhaps of somebody else.
+def checked_imports(configuration: Path) -> list[str]:
+    """The user code that a run's resolved configuration names, which may have come from somebody else.
 
-    Args:
-        names: of files and modules, in a configuration. What was imported already, the user has named.
-        file: the configuration; one that a run has resolved names files outside of its folder by absolute paths.
+    What was imported already is allowed: the user has named it.
+
+    Raises:
+        ConfigError: no list of names, or code that lies in the run's folder or is named by a relative path, neither of
+            which a run writes by itself.
     """
-    if file.name != RESOLVED_NAME:
-        return
-    folder = os.path.realpath(file.parent)
+    content = read_yaml(configuration)
+    names = content.get(IMPORTS_KEY, []) if isinstance(content, dict) else []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{IMPORTS_KEY} in '{configuration}' is {names!r:.100}; it must be a list of texts")
+    folder = os.path.realpath(configuration.parent)
     for name in names:
         comes_along = os.path.realpath(name).startswith(folder + os.sep) or not os.path.isabs(name)
         if name.endswith(".py") and comes_along and not was_imported(name):
             raise ConfigError(
-                f"{IMPORTS_KEY} in '{file}' names '{name}', code that may have come with the run's folder and is not "
-                f"run unasked; read it, and if it may run, name it yourself: --import {name}"
+                f"{IMPORTS_KEY} in '{configuration}' names '{name}', code that may have come with the run's folder and "
+                f"is not run unasked; read it, and if it may run, name it yourself: --import {name}"
             )
+    return names
 
 
 def import_for_file(path: str | Path, given: Sequence[str] = ()) -> None:
@@ -53,20 +58,20 @@ def import_for_file(path: str | Path, given: Sequence[str] = ()) -> None:
             may do without.
     """
     import_user_code(given)
-    configuration = next((found for found in _configurations(Path(path)) if found.is_file()), None)
+    places = [folder / RESOLVED_NAME for folder in Path(path).absolute().parents[:_LEVELS]]
+    configuration = next((place for place in places if _is_of_run(place)), None)
     if configuration is None:
         return
     try:
-        content = read_yaml(configuration)
-        names = content.get(IMPORTS_KEY, []) if isinstance(content, dict) else []
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ConfigError(f"{IMPORTS_KEY} in '{configuration}' is {names!r:.100}; it must be a list of texts")
-        check_origin(names, configuration)
-        import_user_code([*names, *given])
+        import_user_code([*checked_imports(configuration), *given])
     except ConfigError as error:
         logger.warning("the user code of the run in '%s' is not imported: %s", configuration.parent, error)
 
 
-def _configurations(path: Path) -> list[Path]:
-    """Where the configuration of the run may be that a file belongs to, from near to far."""
-    return [folder / RESOLVED_NAME for folder in path.absolute().parents[:_LEVELS]]
+def _is_of_run(path: Path) -> bool:
+    """Whether a file is the resolved configuration of a run; other programs give theirs the same name."""
+    try:
+        content = read_yaml(path)
+    except ConfigError:
+        return False
+    return isinstance(content, dict) and "oskt" in content

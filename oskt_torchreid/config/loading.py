@@ -22,7 +22,7 @@ from ..registry import nearest
 from ..user_code import import_user_code
 from .allowed import BetweenOrName, Value
 from .checking import check_config, check_value
-from .imports import IMPORTS_KEY, RESOLVED_NAME, check_origin
+from .imports import IMPORTS_KEY, RESOLVED_NAME, checked_imports
 from .tree import default_tree, every_key, leaves
 from .yaml_files import read_yaml
 
@@ -84,7 +84,6 @@ def _named_imports(layers: Sequence[tuple[Path, Mapping[str, Any]]], options: Se
     elif named:
         path, value = named[-1]
         _assign(node, IMPORTS_KEY, value, IMPORTS_KEY, f"'{path}'")
-        check_origin(node[IMPORTS_KEY], path)
     return node[IMPORTS_KEY]
 
 
@@ -121,6 +120,17 @@ def save_resolved(config: CfgNode, folder: str | Path) -> Path:
     with atomic(path) as temporary:
         temporary.write_text(config.dump(), encoding="utf-8")
     return path
+
+
+def load_resolved(folder: str | Path, options: Sequence[str] = ()) -> CfgNode:
+    """Reads the configuration in a run's folder; options and errors as of `load_config`.
+
+    User code that may have come with the folder is refused, unless it was imported already or the options name it.
+    """
+    path = Path(folder) / RESOLVED_NAME
+    if IMPORTS_KEY not in given_keys(options):
+        checked_imports(path)
+    return load_config(path, options)
 
 
 def digest(*parts: object) -> str:

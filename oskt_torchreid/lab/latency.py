@@ -11,8 +11,7 @@ from tqdm import tqdm
 
 from ..chain.network import trace
 from ..chain.student_file import load_student
-from ..config import Config, load_config
-from ..config.loading import RESOLVED_NAME
+from ..config import Config, load_resolved
 from ..deploy import Latency
 from ..deploy.latency import Timed, check_backend
 from ..errors import ConfigError
@@ -60,7 +59,7 @@ def measure_run(
         check_backend(device, backend)
     folder = Path(folder)
     results = read_results(folder / "results.json")
-    config = load_config(folder / RESOLVED_NAME)
+    config = load_resolved(folder)
     size = (3, config.data.height, config.data.width)
     names = family(config.model.name) if stock is None else list(stock)
     for name in names:
