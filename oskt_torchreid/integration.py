@@ -9,7 +9,7 @@ from .host.pictures import install_reader
 from .host.vkd_engine import VKDEngine
 from .models import register_all
 from .models.registration import register_backbone
-from .registry import build_engine
+from .registry import build_engine, end_own_registrations
 from .vkd.model import SetModel, register_set_models
 
 __all__ = ["OSKTEngine", "SetModel", "VKDEngine", "baselines", "models", "register_backbone", "vkd", "zoo"]
@@ -22,3 +22,4 @@ for dataset in (market1501, synthped, synthped_video, veri776, atrw):
 publish("build_engine", build_engine)
 publish("ImageOSKTEngine", OSKTEngine)
 publish("VideoVKDEngine", VKDEngine)
+end_own_registrations()

@@ -1,17 +1,63 @@
-"""Tables that are open to everybody: engines, and the names of baselines; each is added to with one line."""
+"""Tables that are open to everybody: engines, and the names of baselines; each is added to with one line.
+
+What users register here and elsewhere is remembered, so that further processes can be made to know it.
+"""
 
 import difflib
-from collections.abc import Iterable
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, ParamSpec
 
 from .errors import ConfigError, expect
+from .user_code import IMPORT_HINT
 
 __all__ = ["baseline_names", "build_engine", "engine_class", "register_engine"]
 
 _ENGINES: dict[str, type] = {}
 _BASELINE_NAMES: list[str] = []
 
+Given = ParamSpec("Given")
 
+
+class Registration(NamedTuple):
+    """A call that registered something, which may be repeated in another process.
+
+    Attributes:
+        register: the function; the same again changes nothing.
+        arguments: without names.
+        keywords: with names.
+    """
+
+    register: Callable[..., None]
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+
+_REGISTRATIONS: list[Registration] = []
+
+
+def remembered(register: Callable[Given, None]) -> Callable[Given, None]:
+    """Makes a function that registers something remember the calls that succeed, see `registrations`."""
+
+    @functools.wraps(register)
+    def remembering(*arguments: Given.args, **keywords: Given.kwargs) -> None:
+        register(*arguments, **keywords)
+        _REGISTRATIONS.append(Registration(remembering, arguments, keywords))
+
+    return remembering
+
+
+def registrations() -> list[Registration]:
+    """What was registered after this package's own, in order."""
+    return list(_REGISTRATIONS)
+
+
+def end_own_registrations() -> None:
+    """Forgets the registrations so far: those of this package, which its import repeats in any process."""
+    _REGISTRATIONS.clear()
+
+
+@remembered
 def register_engine(name: str, engine: type) -> None:
     """Adds an engine class under `name`; registering the same class again changes nothing.
 
@@ -39,7 +85,10 @@ def engine_class(name: str) -> type:
         ConfigError: unknown name; the message has the nearest one.
     """
     if name not in _ENGINES:
-        raise ConfigError(f"unknown engine '{name}'{nearest(name, _ENGINES)}; known engines: {', '.join(_ENGINES)}")
+        raise ConfigError(
+            f"unknown engine '{name}'{nearest(name, _ENGINES)}; known engines: {', '.join(_ENGINES)}; name the file "
+            f"that registers one of your own: {IMPORT_HINT}"
+        )
     return _ENGINES[name]
 
 

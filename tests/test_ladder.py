@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -296,6 +297,32 @@ def test_a_rung_can_be_refined_like_any_chain(ladder):
     refined = refinement.to_chain()
     assert refined.origin_to_chain.keys() == chain.origin_to_chain.keys()
     assert refined.statistics
+
+
+HOW = {
+    "attention": "paper",
+    "distance": "teacher",
+    "statistics": "initial",
+    "vectors_over": "slots",
+    "measure": lambda network, size: None,
+}
+
+
+def test_a_ladder_takes_every_argument_of_expand(ladder):
+    """A ladder of one chain gives what that chain gives."""
+    ways = {"width": 0.75, "params": "100k", "flops": "3M", "size": "1MB", "like": ladder.chains[0].model}
+    parameters = set(inspect.signature(oskt.expand).parameters) - {"chain", "latency"}
+    assert parameters == ways.keys() | HOW.keys(), "a new argument is one of the ladder's as well"
+    chain = ladder.chains[0]
+    one = Ladder((chain,))
+    plain = oskt.expand(chain, 0.75)
+    for how in [{"width": 0.75, name: value} for name, value in HOW.items()] + [{way: ways[way]} for way in ways]:
+        expected = oskt.expand(chain, **how)
+        assert same_tensors(one.expand(**how), expected)
+        if "statistics" in how:
+            assert not same_tensors(expected, plain)
+    with pytest.raises(ConfigError, match="statistics is 'ours'; allowed: own, merged, initial"):
+        one.expand(0.75, statistics="ours")
 
 
 # ---- in a run ----------------------------------------------------------------------------------------------------

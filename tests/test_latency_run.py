@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
 from runs import tiny
 from test_tools import tool
@@ -16,6 +18,7 @@ from oskt_torchreid.deploy import Latency
 from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.files import save_checkpoint
 from oskt_torchreid.host import models
+from oskt_torchreid.lab import latency
 from oskt_torchreid.lab.latency import family
 from oskt_torchreid.lab.latency_report import LatencyRow, latency_table, latency_vs_map
 from oskt_torchreid.report import Row, write_results
@@ -69,6 +72,39 @@ def test_a_folder_without_a_run(folder, tmp_path, capsys):
     assert "has no networks of a run next to its results" in capsys.readouterr().err
     assert tool("benchmark").main(["latency", str(folder / "teacher")]) == 2
     assert "error: no file at" in capsys.readouterr().err
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """What is measured, which must be nothing."""
+    seen = []
+    monkeypatch.setattr(latency.Timed, "measure", lambda *way, **options: seen.append(way))
+    return seen
+
+
+@pytest.mark.parametrize("missing", ["openvino", "onnxruntime", "onnxscript"])
+def test_a_missing_package_is_named_before_anything_is_measured(folder, measured, capsys, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)  # as if it were not installed
+    assert tool("benchmark").main(["latency", str(folder)]) == 2
+    assert f"needs the package '{missing}'; install the extra: pip install" in capsys.readouterr().err
+    teacher = models.build("tiny_net", 6)
+    chain = str(folder / "chain.safetensors")
+    oskt.WeightChain.from_teacher(teacher, 0.5).save(chain)
+    backend = "openvino" if missing == "openvino" else "onnxruntime"
+    for way in (["--table"], ["--latency", "5ms", "-o", str(folder / "student.pth")]):
+        assert tool("expand").main([chain, *way, "--backend", backend]) == 2
+        printed = capsys.readouterr()
+        assert f"needs the package '{missing}'" in printed.err and not printed.out
+    assert not measured
+
+
+def test_what_cannot_be_measured_is_named_before_anything_is(folder, measured, capsys):
+    assert tool("benchmark").main(["latency", str(folder), "--stock", "tiny_net", "tiny_nett"]) == 2
+    assert "unknown model 'tiny_nett'; did you mean 'tiny_net'" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert tool("benchmark").main(["latency", str(folder), "--device", "cuda"]) == 2
+        assert "torch finds no GPU here" in capsys.readouterr().err
+    assert not measured
 
 
 def test_stock_models_of_the_same_family():

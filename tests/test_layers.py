@@ -13,13 +13,14 @@ import pytest
 
 PACKAGE = "oskt_torchreid"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
-FOUNDATIONS = {"errors", "files", "registry", "networks", "batches"}
+FOUNDATIONS = {"errors", "files", "registry", "networks", "batches", "user_code"}
 TORCH_ONLY = {"graph", "chain", "deploy", "config", "files", "networks", "batches"}
 ROOMS = {
     "errors": set(),
     "cli": set(),
     "files": {"errors", "networks"},
-    "registry": {"errors"},
+    "registry": {"errors", "user_code"},
+    "user_code": {"errors"},
     "networks": {"errors"},
     "batches": {"errors"},
     "config": FOUNDATIONS,

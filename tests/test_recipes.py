@@ -6,16 +6,20 @@ import pytest
 import torch
 import yaml
 from chains import arbitrary_chain
+from runs import tiny
 from test_tools import tool
 
 from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.chain.student_file import load_student
 from oskt_torchreid.config import default_config, get, load_config
+from oskt_torchreid.datasets.stand_in import stand_ins
 from oskt_torchreid.errors import ChainError, CheckpointError, ConfigError, GraphError
 from oskt_torchreid.host import models
 from oskt_torchreid.host.engine import TransferEngine
+from oskt_torchreid.host.oskt_engine import OSKTEngine
 from oskt_torchreid.models import build_model
 from oskt_torchreid.runs import run, run_dry
+from oskt_torchreid.runs.oskt import refinement
 from oskt_torchreid.runs.oskt.plan import check_start, make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -203,11 +207,50 @@ def test_a_dry_run_follows_every_schedule_to_its_end():
     assert len(refine.rates) == 1 and refine.batch_size == 32
 
 
+@pytest.mark.parametrize("names", [["viper"], ["viper", "market1501", "grid"]])
+def test_sets_of_any_layout_have_a_stand_in(names, monkeypatch):
+    """torchreid's own and users': another set of their kind stands in, each a different one."""
+    assert list(stand_ins(["market1501", "viper", "grid"], "image").values()) == ["market1501", "msmt17", "cuhk03"]
+    assert stand_ins(["anything", "mars"], "video") == {"anything": "dukemtmcvidreid", "mars": "mars"}
+    result = run_dry(small(f"data.sources={names}", "data.targets=['viper']"))
+    assert result.step["loss_x"] > 0 and ("trained on", ", ".join(names)) in result.details
+    assert ("data", f"not looked at: {', '.join(sorted(set(names), key=names.index))} not there below 'reid-data'") in (
+        result.details
+    )
+
+
+def test_a_dry_run_builds_the_refinements_engine_as_the_run_does(tiny_net, data_root, tmp_path, monkeypatch):
+    """The same arguments, whatever the node says: only data, networks and what they carry are others."""
+    seen = []
+
+    class Noting(OSKTEngine):
+        """Keeps what it was built with."""
+
+        def __init__(self, *parts, **options):
+            seen.append(options)
+            super().__init__(*parts, **options)
+
+    monkeypatch.setattr(refinement, "OSKTEngine", Noting)
+    options = (
+        "sstudent_weight=0.3",
+        "lambda=0.7",
+        "lambda_within=0.6",
+        "half_resolution_epochs=1",
+        "distil_weight=0.1",
+    )
+    config = tiny(data_root, tmp_path, *(f"oskt.refine.{option}" for option in options), "train.channels_last=True")
+    run_dry(config)
+    run(config)
+    of_dry, of_run = ({key: value for key, value in one.items() if key not in ("chain", "loss")} for one in seen)
+    assert of_dry == of_run
+    assert of_run["sstudent_weight"] == 0.3 and of_run["half_resolution_epochs"] == 1 and of_run["channels_last"]
+
+
 def test_a_dry_run_refuses_what_the_run_would_refuse():
     with pytest.raises(ConfigError, match="oskt.students has 'widht=0.5'"):
         run_dry(small("oskt.students=['widht=0.5']"))
-    with pytest.raises(ConfigError, match="no stand-in of data set 'viper'"):
-        run_dry(small("data.sources=['viper']"))
+    with pytest.raises(ConfigError, match="unknown data set 'vipper'; did you mean 'viper'"):
+        run_dry(small("data.sources=['vipper']"))
 
 
 @pytest.mark.slow

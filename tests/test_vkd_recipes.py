@@ -159,7 +159,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(tiny_net):
             ConfigError,
             "vkd.last_stage_weights is 'imagenet', but from the second generation on students have the widths of",
         ),
-        (["data.sources=['viper']"], ConfigError, "no stand-in of data set 'viper'"),
+        (["data.sources=['viper']"], ConfigError, "'viper' is a data set of type image, but data.type is 'video'"),
     ]:
         with pytest.raises(error, match=message):
             run_dry(load_config(options=[*ON_MARS, *options]), step=False)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from oskt_torchreid.chain.chain import WeightChain  # noqa: E402
-from oskt_torchreid.cli import positive  # noqa: E402
+from oskt_torchreid.cli import parse_with_imports, positive  # noqa: E402
 from oskt_torchreid.config import load_config  # noqa: E402
 from oskt_torchreid.deploy.latency import BACKENDS, DEVICES  # noqa: E402
 from oskt_torchreid.errors import OsktError  # noqa: E402
@@ -41,6 +41,7 @@ from oskt_torchreid.lab.latency_report import latency_table, write_latency  # no
 from oskt_torchreid.lab.set_controls import measure_controls  # noqa: E402
 from oskt_torchreid.lab.untrained import untrained_table  # noqa: E402
 from oskt_torchreid.models import backbone_names  # noqa: E402
+from oskt_torchreid.user_code import import_user_code  # noqa: E402
 
 MEGABYTE = 2**20
 
@@ -100,7 +101,7 @@ def _expand_costs(arguments: argparse.Namespace) -> Iterable[benchmark.ExpandCos
 
 def run_accuracy(arguments: argparse.Namespace) -> None:
     """Runs a comparison of the chain with baselines and prints its report."""
-    config = load_config(arguments.config_file, arguments.options)
+    config = load_config(arguments.config_file, arguments.options, imports=arguments.imports)
     logging.basicConfig(level=logging.WARNING)
     folder = run_comparison(config, arguments.processes)
     print((folder / MARKDOWN_NAME).read_text(encoding="utf-8"))
@@ -119,7 +120,7 @@ def show_views(arguments: argparse.Namespace) -> None:
 
 def run_ablation(arguments: argparse.Namespace) -> None:
     """Runs students of VKD with single terms left out and prints the report."""
-    config = load_config(arguments.config_file, arguments.options)
+    config = load_config(arguments.config_file, arguments.options, imports=arguments.imports)
     logging.basicConfig(level=logging.WARNING)
     views = (arguments.teacher_views, arguments.student_views)
     folder = ablate(config, arguments.terms, arguments.seeds, arguments.processes, *views)
@@ -194,7 +195,7 @@ def show_rank(arguments: argparse.Namespace) -> None:
 
 def show_untrained(arguments: argparse.Namespace) -> None:
     """Prints the mAP of students as they are expanded, by choice of statistics and distance."""
-    config = load_config(arguments.config_file, arguments.options, {"data.root": arguments.root})
+    config = load_config(arguments.config_file, arguments.options, {"data.root": arguments.root}, arguments.imports)
     table = untrained_table(config, WeightChain.load(arguments.chain), arguments.students, arguments.batches)
     print(f"mAP in % on {config.data.targets[0]}, before any fine-tuning")
     print(table)
@@ -208,7 +209,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     _add_training_costs(commands)
     _add_deployment_costs(commands)
     _add_accuracies(commands)
-    return parser.parse_args(arguments)
+    return parse_with_imports(parser, arguments)
 
 
 def _add_training_costs(commands: "argparse._SubParsersAction") -> None:
@@ -323,6 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.threads:
         torch.set_num_threads(parsed.threads)
     try:
+        import_user_code(parsed.imports)
         parsed.run(parsed)
     except OsktError as error:
         print(f"error: {error}", file=sys.stderr)

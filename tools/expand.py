@@ -6,6 +6,7 @@ python tools/expand.py chain.safetensors --table --no-latency
 python tools/expand.py chain.safetensors chain-2.safetensors --width 0.2 -o student.pth
 python tools/expand.py chain.safetensors --trim 0.75 -o smaller.safetensors
 
+A network of your own is registered by a file that --import names; the folder of a run remembers it.
 Several chains are a ladder, from wide to narrow: the student is expanded from the nearest.
 """
 
@@ -24,9 +25,10 @@ from oskt_torchreid.chain.budgets import held_groups, in_half_precision, show_am
 from oskt_torchreid.chain.counting import Costs  # noqa: E402
 from oskt_torchreid.chain.expansion import choose_widths, expand_to_plan  # noqa: E402
 from oskt_torchreid.chain.trimming import trimmed  # noqa: E402
-from oskt_torchreid.cli import positive  # noqa: E402
+from oskt_torchreid.cli import parse_with_imports, positive  # noqa: E402
+from oskt_torchreid.config import import_for_file  # noqa: E402
 from oskt_torchreid.deploy import measure_latency  # noqa: E402
-from oskt_torchreid.deploy.latency import BACKENDS  # noqa: E402
+from oskt_torchreid.deploy.latency import BACKENDS, check_backend  # noqa: E402
 from oskt_torchreid.host.termination import status_of  # noqa: E402
 from oskt_torchreid.lab.costs import cost_table, spaced_ratios  # noqa: E402
 from oskt_torchreid.runs.oskt.specification import StudentSpec  # noqa: E402
@@ -55,6 +57,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     ways.add_argument("--trim", metavar="WIDTH", help="write a smaller chain, without students wider than this")
     ways.add_argument("--widths", action="store_true", help="print which widths each channel group can have")
+    parser.add_argument("--model", help="registered name of the teacher, if it was not registered for the chain")
     parser.add_argument("-o", "--output", help="checkpoint to write; not with --table or --widths")
     parser.add_argument("--half", action="store_true", help="write numbers in half precision")
     parser.add_argument("--plain", action="store_true", help="write the stock form: no neck, only a state dict")
@@ -68,7 +71,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     latency.add_argument("--threads", type=positive, help="threads of one operator (default: torch's choice)")
     latency.add_argument("--device", choices=("cpu", "cuda"), help="default: cpu")
     latency.add_argument("--backend", choices=BACKENDS, help="default: pytorch")
-    parsed = parser.parse_args(arguments)
+    parsed = parse_with_imports(parser, arguments)
     if not (parsed.table or parsed.widths or parsed.output):
         parser.error("-o/--output says where the student or the chain goes, such as -o student.pth")
     if (parsed.table or parsed.widths) and parsed.output:
@@ -86,9 +89,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
-def load_ladder(paths: list[str]) -> oskt.Ladder | None:
-    """The chains as a ladder; `None` for a single one."""
-    return oskt.Ladder(tuple(map(oskt.WeightChain.load, paths))) if len(paths) > 1 else None
+def load_chains(arguments: argparse.Namespace) -> tuple[oskt.WeightChain, oskt.Ladder | None]:
+    """The chain, of several that which spans their widths, and these as a ladder."""
+    for path in arguments.chains:
+        import_for_file(path, arguments.imports)
+    chains = [oskt.WeightChain.load(path, arguments.model) for path in arguments.chains]
+    ladder = oskt.Ladder(tuple(chains)) if len(chains) > 1 else None
+    return (ladder.span if ladder else chains[0]), ladder
 
 
 def check_output(arguments: argparse.Namespace) -> None:
@@ -165,6 +172,7 @@ def show_widths(_: argparse.Namespace, chain: oskt.WeightChain, ladder: oskt.Lad
 
 
 def _measure(arguments: argparse.Namespace) -> partial:
+    check_backend(arguments.device, arguments.backend)  # at once, not after the first student
     settings = {name: getattr(arguments, name) for name in ("batch", "threads", "device", "backend")}
     return partial(measure_latency, **settings)
 
@@ -178,8 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if parsed.output:
             check_output(parsed)
-        ladder = load_ladder(parsed.chains)
-        chain = ladder.span if ladder else oskt.WeightChain.load(parsed.chains[0])
+        chain, ladder = load_chains(parsed)
         named = {show_table: parsed.table, show_widths: parsed.widths, trim_chain: parsed.trim is not None}
         action = next((action for action, wanted in named.items() if wanted), make_student)
         action(parsed, chain, ladder)

@@ -5,6 +5,7 @@ python tools/export.py my_teacher.pth.tar --model osnet_x1_0 -o teacher.xml --pr
 python tools/export.py student.pth -o student-int8.onnx --precision int8 --config-file configs/oskt_osnet.yaml
 python tools/export.py --table -o docs/export.md
 
+A network of your own is registered by a file that --import names; the folder of a run remembers it.
 With a configuration or a data set (-t NAME --root FOLDER) the mAP of network and file are printed, and int8 is
 calibrated with its training images.
 """
@@ -18,15 +19,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import oskt_torchreid as oskt  # noqa: E402
-from oskt_torchreid.cli import positive  # noqa: E402
-from oskt_torchreid.config import load_config  # noqa: E402
-from oskt_torchreid.deploy.export import FORMATS, OPSET, PRECISIONS, check_writable, format_of  # noqa: E402
+from oskt_torchreid.cli import parse_with_imports, positive  # noqa: E402
+from oskt_torchreid.config import import_for_file, load_config  # noqa: E402
+from oskt_torchreid.deploy.export import FORMATS, OPSET, PRECISIONS, check_request  # noqa: E402
 from oskt_torchreid.deploy.quantization import CALIBRATION_IMAGES  # noqa: E402
 from oskt_torchreid.host.models import builder_of  # noqa: E402
 from oskt_torchreid.host.termination import status_of  # noqa: E402
 from oskt_torchreid.lab.exports import export_rows, markdown, update_document  # noqa: E402
 from oskt_torchreid.models import backbone_names  # noqa: E402
 from oskt_torchreid.runs.exporting import ExportReport, export_with_data, load_network  # noqa: E402
+from oskt_torchreid.user_code import import_user_code  # noqa: E402
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -35,7 +37,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("source", nargs="?", help="student's file, checkpoint, or registered model's name")
     parser.add_argument("-o", "--output", help="file to write: .onnx, .xml (OpenVINO, with .bin) or .torchscript")
     parser.add_argument("--format", default="", choices=FORMATS, help="default: by the suffix")
-    parser.add_argument("--model", default="", help="registered model whose checkpoint it is; students need none")
+    parser.add_argument(
+        "--model",
+        default="",
+        help="registered model whose checkpoint it is; students need none, if their teacher was registered",
+    )
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help="default: fp32")
     parser.add_argument("--normalize", action="store_true", help="divide features by their L2 norm inside of the file")
     parser.add_argument("--size", type=positive, nargs=2, metavar=("H", "W"), help="default: the network's own")
@@ -50,7 +56,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     table.add_argument(
         "--table", nargs="*", metavar="NAME", help="try every backbone, or these; with -o: update a file"
     )
-    parsed = parser.parse_args(arguments)
+    parsed = parse_with_imports(parser, arguments)
     if parsed.table is None and not (parsed.source and parsed.output):
         parser.error("give a network and where it goes, such as: student.pth -o student.onnx")
     return parsed
@@ -65,13 +71,13 @@ def configured(arguments: argparse.Namespace) -> object:
         flags |= {"data.sources": [arguments.target], "data.targets": [arguments.target]}
     if arguments.size:
         flags |= {"data.height": arguments.size[0], "data.width": arguments.size[1]}
-    return load_config(arguments.config_file, arguments.options, flags)
+    return load_config(arguments.config_file, arguments.options, flags, arguments.imports)
 
 
 def run_export(arguments: argparse.Namespace) -> None:
     """Exports one network and prints the result."""
-    format_of(arguments.output, arguments.format)
-    check_writable(Path(arguments.output))
+    import_for_file(arguments.source, arguments.imports)
+    check_request(Path(arguments.output), arguments.format, arguments.precision, arguments.opset)
     config = configured(arguments)
     network = load_network(arguments.source, arguments.model, config)
     options = {name: getattr(arguments, name) for name in ("format", "precision", "normalize", "opset")}
@@ -89,6 +95,7 @@ def run_export(arguments: argparse.Namespace) -> None:
 
 def run_table(arguments: argparse.Namespace) -> None:
     """Tries backbones and prints the table, or puts one row after the other into a file."""
+    import_user_code(arguments.imports)
     names = arguments.table or backbone_names()
     for name in names:
         builder_of(name)

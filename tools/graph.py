@@ -8,10 +8,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import oskt_torchreid as oskt  # noqa: E402
-from oskt_torchreid.cli import positive  # noqa: E402
+from oskt_torchreid.cli import parse_with_imports, positive  # noqa: E402
 from oskt_torchreid.host import models  # noqa: E402
 from oskt_torchreid.lab.support import exactness, support_table, width_grid  # noqa: E402
 from oskt_torchreid.models import backbone_names  # noqa: E402
+from oskt_torchreid.user_code import import_user_code  # noqa: E402
 from oskt_torchreid.vkd.model import set_model_table  # noqa: E402
 
 NUM_CLASSES = 751  # as in Market-1501; only the last group depends on it
@@ -29,13 +30,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--size", nargs=2, type=positive, metavar=("H", "W"), help="image to trace (default: the backbone's own)"
     )
-    return parser.parse_args(arguments)
+    return parse_with_imports(parser, arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Traces the backbone and prints its groups; returns the exit status."""
     parsed = parse_arguments(arguments)
     try:
+        import_user_code(parsed.imports)
         if parsed.support:
             print(support_table(backbone_names()))
             return 0

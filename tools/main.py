@@ -2,6 +2,7 @@
 
 python tools/main.py --config-file configs/oskt_osnet.yaml
 python tools/main.py --config-file configs/paper/oskt/res50_chain8_market1501.yaml --dry-run
+python tools/main.py --import mine.py -s mine -t mine --root ~/reid-data --dry-run
 torchrun --nproc_per_node 2 tools/main.py --config-file configs/oskt_osnet.yaml
 python tools/main.py --config-file configs/oskt_osnet.yaml -s market1501 -t market1501 --root ~/reid-data KEY VALUE ...
 """
@@ -18,6 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import oskt_torchreid  # noqa: E402
+from oskt_torchreid.cli import parse_with_imports  # noqa: E402
 from oskt_torchreid.config import given_keys, load_config  # noqa: E402
 from oskt_torchreid.errors import Terminated  # noqa: E402
 from oskt_torchreid.host.distributed import is_rank_zero, joined_processes  # noqa: E402
@@ -39,7 +41,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--resume", default="", help="auto (the default): resume where it stopped; or a checkpoint")
     parser.add_argument("--dry-run", action="store_true", help="build all on stand-in data, print the plan, stop")
     parser.add_argument("options", nargs="*", help="KEY VALUE or KEY=VALUE, as in the YAML")
-    parsed = parser.parse_intermixed_args(arguments)  # flags may also follow the options
+    parsed = parse_with_imports(parser, arguments, intermixed=True)  # flags may also follow the options
     for name in LISTS:
         words = getattr(parsed, name)
         end = next((place for place, word in enumerate(words) if "=" in word or "." in word), len(words))
@@ -102,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse_arguments(arguments)
     flags = {f"data.{name}": getattr(parsed, name) for name in ("root", *LISTS)} | {"model.resume": parsed.resume}
     try:
-        config = load_config(parsed.config_file, parsed.options, flags)
+        config = load_config(parsed.config_file, parsed.options, flags, parsed.imports)
         if parsed.dry_run:
             print(run_dry(config, given=given_keys(parsed.options)).summary())
             return 0

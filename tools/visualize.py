@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from oskt_torchreid.cli import positive  # noqa: E402
+from oskt_torchreid.cli import parse_with_imports, positive  # noqa: E402
 from oskt_torchreid.datasets.contact_sheet import contact_sheet, tracklet_sheet  # noqa: E402
 from oskt_torchreid.datasets.stripes import stripe_baseline  # noqa: E402
 from oskt_torchreid.datasets.synthetic import PRESETS, preset, video_preset  # noqa: E402
@@ -28,6 +28,7 @@ from oskt_torchreid.files import atomic  # noqa: E402
 from oskt_torchreid.host.termination import status_of  # noqa: E402
 from oskt_torchreid.runs import compare_gallery_sizes, compare_views, draw_heat_maps, probe_cameras
 from oskt_torchreid.runs.vkd.heat_maps import CLASS, SIMILARITY  # noqa: E402
+from oskt_torchreid.user_code import import_user_code  # noqa: E402
 from oskt_torchreid.vkd.analysis import COUNTS, DRAWS  # noqa: E402
 from oskt_torchreid.vkd.camera_probe import FOLDS  # noqa: E402
 
@@ -121,7 +122,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     _add_sheet(video, rows=2)
     video.set_defaults(run=show_synthped_video)
     _add_analyses(commands)
-    return parser.parse_args(arguments)
+    return parse_with_imports(parser, arguments)
 
 
 def _add_analyses(commands: argparse._SubParsersAction) -> None:
@@ -170,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand; returns the exit status."""
     parsed = parse_arguments(arguments)
     try:
+        import_user_code(parsed.imports)
         parsed.run(parsed)
     except OsktError as error:
         print(f"error: {error}", file=sys.stderr)

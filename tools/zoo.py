@@ -18,7 +18,9 @@ from tabulate import tabulate
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import oskt_torchreid as oskt  # noqa: E402
+from oskt_torchreid.cli import parse_with_imports  # noqa: E402
 from oskt_torchreid.host.termination import status_of  # noqa: E402
+from oskt_torchreid.user_code import import_user_code  # noqa: E402
 from oskt_torchreid.zoo.catalogue import catalogue, entry_named  # noqa: E402
 from oskt_torchreid.zoo.downloads import by_hand, place_of  # noqa: E402
 
@@ -85,7 +87,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     converted.add_argument("-o", "--output", required=True, help="file to write")
     converted.add_argument("--part", default="", help="of an entry with several chains or networks, which")
     converted.set_defaults(run=run_convert)
-    return parser.parse_args(arguments)
+    return parse_with_imports(parser, arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse_arguments(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
+        import_user_code(parsed.imports)
         parsed.run(parsed)
     except oskt.OsktError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,7 +15,8 @@ from ..chain.student_file import attach_record
 from ..errors import ConfigError, expect
 from ..graph import ChannelGraph
 from ..host.models import identify
-from ..registry import add_baseline_name, nearest
+from ..registry import add_baseline_name, nearest, remembered
+from ..user_code import IMPORT_HINT
 from .depgraph import check_depgraph, prune_by_depgraph
 from .distillation import DistillationEngine
 from .kmeans import merge_by_kmeans
@@ -55,6 +56,7 @@ _NAME = re.compile(r"[A-Za-z_][\w+]*")
 _RESERVED = frozenset({"file", "oskt", "teacher"})  # networks of a run that no baseline makes
 
 
+@remembered
 def register_baseline(name: str, method: Baseline) -> None:
     """Adds a method under a name, which students, controls and their rates may then have in a configuration.
 
@@ -82,7 +84,10 @@ def baseline(name: str) -> Baseline:
         ConfigError: an unknown method; the message has the nearest one.
     """
     if name not in BASELINES:
-        raise ConfigError(f"unknown baseline '{name}'{nearest(name, BASELINES)}; known: {', '.join(BASELINES)}")
+        raise ConfigError(
+            f"unknown baseline '{name}'{nearest(name, BASELINES)}; known: {', '.join(BASELINES)}; name the file that "
+            f"registers one of your own: {IMPORT_HINT}"
+        )
     return BASELINES[name]
 
 

@@ -362,19 +362,21 @@ class WeightChain:
         chain_file.write(path, {field.name: getattr(self, field.name) for field in fields(self)})
 
     @classmethod
-    def load(cls, path: str | Path, model: nn.Module | None = None) -> WeightChain:
+    def load(cls, path: str | Path, model: nn.Module | str | None = None) -> WeightChain:
         """Reads a chain file and checks all of it before anything is returned.
 
         Args:
             path: a file that `save` wrote.
-            model: the teacher's network (any weights), needed only if its builder is not registered; not changed.
+            model: the teacher's network (any weights, not changed), or the name that its builder is registered under;
+                needed only if it was not registered when the chain was made.
 
         Raises:
             ChainError: a missing, truncated, unrelated or damaged file, or a chain of another network.
             GraphError: a model that can never be traced.
         """
         if model is not None:
-            expect(nn.Module, model, "model", "give the teacher's network", ChainError)
+            expect((nn.Module, str), model, "model", "give the teacher's network, or its registered name", ChainError)
+        if isinstance(model, nn.Module):
             check_model(model)
         tensors, metadata = chain_file.read(path)
         with chain_file.damage_named(path):

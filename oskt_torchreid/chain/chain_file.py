@@ -100,13 +100,13 @@ def damage_named(path: str | Path) -> Iterator[None]:
         raise ChainError(f"'{path}' cannot be used as a weight chain: it is damaged ({reason})") from error
 
 
-def attributes_of(tensors: dict[str, Tensor], metadata: dict[str, Any], model: nn.Module | None) -> Attributes:
+def attributes_of(tensors: dict[str, Tensor], metadata: dict[str, Any], model: nn.Module | str | None) -> Attributes:
     """Attributes of the chain that a file describes.
 
     Args:
         tensors: of the file.
         metadata: of the file.
-        model: the teacher's network, needed only if its builder is not registered; not changed.
+        model: the teacher's network, not changed, or its registered name; needed only if the file does not name it.
 
     Raises:
         ChainError: a chain of another network.
@@ -121,7 +121,10 @@ def attributes_of(tensors: dict[str, Tensor], metadata: dict[str, Any], model: n
     labels = arrays.get("teacher_to_chain", np.empty(0, np.int32)).astype(np.int64)
     if labels.shape != (graph.num_channels,):
         raise ChainError(f"it labels {labels.shape} channels, its graph has {graph.num_channels}")
-    spec = _spec(metadata.get("model"), needed=model is None)
+    named = metadata.get("model")
+    if isinstance(model, str):
+        named, model = {"name": model, "num_classes": _class_count(graph), "loss": "softmax"}, None
+    spec = _spec(named, needed=model is None)
     skeleton = _skeleton(spec, model, graph)
     joined = arrays.get("origin_to_teacher", np.empty(0, np.int32))
     origin = lineage.cut_origin(graph, joined, metadata.get("origin") or [])
@@ -167,9 +170,15 @@ def _skeleton(spec: ModelSpec | None, model: nn.Module | None, graph: ChannelGra
         return skeleton
     if spec is None:
         raise ChainError(
-            "its teacher is not a registered model; pass the teacher's network: WeightChain.load(path, model=...)"
+            "its teacher was not a registered model; pass its network, or the name that it is registered under: "
+            "WeightChain.load(path, model=...), tools/expand.py --model NAME"
         )
     return network.new_skeleton(spec)
+
+
+def _class_count(graph: ChannelGraph) -> int:
+    """How many classes a classifier of the teacher tells apart; 1 where it has none."""
+    return max((graph.row_ties[name].channels.size for name in graph.heads), default=1)
 
 
 def _sorted_by_kind(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -4,8 +4,9 @@ from yacs.config import CfgNode
 
 from .checking import check_config
 from .effects import settings
+from .imports import import_for_file
 from .keys import Effect
-from .loading import default_config, digest, get, given_keys, load_config, merged, save_resolved
+from .loading import default_config, digest, get, given_keys, load_config, load_resolved, merged, save_resolved
 from .tree import leaves
 from .yaml_files import read_yaml
 
@@ -20,8 +21,10 @@ __all__ = [
     "digest",
     "get",
     "given_keys",
+    "import_for_file",
     "leaves",
     "load_config",
+    "load_resolved",
     "merged",
     "read_yaml",
     "save_resolved",

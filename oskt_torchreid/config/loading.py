@@ -19,12 +19,13 @@ from yacs.config import CfgNode
 from ..errors import ConfigError
 from ..files import atomic
 from ..registry import nearest
+from ..user_code import import_user_code
 from .allowed import BetweenOrName, Value
 from .checking import check_config, check_value
+from .imports import IMPORTS_KEY, RESOLVED_NAME, checked_imports
 from .tree import default_tree, every_key, leaves
 from .yaml_files import read_yaml
 
-RESOLVED_NAME = "config.yaml"
 BASE_KEY = "base"
 _KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_][\w+]*)*")  # a plus sign, for kd++
 
@@ -35,34 +36,55 @@ def default_config() -> CfgNode:
 
 
 def load_config(
-    config_file: str | Path = "", options: Sequence[str] = (), flags: Mapping[str, object] | None = None
+    config_file: str | Path = "",
+    options: Sequence[str] = (),
+    flags: Mapping[str, object] | None = None,
+    imports: Sequence[str] = (),
 ) -> CfgNode:
-    """Reads a run's configuration.
+    """Reads a run's configuration, and imports the user code that it names, before any other key is read.
 
     Args:
         config_file: YAML with differences from the defaults; empty for none. Its key `base` names one file or several,
             relative to it, whose values come first.
         options: trailing command line words, `KEY VALUE` pairs and `KEY=VALUE` in any mixture; later ones win.
         flags: dotted key -> value, as command line flags give them; None and empty values are skipped.
+        imports: files and modules besides those of the key `imports`, see `import_user_code`.
 
     Returns:
-        The frozen tree.
+        The frozen tree, its `imports` complete and with absolute paths.
 
     Raises:
-        ConfigError: missing or malformed file, unknown key, wrong type, value out of range.
+        ConfigError: missing or malformed file, unknown key, wrong type, value out of range, or user code that cannot be
+            imported.
     """
+    layers = _with_bases(Path(config_file)) if config_file else []
+    import_user_code(imports)
+    imported = import_user_code([*_named_imports(layers, options), *imports])
     config = default_config()
-    if config_file:
-        for path, content in _with_bases(Path(config_file)):
-            _merge(config, content, source=f"'{path}'")
+    for path, content in layers:
+        _merge(config, content, source=f"'{path}'")
     for key, value in (flags or {}).items():
         if value is not None and value != "" and value != []:
             _set(config, key, value, source="the command line")
     for key, value in _pairs(options):
         _set(config, key, value, source="the command line")
+    config[IMPORTS_KEY] = imported
     check_config(config)
     config.freeze()
     return config
+
+
+def _named_imports(layers: Sequence[tuple[Path, Mapping[str, Any]]], options: Sequence[str]) -> list[str]:
+    """The value of the key `imports`: the last of the command line, or else of the files."""
+    node = CfgNode({IMPORTS_KEY: []})
+    given = [value for key, value in _pairs(options) if key == IMPORTS_KEY]
+    named = [(path, content[IMPORTS_KEY]) for path, content in layers if IMPORTS_KEY in content]
+    if given:
+        _assign(node, IMPORTS_KEY, given[-1], IMPORTS_KEY, "the command line")
+    elif named:
+        path, value = named[-1]
+        _assign(node, IMPORTS_KEY, value, IMPORTS_KEY, f"'{path}'")
+    return node[IMPORTS_KEY]
 
 
 def merged(config: CfgNode, changes: Mapping[str, object], source: str = "the changes") -> CfgNode:
@@ -98,6 +120,17 @@ def save_resolved(config: CfgNode, folder: str | Path) -> Path:
     with atomic(path) as temporary:
         temporary.write_text(config.dump(), encoding="utf-8")
     return path
+
+
+def load_resolved(folder: str | Path, options: Sequence[str] = ()) -> CfgNode:
+    """Reads the configuration in a run's folder; options and errors as of `load_config`.
+
+    User code that may have come with the folder is refused, unless it was imported already or the options name it.
+    """
+    path = Path(folder) / RESOLVED_NAME
+    if IMPORTS_KEY not in given_keys(options):
+        checked_imports(path)
+    return load_config(path, options)
 
 
 def digest(*parts: object) -> str:

@@ -35,6 +35,12 @@ OWN: Node = {
     "engine": Key("", "softmax | triplet | oskt | vkd; empty: torchreid's choice by loss.name"),
     "oskt": OSKT,
     "vkd": VKD,
+    "imports": Key(
+        [],
+        "user code that is imported first: files such as mine.py, and modules; it registers networks, data sets, "
+        "engines, baselines",
+        effect=NEITHER,
+    ),
     "comparison": COMPARISON,
     "few_shot": FEW_SHOT,
     "validation": VALIDATION,

@@ -5,7 +5,7 @@ They hold noise. They serve to find out, in seconds and without the data, whethe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,21 @@ from .stand_in_video import CAMERAS, TEST_IDENTITIES, VIDEO_LAYOUTS, write_pictu
 PICTURES_PER_CAMERA = 2  # training pictures of an identity at a camera: a sampler's four instances in all
 
 PictureKey = tuple[int, int, int]  # identity, camera, number
+
+
+def stand_ins(names: Iterable[str], kind: str) -> dict[str, str]:
+    """Which data set stands in for each one: itself where its layout is known, else one of the same kind.
+
+    Args:
+        names: of registered data sets.
+        kind: "image" or "video".
+
+    Example: `{"msmt17": "msmt17", "mine": "market1501"}` for images; a second set of the user's is another one.
+    """
+    names = list(dict.fromkeys(names))
+    known = [name for name in (IMAGE_LAYOUTS if kind == "image" else VIDEO_LAYOUTS) if name not in names]
+    unused = iter(known)
+    return {name: name if name in LAYOUTS else next(unused, next(iter(LAYOUTS))) for name in names}
 
 
 def make_stand_in(root: str | Path, name: str, identities: int = 2) -> None:

@@ -111,8 +111,7 @@ def export(
     `rt_info` under `oskt`, in TorchScript as the extra file `metadata.json`.
     """
     path = Path(path)
-    format = _checked_format(path, format, precision, opset)
-    check_writable(path)
+    format = check_request(path, format, precision, opset)
     deployment = Deployment.of(model, input_size, mean, std, normalize)
     batches = []
     if precision == "int8" or calibration is not None:
@@ -179,7 +178,8 @@ def check_writable(path: Path) -> None:
         raise ExportError(f"'{path}' cannot be written: '{folder}' {what}; give another path")
 
 
-def _checked_format(path: Path, format: str, precision: str, opset: int) -> str:
+def check_request(path: Path, format: str, precision: str, opset: int) -> str:
+    """The format of an export that is possible here; arguments and errors as of `export`, before anything is done."""
     format = format_of(path, format)
     if precision not in PRECISIONS:
         raise ConfigError(f"precision of an export is '{precision}'; allowed: {', '.join(PRECISIONS)}")
@@ -190,6 +190,7 @@ def _checked_format(path: Path, format: str, precision: str, opset: int) -> str:
     if format == "openvino" and path.suffix != ".xml":
         raise ConfigError(f"OpenVINO finds the weights by the suffix; give '{path.stem}.xml', not '{path.name}'")
     require(format, f"format '{format}'", *(["onnxruntime"] if precision == "int8" else []))
+    check_writable(path)
     return format
 
 

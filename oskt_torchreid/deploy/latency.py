@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from .deployment import Deployed
 from .onnx_format import to_onnx
 from .packages import require
-from .runtimes import run_onnx, run_openvino
+from .runtimes import onnx_provider, run_onnx, run_openvino
 
 BACKENDS = ("pytorch", "onnxruntime", "openvino")
 DEVICES = ("cpu", "cuda")
@@ -82,7 +82,7 @@ class Timed:
     ) -> Latency:
         """Times it; arguments and errors as of `measure_latency`."""
         _check_numbers(batch, threads, warmup, repeats)
-        _check_backend(device, backend)
+        check_backend(device, backend)
         threads = threads or torch.get_num_threads()
         images = torch.rand(batch, *self.input_size, generator=torch.Generator().manual_seed(0))
         with _threads(threads):
@@ -157,7 +157,8 @@ def _repeated(run: Callable[[], object], warmup: int, repeats: int) -> list[floa
     return milliseconds
 
 
-def _check_backend(device: str, backend: str) -> None:
+def check_backend(device: str, backend: str) -> None:
+    """Raises `ConfigError` unless a backend can measure on a device here, its packages included."""
     for name, value, allowed in (("device", device, DEVICES), ("backend", backend, BACKENDS)):
         if value not in allowed:
             raise ConfigError(f"{name} of a latency measurement is '{value}'; allowed: {', '.join(allowed)}")
@@ -166,6 +167,8 @@ def _check_backend(device: str, backend: str) -> None:
     if device == "cuda" and backend == "openvino":
         raise ConfigError("backend 'openvino' is measured on 'cpu' alone; choose that device, or another backend")
     require(backend, f"backend '{backend}'")
+    if backend == "onnxruntime":
+        onnx_provider(device)
 
 
 def _torch_runner(network: nn.Module, images: Tensor) -> Callable[[], object]:

@@ -50,15 +50,21 @@ def open_exported(path: str | Path, format: str, threads: int = 0, shown: str | 
 
 def run_onnx(model: str | bytes, threads: int = 0, device: str = "cpu") -> Run:
     """A function that runs a network in ONNX's format, a file or its content, in ONNX Runtime."""
+    provider = onnx_provider(device)
     onnxruntime = package("onnxruntime", "backend 'onnxruntime'")
-    provider = _PROVIDERS[device]
-    if provider not in onnxruntime.get_available_providers():
-        raise ConfigError(f"this onnxruntime has no {provider}; install onnxruntime-gpu, or measure on 'cpu'")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors alone
     session = onnxruntime.InferenceSession(model, options, providers=[provider])
     return lambda images: session.run(None, {INPUT: images})[0]
+
+
+def onnx_provider(device: str) -> str:
+    """The part of ONNX Runtime that computes on a device, `cpu` or `cuda`; raises `ConfigError` where it is missing."""
+    provider = _PROVIDERS[device]
+    if provider not in package("onnxruntime", "backend 'onnxruntime'").get_available_providers():
+        raise ConfigError(f"this onnxruntime has no {provider}; install onnxruntime-gpu, or measure on 'cpu'")
+    return provider
 
 
 def run_openvino(model: str | bytes, threads: int = 0) -> Run:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, GraphError, expect
 from ..networks import watched
+from ..registry import remembered
 from .recording import Frame, Recording
 
 
@@ -65,6 +66,7 @@ Rule = Callable[[Recording, Call], None]
 _RULES: dict[str, Rule] = {}
 
 
+@remembered
 def register_rule(operator: str, rule: Rule) -> None:
     """Makes `rule` the rule of `operator`: `"relu"` for ATen's, `"namespace::name"` for another library's.
 

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 
 from ..config import Config
 from ..errors import ConfigError, DataError, OsktError, first_line
-from ..registry import nearest
+from ..registry import Registration, nearest
+from ..user_code import IMPORT_HINT
 from .compat import host_table, quiet, torchreid
 from .guarded import guarded
 from .interfaces import DataManager
@@ -53,7 +54,10 @@ def dataset_class(name: str, kind: str) -> type:
             f"'{name}' is a data set of type {other}, but data.type is '{kind}'; set data.type={other}, or name one of "
             f"{', '.join(sorted(known))}"
         )
-    raise ConfigError(f"unknown data set '{name}'{nearest(name, known)}; known: {', '.join(sorted(known))}")
+    raise ConfigError(
+        f"unknown data set '{name}'{nearest(name, known)}; known: {', '.join(sorted(known))}; name the file that "
+        f"registers a data set of your own: {IMPORT_HINT}"
+    )
 
 
 def has_splits(name: str, kind: str) -> bool:
@@ -73,6 +77,17 @@ def has_splits(name: str, kind: str) -> bool:
 def _is_known(dataset: type) -> bool:
     """Whether a data set's class is torchreid's or this package's."""
     return dataset.__module__.partition(".")[0] in _PACKAGES
+
+
+def own_datasets() -> list[Registration]:
+    """Every data set that is neither torchreid's nor this package's, as the call that registers it."""
+    tables = {kind: _datasets(kind).items() for kind in _REGISTER}
+    return [
+        Registration(register_dataset, (name, known, kind), {})
+        for kind, rows in tables.items()
+        for name, known in rows
+        if not _is_known(known)
+    ]
 
 
 def register_image_dataset(name: str, dataset: type) -> None:

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import ConfigError
 from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, register_resolver, without_memory_or_on_cpu
 from ..registry import nearest
+from ..user_code import IMPORT_HINT
 from .compat import host_table, quiet, torchreid
 
 Builder = Callable[..., nn.Module]
@@ -41,8 +42,10 @@ def builder_of(name: str) -> Builder:
         ConfigError: unknown name; the message has the nearest ones.
     """
     if name not in _FACTORY:
-        hint = nearest(name, _FACTORY) or f"; known models: {', '.join(sorted(_FACTORY))}"
-        raise ConfigError(f"unknown model '{name}'{hint} (torchreid.models.show_avai_models() lists all)")
+        raise ConfigError(
+            f"unknown model '{name}'{nearest(name, _FACTORY)} (torchreid.models.show_avai_models() lists all); name "
+            f"the file that registers a network of your own: {IMPORT_HINT}"
+        )
     return _FACTORY[name]
 
 

@@ -11,10 +11,9 @@ from tqdm import tqdm
 
 from ..chain.network import trace
 from ..chain.student_file import load_student
-from ..config import Config, load_config
-from ..config.loading import RESOLVED_NAME
+from ..config import Config, load_resolved
 from ..deploy import Latency
-from ..deploy.latency import Timed
+from ..deploy.latency import Timed, check_backend
 from ..errors import ConfigError
 from ..host import models
 from ..models import backbone_names
@@ -52,14 +51,19 @@ def measure_run(
         repeats: timed batches of each setting.
 
     Raises:
-        ConfigError: no results, or a setting that cannot be measured.
+        ConfigError: no results, an unknown stock model, or a backend that cannot measure here; before anything is
+            measured.
         CheckpointError: a network of the run that is missing or damaged.
     """
+    for backend in dict.fromkeys(setting.backend for setting in settings):
+        check_backend(device, backend)
     folder = Path(folder)
     results = read_results(folder / "results.json")
-    config = load_config(folder / RESOLVED_NAME)
+    config = load_resolved(folder)
     size = (3, config.data.height, config.data.width)
     names = family(config.model.name) if stock is None else list(stock)
+    for name in names:
+        models.builder_of(name)  # raises for an unknown one
     candidates = [*_of_run(folder, config, results.rows), *_of_stock(names, size)]
     rows = []
     for row, network in tqdm(candidates, disable=None, unit="network", leave=False):

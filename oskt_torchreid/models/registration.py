@@ -15,6 +15,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..host.models import model_names, register_model, without_memory
 from ..networks import DEFAULT_INPUT_SIZE, is_image_size
+from ..registry import remembered
 
 logger = logging.getLogger(__name__)
 _WRAPPERS: dict[str, Callable[[str], None]] = {}  # prefix of names -> what registers `<prefix><backbone>`
@@ -68,6 +69,7 @@ class PlainBuilder:
         return self.builder(num_classes=num_classes)
 
 
+@remembered
 def register_backbone(
     name: str, builder: Callable[..., nn.Module], input_size: tuple[int, int, int] = DEFAULT_INPUT_SIZE
 ) -> None:

@@ -42,7 +42,8 @@ def load_network(source: str, model_name: str = "", config: Config | None = None
 
     Args:
         source: a student's file, another checkpoint, or a registered name (whose weights are initial).
-        model_name: registered name of the network whose checkpoint it is; a student's file needs none.
+        model_name: registered name of the network whose checkpoint it is; a student's file needs none, unless its
+            teacher was not registered.
         config: whole tree whose `model` node builds the network of a checkpoint, where no name is given.
 
     Raises:
@@ -60,7 +61,7 @@ def load_network(source: str, model_name: str = "", config: Config | None = None
         raise ConfigError(f"'{source}' is a chain, not a network; make a student of it first: tools/expand.py")
     content = load_checkpoint(path)
     if isinstance(content, dict) and "oskt" in content:
-        return load_student(path)
+        return load_student(path, model=models.build(model_name, 1) if model_name else None)
     if not (model_name or config):
         raise ConfigError(f"'{source}' does not say what network it is of; name it: --model osnet_x1_0")
     model = models.build(model_name, 1) if model_name else build_model(_untrained(config), 1)

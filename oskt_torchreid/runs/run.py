@@ -17,7 +17,7 @@ from ..registry import engine_class
 from ..report import Results
 from .checks import StageToCome, check_evaluation, check_stages, stages_to_come
 from .oskt.plan import check_start, make_plan
-from .oskt.run import OSKTRun, processes_of
+from .oskt.run import OSKTRun, check_processes, processes_of
 from .oskt.specification import asks_for_latency, keep_chosen_widths
 from .processes import prepare_processes
 from .single import train_only
@@ -90,6 +90,7 @@ def _run_oskt(config: Config, folder: Path) -> Results:
         check_evaluation(trainer)
     else:
         check_stages(trainer, stages_to_come(config, plan))
+        check_processes(config, plan)
     job = OSKTRun(config, trainer, plan, folder)
     trainer.record(folder)
     keep_chosen_widths(config, {student.name: student.widths for student in plan.students})

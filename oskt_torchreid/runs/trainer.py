@@ -147,7 +147,7 @@ class Trainer:
         """
         config = self.config
         seed_everything(config.train.seed)
-        trainer = self._engine(model, stage, engine, key)
+        trainer = self.build_engine(model, stage, engine, key)
         start_epoch = self._start(trainer, stage, folder, continued, resume)
         trainer.run(
             save_dir=str(folder),
@@ -173,13 +173,14 @@ class Trainer:
             resume: the checkpoint.
             run_key: digest of the resumed stage.
         """
-        engine = self._engine(copy.deepcopy(model), stage)
+        engine = self.build_engine(copy.deepcopy(model), stage)
         engine.run_key = run_key
         engine.resume(resume)
 
-    def _engine(
+    def build_engine(
         self, model: nn.Module, stage: Config, build: EngineBuilder = TransferEngine, key: str = "train"
     ) -> TransferEngine:
+        """The engine of a stage with its data, optimiser, schedule and loss; arguments as of `train`."""
         config = self.config
         datamanager = self.stage_datamanager(stage, key)
         optimizer = build_optimizer(model, config, stage)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import GraphError
+from ...registry import remembered
 from ..channel_graph import ChannelGraph
 from .routing import (
     WEIGHT_BUFFER,
@@ -28,6 +29,7 @@ from .routing import (
 M = TypeVar("M", bound=nn.Module)
 
 
+@remembered
 def register_attribute_rule(module_type: type[M], rule: Callable[[M], None]) -> None:
     """Sets the rule that corrects a module's own size attributes after its tensors have received new shapes.
 

@@ -120,7 +120,7 @@ def refined_teacher(
 
 def run_all(config: Config, jobs: Sequence[Job], processes: int, title: str, work: Work | None = None) -> None:
     """Runs independent jobs; the first failure stops those that have not begun."""
-    in_processes(work or _run_apart, [(job.config(config),) for job in jobs], processes, title)
+    in_processes(work or _run_apart, [(job.config(config),) for job in jobs], processes, title, config.imports)
 
 
 def _run_apart(config: Config) -> None:

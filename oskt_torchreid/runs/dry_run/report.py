@@ -9,12 +9,12 @@ from pathlib import Path
 
 from tabulate import tabulate
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ...chain.chain import WeightChain
 from ...config import Config, get
 from ...errors import ConfigError
-from ...host.optimization import build_scheduler
+from ...host.optimization import build_optimizer, build_scheduler
 from ...models import find_classifier
 from ..trainer import Trainer, network_size
 
@@ -103,13 +103,12 @@ class DryRun:
 
 
 def dry_stage(
-    config: Config, small: Config, trainer: Trainer, key: str, networks: str, optimizer: Optimizer
+    config: Config, small: Config, trainer: Trainer, key: str, networks: str, scheduler: LRScheduler
 ) -> DryStage:
-    """Runs the whole schedule without training; the optimiser is left with the final rates."""
-    node = get(small, key)
+    """Runs the whole schedule without training; its optimiser is left with the final rates."""
+    node, optimizer = get(small, key), scheduler.optimizer
     groups = [f"{len(group['params'])} tensors at {group['lr']:.3g}" for group in optimizer.param_groups]
     iterations = len(trainer.stage_datamanager(node).train_loader)
-    scheduler = build_scheduler(optimizer, node, iterations)
     rates = []
     for _ in range(node.max_epoch):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -119,6 +118,16 @@ def dry_stage(
     name = f"{type(optimizer).__name__}: {', '.join(groups)}"
     batch_size = get(config, key).batch_size
     return DryStage(key, networks, node.max_epoch, batch_size, name, tuple(rates), _marks(node))
+
+
+def unbuilt_stage(
+    config: Config, small: Config, trainer: Trainer, key: str, model: nn.Module, networks: str
+) -> DryStage:
+    """The stage of a network that may have no memory, so that no engine can be built; arguments as of `dry_stage`."""
+    node = get(small, key)
+    optimizer = build_optimizer(model, small, node)
+    scheduler = build_scheduler(optimizer, node, len(trainer.stage_datamanager(node).train_loader))
+    return dry_stage(config, small, trainer, key, networks, scheduler)
 
 
 def _marks(node: Config) -> tuple[int, ...]:

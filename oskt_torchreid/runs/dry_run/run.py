@@ -7,34 +7,35 @@ import copy
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from ...chain.counting import Costs
 from ...chain.expansion import expand_to_plan
 from ...config import Config, get
 from ...datasets import synthped, synthped_video
-from ...datasets.stand_in import CAMERAS, PICTURES_PER_CAMERA, make_stand_in
+from ...datasets.stand_in import CAMERAS, PICTURES_PER_CAMERA, make_stand_in, stand_ins
 from ...datasets.synthetic import preset
-from ...host.losses import loss_from_config
-from ...host.optimization import build_optimizer
-from ...host.oskt_engine import OSKTEngine
+from ...host.data import dataset_class
 from ...models import build_model
 from ..oskt.plan import check_start, make_plan, stand_in_chain
-from ..oskt.refinement import refining_choices
+from ..oskt.refinement import refining_engine
 from ..oskt.specification import students_of
 from ..single import engine_of
-from ..trainer import Trainer
+from ..trainer import Trainer, schedule
 from ..use import check_use
 from ..vkd.trainer import SetTrainer
 from .data import look_at_data
 from .files import look_at_files
-from .report import BuiltNetworks, DryRun, DryStage, details_of, dry_stage, network_cost
+from .report import BuiltNetworks, DryRun, DryStage, details_of, dry_stage, network_cost, unbuilt_stage
 from .sets import run_sets_dry, shrink_sets
 
 IDENTITIES = 2
 INSTANCES = PICTURES_PER_CAMERA * CAMERAS
+DRAWN = (*synthped.VARIANTS, *synthped_video.VARIANTS)  # they draw their own data
 TEST_PAIRS = 60  # identities times cameras: torchreid's ranking wants galleries of 51, which synthetic sets check
 
 
@@ -80,7 +81,7 @@ def _on_stand_ins(config: Config, method: str, built: BuiltNetworks | None, step
         else:
             with contextlib.nullcontext() if step else torch.device("meta"):
                 student = build_model(small, trainer.num_classes)
-            stages = (_stage(config, small, trainer, "train", student, "network"),)
+            stages = (unbuilt_stage(config, small, trainer, "train", student, "network"),)
             networks = ((config.model.name, *network_cost(student, small)),)
         terms = _one_step(small, trainer, student) if step else {}
         return DryRun(details_of(config), stages, networks, terms, built)
@@ -107,9 +108,14 @@ def _small_config(config: Config) -> Iterator[Config]:
         shrink_sets(small, identities)
     with tempfile.TemporaryDirectory(prefix="dry-run-") as root:
         small.data.root = small.data.save_dir = root
-        for name in dict.fromkeys([*config.data.sources, *config.data.targets]):
-            if name not in (*synthped.VARIANTS, *synthped_video.VARIANTS):  # these draw their own data
-                make_stand_in(root, name, identities)
+        names = [name for name in (*config.data.sources, *config.data.targets) if name not in DRAWN]
+        for name in names:
+            dataset_class(name, config.data.type)  # raises for an unknown one
+        standing = stand_ins(names, config.data.type)
+        for name in dict.fromkeys(standing.values()):
+            make_stand_in(root, name, identities)
+        for key in ("sources", "targets"):
+            small.data[key] = [standing.get(name, name) for name in config.data[key]]
         small.freeze()
         yield small
 
@@ -133,39 +139,24 @@ def _oskt_stages(config: Config, small: Config, trainer: Trainer, built: BuiltNe
     stages = []
     if not config.oskt.chain:
         if not config.oskt.teacher:
-            stages.append(_stage(config, small, trainer, "train", built.teacher, "teacher"))
+            stages.append(unbuilt_stage(config, small, trainer, "train", built.teacher, "teacher"))
         stages.append(_refine_stage(config, small, trainer, built))
     if built.students:
-        stages.append(_stage(config, small, trainer, "oskt.finetune", built.student, ", ".join(built.students)))
+        stages.append(unbuilt_stage(config, small, trainer, "oskt.finetune", built.student, ", ".join(built.students)))
     return tuple(stages)
 
 
-def _stage(config: Config, small: Config, trainer: Trainer, key: str, model: nn.Module, networks: str) -> DryStage:
-    optimizer = build_optimizer(model, small, get(small, key))
-    return dry_stage(config, small, trainer, key, networks, optimizer)
-
-
 def _refine_stage(config: Config, small: Config, trainer: Trainer, built: BuiltNetworks) -> DryStage:
-    """Builds the refinement's engine as well: it adds the S-student's parameters to the optimiser."""
-    node, teacher = get(small, "oskt.refine"), built.teacher
-    optimizer = build_optimizer(teacher, small, node)
-    OSKTEngine(
-        trainer.datamanager(node.batch_size),
-        copy.copy(teacher),
-        optimizer,
-        chain=built.chain,
-        loss=loss_from_config(small, trainer.num_classes, use_gpu=False),
-        use_gpu=False,
-        **refining_choices(node),
-    )
-    return dry_stage(config, small, trainer, "oskt.refine", "teacher, S-student", optimizer)
+    """Builds the refinement's engine, which adds the S-student's parameters to the optimiser."""
+    node = get(small, "oskt.refine")
+    engine = trainer.build_engine(copy.copy(built.teacher), node, refining_engine(built.chain, node), "oskt.refine")
+    scheduler = cast(LRScheduler, engine.scheduler)  # which every engine of a trainer has
+    return dry_stage(config, small, trainer, "oskt.refine", "teacher, S-student", scheduler)
 
 
 def _one_step(small: Config, trainer: Trainer, model: nn.Module) -> dict[str, float]:
-    """One training step of a network on a batch of the stand-in data; the network changes."""
-    datamanager = trainer.datamanager(small.train.batch_size)
-    loss = loss_from_config(small, trainer.num_classes, use_gpu=False)
-    engine = engine_of(small)(datamanager, model, build_optimizer(model, small), loss=loss, use_gpu=False)
+    """One training step of a network on a batch of the stand-in data, at full resolution; the network changes."""
+    engine = trainer.build_engine(model, schedule(small, "train", half_resolution_epochs=0), engine_of(small))
     engine.set_model_mode("train")
     with torch.enable_grad():
-        return engine.forward_backward(next(iter(datamanager.train_loader)))
+        return engine.forward_backward(next(iter(engine.train_loader)))

@@ -7,23 +7,21 @@ from pathlib import Path
 
 import torch
 
-from ...config import Config, get
+from ...config import Config
 from ...datasets.synthetic import video_preset
-from ...host.losses import loss_from_config
-from ...host.optimization import build_optimizer
 from ...vkd.model import SET_PREFIX
-from ..trainer import network_size
+from ..trainer import network_size, schedule
 from ..vkd.plan import CHAIN, CHAIN_SUFFIX, IMAGENET, SELF, check_set_start, plan_sets, start_student, student_kind
-from ..vkd.trainer import STUDENT_STAGE, TEACHER_STAGE, SetTrainer, taught_settings
+from ..vkd.trainer import STUDENT_STAGE, TEACHER_STAGE, SetTrainer
 from .report import (
     BuiltNetworks,
     Details,
     DryRun,
     data_details,
-    dry_stage,
     few_shot_details,
     file_details,
     loss_text,
+    unbuilt_stage,
 )
 
 SET_INSTANCES = 2  # sets of an identity in the one batch
@@ -62,12 +60,10 @@ def run_sets_dry(config: Config, small: Config, built: BuiltNetworks | None = No
     built = built or _built(small, trainer.num_classes, step)
     stages = []
     if not config.vkd.teacher:
-        optimizer = build_optimizer(built.teacher, small, get(small, TEACHER_STAGE))
-        stages.append(dry_stage(config, small, trainer, TEACHER_STAGE, "teacher", optimizer))
-    optimizer = build_optimizer(built.student, small, get(small, STUDENT_STAGE))
+        stages.append(unbuilt_stage(config, small, trainer, TEACHER_STAGE, built.teacher, "teacher"))
     generations = config.vkd.generations
     name = "student" if generations == 1 else f"{generations} students, one after another"
-    stages.append(dry_stage(config, small, trainer, STUDENT_STAGE, name, optimizer))
+    stages.append(unbuilt_stage(config, small, trainer, STUDENT_STAGE, built.student, name))
     terms = _one_step(small, trainer, built) if step else {}
     return DryRun(_details(config), tuple(stages), built.sizes, terms, built)
 
@@ -85,18 +81,11 @@ def _built(small: Config, num_classes: int, step: bool) -> BuiltNetworks:
 
 
 def _one_step(small: Config, trainer: SetTrainer, built: BuiltNetworks) -> dict[str, float]:
-    """One step of distillation on a batch of the stand-in data; the student changes."""
-    node = small.vkd
-    datamanager = trainer.stage_datamanager(node.student_stage)
-    engine = trainer.engine(teacher=built.teacher, **taught_settings(small))(
-        datamanager,
-        built.student,
-        build_optimizer(built.student, small, node.student_stage),
-        loss=loss_from_config(small, datamanager.num_train_pids, use_gpu=False),
-        use_gpu=False,
-    )
+    """One step of distillation on a batch of the stand-in data, at full resolution; the student changes."""
+    stage = schedule(small, STUDENT_STAGE, half_resolution_epochs=0)
+    engine = trainer.build_engine(built.student, stage, trainer.distilling_engine(built.teacher), STUDENT_STAGE)
     engine.set_model_mode("train")
-    return engine.forward_backward(next(iter(datamanager.train_loader)))
+    return engine.forward_backward(next(iter(engine.train_loader)))
 
 
 def _details(config: Config) -> Details:

@@ -22,7 +22,7 @@ from ...host.compat import seed_everything
 from ...host.oskt_engine import OSKTEngine
 from ..compute import refining_compute
 from ..stages import Facts
-from ..trainer import Trainer, measured
+from ..trainer import EngineBuilder, Trainer, measured
 
 CLUSTERING_KEYS = ("oskt.clustering", "oskt.attention", "oskt.normalize_rows", "oskt.nested", "oskt.contributions")
 _TEACHER = "teacher."  # before the teacher's names in a checkpoint of refinement
@@ -77,6 +77,11 @@ def refining_choices(node: Config) -> dict[str, Any]:
     }
 
 
+def refining_engine(chain: WeightChain | None, node: Config) -> EngineBuilder:
+    """A builder of engines that refine a chain as the `oskt.refine` node says."""
+    return partial(OSKTEngine, chain=chain, **refining_choices(node))
+
+
 def refine(
     trainer: Trainer, chain: WeightChain, teacher: nn.Module, node: Config, folder: Path, continued: bool, path: Path
 ) -> Facts:
@@ -98,9 +103,8 @@ def refine(
     if node.max_epoch == 0:
         chain.save(path)
         return {"row_dispersion": row_dispersion(Refinement(teacher, chain).sstudent.row_pairs(teacher))}
-    build = partial(OSKTEngine, chain=chain, **refining_choices(node))
     compute = refining_compute(trainer, node, chain)
-    engine = trainer.train(teacher, node, folder, continued, build)
+    engine = trainer.train(teacher, node, folder, continued, refining_engine(chain, node))
     engine.chain.save(path)
     return {"refined_teacher": measured(engine), "row_dispersion": engine.dispersion, "training_flops": compute}
 

@@ -11,13 +11,16 @@ from typing import Any
 
 from torch import nn
 
+from ...baselines import baseline
 from ...chain.chain import WeightChain
 from ...config import Config, digest, get
 from ...files import sha256
+from ...host.data import dataset_class
 from ...host.distributed import broadcast, world_size
+from ...host.models import builder_of
 from ...report import Results, Row, write_results
 from ..compute import epoch_images
-from ..processes import Workers, logged
+from ..processes import Workers, check_known, logged
 from ..stages import Facts, Stage, require_any
 from ..trainer import Trainer, network_size, schedule
 from .baselines import run_baseline, run_file
@@ -36,6 +39,20 @@ CHAIN_NAME = "chain.safetensors"
 def processes_of(config: Config) -> int:
     """Number of networks trained at a time; one if several processes share the run."""
     return config.oskt.processes if world_size() == 1 else 1
+
+
+def check_processes(config: Config, plan: RunPlan) -> None:
+    """Raises `ConfigError` if further processes of a run would not know its networks, data sets or methods."""
+    check_known("oskt.processes", processes_of(config), config.imports, _find_names, (config, plan))
+
+
+def _find_names(config: Config, plan: RunPlan) -> None:
+    """Raises `ConfigError` unless this process knows every name that the run needs."""
+    for name in (*config.data.sources, *config.data.targets):
+        dataset_class(name, config.data.type)
+    builder_of(config.model.name)
+    for name in (*plan.controls, *(student.spec.method for student in plan.students if student.spec.of_baseline)):
+        baseline(name)
 
 
 class OSKTRun:
@@ -86,7 +103,7 @@ class OSKTRun:
 
     def _students_apart(self, processes: int, teacher_key: str, controls: Sequence[object]) -> list[Callable[[], None]]:
         """`students`, after other processes have completed them, and the controls during the refinement."""
-        with Workers(_complete_network, processes, "students and controls") as workers:
+        with Workers(_complete_network, processes, "students and controls", self.config.imports) as workers:
             longest_first = reversed(range(len(controls)))
             job = (self.config, self.plan, self.folder, teacher_key)
             workers.add([(*job, "controls", number) for number in longest_first])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...chain.student_file import load_student
-from ...config import Config, load_config, merged
+from ...config import Config, load_resolved, merged
 from ...config.loading import RESOLVED_NAME
 from ...errors import ConfigError
 from ...files import load_checkpoint
@@ -84,7 +84,7 @@ def open_run(folder: str | Path, options: Sequence[str] = (), **changes: Any) ->
         CheckpointError: a damaged network.
     """
     folder = Path(folder)
-    config = load_config(folder / RESOLVED_NAME, options)
+    config = load_resolved(folder, options)
     if config.engine != "vkd":
         raise ConfigError(
             f"'{folder}' is a run of engine '{config.engine or config.loss.name}'; this looks into runs of engine 'vkd'"

@@ -21,7 +21,7 @@ from ...vkd.students import KEEP, student_from
 from ..recipes import Recipe
 from ..trainer import EngineBuilder
 from .plan import SetPlan, start_student, student_label
-from .trainer import STUDENT_STAGE, TAUGHT, SetTrainer, taught_settings
+from .trainer import STUDENT_STAGE, TAUGHT, SetTrainer
 
 TEACHER, STUDENT, CONTROL = "teacher", "student", "control"
 TRAINED_ON, UNDISTILLED = "trained on", "without distillation"
@@ -84,7 +84,7 @@ class Generation:
     def student(self) -> Learner:
         """The student, which learns from labels and from its teacher."""
         name, node = student_name(self.number), self.config.vkd
-        engine = self.trainer.engine(teacher=self.teacher, **taught_settings(self.config))
+        engine = self.trainer.distilling_engine(self.teacher)
         about = (name, self._label(name), STUDENT, "", self._recipe(*TAUGHT))
         return Learner(*about, node.student_stage, node.num_student_views, engine, self._start)
 

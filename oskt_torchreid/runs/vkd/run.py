@@ -16,15 +16,18 @@ from ...chain.student_file import save_student
 from ...config import Config
 from ...files import save_checkpoint, sha256
 from ...files.weights import load_weights
+from ...host.data import dataset_class
 from ...host.distributed import broadcast, world_size
+from ...host.models import builder_of
 from ...report import Results
 from ...report.protocols import SetRow, write_set_report
+from ...vkd.model import SET_PREFIX
 from ..checks import StageToCome, check_evaluation, check_stages
-from ..processes import in_processes, logged
+from ..processes import check_known, in_processes, logged
 from ..stages import Facts, Stage, require_any
 from ..trainer import EngineBuilder, network_size
 from .learners import Generation, Learner, student_name, teacher_sets
-from .plan import SetPlan, plan_sets, start_student
+from .plan import CROSS, SetPlan, plan_sets, start_student, student_kind
 from .trainer import NETWORK_NAME, STUDENT_STAGE, TEACHER_STAGE, SetTrainer
 
 logger = logging.getLogger(__name__)
@@ -120,7 +123,8 @@ class VKDRun:
         processes, count = processes_of(self.config), len(generation.learners())
         if min(processes, count) > 1 and not self.config.test.evaluate:
             job = (self.config, self.folder, generation.number, generation.teacher_key)
-            in_processes(_learn, [(*job, place) for place in range(count)], processes, "student and controls")
+            pieces = [(*job, place) for place in range(count)]
+            in_processes(_learn, pieces, processes, "student and controls", self.config.imports)
 
     def _learner(self, learner: Learner) -> tuple[nn.Module, str]:
         """A student or a control, trained here or already; returns it, and the digest of its file."""
@@ -195,6 +199,15 @@ def _learn(config: Config, folder: Path, number: int, teacher_key: str, place: i
         VKDRun(config, trainer, plan, folder).learn(learners[place])
 
 
+def _find_names(config: Config) -> None:
+    """Raises `ConfigError` unless this process knows every name that the run needs."""
+    for name in (*config.data.sources, *config.data.targets):
+        dataset_class(name, config.data.type)
+    for name in (config.model.name, config.vkd.student if student_kind(config) == CROSS else ""):
+        if name:
+            builder_of(SET_PREFIX + name.removeprefix(SET_PREFIX))
+
+
 def run_sets(config: Config, folder: Path) -> Results:
     """Runs what `engine: vkd` asks for; finished stages are not made again."""
     trainer = SetTrainer(config)
@@ -202,6 +215,7 @@ def run_sets(config: Config, folder: Path) -> Results:
     if config.test.evaluate:
         check_evaluation(trainer, config.vkd.no_camera)
     else:
+        check_known("vkd.processes", processes_of(config), config.imports, _find_names, (config,))
         check_stages(trainer, _stages_to_come(config, plan), config.vkd.no_camera)
     job = VKDRun(config, trainer, plan, folder)
     trainer.record(folder)

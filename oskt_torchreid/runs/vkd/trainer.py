@@ -24,11 +24,6 @@ _SET_KEYS = tuple(
 )
 
 
-def taught_settings(config: Config) -> dict[str, Any]:
-    """Arguments of `VKDEngine` that say how a student learns from its teacher."""
-    return {key: config.vkd[key] for key in (*TAUGHT, "num_student_views")}
-
-
 class SetTrainer(Trainer):
     """Trains and evaluates networks of sets on the data of one configuration."""
 
@@ -77,6 +72,10 @@ class SetTrainer(Trainer):
         node = self.config.vkd
         evaluation = {"protocols": tuple(node.protocols), "query_in_gallery": node.query_in_gallery}
         return partial(VKDEngine, no_camera=node.no_camera, **evaluation, **options)
+
+    def distilling_engine(self, teacher: nn.Module) -> partial[VKDEngine]:
+        """A builder of engines that distil a teacher as the `vkd` node says."""
+        return self.engine(teacher=teacher, **{key: self.config.vkd[key] for key in (*TAUGHT, "num_student_views")})
 
     def protocols(self, model: nn.Module) -> dict[str, Any]:
         """Numbers of every protocol on every target."""
