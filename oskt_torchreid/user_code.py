@@ -1,6 +1,6 @@
 """User code: files and modules of Python that register networks, data sets, engines or methods of a user.
 
-A file is a module of its own name: `nets/mine.py` is `mine`. Its folder comes last on Python's path, so that the file
+A file is a module of its own name, mine.py is `mine`. Its folder comes last on Python's path, so that the file
 imports its neighbours, any other process finds what it defines, and importing it again, in whatever way, changes
 nothing.
 """

@@ -211,6 +211,7 @@ def test_a_dry_run_follows_every_schedule_to_its_end():
 def test_sets_of_any_layout_have_a_stand_in(names, monkeypatch):
     """torchreid's own and users': another set of their kind stands in, each a different one."""
     assert list(stand_ins(["market1501", "viper", "grid"], "image").values()) == ["market1501", "msmt17", "cuhk03"]
+    assert stand_ins([f"video_{number}" for number in range(6)], "video")["video_5"] == "mars", "there are five"
     assert stand_ins(["anything", "mars"], "video") == {"anything": "dukemtmcvidreid", "mars": "mars"}
     result = run_dry(small(f"data.sources={names}", "data.targets=['viper']"))
     assert result.step["loss_x"] > 0 and ("trained on", ", ".join(names)) in result.details

@@ -316,14 +316,14 @@ def test_a_teacher_that_was_not_registered_is_named_later(own, tmp_path, capsys)
     made.update(rows)
     student = str(tmp_path / "student.pth")
     assert tool("expand").main([chain, "--width", "0.75", "-o", student]) == 2
-    assert "was not a registered model" in (said := capsys.readouterr().err) and "--model NAME" in said
+    assert "is not a registered model" in (said := capsys.readouterr().err) and "--model NAME" in said
     assert tool("expand").main([chain, "--width", "0.75", "-o", student, "--model", "own_net"]) == 0
     assert oskt.load_student(student).classifier.out_features == 6, "the student names its network"
     assert tool("expand").main([chain, "--width", "0.75", "-o", student, "--model", "osnet_x0_25"]) == 2
     assert "the channel graph belongs to another network" in capsys.readouterr().err
     with pytest.raises(ChainError, match="unknown model 'own_nett'; did you mean 'own_net'.*--import mine.py"):
         oskt.WeightChain.load(chain, model="own_nett")
-    with pytest.raises(CheckpointError, match="was not a registered model; .*tools/export.py --model NAME"):
+    with pytest.raises(CheckpointError, match="is not a registered model; .*tools/export.py --model NAME"):
         oskt.load_student(unnamed)
     assert tool("export").main([unnamed, "--model", "own_net", "-o", str(tmp_path / "unnamed.torchscript")]) == 0
 

@@ -252,7 +252,7 @@ def _check_blocks(student: nn.Module, record: StudentRecord, path: str | Path) -
 def _skeleton(record: StudentRecord, path: str | Path) -> nn.Module:
     if not record.name:
         raise CheckpointError(
-            f"the teacher of '{path}' was not a registered model; pass its network: model=..., "
+            f"the teacher of '{path}' is not a registered model; pass its network: model=..., "
             "tools/export.py --model NAME"
         )
     try:

@@ -31,10 +31,9 @@ def stand_ins(names: Iterable[str], kind: str) -> dict[str, str]:
 
     Example: `{"msmt17": "msmt17", "mine": "market1501"}` for images; a second set of the user's is another one.
     """
-    names = list(dict.fromkeys(names))
-    known = [name for name in (IMAGE_LAYOUTS if kind == "image" else VIDEO_LAYOUTS) if name not in names]
-    unused = iter(known)
-    return {name: name if name in LAYOUTS else next(unused, next(iter(LAYOUTS))) for name in names}
+    names, layouts = list(dict.fromkeys(names)), list(IMAGE_LAYOUTS if kind == "image" else VIDEO_LAYOUTS)
+    unused = iter([name for name in layouts if name not in names])
+    return {name: name if name in LAYOUTS else next(unused, layouts[0]) for name in names}
 
 
 def make_stand_in(root: str | Path, name: str, identities: int = 2) -> None:
