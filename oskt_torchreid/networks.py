@@ -6,6 +6,7 @@ Names of models are resolved by whoever knows a factory: `host` registers torchr
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar, runtime_checka
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from .errors import ConfigError
@@ -80,6 +82,24 @@ def inner_names(names: Iterable[str]) -> dict[str, str]:
     names = list(names)
     inner = {name.removeprefix(_WRAPPER): name for name in names if name.startswith(_WRAPPER)}
     return inner or {name: name for name in names}
+
+
+def unwrapped(model: Any) -> Any:
+    """The network inside torch's wrappers (`torch.compile`, DataParallel, DistributedDataParallel); all else unchanged.
+
+    A wrapper holds the parameters of its network, and names them differently.
+    """
+    while (attribute := wrapper_attribute(model)) is not None:
+        model = getattr(model, attribute)
+    return model
+
+
+def wrapper_attribute(model: object) -> str | None:
+    """Where a wrapper of torch holds its network; `None` for anything else."""
+    if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
+        return "module"
+    compiler = sys.modules.get("torch._dynamo.eval_frame")  # its import takes longer than a trace
+    return "_orig_mod" if compiler is not None and isinstance(model, compiler.OptimizedModule) else None
 
 
 def is_classifier(name: str) -> bool:

@@ -110,8 +110,8 @@ class ChannelGraph:
         groups: every group, in order of its first channel; together they hold each channel once.
         matrices: names of the tensors that are weights of convolutions or linear layers: their rows are clustered and
             merged; every other tied tensor is a vector over its channels.
-        heads: the matrices whose rows are outputs of the network (its classifiers).
-        unused: tensors that the traced forward pass never touched; they keep their shape.
+        heads: the classifiers: matrices that give an image one number per row, which the network returns as it is.
+        unused: tensors that neither training nor evaluation touched; they keep their shape.
         input_size: `(channels, height, width)` of the traced image.
         splits: attributes that follow the widths of the channels they split.
         routes: modules whose own code only moves channels.

@@ -120,17 +120,12 @@ class ScaleTracer(Tracer):
         return id(tensor) in self._shadows or (torch.is_tensor(tensor) and self.name_of(tensor) in self.elementwise)
 
     def _follow(self, call: Call) -> None:
+        super()._follow(call)
         operator = call.operator.removesuffix("_")
+        if operator in _LENGTHS and not self.training and not self.carries(call.output):
+            return  # a feature is divided by its own length, scaled or not
         if operator.endswith("_as") and not self.carries(call.args[0]):
-            self.mark(call.output, None)  # only the shape is taken from a tensor that carries channels
-            return
-        try:
-            super()._follow(call)
-        except GraphError:
-            if operator not in _LENGTHS or self._run_name == "training":
-                raise
-            self.mark(call.output, None)  # a feature is divided by its own length, scaled or not
-            return
+            return  # only the shape is taken from a tensor that carries channels
         tracked = [tensor for tensor in call.tensors if self.carries(tensor)]
         if tracked:
             _SCALE_RULES.get(operator, _stop)(self, call, tracked)

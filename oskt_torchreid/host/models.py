@@ -13,6 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ConfigError
+from .. import networks
 from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, register_resolver, without_memory_or_on_cpu
 from ..registry import nearest
 from .compat import host_table, quiet, torchreid
@@ -23,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 LOSSES = ("softmax", "triplet")
 _INPUT_SIZES = {"hacnn": (3, 160, 64)}  # its attention grids fit no other size
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _WRAPPED: dict[str, str] = {}  # registered wrapper -> name of the model inside it
 _FACTORY: dict[str, Builder] = host_table(torchreid.models.build_model, "__model_factory")
 _DEFINED_IN: dict[str, str] = {}  # registered name -> Python module of its model's class, if not its builder's
@@ -209,19 +209,17 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside torch's wrappers for several devices; any other network unchanged.
+    """The network inside torch's wrappers, see `networks.unwrapped`; taking one off is logged.
 
     Its parameters are those of the wrapper, so an optimiser of one is an optimiser of the other.
     """
-    wrapped = model
-    while isinstance(model, _WRAPPERS):
-        model = model.module
-    if model is not wrapped:
+    network = networks.unwrapped(model)
+    if network is not model:
         logger.info(
             "%s is taken off its network: an engine runs on one device; several share batches under torchrun",
-            type(wrapped).__name__,
+            type(model).__name__,
         )
-    return model
+    return network
 
 
 def initialise(model: nn.Module) -> None:

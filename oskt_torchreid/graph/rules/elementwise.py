@@ -68,8 +68,8 @@ def _meet_constant(recording: Recording, call: Call, left: Tensor | None, right:
         return
     if torch.is_tensor(constant):
         pattern = compact(shadow)
-        shape = torch.broadcast_shapes(pattern.shape, constant.shape)
-        along = [(1,) * (len(shape) - t.dim()) + tuple(t.shape) for t in (pattern, constant)]
+        shapes = pattern.shape, compact(constant).shape
+        along = [(1,) * (max(map(len, shapes)) - len(shape)) + tuple(shape) for shape in shapes]
         if any(size > 1 and other > 1 for size, other in zip(*along, strict=True)):
             recording.fix(shadow, f"meets a constant that differs by channel in '{recording.module}'")
     recording.mark(call.outputs[0], shadow.expand(call.outputs[0].shape))
@@ -98,6 +98,24 @@ def reduce(recording: Recording, call: Call) -> None:
     recording.mark(output, shadow.reshape(output.shape))
 
 
+def length(recording: Recording, call: Call) -> None:
+    """A norm of a vector: as `reduce`; one over channels needs all of them, for merged ones would count once.
+
+    If evaluation alone takes it, as in a feature that is divided by its length, students' channels may be merged: such
+    a feature has fewer dimensions, and another length.
+    """
+    shadow, axes = recording.shadow(call.args[0]), call.arguments.get("dim")
+    axes = [axes] if isinstance(axes, int) else list(axes or range(call.args[0].dim()))
+    if shadow is None or all(compact(shadow).shape[axis] == 1 for axis in axes):
+        reduce(recording, call)
+        return
+    if recording.training:
+        recording.fix(shadow, f"'{recording.module}' takes the length of all")
+    else:
+        recording.lengths.append(torch.unique(compact(shadow)).numpy())
+    recording.mark(call.output, None)
+
+
 def along(recording: Recording, call: Call) -> None:
     """Softmax and the like: allowed along positions, not along channels."""
     shadow = recording.shadow(call.args[0])
@@ -118,7 +136,8 @@ _FAMILIES: dict[Rule, str] = {
     "upsample_bicubic2d pad constant_pad_nd reflection_pad2d replication_pad2d",
     meet: "add sub maximum minimum",
     multiply: "mul div",
-    reduce: "mean sum amax amin linalg_vector_norm norm var std",
+    reduce: "mean sum amax amin var std",
+    length: "linalg_vector_norm norm",
     along: "softmax log_softmax",
 }
 register_families(_FAMILIES)
