@@ -267,6 +267,9 @@ class Resolver(Protocol):
     def input_size(self, name: str) -> tuple[int, int, int]:
         """`(channels, height, width)` that a model is made for."""
 
+    def is_stock(self, name: str) -> bool:
+        """Whether a model is one of the factory's own, or of this package's, which their tests know."""
+
     def builder_of(self, name: str) -> Callable[..., nn.Module]:
         """The builder of a model; raises `ConfigError` for an unknown name."""
 
@@ -282,6 +285,9 @@ class _NoNames:
 
     def input_size(self, name: str) -> tuple[int, int, int]:
         return self._unknown(name)
+
+    def is_stock(self, name: str) -> bool:
+        return False
 
     def builder_of(self, name: str) -> Callable[..., nn.Module]:
         return self._unknown(name)

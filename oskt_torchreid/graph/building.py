@@ -123,6 +123,17 @@ def united(recording: Recording) -> np.ndarray:
     return smallest[component]
 
 
+def graph_channels(recording: Recording, graph: ChannelGraph) -> np.ndarray:
+    """Channel of a network's graph per provisional id of another trace of it, found through ties; -1 for others."""
+    channel_of = united(recording)
+    found = np.full(recording.num_ids + 1, -1)
+    for tie in graph.ties:
+        recorded = recording.ties.get(tie.key)
+        if recorded is not None:
+            found[channel_of[recorded.ids.reshape(-1)]] = tie.channels.reshape(-1)
+    return found[channel_of]
+
+
 def _elementwise_ties(recording: Recording, channel_of: np.ndarray) -> Iterable[RecordedTie]:
     """A bare parameter's one axis of channels, read off its elements' ids; one with several is fixed."""
     for name, ids in recording.elementwise.items():

@@ -24,8 +24,8 @@ def own_random_state(model: nn.Module, seed: int = 0) -> Iterator[None]:
         seed: of all generators.
     """
     python, numpy = random.getstate(), np.random.get_state()
-    devices = sorted({t.device.index for t in model.parameters() if t.device.type == "cuda" and t.device.index is not None})
-    with torch.random.fork_rng(devices=devices):
+    devices = {parameter.get_device() for parameter in model.parameters() if parameter.is_cuda}
+    with torch.random.fork_rng(devices=sorted(devices)):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)

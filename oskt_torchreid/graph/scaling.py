@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import GraphError
-from .building import united
+from .building import graph_channels
 from .calls import Call
 from .channel_graph import ChannelGraph
 from .recording import compact
@@ -80,16 +80,10 @@ def _members(relations: Relations, scaled: set[Unknown], kind: str) -> tuple[str
 
 def _channels_of(tracer: Tracer, graph: ChannelGraph) -> np.ndarray:
     """Channel per position of the first result, found through the axes that both traces have tied."""
-    channel_of = united(tracer)
-    found = np.full(tracer.num_ids + 1, -1)
-    for tie in graph.ties:
-        recorded = tracer.ties.get(tie.key)
-        if recorded is not None:
-            found[channel_of[recorded.ids.reshape(-1)]] = tie.channels.reshape(-1)
     shadow = tracer.shadow(tracer.results[0])
     if shadow is None or shadow.dim() != 2:
         raise GraphError("in evaluation the network returns no feature [batch, length] that is made of channels")
-    channels = found[channel_of[compact(shadow)[0].expand(shadow.shape[1]).numpy()]]
+    channels = graph_channels(tracer, graph)[compact(shadow)[0].expand(shadow.shape[1]).numpy()]
     if (channels < 0).any():
         raise GraphError("in evaluation the network returns channels that training does not know")
     return channels

@@ -117,7 +117,7 @@ def run(model: nn.Module, input_size: tuple[int, ...], tracer: Tracer | None = N
     tracer.training = training
     with tracing_mode(model, training), own_random_state(model):
         outputs = _traced(model, tracer, image)
-    tracer.results = list(_tensors(outputs))
+    tracer.results = list(nested_tensors(outputs))
     for output in tracer.results:
         shadow = tracer.shadow(output)
         if shadow is not None:
@@ -138,14 +138,15 @@ def _traced(model: nn.Module, tracer: Tracer, image: Tensor) -> Any:
         raise forward_error(model, image, tracer.module, error) from error
 
 
-def _tensors(outputs: Any) -> Iterable[Tensor]:
+def nested_tensors(outputs: Any) -> Iterable[Tensor]:
+    """The tensors in what a network returns: one, or lists, tuples and dictionaries of them, in order."""
     if isinstance(outputs, Tensor):
         yield outputs
     elif isinstance(outputs, dict):
-        yield from _tensors(list(outputs.values()))
+        yield from nested_tensors(list(outputs.values()))
     elif isinstance(outputs, (list, tuple)):
         for output in outputs:
-            yield from _tensors(output)
+            yield from nested_tensors(output)
 
 
 # Words in messages of torch, and of networks' own checks, about shapes that do not fit.

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import ConfigError
 from .. import networks
+from ..errors import ConfigError
 from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, register_resolver, without_memory_or_on_cpu
 from ..registry import nearest
 from .compat import host_table, quiet, torchreid
@@ -26,6 +26,7 @@ LOSSES = ("softmax", "triplet")
 _INPUT_SIZES = {"hacnn": (3, 160, 64)}  # its attention grids fit no other size
 _WRAPPED: dict[str, str] = {}  # registered wrapper -> name of the model inside it
 _FACTORY: dict[str, Builder] = host_table(torchreid.models.build_model, "__model_factory")
+_OF_USERS: set[str] = set()  # names that are neither torchreid's nor this package's
 _DEFINED_IN: dict[str, str] = {}  # registered name -> Python module of its model's class, if not its builder's
 
 
@@ -52,6 +53,7 @@ def register_model(
     wraps: str = "",
     input_size: tuple[int, int, int] = DEFAULT_INPUT_SIZE,
     defined_in: str = "",
+    stock: bool = True,
 ) -> None:
     """Adds a model name to torchreid's factory; registering an equal builder again changes nothing.
 
@@ -61,6 +63,7 @@ def register_model(
         wraps: name of the model that the built one contains as a child, if any; `identify` needs it.
         input_size: (channels, height, width) that the model is made for; a wrapper has that of the wrapped model.
         defined_in: Python module of the model's class, if it is not the builder's; `identify` needs it.
+        stock: whether the test suite knows it; a user's network is not.
 
     Raises:
         ConfigError: another builder has the name.
@@ -69,6 +72,8 @@ def register_model(
     if known != builder:
         owner = getattr(known, "__qualname__", type(known).__qualname__)
         raise ConfigError(f"model name '{name}' belongs to {known.__module__}.{owner}; choose another name")
+    if not stock:
+        _OF_USERS.add(name)
     if defined_in:
         _DEFINED_IN[name] = defined_in
     if wraps:
@@ -153,6 +158,11 @@ def input_size(name: str) -> tuple[int, int, int]:
     return _INPUT_SIZES.get(_WRAPPED.get(name, name), DEFAULT_INPUT_SIZE)
 
 
+def is_stock(name: str) -> bool:
+    """Whether a model is torchreid's or this package's own, or made of one, so that the test suite knows it."""
+    return _WRAPPED.get(name, name) not in _OF_USERS
+
+
 def identify(model: nn.Module) -> ModelSpec | None:
     """Which registered name builds this model: same modules, same tensor names and shapes; None if none does.
 
@@ -235,6 +245,7 @@ class _Factory:
 
     identify = staticmethod(identify)
     input_size = staticmethod(input_size)
+    is_stock = staticmethod(is_stock)
     builder_of = staticmethod(builder_of)
     skeleton = staticmethod(skeleton)
 
