@@ -74,7 +74,30 @@ def parse_outputs(outputs: Any, training: bool, loss: str = "") -> Outputs:
 
 
 def _branches(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return (outputs,) if torch.is_tensor(outputs) else tuple(outputs)
+    branches = (outputs,) if torch.is_tensor(outputs) else outputs
+    if not isinstance(branches, (tuple, list)) or not all(map(torch.is_tensor, branches)):
+        raise ConfigError(
+            f"the network returned {describe_outputs(outputs)}; torchreid's protocol has a tensor, or a list of one "
+            "per branch: let it return that"
+        )
+    return tuple(branches)
+
+
+def describe_outputs(outputs: Any) -> str:
+    """What a network returned, in words: `a dict of 'map' [2, 8, 4, 4] and 'scores' [2, 5]`."""
+    if torch.is_tensor(outputs):
+        return f"a tensor {list(outputs.shape)}"
+    if isinstance(outputs, Mapping):
+        parts = [f"'{name}' {_shape(value)}" for name, value in outputs.items()]
+    elif isinstance(outputs, (tuple, list)):
+        parts = [_shape(value) for value in outputs]
+    else:
+        return f"a {type(outputs).__name__}"
+    return f"a {type(outputs).__name__} of {' and '.join(parts) or 'nothing'}"
+
+
+def _shape(value: Any) -> str:
+    return str(list(value.shape)) if torch.is_tensor(value) else type(value).__name__
 
 
 def inner_names(names: Iterable[str]) -> dict[str, str]:

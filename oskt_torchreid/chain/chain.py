@@ -213,7 +213,7 @@ class WeightChain:
         if unknown := options.keys() - {*allowed}:
             raise ConfigError(f"{sorted(unknown)} cannot be given; allowed: {', '.join(allowed)}")
         student = unwrapped(student)
-        graph = network.trace(student, chain.input_size, prove=False)
+        graph = network.traced_alone(student, chain.input_size)
         teacher_to_student = lineage.student_channels(chain.graph, chain.layout_of, graph)
         lineage.check_unscaled(student)
         inherited: dict[str, Any] = {"attention": chain.attention, "vectors_over": chain.vectors_over}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -13,9 +14,13 @@ from torch import Tensor, nn
 from .. import graph
 from ..errors import ChainError, GraphError
 from ..graph import ChannelGraph, FeaturePath
+from ..graph.plans import parameters_left, ratio_plan
 from ..graph.structure import structure_of
 from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, compare, resolver, unwrapped
 from .proof import Proof, prove_graph, prove_once
+
+logger = logging.getLogger(__name__)
+WORTH_SAYING = 0.01  # of the parameters
 
 
 def trace(model: nn.Module, input_size: tuple[int, ...] | None = None, prove: bool = True) -> ChannelGraph:
@@ -31,21 +36,59 @@ def trace(model: nn.Module, input_size: tuple[int, ...] | None = None, prove: bo
 
     Raises:
         GraphError: see `graph.trace_module`, and `prove`.
+
+    What no student will be rid of is logged as a warning: parameters that neither training nor evaluation touched
+    (`unseen` of the graph), and channels that cannot be merged (`immovable`), with their share of the parameters.
     """
     model = unwrapped(model)
-    graph.check_model(model)
-    spec = resolver().identify(model)
-    if input_size is None:
-        input_size = resolver().input_size(spec.name) if spec else DEFAULT_INPUT_SIZE
-    with _logits_only(model):
-        traced = graph.trace_module(model, input_size)
-        if prove and not _is_stock(model, spec):
+    traced = traced_alone(model, input_size)
+    _report(model, traced)
+    if prove and not _is_stock(model):
+        with _logits_only(model):
             prove_once(model, traced)
     return traced
 
 
-def _is_stock(model: nn.Module, spec: ModelSpec | None) -> bool:
+def traced_alone(model: nn.Module, input_size: tuple[int, ...] | None = None) -> ChannelGraph:
+    """`trace` without its proof and its warnings, for a network whose teacher was traced."""
+    graph.check_model(model)
+    if input_size is None:
+        spec = resolver().identify(model)
+        input_size = resolver().input_size(spec.name) if spec else DEFAULT_INPUT_SIZE
+    with _logits_only(model):
+        return graph.trace_module(model, input_size)
+
+
+def _report(model: nn.Module, traced: ChannelGraph) -> None:
+    """Warns of what every student of a network has."""
+    if traced.unseen:
+        numbers = sum(traced.parameters[name] for name in traced.unseen)
+        more = f" and {len(traced.unseen) - 3} more" if len(traced.unseen) > 3 else ""
+        logger.warning(
+            "%s never uses %d of its parameters (%s%s): every student keeps their %d numbers; delete them to be rid "
+            "of them",
+            type(model).__name__,
+            len(traced.unseen),
+            ", ".join(traced.unseen[:3]),
+            more,
+            numbers,
+        )
+    if traced.immovable_share >= WORTH_SAYING:
+        logger.warning(
+            "%d of the %d channels of %s cannot be merged, whatever width is asked for, and %.0f %% of the parameters "
+            "make or read them: a student of half the width has %.0f %% of the parameters (graph.summary() lists "
+            "groups of one channel, and fixed ones)",
+            traced.immovable.sum(),
+            traced.num_channels,
+            type(model).__name__,
+            100 * traced.immovable_share,
+            100 * parameters_left(traced, ratio_plan(traced, 0.5)),
+        )
+
+
+def _is_stock(model: nn.Module) -> bool:
     """Whether a network is one that the test suite knows, as its name builds it."""
+    spec = resolver().identify(model)
     if spec is None or not resolver().is_stock(spec.name):
         return False
     return structure_of(model) == structure_of(resolver().skeleton(spec.name, spec.num_classes, spec.loss))
@@ -66,7 +109,7 @@ def prove(model: nn.Module, input_size: tuple[int, ...] | None = None) -> Proof:
             the first such module.
     """
     model = unwrapped(model)
-    traced = trace(model, input_size, prove=False)
+    traced = traced_alone(model, input_size)
     absent = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if absent:
         raise GraphError(f"'{absent[0]}' is on the meta device, where nothing can run; give a network with weights")
@@ -102,7 +145,7 @@ def check_blocks(model: nn.Module, blocks: Mapping[str, int], input_size: tuple[
     state = model.state_dict()
     if any(tensor.is_meta for tensor in state.values()):
         model = graph.rebuild(model, {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in state.items()})
-    found = trace(model, input_size, prove=False).module_blocks
+    found = traced_alone(model, input_size).module_blocks
     wrong = next((name for name in (*blocks, *found) if found.get(name) != blocks.get(name)), None)
     if wrong is not None:
         raise GraphError(

@@ -31,7 +31,7 @@ from .equal_rows import even_members, random_clusters, trial_widths, with_equal_
 from .layout import Layout
 from .narrowing import Narrowing, average_rows, rows_first
 
-TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-7}
+TOLERANCE = 1e-4
 """Largest difference of two outputs, as a share of their standard deviation."""
 _IMAGES = 2
 _LEAST_SPREAD = 1e-3  # of the largest entry, where all are nearly the same
@@ -84,12 +84,11 @@ def prove_graph(model: nn.Module, graph: ChannelGraph) -> Proof:
     """
     with own_random_state(model):
         places = locate(twin_of(model), graph)
-        single, double = TOLERANCES
         try:
-            return _Trial(model, graph, places, single).proof()
+            return _Trial(model, graph, places, torch.float32).proof()
         except _DifferenceError as difference:  # of rounding, perhaps: of an image's near-equal numbers, say
             try:
-                return _Trial(model, graph, places, double).proof()
+                return _Trial(model, graph, places, torch.float64).proof()
             except _DifferenceError as larger:
                 raise GraphError(str(larger)) from None
             except RunError:  # code that is written for one type of numbers
@@ -185,7 +184,7 @@ class _Trial:
         except RunError as error:
             raise self._failure(error, where) from error
         difference = self._difference(expected, found, calls[-1], layout)
-        if difference > TOLERANCES[self._dtype]:
+        if difference > TOLERANCE:
             raise self._first_difference(student, layout, training, calls, where, difference)
         return difference
 

@@ -103,7 +103,8 @@ def build_graph(
     splits = _splits(recording, channel_of, {route.module for route in routes})
     matrices = frozenset(recording.matrices)
     size = tuple(input_size)
-    parts = (splits, routes, reductions, norms, attentions)
+    parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    parts = (splits, routes, reductions, norms, attentions, parameters)
     return ChannelGraph(tuple(ties), groups, matrices, heads, unused, size, *parts)
 
 

@@ -84,7 +84,8 @@ def guarded_run(
     for module in model.modules():
         # Norms that are synchronised between processes need a GPU in training.
         module.training = training and not isinstance(module, nn.SyncBatchNorm)
-    guard = _Guard(others)
+    guard, default = _Guard(others), torch.get_default_dtype()
+    torch.set_default_dtype(images.dtype)  # of tensors that the network's code makes
     try:
         with torch.inference_mode(), own_random_state(model), Undisturbed(), guard, _followed(model, guard, leave):
             return list(nested_tensors(model(images)))
@@ -92,6 +93,8 @@ def guarded_run(
         raise
     except Exception as error:  # a network's own code may raise anything
         raise RunError(guard.module, f"{type(error).__name__}: {first_line(error)}") from error
+    finally:
+        torch.set_default_dtype(default)
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ class Undisturbed(TorchDispatchMode):
             return function(*args, **kwargs)
         torch.manual_seed(0)
         if not _OFF.keys() & set(names):
-            return _constant(function(*args, **kwargs))
+            return _constant(function(*args, **kwargs), dict(zip(names, args, strict=False)) | kwargs)
         off = [_OFF.get(name, value) for name, value in zip(names, args, strict=False)]
         return function(*off, **{name: _OFF.get(name, value) for name, value in kwargs.items()})
 
@@ -62,9 +62,10 @@ _OFF = {"train": False, "training": False, "dropout_p": 0.0, "dropout": 0.0}
 """Arguments by which operators draw numbers or leave it, and what makes them leave it."""
 
 
-def _constant(drawn: Any) -> Any:
-    """What an operator has drawn, its real numbers replaced, in place."""
+def _constant(drawn: Any, arguments: dict[str, Any]) -> Any:
+    """What an operator has drawn, its real numbers replaced, in place: by their probability, where they are 0 or 1."""
+    probability = arguments.get("p")
     for tensor in drawn if isinstance(drawn, (list, tuple)) else (drawn,):
         if isinstance(tensor, Tensor) and tensor.is_floating_point():
-            tensor.fill_(_CONSTANT)
+            tensor.copy_(torch.as_tensor(_CONSTANT if probability is None else probability))
     return drawn

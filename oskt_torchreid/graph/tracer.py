@@ -169,7 +169,7 @@ def check_model(model: nn.Module) -> None:
         wrapper = wrapper_attribute(module)
         if wrapper and not (isinstance(module, nn.DataParallel) and len(module.device_ids) < 2):
             raise GraphError(
-                f"{what} is inside a {type(module).__name__}, whose copies run the original; put the network itself, "
+                f"{what} is wrapped in {type(module).__name__}, whose copies run the original; put the network inside, "
                 f"its .{wrapper}, in its place"
             )
     lazy = [name for name, tensor in model.state_dict(keep_vars=True).items() if is_lazy(tensor)]

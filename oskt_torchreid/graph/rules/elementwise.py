@@ -16,6 +16,11 @@ def keep(recording: Recording, call: Call) -> None:
     recording.mark(call.outputs[0], shadow)
 
 
+def forget(recording: Recording, call: Call) -> None:
+    """New tensors of a given shape, such as a mask for each image: constants, which carry no channels."""
+    recording.mark(call.output, None)
+
+
 def scaled_keep(recording: Recording, call: Call) -> None:
     """PReLU: as `keep`; its slopes, if there are several, lie along the channels of axis 1."""
     shadow, slopes = recording.shadow(call.args[0]), call.args[1]
@@ -130,7 +135,9 @@ def along(recording: Recording, call: Call) -> None:
 _FAMILIES: dict[Rule, str] = {
     keep: "relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus "
     "clamp clamp_min clamp_max exp log sqrt rsqrt abs neg square pow reciprocal dropout feature_dropout alpha_dropout "
-    "clone contiguous detach alias lift_fresh to _to_copy type_as",
+    "clone contiguous detach alias lift_fresh to _to_copy type_as zeros_like ones_like full_like empty_like rand_like "
+    "randn_like bernoulli uniform normal fill zero rrelu",
+    forget: "new_empty new_zeros new_ones new_full",
     scaled_keep: "prelu",
     spatial: "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d upsample_bilinear2d upsample_nearest2d "
     "upsample_bicubic2d pad constant_pad_nd reflection_pad2d replication_pad2d",
