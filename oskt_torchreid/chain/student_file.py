@@ -156,9 +156,8 @@ def save_student(student: nn.Module, path: str | Path, half: bool = False) -> No
 
 def _check_written(written: Path, path: Path, student: nn.Module, content: dict) -> None:
     """Raises `CheckpointError` unless a written file gives a student back."""
-    record: StudentRecord = student.student_record
     try:
-        loaded = load_student(written, None if _is_registered(record.name) else rebuild(student, {}).cpu())
+        loaded = load_student(written, None if _is_registered(content["oskt"]["name"]) else rebuild(student, {}).cpu())
         state = loaded.state_dict()
         different = [
             name

@@ -63,8 +63,8 @@ def locate(model: nn.Module, graph: ChannelGraph) -> Places:
         return Located(name, tuple(None if s is None else channels[compact(s).numpy()] for s in shadows))
 
     normalised = np.unique(np.concatenate([np.empty(0, int), *(channels[ids] for ids in tracer.lengths)]))
-    training, evaluation = ([located(*call) for call in calls] for calls in found)
-    return Places(training, evaluation, normalised[normalised >= 0])
+    passes = [[located(*call) for call in calls] for calls in found]
+    return Places(passes[0], passes[1], normalised[normalised >= 0])
 
 
 def _noting(tracer: Tracer, returned: list) -> Callable[..., None]:

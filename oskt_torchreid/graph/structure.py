@@ -47,7 +47,7 @@ def _frozen(value: Any) -> Hashable:
     if isinstance(value, Tensor):
         return tuple(value.shape), value.dtype
     if isinstance(value, nn.Module):
-        return type(value)  # its content has an entry of its own
+        return (type(value),)  # its content has an entry of its own
     if isinstance(value, Mapping):
         return tuple((_frozen(key), _frozen(item)) for key, item in value.items() if key not in _UNIMPORTANT)
     if isinstance(value, (list, tuple)):
