@@ -286,3 +286,19 @@ def test_members_of_clusters_under_norms_are_equally_many():
     labels = equal_rows.random_clusters(graph, even, np.random.default_rng(0))
     assert {int(n) for name in even for n in np.bincount(labels[name])} == {4}
     assert [equal_rows._divisor(number) for number in (96, 6, 15, 7)] == [4, 2, 3, 1]
+
+
+class SinglePrecision(nn.Module):
+    """Casts in its own code, and norms of one number per image, which make much of rounding."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.head = conv(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)
+
+    def forward(self, images):
+        feature = self.norm(self.first(images.float()).mean((2, 3)) * 1e-4 + 1)
+        return self.head(self.norm(feature))
+
+
+def test_code_of_one_type_of_numbers_is_no_reason_to_refuse():
+    assert max(oskt.prove(SinglePrecision(), IMAGE).differences.values()) <= proof.TOLERANCE

@@ -50,7 +50,8 @@ def trace(model: nn.Module, input_size: tuple[int, ...] | None = None, prove: bo
 
 
 def traced_alone(model: nn.Module, input_size: tuple[int, ...] | None = None) -> ChannelGraph:
-    """`trace` without its proof and its warnings, for a network whose teacher was traced."""
+    """`trace` without its proof and its warnings, for a network that was traced, or is a student of one that was."""
+    model = unwrapped(model)
     graph.check_model(model)
     if input_size is None:
         spec = resolver().identify(model)

@@ -33,7 +33,8 @@ from .narrowing import Narrowing, average_rows, rows_first
 
 TOLERANCE = 1e-4
 """Largest difference of two outputs, as a share of their standard deviation."""
-_IMAGES = 2
+_ATTEMPTS = ((torch.float32, 2), (torch.float64, 2), (torch.float32, 8))
+"""Types of numbers, and how many images: norms of two nearly equal numbers make much of single precision's rounding."""
 _LEAST_SPREAD = 1e-3  # of the largest entry, where all are nearly the same
 _PROVED: set[Hashable] = set()
 
@@ -82,17 +83,19 @@ def prove_graph(model: nn.Module, graph: ChannelGraph) -> Proof:
     Raises:
         GraphError: students differ, fail, or use their teacher's memory; the message names the first such module.
     """
+    reason = ""
     with own_random_state(model):
         places = locate(twin_of(model), graph)
-        try:
-            return _Trial(model, graph, places, torch.float32).proof()
-        except _DifferenceError as difference:  # of rounding, perhaps: of an image's near-equal numbers, say
+        for dtype, images in _ATTEMPTS:
             try:
-                return _Trial(model, graph, places, torch.float64).proof()
-            except _DifferenceError as larger:
-                raise GraphError(str(larger)) from None
+                return _Trial(model, graph, places, dtype, images).proof()
+            except _DifferenceError as error:
+                reason = str(error)
             except RunError:  # code that is written for one type of numbers
-                raise GraphError(str(difference)) from None
+                continue
+            if dtype == torch.float64:
+                break
+        raise GraphError(reason)
 
 
 class _DifferenceError(GraphError):
@@ -107,9 +110,10 @@ class _Trial:
         graph: its channel graph.
         places: where its modules' outputs have their channels.
         dtype: of the numbers to compute with.
+        images: how many.
     """
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, places: Places, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, graph: ChannelGraph, places: Places, dtype: torch.dtype, images: int) -> None:
         self._graph, self._places, self._dtype = graph, places, dtype
         even = even_members(graph, places.normalised)
         self._labels = random_clusters(graph, even, np.random.default_rng(0))
@@ -118,7 +122,7 @@ class _Trial:
         self._chain = Layout(graph, self._labels, counts)
         self._teacher = with_equal_rows(model, graph, self._chain, dtype)
         self._memory = memory_of(model)
-        self._images = _pictures(graph.input_size).to(next(model.parameters()).device, dtype)
+        self._images = _pictures(images, graph.input_size).to(next(model.parameters()).device, dtype)
 
     def proof(self) -> Proof:
         """Tries three widths in both modes; raises `GraphError` for the first that is wrong."""
@@ -144,8 +148,8 @@ class _Trial:
                 raise
             mode = "training" if training else "evaluation"
             raise GraphError(
-                f"the network fails on {_IMAGES} images in {mode} mode, in module '{_shown(error.module)}' ({error}); "
-                "it is proved in both modes, so make its code run, or trace it with prove=False"
+                f"the network fails on {len(self._images)} images in {mode} mode, in module '{_shown(error.module)}' "
+                f"({error}); it is proved in both modes, so make its code run, or trace it with prove=False"
             ) from error
 
     def _student(self, layout: Layout) -> nn.Module:
@@ -245,12 +249,12 @@ class _Trial:
         )
 
 
-def _pictures(size: tuple[int, ...]) -> Tensor:
+def _pictures(count: int, size: tuple[int, ...]) -> Tensor:
     """Images that networks tell apart: of different colours, with coarse and fine content."""
     channels, height, width = size
-    coarse = torch.randn(_IMAGES, channels, 4, 2)
-    content = functional.interpolate(coarse, (height, width), mode="bilinear") + torch.randn(_IMAGES, *size)
-    return content + 2 * torch.randn(_IMAGES, channels, 1, 1)
+    coarse = torch.randn(count, channels, 4, 2)
+    content = functional.interpolate(coarse, (height, width), mode="bilinear") + torch.randn(count, *size)
+    return content + 2 * torch.randn(count, channels, 1, 1)
 
 
 def _positions(channels: np.ndarray, layout: Layout) -> Tensor:
