@@ -11,7 +11,7 @@ The most used names are here; all others are in the parts: `chain` (widths, reca
 from typing import Any
 
 from . import chain, deploy, errors, graph
-from .chain import Ladder, Refinement, WeightChain, expand, load_student, recalibrate, save_student, trace
+from .chain import Ladder, Refinement, WeightChain, expand, load_student, prove, recalibrate, save_student, trace
 from .deploy import export
 from .errors import MissingTorchreidError, OsktError
 from .registry import register_engine
@@ -42,6 +42,7 @@ __all__ = [
     "graph",
     "load_student",
     "models",
+    "prove",
     "recalibrate",
     "register_backbone",
     "register_engine",

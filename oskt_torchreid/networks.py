@@ -6,6 +6,7 @@ Names of models are resolved by whoever knows a factory: `host` registers torchr
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar, runtime_checka
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from .errors import ConfigError
@@ -72,7 +74,30 @@ def parse_outputs(outputs: Any, training: bool, loss: str = "") -> Outputs:
 
 
 def _branches(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return (outputs,) if torch.is_tensor(outputs) else tuple(outputs)
+    branches = (outputs,) if torch.is_tensor(outputs) else outputs
+    if not isinstance(branches, (tuple, list)) or not all(map(torch.is_tensor, branches)):
+        raise ConfigError(
+            f"the network returned {describe_outputs(outputs)}; torchreid's protocol has a tensor, or a list of one "
+            "per branch: let it return that"
+        )
+    return tuple(branches)
+
+
+def describe_outputs(outputs: Any) -> str:
+    """What a network returned, in words: `a dict of 'map' [2, 8, 4, 4] and 'scores' [2, 5]`."""
+    if torch.is_tensor(outputs):
+        return f"a tensor {list(outputs.shape)}"
+    if isinstance(outputs, Mapping):
+        parts = [f"'{name}' {_shape(value)}" for name, value in outputs.items()]
+    elif isinstance(outputs, (tuple, list)):
+        parts = [_shape(value) for value in outputs]
+    else:
+        return f"a {type(outputs).__name__}"
+    return f"a {type(outputs).__name__} of {' and '.join(parts) or 'nothing'}"
+
+
+def _shape(value: Any) -> str:
+    return str(list(value.shape)) if torch.is_tensor(value) else type(value).__name__
 
 
 def inner_names(names: Iterable[str]) -> dict[str, str]:
@@ -80,6 +105,24 @@ def inner_names(names: Iterable[str]) -> dict[str, str]:
     names = list(names)
     inner = {name.removeprefix(_WRAPPER): name for name in names if name.startswith(_WRAPPER)}
     return inner or {name: name for name in names}
+
+
+def unwrapped(model: Any) -> Any:
+    """The network inside torch's wrappers (`torch.compile`, DataParallel, DistributedDataParallel); all else unchanged.
+
+    A wrapper holds the parameters of its network, and names them differently.
+    """
+    while (attribute := wrapper_attribute(model)) is not None:
+        model = getattr(model, attribute)
+    return model
+
+
+def wrapper_attribute(model: object) -> str | None:
+    """Where a wrapper of torch holds its network; `None` for anything else."""
+    if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
+        return "module"
+    compiler = sys.modules.get("torch._dynamo.eval_frame")  # its import takes longer than a trace
+    return "_orig_mod" if compiler is not None and isinstance(model, compiler.OptimizedModule) else None
 
 
 def is_classifier(name: str) -> bool:
@@ -247,6 +290,9 @@ class Resolver(Protocol):
     def input_size(self, name: str) -> tuple[int, int, int]:
         """`(channels, height, width)` that a model is made for."""
 
+    def is_stock(self, name: str) -> bool:
+        """Whether a model is one of the factory's own, or of this package's, which their tests know."""
+
     def builder_of(self, name: str) -> Callable[..., nn.Module]:
         """The builder of a model; raises `ConfigError` for an unknown name."""
 
@@ -262,6 +308,9 @@ class _NoNames:
 
     def input_size(self, name: str) -> tuple[int, int, int]:
         return self._unknown(name)
+
+    def is_stock(self, name: str) -> bool:
+        return False
 
     def builder_of(self, name: str) -> Callable[..., nn.Module]:
         return self._unknown(name)

@@ -46,7 +46,6 @@ def with_width(chain, width):
 WRONG = {
     "no teacher": lambda t, c, s: oskt.WeightChain.from_teacher(None, 0.5, SIZE),
     "a teacher without weights": lambda t, c, s: oskt.WeightChain.from_teacher(copy.deepcopy(t).to("meta"), 0.5, SIZE),
-    "a wrapped teacher": lambda t, c, s: oskt.WeightChain.from_teacher(nn.DataParallel(t), 0.5, SIZE),
     "another size than the graph's": lambda t, c, s: oskt.WeightChain.from_teacher(t, 0.5, "abc", graph=c.graph),
     "labels of no groups": lambda t, c, s: oskt.WeightChain.from_labels(t, c.graph, None),
     "labels that are None": lambda t, c, s: oskt.WeightChain.from_labels(t, c.graph, dict.fromkeys(c.teacher_to_chain)),
@@ -84,7 +83,6 @@ WRONG = {
     "no teacher to refine": lambda t, c, s: oskt.Refinement(None, c),
     "no chain to refine": lambda t, c, s: oskt.Refinement(t, "c"),
     "a class as a network": lambda t, c, s: oskt.load_student("s.pth", model=TinyNet),
-    "a wrapped student": lambda t, c, s: oskt.save_student(nn.DataParallel(s), "s.pth"),
     "nowhere": lambda t, c, s: oskt.save_student(s, None),
     "a folder of the system": lambda t, c, s: oskt.save_student(s, "/proc/s.pth"),
     "nothing to save": lambda t, c, s: save_plain(None, "s.pth"),

@@ -25,7 +25,7 @@ ROOMS = {
     "batches": {"errors"},
     "config": FOUNDATIONS,
     "graph": FOUNDATIONS,
-    "deploy": FOUNDATIONS,
+    "deploy": {"graph"} | FOUNDATIONS,
     "chain": {"graph", "deploy"} | FOUNDATIONS,
     "vkd": {"graph", "host", "models"} | FOUNDATIONS,
     "host": {"config", "graph", "chain", "vkd"} | FOUNDATIONS,

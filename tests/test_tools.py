@@ -22,8 +22,8 @@ def test_graph_command_prints_the_groups(capsys):
     assert tool("graph").main(["osnet_x0_25", "--size", "64", "32"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("3015 channels in 63 groups")
-    assert printed[-3].split()[:2] == ["classifier", "751"]
-    assert printed[-2:] == ["width grid: 575 plans; coarsest 1/2 (2 groups)", "students: exact"]
+    assert printed[-4].split()[:2] == ["classifier", "751"]
+    assert printed[-3:-1] == ["width grid: 575 plans; coarsest 1/2 (2 groups)", "students: exact"]
 
 
 @pytest.mark.parametrize(
@@ -96,3 +96,14 @@ def test_a_step_of_distillation_is_measured_beside_its_parts(capsys, tiny_net):
     assert ratio == pytest.approx(step / (teacher + student), rel=0.05)
     assert tool("benchmark").main(["vkd", "--backbone", tiny_net, "--student-views", "9", "--rounds", "1"]) == 2
     assert "vkd.num_student_views is 9; allowed: 1 to vkd.num_views=8" in capsys.readouterr().err
+
+
+def test_a_backbone_is_proved(capsys):
+    command = tool("graph")
+    assert command.main(["osnet_x0_25", "--prove", "--size", "64", "32"]) == 0
+    out = capsys.readouterr().out
+    assert "proof: students of " in out and "compute what their teacher does" in out
+    assert "in every student: 4 of 3015 channels" in out
+    with pytest.raises(SystemExit):
+        command.main(["--support", "--prove"])
+    assert "--prove needs the name of a model" in capsys.readouterr().err

@@ -43,6 +43,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="registered model whose checkpoint it is; students need none, if their teacher was registered",
     )
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help="default: fp32")
+    parser.add_argument("--scores", action="store_true", help="class scores of a network that gives them in evaluation")
     parser.add_argument("--normalize", action="store_true", help="divide features by their L2 norm inside of the file")
     parser.add_argument("--size", type=positive, nargs=2, metavar=("H", "W"), help="default: the network's own")
     parser.add_argument("--opset", type=positive, default=OPSET, help=f"of ONNX's operators (default: {OPSET})")
@@ -81,6 +82,7 @@ def run_export(arguments: argparse.Namespace) -> None:
     config = configured(arguments)
     network = load_network(arguments.source, arguments.model, config)
     options = {name: getattr(arguments, name) for name in ("format", "precision", "normalize", "opset")}
+    options["output"] = "scores" if arguments.scores else "feature"
     if config is None:
         size = (3, *arguments.size) if arguments.size else None
         report = ExportReport(oskt.export(network, arguments.output, input_size=size, **options))

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import oskt_torchreid as oskt  # noqa: E402
 from oskt_torchreid.cli import parse_with_imports, positive  # noqa: E402
 from oskt_torchreid.host import models  # noqa: E402
-from oskt_torchreid.lab.support import exactness, support_table, width_grid  # noqa: E402
+from oskt_torchreid.lab.support import exactness, support_table, unchanging, width_grid  # noqa: E402
 from oskt_torchreid.models import backbone_names  # noqa: E402
 from oskt_torchreid.user_code import import_user_code  # noqa: E402
 from oskt_torchreid.vkd.model import set_model_table  # noqa: E402
@@ -28,9 +28,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--sets", nargs="*", metavar="NAME", help="what vkd_<backbone> changes in backbones (default: all), in Markdown"
     )
     parser.add_argument(
+        "--prove", action="store_true", help="try that students of it compute what it does, on copies of random weights"
+    )
+    parser.add_argument(
         "--size", nargs=2, type=positive, metavar=("H", "W"), help="image to trace (default: the backbone's own)"
     )
-    return parse_with_imports(parser, arguments)
+    parsed = parse_with_imports(parser, arguments)
+    if parsed.prove and not parsed.name:
+        parser.error("--prove needs the name of a model")
+    return parsed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,9 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.sets is not None:
             print(set_model_table(parsed.sets))
             return 0
-        graph = oskt.trace(models.build(parsed.name, NUM_CLASSES), (3, *parsed.size) if parsed.size else None)
+        model, size = models.build(parsed.name, NUM_CLASSES), (3, *parsed.size) if parsed.size else None
+        graph = oskt.trace(model, size, prove=False)
         print(graph.summary())
         print(f"width grid: {width_grid(graph)}\nstudents: {exactness(graph)}")
+        print(f"in every student: {unchanging(graph)}")
+        if parsed.prove:
+            print(f"proof: {oskt.prove(model, size)}")
     except oskt.OsktError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ..chain.clustering import Clustering, ward_labels
-from ..chain.network import check_finite
+from ..chain.nesting import check_finite
 
 ROUNDS = 20
 

@@ -8,7 +8,8 @@ from .distance import feature_scale
 from .expansion import Measure, choose_widths, expand, expand_to_plan, width_plan
 from .ladder import Ladder
 from .likeness import Like
-from .network import trace
+from .network import prove, trace
+from .proof import Proof
 from .recalibration import recalibrate
 from .sstudent import Criterion, Refinement, RefinementLosses, SStudent
 from .student_file import load_student, save_plain, save_student
@@ -22,6 +23,7 @@ __all__ = [
     "Ladder",
     "Like",
     "Measure",
+    "Proof",
     "Refinement",
     "RefinementLosses",
     "SStudent",
@@ -32,6 +34,7 @@ __all__ = [
     "feature_scale",
     "load_student",
     "measure_contributions",
+    "prove",
     "recalibrate",
     "save_plain",
     "save_student",

@@ -17,7 +17,7 @@ from ..graph import ChannelGraph, FeaturePath
 from ..graph.plans import Width, check_plan, full_plan, show_ratio
 from ..graph.surgery.rebuild import check_code_fits
 from ..graph.tracer import check_model
-from ..networks import ModelSpec, resolver
+from ..networks import ModelSpec, resolver, unwrapped
 from . import chain_file, lineage, network
 from .clustering import Clustering, cluster_teacher, cluster_trees
 from .contributions import Contributions, check_contributions
@@ -111,6 +111,7 @@ class WeightChain:
             WidthError: a width out of range.
             ChainError: weights that are absent or not finite.
         """
+        teacher = unwrapped(teacher)
         check_attention(attention)
         check_vectors_over(vectors_over)
         _check_kind(nested, clustering, contributions)
@@ -156,6 +157,7 @@ class WeightChain:
             ConfigError: an unknown attention or vectors_over.
             ChainError: labels or a graph that do not fit, or weights that are not finite.
         """
+        teacher = unwrapped(teacher)
         state = network.weights_of(teacher)
         network.check_graph_fits(graph, state)
         if not isinstance(teacher_to_chain, Mapping):
@@ -210,7 +212,8 @@ class WeightChain:
         allowed = ("normalize_rows", "clustering", "attention", "nested", "contributions", "vectors_over")
         if unknown := options.keys() - {*allowed}:
             raise ConfigError(f"{sorted(unknown)} cannot be given; allowed: {', '.join(allowed)}")
-        graph = network.trace(student, chain.input_size)
+        student = unwrapped(student)
+        graph = network.traced_alone(student, chain.input_size)
         teacher_to_student = lineage.student_channels(chain.graph, chain.layout_of, graph)
         lineage.check_unscaled(student)
         inherited: dict[str, Any] = {"attention": chain.attention, "vectors_over": chain.vectors_over}
@@ -289,6 +292,7 @@ class WeightChain:
 
     def check_teacher(self, teacher: nn.Module) -> None:
         """Raises `ChainError` unless a network has names, shapes, heads and norm blocks of the chain's teacher."""
+        teacher = unwrapped(teacher)
         try:
             network.check_tensors("teacher tensor", network.state_of(teacher), self.model.state_dict())
             network.check_blocks(teacher, self.graph.module_blocks, self.input_size)
@@ -377,7 +381,9 @@ class WeightChain:
         if model is not None:
             expect((nn.Module, str), model, "model", "give the teacher's network, or its registered name", ChainError)
         if isinstance(model, nn.Module):
-            check_model(model)
+            network = unwrapped(model)
+            check_model(network)
+            model = network
         tensors, metadata = chain_file.read(path)
         with chain_file.damage_named(path):
             chain = cls(**chain_file.attributes_of(tensors, metadata, model))

@@ -30,8 +30,7 @@ from ..errors import ChainError, ConfigError
 from ..graph import ChannelGraph, ChannelGroup, Tie
 from .contributions import Contributions
 from .narrowing import rows_first
-from .nesting import Tree, flat_tree, ward_tree
-from .network import check_finite
+from .nesting import Tree, check_finite, flat_tree, ward_tree
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from ..batches import batches_of, images_of
 from ..errors import ChainError, DataError, expect
 from ..graph import ChannelGraph, Tie
+from ..graph.randomness import Undisturbed, own_random_state
 from ..graph.tracer import tracing_mode
-from ..networks import watched
+from ..networks import unwrapped, watched
 from .network import check_graph_fits, weights_of
 from .recalibration import observe
 
@@ -103,6 +104,7 @@ def measure_contributions(
     expect(int, batches, "batches", "give a whole number of at least 1", DataError)
     if batches < 1:
         raise DataError(f"batches is {batches}; contributions are measured on at least 1 batch")
+    teacher = unwrapped(teacher)
     state = weights_of(teacher)
     check_graph_fits(graph, state)
     readers: dict[str, _Reader] = {}
@@ -122,13 +124,15 @@ def measure_contributions(
 
     device = next(teacher.parameters()).device
     done = 0
-    with tracing_mode(teacher), watched(((name, teacher.get_submodule(name)) for name in readers), enter):
+    layers = [(name, teacher.get_submodule(name)) for name in readers]
+    with tracing_mode(teacher), watched(layers, enter):
         for number, batch in enumerate(batches_of(loader), 1):
             if done == batches:
                 break
             images = images_of(batch, number)
             if len(images):
-                observe(teacher, images.to(device), number)
+                with own_random_state(teacher), Undisturbed():
+                    observe(teacher, images.to(device), number)
                 done += 1
     if not done:
         raise DataError("the loader gave no batch of images; contributions need at least one")

@@ -24,7 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from ..graph import ChannelGraph, rebuild
-from ..networks import number_type, watched, without_memory_or_on_cpu
+from ..graph.tracer import tracing_mode
+from ..networks import number_type, unwrapped, watched, without_memory_or_on_cpu
 from .chain import WeightChain
 
 Plans = Sequence[Mapping[str, int]]
@@ -154,11 +155,10 @@ def multiply_adds(model: nn.Module, image_size: tuple[int, ...]) -> int:
         model: not changed.
         image_size: `(channels, height, width)`.
     """
-    training, device, dtype = model.training, next(model.parameters()).device, number_type(model)
-    model.eval()
-    with torch.no_grad(), plain_attention(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, *image_size, device=device, dtype=dtype))
-    model.train(training)
+    model = unwrapped(model)
+    images = torch.zeros(1, *image_size, device=next(model.parameters()).device, dtype=number_type(model))
+    with torch.no_grad(), plain_attention(), tracing_mode(model, False), FlopCounterMode(display=False) as counter:
+        model(images)
     return counter.get_total_flops() // 2  # torch counts both halves
 
 

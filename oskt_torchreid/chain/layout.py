@@ -274,10 +274,11 @@ class Layout:
     def axis(self, tie: Tie) -> AxisMap:
         """The map of the axis that a tie lies along."""
         if tie.axis not in self._axes:
-            self._axes[tie.axis] = self._map(tie.axis)
+            self._axes[tie.axis] = self.map_of(tie.axis)
         return self._axes[tie.axis]
 
-    def _map(self, axis: Axis) -> AxisMap:
+    def map_of(self, axis: Axis) -> AxisMap:
+        """The map of any axis of channels, such as a feature's."""
         channels = axis.channels.reshape(-1)
         student_position = np.cumsum(self._occupied[channels]) - 1
         length = (int(student_position[-1]) + 1) // axis.blocks  # blocks of a checked plan are equally long

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import WidthError
 from ..graph import ChannelGraph, Tie
 from ..graph.surgery.shell import student_shapes
-from ..networks import inner_names, is_classifier, is_foreign_classifier, resolver
+from ..networks import inner_names, is_classifier, is_foreign_classifier, resolver, unwrapped
 from .chain import WeightChain
 
 StateShapes = Mapping[str, tuple[int, ...]]
@@ -52,7 +52,7 @@ def _shapes_of(chain: WeightChain, like: Like) -> tuple[StateShapes, str]:
         skeleton = resolver().skeleton(like, chain.spec.num_classes if chain.spec else most)
         return _shapes(skeleton.state_dict()), f"'{like}'"
     if isinstance(like, nn.Module):
-        return _shapes(like.state_dict()), f"the given {type(like).__name__}"
+        return _shapes(unwrapped(like).state_dict()), f"the given {type(like).__name__}"
     if not isinstance(like, Mapping):
         raise WidthError(f"like is {like!r:.100}; give the name of a model, a network, or a state dict")
     state = like.get("state_dict", like)  # what torch.load gives of a checkpoint

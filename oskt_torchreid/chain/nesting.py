@@ -29,7 +29,6 @@ from torch import Tensor
 
 from ..errors import ChainError
 from ..graph import ChannelGraph
-from .network import check_finite
 
 
 class Tree(NamedTuple):
@@ -195,3 +194,9 @@ def cut_trees(trees: Sequence[Tree], widths: Sequence[int]) -> list[np.ndarray]:
     number[np.argsort(first)] = np.arange(len(first))  # groups follow one another, and so do their slots
     labels = np.split(number[slot], np.cumsum(sizes)[:-1])
     return [part - part.min() for part in labels]
+
+
+def check_finite(rows: Tensor) -> None:
+    """Raises `ChainError` for a row that is not finite."""
+    if not torch.isfinite(rows).all():
+        raise ChainError("the teacher has weights that are NaN or infinite; a chain needs a sound teacher checkpoint")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -13,10 +14,16 @@ from torch import Tensor, nn
 from .. import graph
 from ..errors import ChainError, GraphError
 from ..graph import ChannelGraph, FeaturePath
-from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, compare, resolver
+from ..graph.plans import parameters_left, ratio_plan
+from ..graph.structure import structure_of
+from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, compare, resolver, unwrapped
+from .proof import Proof, prove_graph, prove_once
+
+logger = logging.getLogger(__name__)
+WORTH_SAYING = 0.01  # of the parameters
 
 
-def trace(model: nn.Module, input_size: tuple[int, ...] | None = None) -> ChannelGraph:
+def trace(model: nn.Module, input_size: tuple[int, ...] | None = None, prove: bool = True) -> ChannelGraph:
     """The channel graph of a re-id network: `graph.trace_module` with the classifiers, and only them, as results.
 
     Args:
@@ -24,16 +31,91 @@ def trace(model: nn.Module, input_size: tuple[int, ...] | None = None) -> Channe
             Not changed.
         input_size: `(channels, height, width)`; by default the size that the registered backbone is made for, else
             3x256x128.
+        prove: prove the graph, as `oskt_torchreid.prove` does, once per structure in a process; torchreid's own
+            backbones, which the test suite proves, are left out.
 
     Raises:
-        GraphError: see `graph.trace_module`.
+        GraphError: see `graph.trace_module`, and `prove`.
+
+    What no student will be rid of is logged as a warning: parameters that neither training nor evaluation touched
+    (`unseen` of the graph), and channels that cannot be merged (`immovable`), with their share of the parameters.
     """
+    model = unwrapped(model)
+    traced = traced_alone(model, input_size)
+    _report(model, traced)
+    if prove and not _is_stock(model):
+        with _logits_only(model):
+            prove_once(model, traced)
+    return traced
+
+
+def traced_alone(model: nn.Module, input_size: tuple[int, ...] | None = None) -> ChannelGraph:
+    """`trace` without its proof and its warnings, for a network that was traced, or is a student of one that was."""
+    model = unwrapped(model)
     graph.check_model(model)
     if input_size is None:
         spec = resolver().identify(model)
         input_size = resolver().input_size(spec.name) if spec else DEFAULT_INPUT_SIZE
     with _logits_only(model):
         return graph.trace_module(model, input_size)
+
+
+def _report(model: nn.Module, traced: ChannelGraph) -> None:
+    """Warns of what every student of a network has."""
+    if traced.unseen:
+        numbers = sum(traced.parameters[name] for name in traced.unseen)
+        more = f" and {len(traced.unseen) - 3} more" if len(traced.unseen) > 3 else ""
+        logger.warning(
+            "%s never uses %d of its parameters (%s%s): every student keeps their %d numbers; delete them to be rid "
+            "of them",
+            type(model).__name__,
+            len(traced.unseen),
+            ", ".join(traced.unseen[:3]),
+            more,
+            numbers,
+        )
+    if traced.immovable_share >= WORTH_SAYING:
+        logger.warning(
+            "%d of the %d channels of %s cannot be merged, whatever width is asked for, and %.0f %% of the parameters "
+            "make or read them: a student of half the width has %.0f %% of the parameters (graph.summary() lists "
+            "groups of one channel, and fixed ones)",
+            traced.immovable.sum(),
+            traced.num_channels,
+            type(model).__name__,
+            100 * traced.immovable_share,
+            100 * parameters_left(traced, ratio_plan(traced, 0.5)),
+        )
+
+
+def _is_stock(model: nn.Module) -> bool:
+    """Whether a network is one that the test suite knows, as its name builds it."""
+    spec = resolver().identify(model)
+    if spec is None or not resolver().is_stock(spec.name):
+        return False
+    return structure_of(model) == structure_of(resolver().skeleton(spec.name, spec.num_classes, spec.loss))
+
+
+def prove(model: nn.Module, input_size: tuple[int, ...] | None = None) -> Proof:
+    """Proves that students of a network compute what it does, where rows are equal inside every cluster.
+
+    A copy of random weights and equal rows is made, and students of it of three widths, which must give the copy's
+    outputs in training and in evaluation, with memory of their own; see `proof.py`.
+
+    Args:
+        model: see `trace`.
+        input_size: see `trace`.
+
+    Raises:
+        GraphError: a network that cannot be traced, whose students differ, fail, or use its memory; the message names
+            the first such module.
+    """
+    model = unwrapped(model)
+    traced = traced_alone(model, input_size)
+    absent = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    if absent:
+        raise GraphError(f"'{absent[0]}' is on the meta device, where nothing can run; give a network with weights")
+    with _logits_only(model):
+        return prove_graph(model, traced)
 
 
 def trace_features(skeleton: nn.Module, channels: ChannelGraph, tensors: Mapping[str, Tensor]) -> FeaturePath:
@@ -64,7 +146,7 @@ def check_blocks(model: nn.Module, blocks: Mapping[str, int], input_size: tuple[
     state = model.state_dict()
     if any(tensor.is_meta for tensor in state.values()):
         model = graph.rebuild(model, {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in state.items()})
-    found = trace(model, input_size).module_blocks
+    found = traced_alone(model, input_size).module_blocks
     wrong = next((name for name in (*blocks, *found) if found.get(name) != blocks.get(name)), None)
     if wrong is not None:
         raise GraphError(
@@ -121,12 +203,6 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     if absent:
         raise ChainError(f"'{absent[0]}' is on the meta device, without values; load the teacher's weights first")
     return state
-
-
-def check_finite(rows: Tensor) -> None:
-    """Raises `ChainError` for a row that is not finite."""
-    if not torch.isfinite(rows).all():
-        raise ChainError("the teacher has weights that are NaN or infinite; a chain needs a sound teacher checkpoint")
 
 
 def new_skeleton(spec: ModelSpec) -> nn.Module:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..batches import batches_of, images_of
 from ..errors import DataError, expect
-from ..networks import watched
+from ..graph.tracer import tracing_mode
+from ..networks import unwrapped, watched
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ def recalibrate(student: nn.Module, loader: Iterable[Any], batches: int | None =
         DataError: no batch of two or more images, or one that is not an image batch, that the network cannot take, or
             that makes statistics NaN or infinite.
     """
+    given, student = student, unwrapped(student)
     expect(nn.Module, student, "student", "give a network", DataError)
     expect(Iterable, loader, "loader", "give batches of images, such as a data loader", DataError)
     expect((int, type(None)), batches, "batches", "give a whole number, or None for all", DataError)
@@ -52,7 +54,7 @@ def recalibrate(student: nn.Module, loader: Iterable[Any], batches: int | None =
     norms = [m for m in student.modules() if isinstance(m, Norm) and m.running_mean is not None]
     if not norms:
         logger.info("%s has no norm with running statistics: there is nothing to recalibrate", type(student).__name__)
-        return student
+        return given
     device = next((tensor.device for tensor in student.parameters()), torch.device("cpu"))
     done = 0
     with _restored_on_error(norms), _averaging(student, norms), torch.no_grad():
@@ -66,7 +68,7 @@ def recalibrate(student: nn.Module, loader: Iterable[Any], batches: int | None =
                 break
         if not done:
             raise DataError("the loader gave no batch of two or more images; statistics need at least one")
-    return student
+    return given
 
 
 def observe(student: nn.Module, images: Tensor, number: int) -> None:
@@ -91,11 +93,10 @@ def _check_statistics(norms: list[Norm], number: int) -> None:
 
 @contextlib.contextmanager
 def _averaging(student: nn.Module, norms: list[Norm]) -> Iterator[None]:
-    """Inside this block norms use the batch's statistics and average them; all other modules are in evaluation mode.
+    """Inside this block norms use the batch's statistics and average them; dropouts drop nothing.
 
-    The network itself is in training mode, so that the layers between feature and classifier run as well.
+    Modules are in training mode, so that the layers between feature and classifier run as well.
     """
-    modes = {module: module.training for module in student.modules()}
     momenta = [norm.momentum for norm in norms]
     numbered = {str(number): norm for number, norm in enumerate(norms)}
     calls = dict.fromkeys(norms, 0)
@@ -107,18 +108,14 @@ def _averaging(student: nn.Module, norms: list[Norm]) -> Iterator[None]:
         calls[norm] += 1
         norm.momentum = 1 / calls[norm]
 
-    student.eval()
-    student.training = True
-    for norm in norms:
-        norm.training = True
     try:
-        with watched(numbered.items(), count):
+        with tracing_mode(student), watched(numbered.items(), count):
+            for norm in norms:
+                norm.training = True
             yield
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from torch.func import functional_call
 from ..errors import ChainError, ConfigError, TrainingError, expect
 from ..graph.plans import Width
 from ..graph.surgery.rebuild import code_buffers
+from ..networks import unwrapped
 from . import network
 from .chain import WeightChain
 from .levels import Level, empty_shell, level_plans
@@ -240,6 +241,7 @@ class Refinement(nn.Module):
         levels: int | Sequence[Width] = (),
     ) -> None:
         super().__init__()
+        teacher = unwrapped(teacher)
         expect(nn.Module, teacher, "teacher", "give the network that the chain was made of", ChainError)
         expect(WeightChain, chain, "chain", "make one: WeightChain.from_teacher(teacher, width)", ChainError)
         chain.check_teacher(teacher)

@@ -14,15 +14,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from .. import files
 from ..errors import CheckpointError, ConfigError, GraphError, expect
 from ..files import weights
 from ..files.checks import is_possible_image, is_possible_model
 from ..graph import ChannelGraph, rebuild
+from ..graph.building import twin_of
+from ..graph.randomness import own_random_state
 from ..graph.surgery.rebuild import describe_code, restore_code
-from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, compare, number_type, resolver, set_feature_dim, watched
+from ..graph.tracer import tracing_mode
+from ..networks import (
+    DEFAULT_INPUT_SIZE,
+    ModelSpec,
+    compare,
+    number_type,
+    resolver,
+    set_feature_dim,
+    unwrapped,
+    watched,
+)
 from . import network
 from .distance import DISTANCES
 
@@ -127,15 +138,45 @@ def attach_record(student: nn.Module, graph: ChannelGraph, spec: ModelSpec | Non
 def save_student(student: nn.Module, path: str | Path, half: bool = False) -> None:
     """Writes a student as a checkpoint that torchreid's own loaders take: `{"state_dict": ..., "oskt": ...}`.
 
+    The file is read back before it takes its place, so that what is saved can be loaded.
+
     Args:
         student: made by `expand`; may have been fine-tuned.
         path: written whole or not at all.
         half: numbers in half precision, for half the bytes; every loader converts them back.
 
     Raises:
-        CheckpointError: a network that `expand` did not make, or values beyond the range of half precision.
+        CheckpointError: a network that `expand` did not make, values beyond the range of half precision, or a student
+            that its file does not give back.
     """
-    files.save_checkpoint(path, file_content(student, half))
+    student = unwrapped(student)
+    content = file_content(student, half)
+    files.save_checkpoint(path, content, lambda written: _check_written(written, Path(path), student, content))
+
+
+def _check_written(written: Path, path: Path, student: nn.Module, content: dict) -> None:
+    """Raises `CheckpointError` unless a written file gives a student back."""
+    try:
+        loaded = load_student(written, None if _is_registered(content["oskt"]["name"]) else rebuild(student, {}).cpu())
+        state = loaded.state_dict()
+        different = [
+            name
+            for name, tensor in content["state_dict"].items()
+            if not torch.equal(state[name], tensor.to(state[name]))
+        ]
+        if different:
+            raise CheckpointError(f"'{different[0]}' is not read as it was written")
+    except CheckpointError as error:
+        reason = str(error).replace(str(written), str(path))
+        raise CheckpointError(f"this student cannot be loaded again, so nothing was written: {reason}") from error
+
+
+def _is_registered(name: str) -> bool:
+    """Whether a network of this name can be built here."""
+    try:
+        return bool(name and resolver().builder_of(name))
+    except ConfigError:
+        return False
 
 
 def save_plain(model: nn.Module, path: str | Path, half: bool = False) -> None:
@@ -149,6 +190,7 @@ def save_plain(model: nn.Module, path: str | Path, half: bool = False) -> None:
     Raises:
         CheckpointError: values beyond the range of half precision.
     """
+    model = unwrapped(model)
     expect(nn.Module, model, "what is saved", "give a network", CheckpointError)
     files.save_checkpoint(path, {"state_dict": _file_state(model, half)})
 
@@ -163,9 +205,8 @@ def file_content(student: nn.Module, half: bool = False) -> dict:
     Raises:
         CheckpointError: a network that `expand` did not make, or values beyond the range of half precision.
     """
+    student = unwrapped(student)
     record = getattr(student, "student_record", None)
-    if isinstance(student, (nn.DataParallel, DistributedDataParallel)):
-        raise CheckpointError(f"the student is inside a {type(student).__name__}; give the network itself, its .module")
     if not isinstance(record, StudentRecord):
         raise CheckpointError(f"this {type(student).__name__} was not made by expand; save it with torch.save instead")
     return {"state_dict": _file_state(student, half), "oskt": record.to_dict()}
@@ -218,6 +259,7 @@ def load_student(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         CheckpointError: a missing, damaged or unrelated file, or tensors that do not make the network it names.
     """
     if model is not None:
+        model = unwrapped(model)
         expect(nn.Module, model, "model", "give the teacher's network", CheckpointError)
     content = files.load_checkpoint(path)
     record = StudentRecord.from_dict(content.get("oskt") if isinstance(content, dict) else None, path)
@@ -234,7 +276,7 @@ def load_student(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     _check_tensors_fit(student, record.input_size, str(path))
     if model is not None:
         _check_blocks(student, record, path)
-    if record.feature_dim and record.feature_dim not in {t.shape[1] for t in state.values() if t.dim() == 2}:
+    if record.feature_dim and record.feature_dim not in {t.shape[1] for t in state.values() if t.dim() > 1}:
         raise CheckpointError(
             f"'{path}' says that its features are {record.feature_dim} long, which no layer of it takes; give a file "
             "that save_student wrote"
@@ -291,23 +333,22 @@ def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
 def _check_tensors_fit(student: nn.Module, input_size: tuple[int, ...], source: str) -> None:
     """Raises `CheckpointError`, naming the first module at which the tensors do not fit, and its tensors' shapes.
 
-    Names of tensors do not determine their shapes, and any widths are legal, so the network has to be run. Only the
-    root module is in training mode, as in tracing: this computes class scores and changes no statistics.
+    Names of tensors do not determine their shapes, and any widths are legal, so the network has to be run, in the
+    mode of a trace, which computes class scores.
 
     Args:
-        student: in evaluation mode; not changed.
+        student: not changed.
         input_size: `(channels, height, width)` of an image that it runs on.
         source: where the tensors come from, for the message.
     """
     entered: list[str] = [""]
-    student.training = True
+    twin = twin_of(student)
+    following = watched(twin.named_modules(), lambda name, *_: entered.append(name))
     try:
-        with torch.inference_mode(), watched(student.named_modules(), lambda name, *_: entered.append(name)):
-            student(torch.zeros(1, *input_size, dtype=number_type(student)))
+        with torch.inference_mode(), tracing_mode(twin), own_random_state(twin), following:
+            twin(torch.zeros(1, *input_size, dtype=number_type(twin)))
     except Exception as error:  # a user's network may raise anything
         raise CheckpointError(_message(student, entered[-1], source, error)) from error
-    finally:
-        student.training = False
 
 
 def _message(student: nn.Module, name: str, source: str, error: Exception) -> str:

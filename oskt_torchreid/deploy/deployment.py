@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import ConfigError, ExportError
-from ..networks import DEFAULT_INPUT_SIZE, is_image_size, parse_outputs, resolver
+from ..networks import DEFAULT_INPUT_SIZE, is_image_size, parse_outputs, resolver, unwrapped
+from .classifiers import evaluated_classifiers, fails
 
 INPUT, OUTPUT = "images", "features"
+OUTPUTS = ("feature", "scores")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchreid's own default
 
 
@@ -24,14 +26,17 @@ class Deployed(nn.Module):
     """A network in evaluation with one output, with any number of branches.
 
     Args:
-        network: a torchreid model; a copy of it, in single precision on the CPU, is kept.
+        network: any module; a copy of it, in single precision on the CPU, is kept.
         normalized: divide each feature by its L2 norm.
+        without: names of classifiers that are left out, so that the output is what they would be given.
     """
 
-    def __init__(self, network: nn.Module, normalized: bool = False) -> None:
+    def __init__(self, network: nn.Module, normalized: bool = False, without: Sequence[str] = ()) -> None:
         super().__init__()
-        self.network = copy.deepcopy(network).cpu().float()
+        self.network = copy.deepcopy(unwrapped(network)).cpu().float()
         self.normalized = normalized
+        for name in without:
+            self.network.set_submodule(name, nn.Identity())
         self.eval()
         self.requires_grad_(False)
 
@@ -52,7 +57,9 @@ class Deployment:
         input_size: `(channels, height, width)` of an image.
         mean: per channel, of pixels in `[0, 1]`; subtracted first.
         std: per channel; divided by afterwards.
-        feature_dim: length of a feature.
+        feature_dim: length of a feature, or the number of scores.
+        output: which tensor of the network it is, in words.
+        kind: `feature` or `scores`.
     """
 
     network: Deployed
@@ -61,6 +68,8 @@ class Deployment:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     feature_dim: int
+    output: str = ""
+    kind: str = OUTPUTS[0]
 
     @classmethod
     def of(
@@ -70,6 +79,7 @@ class Deployment:
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         normalized: bool = False,
+        output: str = OUTPUTS[0],
     ) -> Deployment:
         """Checks everything and runs the network once.
 
@@ -79,11 +89,17 @@ class Deployment:
             mean: see the class.
             std: see the class.
             normalized: divide each feature by its L2 norm.
+            output: `feature`, what the classifier is given where evaluation runs one, as networks of torchvision and
+                timm do, else what the network returns; or `scores`, the classifier's.
 
         Raises:
-            ConfigError: no network, an impossible size, or a mean or std that does not fit it.
-            ExportError: a network that fails on an image, gives no features, or gives NaN.
+            ConfigError: no network, an impossible size, an unknown output, scores of a network that gives none in
+                evaluation, or a mean or std that does not fit it.
+            ExportError: a network that fails on an image, gives several tensors, no features, or NaN.
         """
+        model = unwrapped(model)
+        if output not in OUTPUTS:
+            raise ConfigError(f"output of an export is {output!r:.100}; allowed: {', '.join(OUTPUTS)}")
         if not isinstance(model, nn.Module):
             raise ConfigError(f"what is exported is a {type(model).__name__}; give a network (torch.nn.Module)")
         record = getattr(model, "student_record", None)
@@ -92,9 +108,16 @@ class Deployment:
         known = record.input_size if record else resolver().input_size(name) if name else DEFAULT_INPUT_SIZE
         size = _checked_size(known if input_size is None else input_size)
         _check_statistics(mean, std, size[0])
-        network = Deployed(model, normalized)
+        classifiers = evaluated_classifiers(model, size)
+        if output == "scores" and not classifiers:
+            raise ConfigError(
+                f"{type(model).__name__} gives no class scores in evaluation that can be told from features; export "
+                "output='feature'"
+            )
+        network = Deployed(model, normalized, classifiers if output == "feature" else ())
         mean, std = (tuple(float(value) for value in values) for values in (mean, std))
-        return cls(network, name, size, mean, std, _feature_dim(network, type(model).__name__, size))
+        length = _feature_dim(network, type(model).__name__, size)
+        return cls(network, name, size, mean, std, length, _in_words(output, classifiers), output)
 
     def metadata(self, precision: str) -> dict[str, str]:
         """The metadata that a client needs, as JSON text per name."""
@@ -105,11 +128,19 @@ class Deployment:
             "std": list(self.std),
             "color": "RGB",
             "interpolation": "bilinear",
+            "output": self.kind,
             "feature_dim": self.feature_dim,
             "l2_normalized": self.network.normalized,
             "precision": precision,
         }
         return {name: json.dumps(value) for name, value in metadata.items()}
+
+
+def _in_words(output: str, classifiers: Sequence[str]) -> str:
+    names = " and ".join(f"'{name}'" for name in classifiers)
+    if not classifiers:
+        return "what the network returns in evaluation"
+    return f"class scores of {names}" if output == "scores" else f"the feature before the classifier {names}"
 
 
 def _checked_size(size: Sequence[int]) -> tuple[int, int, int]:
@@ -135,10 +166,7 @@ def _feature_dim(network: Deployed, name: str, size: tuple[int, int, int]) -> in
         with torch.inference_mode():
             features = network(images)
     except Exception as error:  # a user's code
-        reason = str(error).strip().partition("\n")[0]
-        raise ExportError(
-            f"{name} fails on images {'x'.join(map(str, size))} ({reason}); give the size that it was made for"
-        ) from error
+        raise fails(network.network, size, error) from error
     if features.dim() != 2 or len(features) != 2:
         raise ExportError(
             f"{name} gives {tuple(features.shape)} for 2 images in evaluation; a deployed network gives a feature for "

@@ -42,7 +42,8 @@ class Exported:
         format: `onnx`, `openvino` or `torchscript`.
         precision: `fp32`, `fp16` or `int8`.
         size: bytes, of both files if there are two.
-        feature_dim: length of a feature.
+        feature_dim: length of a feature, or the number of class scores.
+        output: which tensor of the network the file gives, in words.
         parity: how far its features are from the network's.
         plain_size: bytes of the same network in an ONNX file of single precision, if the precision is different.
     """
@@ -52,11 +53,15 @@ class Exported:
     precision: str
     size: int
     feature_dim: int
+    output: str
     parity: Parity
     plain_size: int | None = None
 
     def __str__(self) -> str:
-        text = f"{self.path}: {self.format}, {self.precision}, {self.size / 1e6:.3g} MB; parity: {self.parity}"
+        text = (
+            f"{self.path}: {self.format}, {self.precision}, {self.size / 1e6:.3g} MB; output: {self.output} "
+            f"({self.feature_dim}); parity: {self.parity}"
+        )
         if self.plain_size is None or self.size <= self.plain_size:
             return text
         return (
@@ -71,6 +76,7 @@ def export(
     format: str = "",
     *,
     precision: str = "fp32",
+    output: str = "feature",
     normalize: bool = False,
     input_size: Sequence[int] | None = None,
     mean: Sequence[float] = IMAGENET_MEAN,
@@ -91,6 +97,8 @@ def export(
             `.torchscript`.
         precision: `fp32`; `fp16`, half the bytes; `int8` (onnx, openvino), a quarter of them, see
             `quantization`. Images and features are single precision in all three.
+        output: `feature`: what the network returns in evaluation, or, where that is class scores, the tensor before its
+            classifier; `scores`: these.
         normalize: put the division of each feature by its L2 norm into the file.
         input_size: `(channels, height, width)`; by default what the student or the registered model is made for.
         mean: of pixels in `[0, 1]`, for clients to subtract; kept in the file, not applied by it.
@@ -103,16 +111,18 @@ def export(
         The written file, and how far its features are from the network's.
 
     Raises:
-        ConfigError: a format, precision, opset or size that does not exist, a missing package, int8 without images.
-        ExportError: a path that cannot be written, an operator that the format does not have, or features that differ.
+        ConfigError: a format, precision, output, opset or size that does not exist, scores of a network that gives
+            features, a missing package, int8 without images.
+        ExportError: several outputs, a path that cannot be written, an operator that the format does not have, or
+            features that differ.
 
-    The file says how to feed it: `input_size`, `mean`, `std`, `color`, `interpolation`, `feature_dim`,
-    `l2_normalized`, `precision` and `network`, each JSON, in ONNX as `metadata_props`, in OpenVINO as
+    The file says how to feed it: `input_size`, `mean`, `std`, `color`, `interpolation`, `output`,
+    `feature_dim`, `l2_normalized`, `precision` and `network`, each JSON, in ONNX as `metadata_props`, in OpenVINO as
     `rt_info` under `oskt`, in TorchScript as the extra file `metadata.json`.
     """
     path = Path(path)
     format = check_request(path, format, precision, opset)
-    deployment = Deployment.of(model, input_size, mean, std, normalize)
+    deployment = Deployment.of(model, input_size, mean, std, normalize, output)
     batches = []
     if precision == "int8" or calibration is not None:
         batches = calibration_batches(calibration, deployment.input_size, calibration_images)
@@ -146,7 +156,9 @@ def write_checked(
     written = [path, *([path.with_suffix(companion)] if companion else [])]
     size = sum(file.stat().st_size for file in written)
     plain_size = conversion.plain_size if precision != "fp32" and format != "torchscript" else None
-    exported = Exported(path, format, precision, size, conversion.deployment.feature_dim, parity, plain_size)
+    deployment = conversion.deployment
+    facts = (size, deployment.feature_dim, deployment.output, parity, plain_size)
+    exported = Exported(path, format, precision, *facts)
     logger.info("%s", exported)
     return exported
 

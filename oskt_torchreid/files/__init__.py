@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
@@ -153,11 +153,20 @@ def load_tensors(path: str | Path, error: type[OsktError] = ChainError) -> tuple
     return tensors, _parse_json(metadata, path, error)
 
 
-def save_checkpoint(path: str | Path, content: Any) -> None:
-    """Writes tensors and plain containers with `torch.save`, atomically; equal content gives files of equal size."""
+def save_checkpoint(path: str | Path, content: Any, check: Callable[[Path], None] | None = None) -> None:
+    """Writes tensors and plain containers with `torch.save`, atomically; equal content gives files of equal size.
+
+    Args:
+        path: file to write.
+        content: what is written.
+        check: reads the written file before it takes its place; if it raises an error, nothing is left behind.
+    """
     # Given a path, torch would write the temporary name into every record.
     with atomic(path) as temporary, open(temporary, "wb") as stream:
         torch.save(content, stream)
+        stream.flush()
+        if check is not None:
+            check(temporary)
 
 
 def load_checkpoint(path: str | Path, error: type[OsktError] = CheckpointError) -> Any:

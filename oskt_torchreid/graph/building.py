@@ -12,17 +12,18 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from ..errors import GraphError
-from ..networks import DEFAULT_INPUT_SIZE
+from ..networks import DEFAULT_INPUT_SIZE, unwrapped
 from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
 from .modules import Attention, ChannelNorm, Reduction, Route, SplitPoint
 from .probing import find_routes
 from .recording import RecordedTie, Recording
-from .tracer import check_model, run
+from .surgery.rebuild import rebuild
+from .tracer import Tracer, check_model, run
 from .trial import check_movements
 
 
 def trace_module(model: nn.Module, input_size: tuple[int, ...] = DEFAULT_INPUT_SIZE) -> ChannelGraph:
-    """Follows every channel of a network through one forward pass.
+    """Follows every channel of a network through a forward pass in training and one in evaluation.
 
     Args:
         model: any module that maps an image batch to features or class scores; not changed.
@@ -36,13 +37,33 @@ def trace_module(model: nn.Module, input_size: tuple[int, ...] = DEFAULT_INPUT_S
         GraphError: an operator without a rule, a reduction over channels, weights that are computed on the fly, or code
             that splits channels at fixed positions; the message says where and what to do.
     """
+    model = unwrapped(model)
     check_model(model)
-    tracer = run(model, input_size)
-    routes = find_routes(model, tracer.frames.passages) if tracer.movements else []
-    graph = build_graph(model, tracer, input_size, routes)
+    twin = twin_of(model)
+    tracer = run_both(twin, input_size)
+    routes = find_routes(twin, tracer.frames.passages) if tracer.movements else []
+    graph = build_graph(twin, tracer, input_size, routes)
     if tracer.movements or graph.splits or graph.reductions:
-        check_movements(model, graph, tracer.movements, lambda other, size: build_graph(other, run(other, size), size))
+        check_movements(
+            twin, graph, tracer.movements, lambda other, size: build_graph(other, run_both(other, size), size)
+        )
     return graph
+
+
+def twin_of(model: nn.Module) -> nn.Module:
+    """A copy that shares a network's parameters: whatever its code changes while it runs, the network stays as it is.
+
+    Raises:
+        GraphError: a module that keeps something which cannot be copied.
+    """
+    own = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
+    state = model.state_dict(keep_vars=True)
+    return rebuild(model, {name: own[name] if name in own else tensor.detach() for name, tensor in state.items()})
+
+
+def run_both(model: nn.Module, input_size: tuple[int, ...]) -> Tracer:
+    """Traces a pass in training and one in evaluation: parts of a network that run in one mode alone are seen too."""
+    return run(model, input_size, run(model, input_size), training=False)
 
 
 def build_graph(
@@ -74,16 +95,16 @@ def build_graph(
     state = model.state_dict(keep_vars=True)
     _check_coverage(recording, ties, {name: tuple(t.shape) for name, t in state.items() if t.is_floating_point()})
     rows = {tie.tensor: tie for tie in ties if tie.role == "row"}
-    heads = frozenset(
-        name for name in recording.matrices if name in rows and all(fixed[rows[name].channels].ravel() == OUTPUT)
-    )
+    scores = recording.scores & recording.matrices & rows.keys()
+    heads = frozenset(name for name in scores if all(fixed[rows[name].channels].ravel() == OUTPUT))
     unused = tuple(name for name, t in state.items() if t.dim() > 0 and name not in recording.touched)
     groups = _named_groups(labels, ties, recording.matrices, fixed)
     routes = _routes(routes, channel_of)
     splits = _splits(recording, channel_of, {route.module for route in routes})
     matrices = frozenset(recording.matrices)
     size = tuple(input_size)
-    parts = (splits, routes, reductions, norms, attentions)
+    parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    parts = (splits, routes, reductions, norms, attentions, parameters)
     return ChannelGraph(tuple(ties), groups, matrices, heads, unused, size, *parts)
 
 
@@ -101,6 +122,17 @@ def united(recording: Recording) -> np.ndarray:
     smallest = np.full(component.max(initial=-1) + 1, count)
     np.minimum.at(smallest, component, np.arange(count))
     return smallest[component]
+
+
+def graph_channels(recording: Recording, graph: ChannelGraph) -> np.ndarray:
+    """Channel of a network's graph per provisional id of another trace of it, found through ties; -1 for others."""
+    channel_of = united(recording)
+    found = np.full(recording.num_ids + 1, -1)
+    for tie in graph.ties:
+        recorded = recording.ties.get(tie.key)
+        if recorded is not None:
+            found[channel_of[recorded.ids.reshape(-1)]] = tie.channels.reshape(-1)
+    return found[channel_of]
 
 
 def _elementwise_ties(recording: Recording, channel_of: np.ndarray) -> Iterable[RecordedTie]:

@@ -14,7 +14,8 @@ and its groups `{0, 1, 2, 3}` and, fixed because it is an output, `{4, 5}`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -110,14 +111,15 @@ class ChannelGraph:
         groups: every group, in order of its first channel; together they hold each channel once.
         matrices: names of the tensors that are weights of convolutions or linear layers: their rows are clustered and
             merged; every other tied tensor is a vector over its channels.
-        heads: the matrices whose rows are outputs of the network (its classifiers).
-        unused: tensors that the traced forward pass never touched; they keep their shape.
+        heads: the classifiers: matrices that give an image one number per row, which the network returns as it is.
+        unused: tensors that neither training nor evaluation touched; they keep their shape.
         input_size: `(channels, height, width)` of the traced image.
         splits: attributes that follow the widths of the channels they split.
         routes: modules whose own code only moves channels.
         reductions: modules whose own code reduces their input over channels.
         norms: modules that normalise over channels.
         attentions: modules that multiply queries with keys.
+        parameters: how many numbers each parameter of the network has; empty in a graph of an earlier version's file.
     """
 
     ties: tuple[Tie, ...]
@@ -131,6 +133,7 @@ class ChannelGraph:
     reductions: tuple[Reduction, ...] = ()
     norms: tuple[ChannelNorm, ...] = ()
     attentions: tuple[Attention, ...] = ()
+    parameters: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def axes(self) -> tuple[Axis, ...]:
@@ -151,6 +154,36 @@ class ChannelGraph:
     def rank_in_group(self) -> np.ndarray:
         """Place of each channel within its group, shape `[num_channels]`."""
         return self._per_channel([np.arange(group.size) for group in self.groups])
+
+    @cached_property
+    def unseen(self) -> tuple[str, ...]:
+        """Parameters that neither training nor evaluation touched; students have all of them."""
+        return tuple(name for name in self.unused if name in self.parameters)
+
+    @cached_property
+    def immovable(self) -> np.ndarray:
+        """Whether each channel is in every student, shape `[num_channels]`: fixed ones, and those alone in their group.
+
+        Class scores are not among them: they are results, as wide as there are classes.
+        """
+        stays = np.array([bool(group.fixed) or group.size == 1 for group in self.groups], bool)[self.group_of_channel]
+        for name in self.heads:
+            stays[self.row_ties[name].channels] = False
+        return stays
+
+    @cached_property
+    def immovable_share(self) -> float:
+        """The share of the parameters that make or read immovable channels, or lie along no channels at all.
+
+        Example: of a matrix of 4 rows and 6 columns, 1 row and 2 columns are immovable: all but `3 * 4` of its 24
+        numbers count.
+        """
+        movable = dict.fromkeys((tie.tensor for tie in self.ties), 1.0)
+        for tie in self.ties:
+            movable[tie.tensor] *= 1 - float(self.immovable[tie.channels].mean())
+        total = sum(self.parameters.values())
+        stays = sum(count * (1 - movable.get(name, 0.0)) for name, count in self.parameters.items())
+        return stays / total if total else 0.0
 
     @cached_property
     def sizes(self) -> dict[str, int]:

@@ -191,6 +191,16 @@ def balanced(graph: ChannelGraph, widths: Mapping[str, int], least: Mapping[str,
     return {group.name: int(value) for group, value in zip(graph.groups, width, strict=True)}
 
 
+def parameters_left(graph: ChannelGraph, widths: Mapping[str, int]) -> float:
+    """The share of a network's parameters that a student of these widths has."""
+    occupied = occupied_places(graph, widths)
+    left = dict.fromkeys(graph.parameters, 1.0)
+    for tie in graph.ties:
+        if tie.tensor in left:
+            left[tie.tensor] *= float(occupied[tie.channels].mean())
+    return sum(graph.parameters[name] * share for name, share in left.items()) / max(1, sum(graph.parameters.values()))
+
+
 def _lower(graph: ChannelGraph, blocks: list[np.ndarray], width: np.ndarray, least: np.ndarray) -> bool:
     """Lowers widths, `[groups]`, in place, until the blocks of one axis agree; returns whether it had to."""
     totals = [int(width[groups].sum()) for groups in blocks]

@@ -110,7 +110,7 @@ class _Observation:
     def run(self, module: nn.Module, training: bool) -> None:
         """Calls a module with its own `training` flag as given and those of its children off; restores all of them."""
         children = ((name, child) for name, child in module.named_modules() if child is not module)
-        with watched(children, self._enter, self._leave), tracing_mode(module), torch.inference_mode():
+        with watched(children, self._enter, self._leave), tracing_mode(module, False), torch.inference_mode():
             module.training = training
             given = self._noise((_BATCH, *self.passage.shape[1:]))
             output = module(given)

@@ -79,7 +79,10 @@ class Recording:
         reductions: module -> operator and ids of its input, if its own code reduces that and does nothing else with it.
         touched: names of all state-dict tensors that reached an operator.
         outputs: ids of the network's outputs.
-        results: the network's output tensors.
+        results: the network's output tensors of the last pass.
+        scores: matrices whose output for an image is one of the network's outputs, as it is.
+        lengths: ids of all channels of which only evaluation takes the length, as in a feature that is normalised.
+        training: whether the pass is in training mode.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -107,6 +110,10 @@ class Recording:
         self.touched: set[str] = set()
         self.outputs: list[np.ndarray] = []
         self.results: list[Tensor] = []
+        self.scores: set[str] = set()
+        self.lengths: list[np.ndarray] = []
+        self.training = True
+        self._layer_of: dict[int, str] = {}
 
     @property
     def module(self) -> str:
@@ -202,16 +209,25 @@ class Recording:
         """Records a tie; at the second call of a module, the channels of both calls are united instead."""
         name = self.name_of(tensor)
         if name is None:
-            raise GraphError(
-                f"module '{self.module}' uses a weight of shape {tuple(tensor.shape)} that is computed in its forward; "
-                "only weights in the state dict can be expanded; store the computed weight, or keep this "
-                "module out of the network"
-            )
+            raise self._unnamed(tensor)
         known = self.ties.get((name, axis, role))
         if known is None:
             self.ties[name, axis, role] = RecordedTie(name, axis, role, ids.reshape(blocks, -1).numpy())
         else:
             self.unite(torch.from_numpy(known.ids.reshape(-1)), ids)
+
+    def _unnamed(self, weight: Tensor) -> GraphError:
+        """The error for a weight that no name of the state dict stands for."""
+        what = f"module '{self.module}' uses a weight of shape {tuple(weight.shape)}"
+        if isinstance(weight, nn.Parameter):
+            return GraphError(
+                f"{what} past its own attributes, as code does that was made for one network alone (a function that "
+                "remembers a module, a compiled one); a copy would use the original's weights: write it as a method"
+            )
+        return GraphError(
+            f"{what} that is computed in its forward; only weights in the state dict can be expanded; store the "
+            "computed weight, or keep this module out of the network"
+        )
 
     def rows(self, weight: Tensor, blocks: int = 1, axis: int = 0) -> Tensor:
         """Channels that a weight's rows produce, shape `[rows]`: fresh ones at the first call of its module."""
@@ -221,6 +237,21 @@ class Recording:
         rows = self.fresh(weight.shape[axis] * (1 if axis == 0 else blocks))
         self.tie(weight, axis, "row", rows, blocks)
         return rows
+
+    def record_layer(self, weight: Tensor, rows: Tensor, output: Tensor) -> None:
+        """Notes a layer that gives the image one number per row, `[rows]`, as classifiers do."""
+        if output.numel() == len(rows):
+            self._layer_of[_memory(output)] = self.name_of(weight) or ""
+
+    def overwritten(self, tensor: Tensor) -> None:
+        """Says that an operator changed a tensor in place."""
+        self._layer_of.pop(_memory(tensor), None)
+
+    def note_scores(self, output: Tensor) -> None:
+        """Notes the layer whose output is one of the network's, moved at most."""
+        layer = self._layer_of.get(_memory(output))
+        if layer:
+            self.scores.add(layer)
 
     def record_norm(self, ids: Tensor, blocks: int) -> None:
         """Notes that the running module normalises over these channels, block by block."""
@@ -235,6 +266,11 @@ class Recording:
         name = self.owner
         owner = self._model.get_submodule(name)
         named = [key for key, value in vars(owner).items() if type(value) is int and value == length]
+        known = next((own for module, _, own in self.splits if module == name), None)
+        if parts and known is not None and list(map(len, known)) == list(map(len, parts)):
+            for first, second in zip(known, parts, strict=True):
+                self.unite(torch.from_numpy(first), second)
+            return True
         if parts and len(named) == 1:
             self.splits.append((name, named[0], [part.numpy() for part in parts]))
             return True
@@ -247,6 +283,11 @@ class Recording:
             return False
         frame.reduction = (operator, frame.sources[0])
         return True
+
+
+def _memory(tensor: Tensor) -> int:
+    """What identifies the memory of a tensor and of its views, on the meta device as well."""
+    return tensor.untyped_storage()._cdata
 
 
 # ---- shadows ---------------------------------------------------------------------------------------------------------

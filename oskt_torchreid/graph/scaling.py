@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import GraphError
-from .building import united
+from .building import graph_channels
 from .calls import Call
 from .channel_graph import ChannelGraph
 from .recording import compact
@@ -80,16 +80,10 @@ def _members(relations: Relations, scaled: set[Unknown], kind: str) -> tuple[str
 
 def _channels_of(tracer: Tracer, graph: ChannelGraph) -> np.ndarray:
     """Channel per position of the first result, found through the axes that both traces have tied."""
-    channel_of = united(tracer)
-    found = np.full(tracer.num_ids + 1, -1)
-    for tie in graph.ties:
-        recorded = tracer.ties.get(tie.key)
-        if recorded is not None:
-            found[channel_of[recorded.ids.reshape(-1)]] = tie.channels.reshape(-1)
     shadow = tracer.shadow(tracer.results[0])
     if shadow is None or shadow.dim() != 2:
         raise GraphError("in evaluation the network returns no feature [batch, length] that is made of channels")
-    channels = found[channel_of[compact(shadow)[0].expand(shadow.shape[1]).numpy()]]
+    channels = graph_channels(tracer, graph)[compact(shadow)[0].expand(shadow.shape[1]).numpy()]
     if (channels < 0).any():
         raise GraphError("in evaluation the network returns channels that training does not know")
     return channels
@@ -120,17 +114,12 @@ class ScaleTracer(Tracer):
         return id(tensor) in self._shadows or (torch.is_tensor(tensor) and self.name_of(tensor) in self.elementwise)
 
     def _follow(self, call: Call) -> None:
+        super()._follow(call)
         operator = call.operator.removesuffix("_")
+        if operator in _LENGTHS and not self.training and not self.carries(call.output):
+            return  # a feature is divided by its own length, scaled or not
         if operator.endswith("_as") and not self.carries(call.args[0]):
-            self.mark(call.output, None)  # only the shape is taken from a tensor that carries channels
-            return
-        try:
-            super()._follow(call)
-        except GraphError:
-            if operator not in _LENGTHS or self._run_name == "training":
-                raise
-            self.mark(call.output, None)  # a feature is divided by its own length, scaled or not
-            return
+            return  # only the shape is taken from a tensor that carries channels
         tracked = [tensor for tensor in call.tensors if self.carries(tensor)]
         if tracked:
             _SCALE_RULES.get(operator, _stop)(self, call, tracked)

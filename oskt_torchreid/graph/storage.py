@@ -50,6 +50,7 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
             [a.module, *a.channels.shape, a.scale_follows, {name: len(part) for name, part in a.positions.items()}]
             for a in graph.attentions
         ],
+        "parameters": dict(graph.parameters),
     }
     return arrays, description
 
@@ -81,6 +82,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray], description: Mapping) -> Chann
             _reductions(arrays["reductions"], description["reductions"]),
             _norms(arrays["norms"], description["norms"]),
             _attentions(arrays["attentions"], arrays["attended"], description["attentions"]),
+            {str(name): int(count) for name, count in description.get("parameters", {}).items()},
         )
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError, IndexError) as error:
         raise GraphError(f"the stored channel graph is damaged ({type(error).__name__}: {error})") from error

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import GraphError
-from ..networks import DEFAULT_INPUT_SIZE, is_image_size
+from ..networks import DEFAULT_INPUT_SIZE, is_image_size, wrapper_attribute
 from .calls import Call, Frames, rule_for
+from .randomness import own_random_state
 from .recording import Recording, compact
 
 
@@ -61,6 +61,9 @@ class Tracer(Recording, TorchDispatchMode):
         names = [self._names.get(id(tensor)) for tensor in call.tensors]
         self.touched.update(name for name in names if name)
         self.count_reads(call.tensors)
+        if function._schema.is_mutable:
+            for tensor in call.outputs:
+                self.overwritten(tensor)
         if any(name or id(tensor) in self._shadows for name, tensor in zip(names, call.tensors, strict=True)):
             self._follow(call)
         lost = next(filter(None, map(self.adrift, call.tensors)), None)
@@ -71,12 +74,22 @@ class Tracer(Recording, TorchDispatchMode):
         return output
 
 
+_EVALUATED = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+
+
 @contextlib.contextmanager
 def tracing_mode(model: nn.Module, training: bool = True) -> Iterator[None]:
-    """The root in training mode, so that classifiers run, the rest in evaluation mode, so that norms keep; restored."""
+    """Every module in training mode, so that classifiers run wherever they are; restored afterwards.
+
+    torch's norms and dropouts stay in evaluation mode: they keep their statistics, and use them.
+
+    Args:
+        model: its modules change their modes inside this block.
+        training: `False` for evaluation mode of every module.
+    """
     modes = {module: module.training for module in model.modules()}
-    model.eval()
-    model.training = training
+    for module in modes:
+        module.training = training and not isinstance(module, _EVALUATED)
     try:
         yield
     finally:
@@ -85,13 +98,13 @@ def tracing_mode(model: nn.Module, training: bool = True) -> Iterator[None]:
 
 
 def run(model: nn.Module, input_size: tuple[int, ...], tracer: Tracer | None = None, training: bool = True) -> Tracer:
-    """Traces one forward pass over an image of noise. The model is not changed.
+    """Traces one forward pass over an image of noise. The model is not changed, nor what is drawn next at random.
 
     Args:
         model: any module that maps an image batch `[1, channels, height, width]` to a tensor, or nested ones.
         input_size: `(channels, height, width)`.
-        tracer: a new tracer of this model; `None` for a plain one.
-        training: whether the root is in training, so that classifiers run.
+        tracer: a tracer of this model; channels that it knows are united with those of this pass. `None`: a new one.
+        training: whether modules are in training mode, so that classifiers run.
 
     Raises:
         GraphError: an operator without a rule, channels that cannot be followed, or a forward pass that fails.
@@ -101,13 +114,15 @@ def run(model: nn.Module, input_size: tuple[int, ...], tracer: Tracer | None = N
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, *input_size, generator=generator).to(like.device, like.dtype)
-    with tracing_mode(model, training):
+    tracer.training = training
+    with tracing_mode(model, training), own_random_state(model):
         outputs = _traced(model, tracer, image)
-    tracer.results = list(_tensors(outputs))
+    tracer.results = list(nested_tensors(outputs))
     for output in tracer.results:
         shadow = tracer.shadow(output)
         if shadow is not None:
             tracer.outputs.append(torch.unique(compact(shadow)).numpy())
+            tracer.note_scores(output)
     if not tracer.outputs:
         raise GraphError("no output of the network depends on a convolution or linear layer: there is nothing to trace")
     return tracer
@@ -123,14 +138,15 @@ def _traced(model: nn.Module, tracer: Tracer, image: Tensor) -> Any:
         raise forward_error(model, image, tracer.module, error) from error
 
 
-def _tensors(outputs: Any) -> Iterable[Tensor]:
+def nested_tensors(outputs: Any) -> Iterable[Tensor]:
+    """The tensors in what a network returns: one, or lists, tuples and dictionaries of them, in order."""
     if isinstance(outputs, Tensor):
         yield outputs
     elif isinstance(outputs, dict):
-        yield from _tensors(list(outputs.values()))
+        yield from nested_tensors(list(outputs.values()))
     elif isinstance(outputs, (list, tuple)):
         for output in outputs:
-            yield from _tensors(output)
+            yield from nested_tensors(output)
 
 
 # Words in messages of torch, and of networks' own checks, about shapes that do not fit.
@@ -141,16 +157,20 @@ _RAISED_FOR_SHAPES = (RuntimeError, ValueError, AssertionError, IndexError)
 
 
 def check_model(model: nn.Module) -> None:
-    """Raises `GraphError` for what can never be traced: no module, wrapped or compiled ones, layers without weights."""
+    """Raises `GraphError` for what can never be traced: no module, compiled parts, layers without weights."""
     if not isinstance(model, nn.Module):
         raise GraphError(f"a torch.nn.Module is traced, got {type(model).__name__!r}; give a network")
-    if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
-        raise GraphError(f"the network is inside a {type(model).__name__}; give the network itself, its .module")
     for name, module in model.named_modules():
+        what = f"module '{name}'" if name else "the network"
         if isinstance(module, torch.jit.ScriptModule):
-            what = f"module '{name}'" if name else "the network"
             raise GraphError(
                 f"{what} is compiled by TorchScript, whose code cannot be followed; give the network it was made of"
+            )
+        wrapper = wrapper_attribute(module)
+        if wrapper and not (isinstance(module, nn.DataParallel) and len(module.device_ids) < 2):
+            raise GraphError(
+                f"{what} is wrapped in {type(module).__name__}, whose copies run the original; put the network inside, "
+                f"its .{wrapper}, in its place"
             )
     lazy = [name for name, tensor in model.state_dict(keep_vars=True).items() if is_lazy(tensor)]
     if lazy:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from .. import networks
 from ..errors import ConfigError
 from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, register_resolver, without_memory_or_on_cpu
 from ..registry import nearest
@@ -24,9 +25,9 @@ logger = logging.getLogger(__name__)
 
 LOSSES = ("softmax", "triplet")
 _INPUT_SIZES = {"hacnn": (3, 160, 64)}  # its attention grids fit no other size
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _WRAPPED: dict[str, str] = {}  # registered wrapper -> name of the model inside it
 _FACTORY: dict[str, Builder] = host_table(torchreid.models.build_model, "__model_factory")
+_OF_USERS: set[str] = set()  # names that are neither torchreid's nor this package's
 _DEFINED_IN: dict[str, str] = {}  # registered name -> Python module of its model's class, if not its builder's
 
 
@@ -55,6 +56,7 @@ def register_model(
     wraps: str = "",
     input_size: tuple[int, int, int] = DEFAULT_INPUT_SIZE,
     defined_in: str = "",
+    stock: bool = True,
 ) -> None:
     """Adds a model name to torchreid's factory; registering an equal builder again changes nothing.
 
@@ -64,6 +66,7 @@ def register_model(
         wraps: name of the model that the built one contains as a child, if any; `identify` needs it.
         input_size: (channels, height, width) that the model is made for; a wrapper has that of the wrapped model.
         defined_in: Python module of the model's class, if it is not the builder's; `identify` needs it.
+        stock: whether the test suite knows it; a user's network is not.
 
     Raises:
         ConfigError: another builder has the name.
@@ -72,6 +75,8 @@ def register_model(
     if known != builder:
         owner = getattr(known, "__qualname__", type(known).__qualname__)
         raise ConfigError(f"model name '{name}' belongs to {known.__module__}.{owner}; choose another name")
+    if not stock:
+        _OF_USERS.add(name)
     if defined_in:
         _DEFINED_IN[name] = defined_in
     if wraps:
@@ -156,6 +161,11 @@ def input_size(name: str) -> tuple[int, int, int]:
     return _INPUT_SIZES.get(_WRAPPED.get(name, name), DEFAULT_INPUT_SIZE)
 
 
+def is_stock(name: str) -> bool:
+    """Whether a model is torchreid's or this package's own, or made of one, so that the test suite knows it."""
+    return _WRAPPED.get(name, name) not in _OF_USERS
+
+
 def identify(model: nn.Module) -> ModelSpec | None:
     """Which registered name builds this model: same modules, same tensor names and shapes; None if none does.
 
@@ -212,19 +222,17 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside torch's wrappers for several devices; any other network unchanged.
+    """The network inside torch's wrappers, see `networks.unwrapped`; taking one off is logged.
 
     Its parameters are those of the wrapper, so an optimiser of one is an optimiser of the other.
     """
-    wrapped = model
-    while isinstance(model, _WRAPPERS):
-        model = model.module
-    if model is not wrapped:
+    network = networks.unwrapped(model)
+    if network is not model:
         logger.info(
             "%s is taken off its network: an engine runs on one device; several share batches under torchrun",
-            type(wrapped).__name__,
+            type(model).__name__,
         )
-    return model
+    return network
 
 
 def initialise(model: nn.Module) -> None:
@@ -240,6 +248,7 @@ class _Factory:
 
     identify = staticmethod(identify)
     input_size = staticmethod(input_size)
+    is_stock = staticmethod(is_stock)
     builder_of = staticmethod(builder_of)
     skeleton = staticmethod(skeleton)
 

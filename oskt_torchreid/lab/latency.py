@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 from tqdm import tqdm
 
-from ..chain.network import trace
+from ..chain.network import traced_alone
 from ..chain.student_file import load_student
 from ..config import Config, load_resolved
 from ..deploy import Latency
@@ -102,5 +102,5 @@ def _of_run(folder: Path, config: Config, rows: Sequence[Row]) -> Iterator[tuple
 def _of_stock(names: Sequence[str], size: tuple[int, int, int]) -> Iterator[tuple[Row, nn.Module]]:
     for name in names:
         network = models.build(name, 1)
-        params, flops = network_size(network, trace(network, size).heads, size)
+        params, flops = network_size(network, traced_alone(network, size).heads, size)
         yield Row(name, "control", params, flops), network

@@ -16,6 +16,7 @@ from ..chain.network import trace
 from ..errors import ConfigError, GraphError
 from ..graph import ChannelGraph, ChannelGroup
 from ..graph.building import OUTPUT
+from ..graph.plans import parameters_left, ratio_plan
 from ..host import models
 from ..models import find_classifier
 from ..report.tables import human_count
@@ -116,3 +117,15 @@ def exactness(graph: ChannelGraph) -> str:
 def _counted(count: int, what: str, done: str = "") -> str:
     """`3, "module", "routed"` -> `3 modules routed`; nothing for none."""
     return f"{count} {what}{'s' if count > 1 else ''} {done}".strip() if count else ""
+
+
+def unchanging(graph: ChannelGraph) -> str:
+    """What no student is rid of: channels that cannot be merged, and parameters that the network never uses."""
+    channels = int(graph.immovable.sum())
+    notes = [
+        f"{channels} of {graph.num_channels} channels",
+        f"{graph.immovable_share:.1%} of the parameters make or read them",
+        f"half the width leaves {parameters_left(graph, ratio_plan(graph, 0.5)):.1%} of the parameters",
+        f"unseen: {', '.join(graph.unseen)}" if graph.unseen else "",
+    ]
+    return "; ".join(note for note in notes if note)

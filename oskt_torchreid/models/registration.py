@@ -93,7 +93,7 @@ def register_backbone(
     _check_name(name)
     size = _checked_size(name, input_size)
     adapted, model = _tried(name, builder)
-    register_model(name, adapted, input_size=size, defined_in=type(model).__module__)
+    register_model(name, adapted, input_size=size, defined_in=type(model).__module__, stock=False)
     for register in _WRAPPERS.values():
         register(name)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ..chain.network import trace
+from ..chain.network import traced_alone
 from ..config import Config
 from ..errors import GraphError
 from ..files import sha256
@@ -33,7 +33,7 @@ def train_only(
     """
     size = (3, config.data.height, config.data.width)
     try:
-        heads = trace(model, size).heads
+        heads = traced_alone(model, size).heads
     except GraphError as error:
         logger.warning("parameters are counted with the classifier, which was not found: %s", error)
         heads = frozenset()

@@ -16,6 +16,11 @@ def keep(recording: Recording, call: Call) -> None:
     recording.mark(call.outputs[0], shadow)
 
 
+def forget(recording: Recording, call: Call) -> None:
+    """New tensors of a given shape, such as a mask for each image: constants, which carry no channels."""
+    recording.mark(call.output, None)
+
+
 def scaled_keep(recording: Recording, call: Call) -> None:
     """PReLU: as `keep`; its slopes, if there are several, lie along the channels of axis 1."""
     shadow, slopes = recording.shadow(call.args[0]), call.args[1]
@@ -68,8 +73,8 @@ def _meet_constant(recording: Recording, call: Call, left: Tensor | None, right:
         return
     if torch.is_tensor(constant):
         pattern = compact(shadow)
-        shape = torch.broadcast_shapes(pattern.shape, constant.shape)
-        along = [(1,) * (len(shape) - t.dim()) + tuple(t.shape) for t in (pattern, constant)]
+        shapes = pattern.shape, compact(constant).shape
+        along = [(1,) * (max(map(len, shapes)) - len(shape)) + tuple(shape) for shape in shapes]
         if any(size > 1 and other > 1 for size, other in zip(*along, strict=True)):
             recording.fix(shadow, f"meets a constant that differs by channel in '{recording.module}'")
     recording.mark(call.outputs[0], shadow.expand(call.outputs[0].shape))
@@ -98,6 +103,24 @@ def reduce(recording: Recording, call: Call) -> None:
     recording.mark(output, shadow.reshape(output.shape))
 
 
+def length(recording: Recording, call: Call) -> None:
+    """A norm of a vector: as `reduce`; one over channels needs all of them, for merged ones would count once.
+
+    If evaluation alone takes it, as in a feature that is divided by its length, students' channels may be merged: such
+    a feature has fewer dimensions, and another length.
+    """
+    shadow, axes = recording.shadow(call.args[0]), call.arguments.get("dim")
+    axes = [axes] if isinstance(axes, int) else list(axes or range(call.args[0].dim()))
+    if shadow is None or all(compact(shadow).shape[axis] == 1 for axis in axes):
+        reduce(recording, call)
+        return
+    if recording.training:
+        recording.fix(shadow, f"'{recording.module}' takes the length of all")
+    else:
+        recording.lengths.append(torch.unique(compact(shadow)).numpy())
+    recording.mark(call.output, None)
+
+
 def along(recording: Recording, call: Call) -> None:
     """Softmax and the like: allowed along positions, not along channels."""
     shadow = recording.shadow(call.args[0])
@@ -112,13 +135,16 @@ def along(recording: Recording, call: Call) -> None:
 _FAMILIES: dict[Rule, str] = {
     keep: "relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus "
     "clamp clamp_min clamp_max exp log sqrt rsqrt abs neg square pow reciprocal dropout feature_dropout alpha_dropout "
-    "clone contiguous detach alias lift_fresh to _to_copy type_as",
+    "clone contiguous detach alias lift_fresh to _to_copy type_as zeros_like ones_like full_like empty_like rand_like "
+    "randn_like bernoulli uniform normal fill zero rrelu",
+    forget: "new_empty new_zeros new_ones new_full",
     scaled_keep: "prelu",
     spatial: "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d upsample_bilinear2d upsample_nearest2d "
     "upsample_bicubic2d pad constant_pad_nd reflection_pad2d replication_pad2d",
     meet: "add sub maximum minimum",
     multiply: "mul div",
-    reduce: "mean sum amax amin linalg_vector_norm norm var std",
+    reduce: "mean sum amax amin var std",
+    length: "linalg_vector_norm norm",
     along: "softmax log_softmax",
 }
 register_families(_FAMILIES)

@@ -66,6 +66,7 @@ def _finish_layer(recording: Recording, call: Call, bias: Tensor | None, rows: T
     if bias is not None:
         recording.tie(bias, 0, "row", rows)
     recording.mark(call.output, spread(rows, call.output, axis))
+    recording.record_layer(call.arguments["weight"], rows, call.output)
 
 
 def channel_norm(recording: Recording, call: Call) -> None:

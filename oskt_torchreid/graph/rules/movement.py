@@ -14,7 +14,8 @@ from .elementwise import spatial
 def reshape(recording: Recording, call: Call) -> None:
     """Views and reshapes: the shadow is reshaped alike."""
     shadow = recording.shadow(call.args[0])
-    if shadow is None:
+    if shadow is None:  # only the shape is taken from a tensor that carries channels
+        recording.mark(call.output, None)
         return
     moved = settled(shadow.reshape(call.output.shape))
     if extents(shadow) != extents(moved):
@@ -26,6 +27,8 @@ def move(recording: Recording, call: Call) -> None:
     """Transposes, slices, splits, repeats: the same operator is applied to the shadow."""
     shadow = recording.shadow(call.args[0])
     if shadow is None:
+        for output in call.outputs:
+            recording.mark(output, None)
         return
     args = [arg.to(shadow.device) if torch.is_tensor(arg) else arg for arg in call.args[1:]]  # an index may be on a GPU
     moved = call.function(shadow, *args, **call.kwargs)

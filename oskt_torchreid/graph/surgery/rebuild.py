@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...errors import GraphError
+from ...errors import GraphError, first_line
 from ...registry import remembered
 from ..channel_graph import ChannelGraph
 from .routing import (
@@ -79,15 +80,23 @@ def _copy_structure(model: nn.Module, memo: dict[int, object]) -> list[nn.Module
         attributes = twin.__dict__
         attributes.update(module.__dict__)
         for name, value in module.__dict__.items():
-            kind = type(value)
-            if kind in _IMMUTABLE:
-                continue
-            if isinstance(value, dict):  # mostly an empty table of hooks
-                items = [(key, _copied(item, memo)) for key, item in value.items()] if value else ()
-                attributes[name] = kind(items)
-            else:
-                attributes[name] = _copied(value, memo)
+            if type(value) not in _IMMUTABLE:
+                attributes[name] = _copied_attribute(module, name, value, memo)
+        attributes.pop("_compiled_call_impl", None)  # of `module.compile()`: it calls the module that it was made of
     return copies
+
+
+def _copied_attribute(module: nn.Module, name: str, value: Any, memo: dict[int, object]) -> object:
+    try:
+        if type(value) in (dict, OrderedDict):  # mostly an empty table of hooks
+            items = [(key, _copied(item, memo)) for key, item in value.items()] if value else ()
+            return type(value)(items)
+        return _copied(value, memo)
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise GraphError(
+            f"attribute '{name}' of a {type(module).__name__} cannot be copied ({first_line(error)}), and students are "
+            "copies; keep it outside of the network, or delete it"
+        ) from error
 
 
 _IMMUTABLE = {type(None), bool, int, float, str, type, FunctionType}
@@ -102,6 +111,8 @@ def _copied(value: Any, memo: dict[int, object]) -> object:
         return value
     if kind is set and _IMMUTABLE.issuperset(map(type, value)):
         return set(value)
+    if kind is Tensor and not value.is_leaf:  # of an earlier forward pass; torch refuses to copy it
+        return memo.setdefault(id(value), value.detach().clone())
     return copy.deepcopy(value, memo)
 
 

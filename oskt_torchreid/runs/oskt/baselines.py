@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ...baselines import DistillationEngine, baseline, make_baseline
-from ...chain.network import trace
+from ...chain.network import traced_alone
 from ...chain.relabelling import relabel
 from ...chain.student_file import load_student, save_student
 from ...config import Config, leaves
@@ -122,7 +122,7 @@ def run_file(trainer: Trainer, path: Path, node: Config, folder: Path) -> tuple[
     recipe = trainer.recipe("oskt.finetune", "oskt.curves", **{"the file": sha256(path)})
     student = load_student(path)
     seed_everything(trainer.config.train.seed)
-    heads = trace(student, (3, trainer.config.data.height, trainer.config.data.width)).heads
+    heads = traced_alone(student, (3, trainer.config.data.height, trainer.config.data.width)).heads
     return relabel(student, heads, trainer.num_classes), run_control(trainer, student, node, folder, recipe)
 
 

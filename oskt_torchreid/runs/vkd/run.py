@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ...chain.network import trace
+from ...chain.network import traced_alone
 from ...chain.student_file import save_student
 from ...config import Config
 from ...files import save_checkpoint, sha256
@@ -173,7 +173,7 @@ class VKDRun:
         self, name: str, kind: str, network: nn.Module, views: int, facts: Facts, epochs: int, beside: str = ""
     ) -> None:
         size = (3, self.config.data.height, self.config.data.width)
-        params, flops = network_size(network, trace(network, size).heads, size)
+        params, flops = network_size(network, traced_alone(network, size).heads, size)
         targets = facts["protocols"]
         protocols = next(iter(targets.values()))
         row = SetRow(name, kind, params, flops, views, protocols, epochs, facts["train_seconds"], targets, beside)
