@@ -71,6 +71,7 @@ def test_a_file_computes_and_says_what_the_network_does(tmp_path, kind):
         "std": [1.0, 2.0, 3.0],
         "color": "RGB",
         "interpolation": "bilinear",
+        "output": "feature",
         "feature_dim": 24,
         "l2_normalized": False,
         "precision": "fp32",

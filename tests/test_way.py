@@ -5,7 +5,7 @@ import subprocess
 import sys
 import textwrap
 
-MOST = 20
+MOST = 25
 SCRIPT = """
     import json, sys, tempfile
 

@@ -115,13 +115,14 @@ class WeightChain:
         check_attention(attention)
         check_vectors_over(vectors_over)
         _check_kind(nested, clustering, contributions)
+        state = network.weights_of(teacher)
         if graph is None:
             graph = network.trace(teacher, input_size)
         elif input_size is not None and graph.input_size != input_size:
             raise GraphError(f"input_size is {input_size!r}, but the graph was traced at {graph.input_size}; give one")
         if contributions is not None:
             check_contributions(graph, contributions)
-        widths, state = full_plan(graph, width), network.weights_of(teacher)
+        widths = full_plan(graph, width)
         network.check_graph_fits(graph, state)
         normalize = bool(graph.attentions) if normalize_rows is None else normalize_rows
         trees, importance = cluster_trees(graph, state, normalize, contributions) if nested else ({}, {})

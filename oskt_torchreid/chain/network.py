@@ -32,7 +32,7 @@ def trace(model: nn.Module, input_size: tuple[int, ...] | None = None, prove: bo
         input_size: `(channels, height, width)`; by default the size that the registered backbone is made for, else
             3x256x128.
         prove: prove the graph, as `oskt_torchreid.prove` does, once per structure in a process; torchreid's own
-            backbones, which the test suite proves, are left out.
+            backbones, which the test suite proves, are left out, and networks with tied weights, which have no chain.
 
     Raises:
         GraphError: see `graph.trace_module`, and `prove`.
@@ -43,7 +43,7 @@ def trace(model: nn.Module, input_size: tuple[int, ...] | None = None, prove: bo
     model = unwrapped(model)
     traced = traced_alone(model, input_size)
     _report(model, traced)
-    if prove and not _is_stock(model):
+    if prove and not _is_stock(model) and not shared_tensors(model):
         with _logits_only(model):
             prove_once(model, traced)
     return traced
@@ -111,7 +111,7 @@ def prove(model: nn.Module, input_size: tuple[int, ...] | None = None) -> Proof:
     """
     model = unwrapped(model)
     traced = traced_alone(model, input_size)
-    absent = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    absent = [name for name, tensor in state_of(model).items() if tensor.is_meta]
     if absent:
         raise GraphError(f"'{absent[0]}' is on the meta device, where nothing can run; give a network with weights")
     with _logits_only(model):
@@ -182,12 +182,20 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         ChainError: two names share one tensor (tied weights).
     """
-    state = model.state_dict(keep_vars=True)
+    if shared := shared_tensors(model):
+        raise ChainError(
+            f"'{shared[0]}' and '{shared[1]}' are one shared tensor; a chain needs separate ones, so clone one"
+        )
+    return model.state_dict(keep_vars=True)
+
+
+def shared_tensors(model: nn.Module) -> tuple[str, str] | None:
+    """Two names of a state dict that share one tensor (tied weights), such as a chain cannot have; else `None`."""
     owners: dict[int, str] = {}
-    for name, tensor in state.items():
+    for name, tensor in model.state_dict(keep_vars=True).items():
         if (owner := owners.setdefault(id(tensor), name)) != name:
-            raise ChainError(f"'{owner}' and '{name}' are one shared tensor; a chain needs separate ones, so clone one")
-    return state
+            return owner, name
+    return None
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

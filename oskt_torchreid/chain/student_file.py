@@ -276,7 +276,9 @@ def load_student(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     _check_tensors_fit(student, record.input_size, str(path))
     if model is not None:
         _check_blocks(student, record, path)
-    if record.feature_dim and record.feature_dim not in {t.shape[1] for t in state.values() if t.dim() > 1}:
+    if record.feature_dim and record.feature_dim not in {
+        t.shape[1] for t in state.values() if t.dim() > 1 and t[0, 0].numel() == 1
+    }:
         raise CheckpointError(
             f"'{path}' says that its features are {record.feature_dim} long, which no layer of it takes; give a file "
             "that save_student wrote"

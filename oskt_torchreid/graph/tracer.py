@@ -81,7 +81,8 @@ _EVALUATED = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 def tracing_mode(model: nn.Module, training: bool = True) -> Iterator[None]:
     """Every module in training mode, so that classifiers run wherever they are; restored afterwards.
 
-    torch's norms and dropouts stay in evaluation mode: they keep their statistics, and use them.
+    torch's norms and dropouts stay in evaluation mode: they keep their statistics, and use them. So do modules without
+    tensors and children, such as those that drop whole branches: what they do in training is a matter of chance.
 
     Args:
         model: its modules change their modes inside this block.
@@ -89,7 +90,8 @@ def tracing_mode(model: nn.Module, training: bool = True) -> Iterator[None]:
     """
     modes = {module: module.training for module in model.modules()}
     for module in modes:
-        module.training = training and not isinstance(module, _EVALUATED)
+        plain = not (module._parameters or module._buffers or module._modules)
+        module.training = training and (module is model or not (plain or isinstance(module, _EVALUATED)))
     try:
         yield
     finally:
