@@ -170,8 +170,8 @@ def _skeleton(spec: ModelSpec | None, model: nn.Module | None, graph: ChannelGra
         return skeleton
     if spec is None:
         raise ChainError(
-            "its teacher is not a registered model; pass the teacher's network: WeightChain.load(path, model=...), or the "
-            "name that it is registered under, also to tools/expand.py: --model NAME"
+            "its teacher is not a registered model; pass the teacher's network: WeightChain.load(path, model=...), or "
+            "the name that it is registered under, also to tools/expand.py: --model NAME"
         )
     return network.new_skeleton(spec)
 
