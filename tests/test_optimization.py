@@ -99,6 +99,32 @@ def test_a_further_module_joins_the_first_group_where_biases_have_none():
     assert [len(group["params"]) for group in optimizer.param_groups] == [3]
 
 
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
+def test_a_chain_has_its_own_rate_beside_its_teacher(schedule):
+    """The teacher's is a share of the chain's through the whole schedule, that of its biases too."""
+    config = configured(optim="adam", bias_lr_factor=2.0)
+    stage = config.oskt.refine
+    stage.lr, stage.teacher_lr_factor, stage.lr_scheduler, stage.max_epoch = 0.01, 0.1, schedule, 4
+    teacher, chain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(4, 2)), nn.Linear(4, 4)
+    optimizer = build_optimizer(teacher, config, stage)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.001, 0.002, 0.01])
+    scheduler = build_scheduler(optimizer, stage, 1)
+    add_to_optimizer(optimizer, chain)
+    weights, biases, own = optimizer.param_groups
+    assert [id(p) for p in own["params"]] == [id(chain.weight), id(chain.bias)]
+    assert [len(group["params"]) for group in (weights, biases)] == [2, 2]
+    sum(p.square().sum() for p in (*teacher.parameters(), *chain.parameters())).backward()
+    for _ in range(3):
+        before, moved = chain.weight.detach().clone(), teacher[0].weight.detach().clone()
+        optimizer.step()
+        steps = [(now - then).abs().mean().item() for now, then in ((teacher[0].weight, moved), (chain.weight, before))]
+        assert steps[0] == pytest.approx(0.1 * steps[1], rel=2e-2) and steps[1] > 0
+        assert [weights["lr"], biases["lr"]] == pytest.approx([0.1 * own["lr"], 0.2 * own["lr"]])
+        scheduler.step()
+    stage.teacher_lr_factor = 1.0
+    assert len(build_optimizer(teacher, config, stage).param_groups) == 2
+
+
 def test_frozen_biases_leave_no_empty_group():
     network = nn.Linear(2, 2, bias=False)
     assert len(build_optimizer(network, configured(bias_lr_factor=2.0)).param_groups) == 1

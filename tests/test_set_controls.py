@@ -53,9 +53,12 @@ def test_the_undistilled_student_is_that_of_no_weights(finished, data_root, tiny
 
 
 def test_the_teacher_is_trained_on_from_where_it_ended(finished, data_root, tiny_net, tmp_path):
-    """Without a rate it keeps every weight, its classifier's as well."""
+    """With a rate of next to nothing it keeps every weight, its classifier's as well; the student has its own rate."""
     given = f"vkd.teacher={finished / 'teacher' / 'network.pth'}"
-    run(configured(data_root, tmp_path, CONTROLS, given, "vkd.student_stage.lr=0.0", "vkd.protocols=['V2V']"))
+    run(configured(data_root, tmp_path, CONTROLS, given, "vkd.trained_on_lr=1e-30", "vkd.protocols=['V2V']"))
+    kept = load_checkpoint(tmp_path / "undistilled" / "network.pth")["state_dict"]
+    whole = load_checkpoint(finished / "undistilled" / "network.pth")["state_dict"]
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in kept.items())
     before, after, student = (
         load_checkpoint(path / "network.pth")["state_dict"]
         for path in (finished / "teacher", tmp_path / "trained-on", tmp_path / "student")

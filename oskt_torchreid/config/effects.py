@@ -17,6 +17,8 @@ from .tree import every_key, leaves
 def settings(config: Tree, nodes: Iterable[str], effect: Effect) -> dict[str, Value]:
     """The keys of some nodes that have an effect, and their values.
 
+    Keys of methods that are registered in another process alone are left out: this one cannot use them.
+
     Args:
         config: whole tree.
         nodes: dotted names of nodes or of single keys.
@@ -26,5 +28,7 @@ def settings(config: Tree, nodes: Iterable[str], effect: Effect) -> dict[str, Va
     return {
         key: value
         for key, value in leaves(config).items()
-        if rows[key].effect is effect and any(key == node or key.startswith(f"{node}.") for node in chosen)
+        if key in rows
+        and rows[key].effect is effect
+        and any(key == node or key.startswith(f"{node}.") for node in chosen)
     }

@@ -17,6 +17,7 @@ from .compat import torchreid
 from .models import unwrapped
 
 BIASES = "biases"  # marks the parameter group of the biases if they have their own rate
+CHAIN = "chain"  # marks the parameter group of a chain, if its teacher has another rate
 NEW_LAYERS = "new_layers"  # marks the parameter group of new layers, by their names
 RateCurve = Callable[[float], float]
 
@@ -28,7 +29,9 @@ def build_optimizer(parameters: nn.Module | Iterable[Any], config: Config, stage
         parameters: a module, or a list of modules, parameters and parameter groups (dicts with 'params' and own
             settings such as 'lr').
         config: whole tree; nodes train (optim, bias_lr_factor, staged_lr, ...), sgd, rmsprop and adam are read.
-        stage: node with `lr` and `weight_decay`, such as `oskt.refine`; None: the train node.
+        stage: node with `lr` and `weight_decay`, such as `oskt.refine`; None: the train node. With a
+            `teacher_lr_factor` the parameters have that multiple of the rate, and there is an empty group of the whole
+            rate for a chain's, see `add_to_optimizer`.
 
     Returns:
         Optimiser over the parameters that require gradients.
@@ -63,6 +66,10 @@ def build_optimizer(parameters: nn.Module | Iterable[Any], config: Config, stage
         optimizer.defaults["fused"] = True
     for group in groups:
         optimizer.add_param_group(group)
+    if (share := stage.get("teacher_lr_factor", 1.0)) != 1:
+        for group in optimizer.param_groups:
+            group["lr"] *= share
+        optimizer.add_param_group({"params": [], "lr": stage.lr, CHAIN: True})
     return optimizer
 
 
@@ -101,14 +108,18 @@ def layer_names(names: str | Sequence[str]) -> list[str]:
 def add_to_optimizer(optimizer: Optimizer, module: nn.Module, layer_of: Callable[[str], str] = lambda name: "") -> None:
     """Adds a module to an optimiser's existing groups: an existing schedule has one rate per group.
 
-    Biases go to the group of biases, and parameters of a new layer to that of new layers, if there are such groups; all
-    others go to the first group.
+    All go to the group of a chain, if there is one. Else biases go to that of biases, and parameters of a new layer to
+    that of new layers, if there are such groups; all others go to the first group.
 
     Args:
         optimizer: of the network that the module belongs to.
         module: whose parameters are added.
         layer_of: the network's layer that a parameter belongs to, by the parameter's name.
     """
+    chain = next((group for group in optimizer.param_groups if group.get(CHAIN)), None)
+    if chain is not None:
+        chain["params"] += [parameter for parameter in module.parameters() if parameter.requires_grad]
+        return
     first = optimizer.param_groups[0]
     biases = next((group for group in optimizer.param_groups if group.get(BIASES)), first)
     none: dict[str, Any] = {NEW_LAYERS: ()}

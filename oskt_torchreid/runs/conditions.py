@@ -237,6 +237,8 @@ def _of_sets(config: Config) -> Reasons:
         yield "vkd.temperature", "vkd.alpha is 0"
     if not node.beta:
         yield "vkd.distances", "vkd.beta is 0"
+    if not node.controls:
+        yield "vkd.trained_on_lr", "vkd.controls is False"
 
 
 def _each(reason: str, *keys: str) -> Reasons:

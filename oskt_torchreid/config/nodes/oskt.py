@@ -80,6 +80,9 @@ OSKT: Node = {
             AtLeast(0),
         ),
         "level_start": Key(0.3, "share of the refinement after which levels are trained", Between(0, 1)),
+        "teacher_lr_factor": Key(
+            1.0, "the teacher's learning rate as a multiple of lr, which is the chain's; 1: the paper's", AtLeast(1e-6)
+        ),
         "vector_copies": Key(False, "norm parameters and biases of the S-student's own, refined as rows are"),
     },
     # Which networks there are; each is made once.

@@ -41,6 +41,7 @@ VKD: Node = {
         "beside every student: its teacher, trained on for as many epochs, and the same student without distillation",
         effect=NEITHER,
     ),
+    "trained_on_lr": Key(0.0, "learning rate of the teacher that is trained on; 0: the student's", AtLeast(0)),
     "processes": Key(
         1, "student and controls trained at a time; more useful than threads", Between(1, MOST_PROCESSES), NEITHER
     ),

@@ -96,16 +96,20 @@ class Generation:
         return Learner(*about, self.config.vkd.student_stage, views, engine, self._start)
 
     def trained_on(self) -> Learner:
-        """The teacher itself, from where its training ended, with its own views, for the student's schedule."""
+        """The teacher itself, from where its training ended, with its own views, for the student's schedule.
+
+        A trained network may want a lower rate than a student that begins anew (`vkd.trained_on_lr`).
+        """
         node, name, label = self.config.vkd, student_name(self.number - 1), self._label(student_name(self.number))
         views, strategy = teacher_sets(self.config)
         if self.number > 1:  # its teacher is a student
             views, strategy = node.num_student_views, node.strategy
         stage = node.student_stage.clone()
         stage.defrost()
-        stage.num_views, stage.strategy = views, strategy
+        stage.num_views, stage.strategy, stage.lr = views, strategy, node.trained_on_lr or stage.lr
         recipe = self.trainer.recipe(STUDENT_STAGE, **{"the teacher": self.teacher_key})
-        recipe = recipe.with_weights(**{"vkd.num_views": views, "vkd.strategy": strategy})
+        own = {"vkd.num_views": views, "vkd.strategy": strategy, f"{STUDENT_STAGE}.lr": stage.lr}
+        recipe = recipe.with_weights(**own)
         about = (control_folder(TRAINED_ON, self.number), f"{name} {TRAINED_ON}", CONTROL, label, recipe)
         return Learner(*about, stage, views, self.trainer.engine(), self._teacher_again)
 
