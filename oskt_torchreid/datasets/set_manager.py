@@ -66,25 +66,15 @@ def build_set_datamanager(
     check_view_counts(node.num_views, node.num_student_views)
     manager = copy.copy(build_datamanager(_host_config(config), types=("image", "video")))
     manager.data_type = "video"
-    tracklets = as_tracklets(manager.train_loader.dataset.train, node.no_camera)
-    index = IdentityIndex(tracklets, node.no_camera)
+    index = IdentityIndex(as_tracklets(manager.train_loader.dataset.train, node.no_camera), node.no_camera)
     _check_views(num_views, index)
     size = batch_size or node.teacher_stage.batch_size
-    manager.train_loader = _loader(
-        config,
-        TrainingSets(index, manager.transform_tr, num_views, strategy, node.frame_memory),
-        size,
-        sampler=IdentitySampler(index, size, config.sampler.num_instances, batch_key),
-        drop_last=True,
-    )
+    sets = TrainingSets(index, manager.transform_tr, num_views, strategy, node.frame_memory)
+    sampler = IdentitySampler(index, size, config.sampler.num_instances, batch_key)
+    manager.train_loader = _loader(config, sets, size, sampler=sampler, drop_last=True)
     manager.test_dataset = {name: _test_tracklets(config, name, parts) for name, parts in manager.test_dataset.items()}
-    test_size = config.test.batch_size if node.test_frames else 1
     manager.test_loader = {
-        name: {
-            part: _loader(config, TestSets(items, manager.transform_te, node.test_frames), test_size)
-            for part, items in parts.items()
-        }
-        for name, parts in manager.test_dataset.items()
+        name: _test_loaders(config, parts, manager.transform_te) for name, parts in manager.test_dataset.items()
     }
     return manager
 
@@ -120,6 +110,13 @@ def _test_tracklets(config: CfgNode, name: str, parts: dict[str, Any]) -> dict[s
         if not items:
             raise DataError(f"the {part} of data set '{name}' is empty; evaluation needs a query and a gallery")
     return tracklets
+
+
+def _test_loaders(config: CfgNode, parts: dict[str, list[Tracklet]], transform: Any) -> dict[str, DataLoader]:
+    """Loaders of the query and the gallery of a target."""
+    frames = config.vkd.test_frames
+    size = config.test.batch_size if frames else 1
+    return {part: _loader(config, TestSets(items, transform, frames), size) for part, items in parts.items()}
 
 
 def _loader(config: CfgNode, sets: Dataset, batch_size: int, **arguments: Any) -> DataLoader:

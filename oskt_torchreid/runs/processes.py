@@ -20,8 +20,10 @@ from queue import SimpleQueue
 import torch
 from tqdm import tqdm
 
+from ..config import Config
 from ..errors import ConfigError, OsktError, Terminated, first_line
 from ..host.data import own_datasets
+from ..host.distributed import world_size
 from ..host.termination import GRACE, on_termination, terminate
 from ..registry import Registration, registrations
 from ..user_code import IMPORT_HINT, import_user_code
@@ -33,6 +35,11 @@ _GRACE = 30  # seconds that an abandoned piece has to save its state
 _DELAY = 0.5  # seconds until the end of a piece is noticed
 _MOMENT = 0.02  # seconds between two checks of the pieces
 _PREPARED = "forkserver" in multiprocessing.get_all_start_methods()
+
+
+def processes_of(node: Config) -> int:
+    """Number of networks that the node of a method has trained at a time; one if several processes share the run."""
+    return node.processes if world_size() == 1 else 1
 
 
 def prepare_processes() -> None:

@@ -17,13 +17,12 @@ from ..registry import engine_class
 from ..report import Results
 from .checks import StageToCome, check_evaluation, check_stages, stages_to_come
 from .oskt.plan import check_start, make_plan
-from .oskt.run import OSKTRun, check_processes, processes_of
+from .oskt.run import OSKTRun, check_processes
 from .oskt.specification import asks_for_latency, keep_chosen_widths
-from .processes import prepare_processes
+from .processes import prepare_processes, processes_of
 from .single import train_only
 from .trainer import Trainer
 from .use import check_use
-from .vkd.run import processes_of as set_processes_of
 from .vkd.run import run_sets
 
 RESUME_AUTO = "auto"
@@ -52,7 +51,7 @@ def run(config: Config, given: Sequence[str] = ()) -> Results:
     if is_rank_zero():
         remove_leftovers(folder)
     if method == "vkd":
-        if set_processes_of(config) > 1 and not config.test.evaluate:
+        if processes_of(config.vkd) > 1 and not config.test.evaluate:
             prepare_processes()
         check_use(config, given)
         return run_sets(config, folder)
@@ -82,7 +81,7 @@ def run(config: Config, given: Sequence[str] = ()) -> Results:
 
 def _run_oskt(config: Config, folder: Path) -> Results:
     evaluates = config.test.evaluate
-    if processes_of(config) > 1 and not evaluates:
+    if processes_of(config.oskt) > 1 and not evaluates:
         prepare_processes()  # while the data are read or drawn
     trainer = Trainer(config)
     plan = make_plan(config, trainer.num_classes)

@@ -16,11 +16,11 @@ from ...chain.chain import WeightChain
 from ...config import Config, digest, get
 from ...files import sha256
 from ...host.data import dataset_class
-from ...host.distributed import broadcast, world_size
+from ...host.distributed import broadcast
 from ...host.models import builder_of
 from ...report import Results, Row, write_results
 from ..compute import epoch_images
-from ..processes import Workers, check_known, logged
+from ..processes import Workers, check_known, logged, processes_of
 from ..stages import Facts, Stage, require_any
 from ..trainer import Trainer, network_size, schedule
 from .baselines import run_baseline, run_file
@@ -36,14 +36,9 @@ logger = logging.getLogger(__name__)
 CHAIN_NAME = "chain.safetensors"
 
 
-def processes_of(config: Config) -> int:
-    """Number of networks trained at a time; one if several processes share the run."""
-    return config.oskt.processes if world_size() == 1 else 1
-
-
 def check_processes(config: Config, plan: RunPlan) -> None:
     """Raises `ConfigError` if further processes of a run would not know its networks, data sets or methods."""
-    check_known("oskt.processes", processes_of(config), config.imports, _find_names, (config, plan))
+    check_known("oskt.processes", processes_of(config.oskt), config.imports, _find_names, (config, plan))
 
 
 def _find_names(config: Config, plan: RunPlan) -> None:
@@ -88,7 +83,7 @@ class OSKTRun:
 
     def complete(self) -> Results:
         """All stages in order, then the report; an interim report is written after every stage."""
-        processes = 1 if self.evaluates_only else processes_of(self.config)
+        processes = 1 if self.evaluates_only else processes_of(self.config.oskt)
         teacher_key = self.make_teacher()
         controls = self.controls(teacher_key)
         parallel = processes > 1

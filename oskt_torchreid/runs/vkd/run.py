@@ -17,13 +17,13 @@ from ...config import Config
 from ...files import save_checkpoint, sha256
 from ...files.weights import load_weights
 from ...host.data import dataset_class
-from ...host.distributed import broadcast, world_size
+from ...host.distributed import broadcast
 from ...host.models import builder_of
 from ...report import Results
 from ...report.protocols import SetRow, write_set_report
 from ...vkd.model import SET_PREFIX
 from ..checks import StageToCome, check_evaluation, check_stages
-from ..processes import check_known, in_processes, logged
+from ..processes import check_known, in_processes, logged, processes_of
 from ..stages import Facts, Stage, require_any
 from ..trainer import EngineBuilder, network_size
 from .learners import Generation, Learner, student_name, teacher_sets
@@ -120,7 +120,7 @@ class VKDRun:
 
     def _learn_apart(self, generation: Generation) -> None:
         """Trains a student and its controls in processes of their own, if the configuration asks for several."""
-        processes, count = processes_of(self.config), len(generation.learners())
+        processes, count = processes_of(self.config.vkd), len(generation.learners())
         if min(processes, count) > 1 and not self.config.test.evaluate:
             job = (self.config, self.folder, generation.number, generation.teacher_key)
             pieces = [(*job, place) for place in range(count)]
@@ -181,11 +181,6 @@ class VKDRun:
         logger.info("%s: %s", name, row.summary())
 
 
-def processes_of(config: Config) -> int:
-    """Number of networks trained at a time; one if several processes share the run."""
-    return config.vkd.processes if world_size() == 1 else 1
-
-
 def _learn(config: Config, folder: Path, number: int, teacher_key: str, place: int) -> None:
     """One of a generation's learners, in a separate process, which reads the generation's teacher from its file."""
     with logged(folder / "log.txt"):
@@ -215,7 +210,7 @@ def run_sets(config: Config, folder: Path) -> Results:
     if config.test.evaluate:
         check_evaluation(trainer, config.vkd.no_camera)
     else:
-        check_known("vkd.processes", processes_of(config), config.imports, _find_names, (config,))
+        check_known("vkd.processes", processes_of(config.vkd), config.imports, _find_names, (config,))
         check_stages(trainer, _stages_to_come(config, plan), config.vkd.no_camera)
     job = VKDRun(config, trainer, plan, folder)
     trainer.record(folder)
