@@ -20,6 +20,11 @@ COMPARISON: Node = {
     ),
     "seeds": _Key([1, 2, 3], "values of train.seed", _SEEDS),
     "data_seeds": _Key([0, 1], "values of synthped.seed; one entry for data that are not drawn", _SEEDS),
+    "continues": _Key(
+        "",
+        "comparison.json of an earlier part with other seeds: its rates are used, its measurements are reported "
+        "besides; or a rates.json",
+    ),
     "equal_passes_widths": _Key(
         [0.25], "widths at which baselines also get the passes that the chain was refined for", _WIDTHS
     ),
@@ -41,7 +46,11 @@ COMPARISON: Node = {
     "further_rates": _Key(
         2, "steps by which any of these is prolonged where the best is the first or last", AtLeast(0)
     ),
-    "tuning_width": _Key(0.25, "width of the students that rates are chosen by", WIDTH),
+    "tuning_width": _Key(
+        0.25,
+        "width of the students that rates are chosen by; the refinement's, by the mean of comparison.widths",
+        WIDTH,
+    ),
     "validation_share": _Key(0.25, "share of the training identities on which rates are chosen", Between(0.01, 0.9)),
     "transfer": {
         "identities": _Key(

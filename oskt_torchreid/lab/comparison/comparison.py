@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ...config import Config, get, save_resolved
@@ -16,6 +17,7 @@ from ...report import read_results
 from ...runs.processes import in_processes, logged
 from ...runs.run import run
 from ..measurements import CHAIN_METHOD, Measurement
+from .earlier import read_earlier
 from .jobs import check_comparison, seed_jobs, source_jobs
 from .parts import RESULTS_NAME, TEACHER, Job, Rates, split_name
 from .report import write_comparison
@@ -42,9 +44,10 @@ def run_comparison(config: Config, processes: int = 1) -> Path:
         OsktError: everything that can be known beforehand is checked before anything is trained.
     """
     check_comparison(config)
+    earlier = read_earlier(config)
     folder = Path(config.data.save_dir)
     save_resolved(config, folder)
-    rates = tune(config, folder, processes)
+    rates = earlier.rates or tune(config, folder, processes)
     first = seed_jobs(config, rates, "finetune")
     run_all(config, first, processes, "teachers, chains and students")
     rest = seed_jobs(config, rates, "rest")
@@ -57,6 +60,7 @@ def run_comparison(config: Config, processes: int = 1) -> Path:
         epochs, whole = get(config, "oskt.refine").max_epoch, tuple(measurements)
         for job, refinement in zip(first, refinements, strict=True):
             measurements += refined_teacher(job, refinement, whole, epochs)
+    measurements, refinements = [*earlier.measurements, *measurements], [*earlier.refinements, *refinements]
     write_comparison(folder, config, measurements, refinements, rates)
     return folder
 
@@ -148,7 +152,7 @@ def clear_checkpoints(folder: Path) -> None:
 
 
 def choose_rates(folder: Path, candidates: Sequence[Job]) -> tuple[dict, dict]:
-    """The rate of the highest mAP on the held-out identities.
+    """The rate of the highest mAP on the held-out identities, on average of a method's students.
 
     Args:
         folder: of the comparison.
@@ -157,19 +161,22 @@ def choose_rates(folder: Path, candidates: Sequence[Job]) -> tuple[dict, dict]:
     Returns:
         Rate by scenario and method; and the mAP of every candidate, by scenario, method and rate.
     """
-    tried: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for job in candidates:
         scenario, rate = job.labels["scenario"], job.labels["rate"]
         path = folder / job.folder / RESULTS_NAME
         for row in read_results(path).rows if path.is_file() else ():
             method, _ = split_name(row.name) or (TEACHER, 1.0)
             if row.map_after is not None and (method == TEACHER) == (scenario == "teacher"):
-                tried[scenario][method][f"{rate:g}"] = row.map_after
+                found[scenario, method, f"{rate:g}"].append(row.map_after)
+    tried: dict[str, dict[str, dict[str, float]]] = {}
+    for (scenario, method, rate), values in found.items():
+        tried.setdefault(scenario, {}).setdefault(method, {})[rate] = fmean(values)
     chosen = {
         scenario: {method: float(max(curve, key=curve.__getitem__)) for method, curve in methods.items()}
         for scenario, methods in tried.items()
     }
-    return chosen, {scenario: dict(methods) for scenario, methods in tried.items()}
+    return chosen, tried
 
 
 def measurements_of(folder: Path, job: Job) -> list[Measurement]:

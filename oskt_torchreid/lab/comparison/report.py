@@ -12,9 +12,9 @@ from ...files import atomic, write_json
 from ...report.tables import human_count
 from ..curves import comparison_plot, convergence_plot
 from ..measurements import CHAIN_METHOD, Measurement, Spread, select
+from .earlier import FORMAT_VERSION
 from .tables import ablation_table, fleet_table, gain, making_table, map_table, mean_gain, transfer_table
 
-FORMAT_VERSION = 1
 JSON_NAME, MARKDOWN_NAME = "comparison.json", "comparison.md"
 SIZE_PLOT, CURVE_PLOT = "map_against_size.png", "convergence.png"
 
@@ -62,10 +62,11 @@ def _paragraphs(
     seconds = Spread.of(facts["seconds"] for facts in refinements)
     chain = [m for m in select(measurements, "finetune") if m.method != "teacher"]
     node = config.comparison
+    seeds = f"{len({m.data_seed for m in chain})} data sets x {len({m.seed for m in chain})} training seeds"
     parts = [
         f"# {config.model.name} on {', '.join(config.data.targets)}",
-        f"mAP in %, mean ± standard deviation over {teacher.count} runs ({len(node.data_seeds)} data sets x "
-        f"{len(node.seeds)} training seeds), on identities that nothing was trained or tuned on. Teacher "
+        f"mAP in %, mean ± standard deviation over {teacher.count} runs ({seeds}), on "
+        f"identities that nothing was trained or tuned on. Teacher "
         f"({human_count(params)} parameters): {teacher.percent()}. Chain of width {config.oskt.width}, refined for "
         f"{refine['max_epoch']} epochs in {seconds.mean:.0f} s. Learning rates were chosen for every method on "
         f"held-out training identities: {_rates_text(rates)}.",

@@ -27,7 +27,7 @@ def tuning_jobs(config: Config, step: str, rates: Rates) -> list[Job]:
     """
     node = config.comparison
     if step == "rates":
-        return _student_jobs(config, rates, [(name, rate, ()) for name in _scenarios(config) for rate in node.rates])
+        return _student_jobs(config, rates, [(name, rate, ()) for name in scenarios(config) for rate in node.rates])
     if step == "teacher":
         return _early_jobs(config, step, rates, node.teacher_rates or [config.train.lr])
     return _early_jobs(config, step, rates, node.refine_rates or [get(config, "oskt.refine").lr])
@@ -35,8 +35,9 @@ def tuning_jobs(config: Config, step: str, rates: Rates) -> list[Job]:
 
 def _early_jobs(config: Config, step: str, rates: Rates, candidates: Iterable[float]) -> list[Job]:
     """A run per candidate for the rate of the teacher, or of the refinement of the best teacher."""
+    widths = [config.oskt.width] if step == "teacher" else config.comparison.widths
     changes = _held_out(config)
-    changes |= {"oskt.students": [f"width={config.oskt.width:g}"], "oskt.finetune.max_epoch": 0}
+    changes |= {"oskt.students": student_entries([CHAIN_METHOD], widths), "oskt.finetune.max_epoch": 0}
     changes |= {"oskt.refine.max_epoch": 0} if step == "teacher" else _teacher(config, rates)
     key = "train.lr" if step == "teacher" else "oskt.refine.lr"
     return [
@@ -74,9 +75,9 @@ def _student_jobs(config: Config, rates: Rates, wanted: Sequence[tuple[str, floa
     folder, node = Path(config.data.save_dir) / "tuning", config.comparison
     chain = folder / f"refine-{rates['refine'][CHAIN_METHOD]:g}" / CHAIN_NAME
     shared = {**_held_out(config), **_teacher(config, rates), "oskt.chain": str(chain)}
-    scenarios, jobs = _scenarios(config), []
+    every, jobs = scenarios(config), []
     for scenario, rate, methods in wanted:
-        everyone, changes = scenarios[scenario]
+        everyone, changes = every[scenario]
         width = 1.0 if scenario == "trained-on" else node.tuning_width
         students = {"oskt.students": student_entries(list(methods or everyone), [width])}
         changes = {**shared, **students, **changes, **_rates_alike(config, rate)}
@@ -102,19 +103,19 @@ def _teacher(config: Config, rates: Rates) -> Changes:
     return {"oskt.teacher": str(folder / TEACHER_PLACE)}
 
 
-def _scenarios(config: Config) -> dict[str, tuple[list[str], Changes]]:
+def scenarios(config: Config) -> dict[str, tuple[list[str], Changes]]:
     """Methods and changed keys of every scenario that rates are chosen for."""
     node = config.comparison
-    scenarios: dict[str, tuple[list[str], Changes]] = {"finetune": ([CHAIN_METHOD, *node.methods], {})}
+    found: dict[str, tuple[list[str], Changes]] = {"finetune": ([CHAIN_METHOD, *node.methods], {})}
     if any(width < 1 for width in node.equal_passes_widths):
-        scenarios["passes"] = list(node.methods), passes_changes(config)
+        found["passes"] = list(node.methods), passes_changes(config)
     if node.trained_on:
-        scenarios["trained-on"] = inheriting_at_1(node.methods), trained_on_changes(config)
+        found["trained-on"] = inheriting_at_1(node.methods), trained_on_changes(config)
     if node.transfer.identities:
         few = min(node.transfer.identities)
         changes = transfer_changes(config, few, node.data_seeds[0], 1 - node.validation_share)
-        scenarios["transfer"] = transferable(config), changes
-    return scenarios
+        found["transfer"] = transferable(config), changes
+    return found
 
 
 def _rates_alike(config: Config, rate: float) -> Changes:
