@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import oskt_torchreid as oskt  # noqa: E402
 from oskt_torchreid.cli import parse_with_imports, positive  # noqa: E402
+from oskt_torchreid.graph.keeping import UNKNOWN  # noqa: E402
 from oskt_torchreid.host import models  # noqa: E402
 from oskt_torchreid.lab.support import exactness, support_table, unchanging, width_grid  # noqa: E402
 from oskt_torchreid.models import backbone_names  # noqa: E402
@@ -33,6 +34,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--size", nargs=2, type=positive, metavar=("H", "W"), help="image to trace (default: the backbone's own)"
     )
+    parser.add_argument(
+        "--keep", nargs="+", default=[], metavar="MODULE", help="modules that stay whole: names, or patterns"
+    )
+    parser.add_argument(
+        "--unknown",
+        choices=UNKNOWN,
+        default="keep",
+        help="channels of operators without a rule stay whole, or are an error",
+    )
     parsed = parse_with_imports(parser, arguments)
     if parsed.prove and not parsed.name:
         parser.error("--prove needs the name of a model")
@@ -51,12 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(set_model_table(parsed.sets))
             return 0
         model, size = models.build(parsed.name, NUM_CLASSES), (3, *parsed.size) if parsed.size else None
-        graph = oskt.trace(model, size, prove=False)
+        graph = oskt.trace(model, size, False, parsed.keep, parsed.unknown)
         print(graph.summary())
         print(f"width grid: {width_grid(graph)}\nstudents: {exactness(graph)}")
         print(f"in every student: {unchanging(graph)}")
         if parsed.prove:
-            print(f"proof: {oskt.prove(model, size)}")
+            print(f"proof: {oskt.prove(model, size, parsed.keep, parsed.unknown)}")
     except oskt.OsktError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -23,6 +23,7 @@ from ..errors import GraphError
 from ..graph import Axis, ChannelGraph, adapt_code, rebuild
 from ..graph.building import twin_of
 from ..graph.guarded_run import RunError, SharedMemoryError, guarded_run, memory_of
+from ..graph.keeping import pattern_for
 from ..graph.locating import Located, Places, lifted, locate
 from ..graph.randomness import own_random_state
 from ..graph.structure import structure_of
@@ -67,7 +68,7 @@ def prove_once(model: nn.Module, graph: ChannelGraph) -> None:
     """
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         return
-    key = structure_of(model), graph.input_size
+    key = structure_of(model), graph.input_size, graph.keep
     if key not in _PROVED:
         prove_graph(model, graph)
         _PROVED.add(key)
@@ -217,8 +218,8 @@ class _Trial:
         kind = type(self._teacher.get_submodule(error.module)).__name__
         return GraphError(
             f"a student of this network fails in {where[1]}, in module '{_shown(error.module)}', a {kind} ({error}): "
-            "its code keeps numbers of channels. Let it read them off its weights, or set them in students with "
-            f"oskt_torchreid.graph.register_attribute_rule({kind}, rule)"
+            f"its code keeps numbers of channels. {self._ways_out(error.module)}; or let it read them off its weights, "
+            f"or set them in students with oskt_torchreid.graph.register_attribute_rule({kind}, rule)"
         )
 
     def _first_difference(
@@ -245,8 +246,15 @@ class _Trial:
             f"a student of this network ({where[0]} width) does not compute in {where[1]} what its teacher does where "
             f"rows are equal: the first output that differs is that of module '{_shown(first)}', a {kind}, or what the "
             f"code before it makes of its input (in the end by {difference:.2g} of the outputs' deviation). Code that "
-            "counts channels, or uses their number, gives other results for merged ones"
+            f"counts channels, or uses their number, gives other results for merged ones. {self._ways_out(first)}; or "
+            "let it keep the number as a constant"
         )
+
+    def _ways_out(self, module: str) -> str:
+        """How a module is kept whole, as a sentence."""
+        if not module:
+            return "Put this code into a module of its own; keep=[module] keeps that whole and compresses the rest"
+        return f"keep=['{pattern_for(self._teacher, module)}'] keeps it whole and compresses the rest"
 
 
 def _pictures(count: int, size: tuple[int, ...]) -> Tensor:

@@ -51,6 +51,7 @@ class StudentRecord:
         distance: the distances that its features were scaled to, see `distance.py`.
         input_size: `(channels, height, width)` of the image that the teacher was traced with.
         blocks: heads of each attention and blocks of each norm over channels, see `ChannelGraph.module_blocks`.
+        keep: names of the modules that were asked to stay whole.
     """
 
     name: str = ""
@@ -61,6 +62,7 @@ class StudentRecord:
     distance: str = "none"
     input_size: tuple[int, ...] = DEFAULT_INPUT_SIZE
     blocks: dict[str, int] = field(default_factory=dict)
+    keep: tuple[str, ...] = ()
 
     def attach(self, student: nn.Module) -> nn.Module:
         """Gives a student, in place, its record and the attribute that holds its feature's length."""
@@ -72,7 +74,8 @@ class StudentRecord:
     def inside(self, name: str) -> StudentRecord:
         """The record of a network that has the student as a child of this name, and names of modules accordingly."""
         code = {kind: [_moved(entry, name) for entry in entries] for kind, entries in self.code.items()}
-        return replace(self, code=code, blocks={_below(name, module): count for module, count in self.blocks.items()})
+        blocks = {_below(name, module): count for module, count in self.blocks.items()}
+        return replace(self, code=code, blocks=blocks, keep=tuple(_below(name, module) for module in self.keep))
 
     def is_possible(self) -> bool:
         """Whether the numbers are possible for a network."""
@@ -81,7 +84,7 @@ class StudentRecord:
 
     def to_dict(self) -> dict:
         """Plain values, for a file."""
-        return {"format": "oskt-student", **asdict(self)}
+        return {"format": "oskt-student", **asdict(self), "keep": list(self.keep)}
 
     @classmethod
     def from_dict(cls, content: Any, path: str | Path) -> StudentRecord:
@@ -92,7 +95,8 @@ class StudentRecord:
                 distance = str(content.get("distance", "none"))
                 size = tuple(int(length) for length in content.get("input_size", cls.input_size))
                 blocks = {str(name): int(count) for name, count in content.get("blocks", {}).items()}
-                record = cls(str(content["name"]), *numbers, content["code"], distance, size, blocks)
+                keep = tuple(str(name) for name in content.get("keep", ()))
+                record = cls(str(content["name"]), *numbers, content["code"], distance, size, blocks, keep)
                 if record.is_possible():
                     return record
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
@@ -128,6 +132,7 @@ def attach_record(student: nn.Module, graph: ChannelGraph, spec: ModelSpec | Non
         distance=distance,
         input_size=graph.input_size,
         blocks=graph.module_blocks,
+        keep=graph.keep,
     )
     return record.attach(student)
 
@@ -283,13 +288,16 @@ def load_student(path: str | Path, model: nn.Module | None = None) -> nn.Module:
             f"'{path}' says that its features are {record.feature_dim} long, which no layer of it takes; give a file "
             "that save_student wrote"
         )
+    modules = dict(student.named_modules())
+    if lost := next((name for name in record.keep if name not in modules), ""):
+        raise CheckpointError(f"'{path}' keeps '{lost}' whole, which {type(student).__name__} does not have")
     return record.attach(student)
 
 
 def _check_blocks(student: nn.Module, record: StudentRecord, path: str | Path) -> None:
     try:
-        network.check_blocks(student, record.blocks, record.input_size)
-    except GraphError as error:
+        network.check_blocks(student, record.blocks, record.input_size, record.keep)
+    except (ConfigError, GraphError) as error:
         raise CheckpointError(f"'{path}' was made of another network: {error}") from error
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import GraphError
 from ..networks import DEFAULT_INPUT_SIZE, unwrapped
 from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
+from .keeping import Keep, Keeping, check_unknown, modules_to_keep, recorded_keep
 from .modules import Attention, ChannelNorm, Reduction, Route, SplitPoint
 from .probing import find_routes
 from .recording import RecordedTie, Recording
@@ -21,33 +24,60 @@ from .surgery.rebuild import rebuild
 from .tracer import Tracer, check_model, run
 from .trial import check_movements
 
+logger = logging.getLogger(__name__)
 
-def trace_module(model: nn.Module, input_size: tuple[int, ...] = DEFAULT_INPUT_SIZE) -> ChannelGraph:
+
+def trace_module(
+    model: nn.Module,
+    input_size: tuple[int, ...] = DEFAULT_INPUT_SIZE,
+    keep: Keep = (),
+    unknown: str = "keep",
+) -> ChannelGraph:
     """Follows every channel of a network through a forward pass in training and one in evaluation.
 
     Args:
         model: any module that maps an image batch to features or class scores; not changed.
         input_size: `(channels, height, width)` of the image to run it on; it only affects speed, unless the network is
             made for one size.
+        keep: modules that stay whole, with the channels that they are given and give: modules of the network, their
+            names, or patterns of names such as `"layer4.*.se"`. In a student by default those that its teacher kept.
+        unknown: what becomes of channels where it cannot be followed what code does to them, as where an operator has
+            no rule. `keep`: they stay whole; `refuse`: an error.
 
     Returns:
-        The channel graph; `print(graph.summary())` shows it.
+        The channel graph; `print(graph.summary())` shows it, and `graph.kept` says what stays whole.
 
     Raises:
-        GraphError: an operator without a rule, a reduction over channels, weights that are computed on the fly, or code
-            that splits channels at fixed positions; the message says where and what to do.
+        ConfigError: `keep` names what the network does not have, or an `unknown` that there is not.
+        GraphError: with `unknown="refuse"` an operator without a rule, a reduction over channels, weights that are
+            computed on the fly, or code that splits channels at fixed positions; in any case a network that fails, or
+            whose copies would use its own weights. The message says where and what to do.
     """
     model = unwrapped(model)
     check_model(model)
+    check_unknown(unknown)
+    asked, strict = modules_to_keep(model, keep) or recorded_keep(model), unknown == "refuse"
     twin = twin_of(model)
-    tracer = run_both(twin, input_size)
+    tracer = run_both(twin, input_size, Keeping(asked, strict))
     routes = find_routes(twin, tracer.frames.passages) if tracer.movements else []
-    graph = build_graph(twin, tracer, input_size, routes)
-    if tracer.movements or graph.splits or graph.reductions:
-        check_movements(
-            twin, graph, tracer.movements, lambda other, size: build_graph(other, run_both(other, size), size)
-        )
-    return graph
+
+    def follow(other: nn.Module, size: tuple[int, ...]) -> ChannelGraph:
+        return build_graph(other, run_both(other, size, Keeping(asked, strict)), size)
+
+    routed = {route.module for route in routes}
+    movers = [part for part in (tracer.movements.keys() - routed, tracer.movements.keys() & routed) if part]
+    while True:
+        graph = build_graph(twin, tracer, input_size, routes)
+        if not (tracer.movements or graph.splits or graph.reductions):
+            return graph
+        try:
+            check_movements(twin, graph, tracer.movements, follow)
+            return graph
+        except GraphError as error:
+            if strict or not movers:
+                raise
+            logger.debug("kept whole: %s", error)
+            tracer.keep_movements(movers.pop(0))  # first of those whose code moves them, then of all
 
 
 def twin_of(model: nn.Module) -> nn.Module:
@@ -61,9 +91,9 @@ def twin_of(model: nn.Module) -> nn.Module:
     return rebuild(model, {name: own[name] if name in own else tensor.detach() for name, tensor in state.items()})
 
 
-def run_both(model: nn.Module, input_size: tuple[int, ...]) -> Tracer:
+def run_both(model: nn.Module, input_size: tuple[int, ...], keeping: Keeping | None = None) -> Tracer:
     """Traces a pass in training and one in evaluation: parts of a network that run in one mode alone are seen too."""
-    return run(model, input_size, run(model, input_size), training=False)
+    return run(model, input_size, run(model, input_size, Tracer(model, keeping)), training=False)
 
 
 def build_graph(
@@ -77,22 +107,23 @@ def build_graph(
     Raises:
         GraphError: a tensor that took part in the forward pass has an axis of unknown channels.
     """
+    state = model.state_dict(keep_vars=True)
+    _tie_kept(recording, state)
     channel_of = united(recording)
     recorded = [*recording.ties.values(), *_elementwise_ties(recording, channel_of)]
     channel_of, num_channels = _renumbered(channel_of, recorded)
     ties = _interned(recorded, channel_of)
+    reductions = _reductions(recording, channel_of)
+    attentions = _attentions(recording, recorded, channel_of)
     fixed = _fixed_reasons(recording, ties, channel_of, num_channels)
     _fix_modules(model, ties, fixed)
     gates = [(channel_of[gate], channel_of[fine]) for gate, fine in recording.gates]
-    reductions = _reductions(recording, channel_of)
     norms = _norms(recording, channel_of)
-    attentions = _attentions(recording, recorded, channel_of)
     axes = [axis.channels for axis in dict.fromkeys(tie.axis for tie in ties)]
     axes += [reduction.channels[None] for reduction in reductions]
     axes += [norm.channels for norm in norms]
     axes += [attention.channels for attention in attentions]
     labels = _signature_classes(axes, gates, fixed, num_channels)
-    state = model.state_dict(keep_vars=True)
     _check_coverage(recording, ties, {name: tuple(t.shape) for name, t in state.items() if t.is_floating_point()})
     rows = {tie.tensor: tie for tie in ties if tie.role == "row"}
     scores = recording.scores & recording.matrices & rows.keys()
@@ -104,7 +135,8 @@ def build_graph(
     matrices = frozenset(recording.matrices)
     size = tuple(input_size)
     parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    parts = (splits, routes, reductions, norms, attentions, parameters)
+    kept = tuple(recording.kept.parts.values())
+    parts = (splits, routes, reductions, norms, attentions, parameters, tuple(sorted(recording.kept.modules)), kept)
     return ChannelGraph(tuple(ties), groups, matrices, heads, unused, size, *parts)
 
 
@@ -133,6 +165,30 @@ def graph_channels(recording: Recording, graph: ChannelGraph) -> np.ndarray:
         if recorded is not None:
             found[channel_of[recorded.ids.reshape(-1)]] = tie.channels.reshape(-1)
     return found[channel_of]
+
+
+def _tie_kept(recording: Recording, state: Mapping[str, Tensor]) -> None:
+    """Fixes the channels of tensors that stay whole; one that no layer has tied gets a channel per entry of axis 0.
+
+    A layer's weight that is also combined directly with activations, in a way that fixes an element, is one of them.
+    """
+    layers = {tie.tensor for tie in recording.ties.values()} & recording.elementwise.keys()
+    for name in layers if recording.fixed else ():
+        fixed, channel_of = np.concatenate([ids for ids, _ in recording.fixed]), united(recording)
+        if np.isin(channel_of[recording.elementwise[name].numpy()], channel_of[fixed]).any():
+            recording.kept.tensors.setdefault(name, f"'{name}' is not a layer's alone")
+    for name, reason in recording.kept.names_inside(state).items():
+        tensor, known = state[name], [tie for tie in recording.ties.values() if tie.tensor == name]
+        for ids in [torch.from_numpy(tie.ids) for tie in known]:
+            recording.fix(ids, reason)
+        if (elements := recording.elementwise.get(name)) is not None:
+            recording.fix(elements, reason)
+        if not known and tensor.dim() > 0 and tensor.is_floating_point():
+            recording.elementwise.pop(name, None)
+            recording.matrices.discard(name)
+            rows = recording.fresh(len(tensor))
+            recording.tie(tensor, 0, "row", rows)
+            recording.fix(rows, reason)
 
 
 def _elementwise_ties(recording: Recording, channel_of: np.ndarray) -> Iterable[RecordedTie]:
@@ -188,9 +244,10 @@ def _reductions(recording: Recording, channel_of: np.ndarray) -> tuple[Reduction
     reductions = []
     for module, (operator, ids) in recording.reductions.items():
         channels = channel_of[ids.numpy()]
-        if (channels < 0).any():
-            raise GraphError(f"'{operator}' in module '{module}' reduces over channels that no layer produces")
-        reductions.append(Reduction(module, operator, channels))
+        if (channels >= 0).all():
+            reductions.append(Reduction(module, operator, channels))
+        else:  # some are a constant's, and cannot be weighted
+            recording.fix(ids, f"reduced with a constant in '{module}'")
     return tuple(reductions)
 
 
@@ -219,7 +276,8 @@ def _attentions(recording: Recording, recorded: list[RecordedTie], channel_of: n
             positions = {}
         channels = channel_of[product.queries]
         if (channels < 0).any():
-            raise GraphError(f"attention in module '{module}' has queries and keys that no layer produces")
+            recording.fix(torch.from_numpy(ids), f"multiplied with a constant in '{module}'")
+            continue
         attentions.append(Attention(module, channels, positions, product.scale_follows))
     return tuple(attentions)
 
@@ -292,8 +350,14 @@ def _refine(labels: np.ndarray, channels: np.ndarray, codes: np.ndarray) -> None
 
 
 def _named_groups(labels: np.ndarray, ties: list[Tie], matrices: set[str], fixed: np.ndarray) -> tuple:
-    """Groups in the order of their first channels, each named after the module that first produces it."""
+    """Groups in the order of their first channels, each named after the module that first produces it.
+
+    Channels of a part that is kept whole are produced by none: they are named after the module that reads them.
+    """
     producer = np.full(len(labels), "", dtype=object)
+    for tie in reversed(ties):
+        if tie.role == "column":
+            producer[tie.channels] = f"{tie.tensor.rpartition('.')[0] or tie.tensor}.input"
     for preferred in (False, True):  # a matrix, where there is one, overrides a vector
         for tie in reversed(ties):
             if tie.role == "row" and (tie.tensor in matrices) == preferred:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..networks import watched
 from .building import graph_channels
 from .channel_graph import ChannelGraph
+from .keeping import Keeping
 from .recording import compact
 from .tracer import Tracer, nested_tensors, run
 
@@ -50,7 +51,7 @@ def locate(model: nn.Module, graph: ChannelGraph) -> Places:
         model: not changed.
         graph: its channel graph.
     """
-    tracer = Tracer(model)
+    tracer = Tracer(model, Keeping(graph.keep))
     found: list[list[tuple[str, list[Tensor | None]]]] = []
     for training in (True, False):
         returned: list[tuple[str, list[Tensor | None]]] = []

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import GraphError
 from .channel_graph import Role
+from .keeping import Keeping, Kept, NoRemedyError, memory, users_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,9 @@ class Recording:
         fixed: pairs `(ids, reason)` of channels that must keep their width.
         matrices: weights of convolutions and linear layers.
         image_inputs: the matrices whose columns are the image's own channels.
+        kept: the parts of the network that stay whole.
         movements: module name -> operator, where channels were split or reordered at positions chosen by code.
+        moved: module name -> the part of it that does so, and the ids of such channels.
         splits: `(module, attribute, ids of each part)` where a module's own integer says where channels are split.
         norms: module name -> ids `[blocks, length]` that it normalises over.
         attentions: module name -> the queries and keys that it multiplies.
@@ -85,14 +88,14 @@ class Recording:
         training: whether the pass is in training mode.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, keeping: Keeping | None = None) -> None:
+        self.kept = keeping or Keeping()
         self._names: dict[int, str] = {}
         for name, tensor in model.state_dict(keep_vars=True).items():
             self._names.setdefault(id(tensor), name)
         self._shadows: dict[int, Tensor] = {}
         self._alive: list[Tensor] = []  # an id() is only unique while its tensor lives
         self._model = model
-        self._adrift: dict[int, str] = {}
         self.num_ids = 0
         self.ties: dict[tuple[str, int, Role], RecordedTie] = {}
         self.elementwise: dict[str, Tensor] = {}
@@ -102,6 +105,7 @@ class Recording:
         self.matrices: set[str] = set()
         self.image_inputs: set[str] = set()
         self.movements: dict[str, str] = {}
+        self.moved: dict[str, tuple[Kept, list[Tensor]]] = {}
         self.splits: list[tuple[str, str, list[np.ndarray]]] = []
         self.norms: dict[str, np.ndarray] = {}
         self.attentions: dict[str, RecordedAttention] = {}
@@ -164,17 +168,54 @@ class Recording:
             return
         if shadow.shape != tensor.shape:
             shapes = f"{tuple(shadow.shape)} to a tensor of {tuple(tensor.shape)}"
-            raise GraphError(f"a rule gave channels of shape {shapes}; it must give one channel per element")
+            raise NoRemedyError(f"a rule gave channels of shape {shapes}; it must give one channel per element")
         self._shadows[id(tensor)] = shadow
 
-    def set_adrift(self, tensor: Tensor, module: str) -> None:
-        """Records that code of `module` wrote channels into this memory, which are not followed any further."""
-        self._alive.append(tensor)  # memory that is in use is not allocated again
-        self._adrift[tensor.untyped_storage().data_ptr()] = module
+    def giver(self, tensor: Tensor) -> Kept | None:
+        """The part that stays whole from which a tensor without channels comes; `None` for images and constants."""
+        return None if id(tensor) in self._shadows else self.kept.giver(tensor)
 
-    def adrift(self, tensor: Tensor) -> str | None:
-        """The module that wrote channels into this memory, or into its source, where they could not be followed."""
-        return self._adrift.get(tensor.untyped_storage().data_ptr()) if self._adrift else None
+    def keep_whole(self, part: Kept, given: Iterable[Tensor], outputs: Iterable[Tensor] = ()) -> None:
+        """What a part is given keeps its channels, or its shape; what it puts out has none, as an image has none."""
+        self.kept.note(part, self.module)
+        for tensor in given:
+            if (name := self.name_of(tensor)) is not None:
+                self.kept.tensors.setdefault(name, part.reason)
+            elif (shadow := self._shadows.get(id(tensor))) is not None:
+                self.fix(shadow, part.reason)
+        for tensor in outputs:
+            self.mark(tensor, None)
+            self.kept.give(tensor, part)
+
+    def columns_of(self, tensor: Tensor, axis: int) -> Tensor | None:
+        """Channels along the axis of a tensor that a layer reads, `[length]`; `None` for an image or a constant.
+
+        Those of a part that stays whole come to be here, and keep their width.
+        """
+        shadow = self.shadow(tensor)
+        if shadow is not None:
+            return self.axis_channels(shadow, axis)
+        part = self.giver(tensor)
+        if part is None:
+            return None
+        self.kept.note(part, self.module)
+        columns = self.fresh(tensor.shape[axis])
+        self.fix(columns, part.reason)
+        return columns
+
+    def lengths_now(self) -> list[int]:
+        """How much is recorded; what a rule adds before it gives up is taken back by `take_back`."""
+        return [len(part) for part in self._additions]
+
+    def take_back(self, lengths: list[int]) -> None:
+        """Forgets what was recorded since `lengths_now`, but for marks."""
+        for part, length in zip(self._additions, lengths, strict=True):
+            while len(part) > length:
+                part.popitem() if isinstance(part, dict) else part.pop()
+
+    @property
+    def _additions(self) -> tuple[dict | list, ...]:
+        return self.ties, self.unions, self.gates, self.fixed, self.splits, self.lengths, self.attentions, self.norms
 
     def unite(self, left: Tensor, right: Tensor) -> None:
         """Channels at the same position after broadcasting become one."""
@@ -220,7 +261,7 @@ class Recording:
         """The error for a weight that no name of the state dict stands for."""
         what = f"module '{self.module}' uses a weight of shape {tuple(weight.shape)}"
         if isinstance(weight, nn.Parameter):
-            return GraphError(
+            return NoRemedyError(
                 f"{what} past its own attributes, as code does that was made for one network alone (a function that "
                 "remembers a module, a compiled one); a copy would use the original's weights: write it as a method"
             )
@@ -228,6 +269,21 @@ class Recording:
             f"{what} that is computed in its forward; only weights in the state dict can be expanded; store the "
             "computed weight, or keep this module out of the network"
         )
+
+    def record_movement(self, operator: str, shadow: Tensor) -> None:
+        """Notes that the running module's own code takes these channels apart, or reorders them."""
+        if self.owner not in self.movements:
+            self.movements[self.owner] = operator
+            self.moved[self.owner] = Kept(self.owner, operator, users_line()), []
+        self.moved[self.owner][1].append(torch.unique(compact(shadow)))
+
+    def keep_movements(self, modules: Iterable[str]) -> None:
+        """Keeps the channels whole that the code of these modules takes apart or reorders."""
+        for name in sorted(modules):
+            part, moved = self.moved[name]
+            self.kept.note(part, name)
+            for ids in moved:
+                self.fix(ids, part.reason)
 
     def rows(self, weight: Tensor, blocks: int = 1, axis: int = 0) -> Tensor:
         """Channels that a weight's rows produce, shape `[rows]`: fresh ones at the first call of its module."""
@@ -241,15 +297,15 @@ class Recording:
     def record_layer(self, weight: Tensor, rows: Tensor, output: Tensor) -> None:
         """Notes a layer that gives the image one number per row, `[rows]`, as classifiers do."""
         if output.numel() == len(rows):
-            self._layer_of[_memory(output)] = self.name_of(weight) or ""
+            self._layer_of[memory(output)] = self.name_of(weight) or ""
 
     def overwritten(self, tensor: Tensor) -> None:
         """Says that an operator changed a tensor in place."""
-        self._layer_of.pop(_memory(tensor), None)
+        self._layer_of.pop(memory(tensor), None)
 
     def note_scores(self, output: Tensor) -> None:
         """Notes the layer whose output is one of the network's, moved at most."""
-        layer = self._layer_of.get(_memory(output))
+        layer = self._layer_of.get(memory(output))
         if layer:
             self.scores.add(layer)
 
@@ -283,11 +339,6 @@ class Recording:
             return False
         frame.reduction = (operator, frame.sources[0])
         return True
-
-
-def _memory(tensor: Tensor) -> int:
-    """What identifies the memory of a tensor and of its views, on the meta device as well."""
-    return tensor.untyped_storage()._cdata
 
 
 # ---- shadows ---------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from ..errors import GraphError
 from .building import graph_channels
 from .calls import Call
 from .channel_graph import ChannelGraph
+from .keeping import Keeping
 from .recording import compact
 from .relations import Relations, Unknown
 from .tracer import Tracer, run
@@ -60,8 +61,8 @@ def feature_path(model: nn.Module, graph: ChannelGraph) -> FeaturePath:
     relations = Relations()
     for head in graph.heads:
         relations.unscaled(("rows", head), f"the outputs of '{head}' are results")
-    run(model, graph.input_size, ScaleTracer(model, relations, "training"))
-    tracer = ScaleTracer(model, relations, "evaluation")
+    run(model, graph.input_size, ScaleTracer(model, relations, "training", graph.keep))
+    tracer = ScaleTracer(model, relations, "evaluation", graph.keep)
     run(model, graph.input_size, tracer, training=False)
     features = [relations.find(tracer.unknown(result)) for result in tracer.results if tracer.carries(result)]
     channels = _channels_of(tracer, graph)
@@ -97,10 +98,11 @@ class ScaleTracer(Tracer):
         relations: collects what is found; shared by several runs, which have the same tensors but different
             activations.
         run_name: distinguishes this run's activations from another's.
+        keep: names of the modules that stay whole.
     """
 
-    def __init__(self, model: nn.Module, relations: Relations, run_name: str) -> None:
-        super().__init__(model)
+    def __init__(self, model: nn.Module, relations: Relations, run_name: str, keep: tuple[str, ...] = ()) -> None:
+        super().__init__(model, Keeping(keep))
         self._relations = relations
         self._run_name = run_name
 
@@ -113,8 +115,16 @@ class ScaleTracer(Tracer):
         """Whether a tensor carries channels: an activation, or a bare parameter that was combined with one."""
         return id(tensor) in self._shadows or (torch.is_tensor(tensor) and self.name_of(tensor) in self.elementwise)
 
-    def _follow(self, call: Call) -> None:
-        super()._follow(call)
+    def _follow(self, call: Call) -> bool:
+        before = [tensor for tensor in call.tensors if self.carries(tensor)]
+        if super()._follow(call):
+            self._relate(call)
+            return True
+        for tensor in before:
+            self.stop(tensor, call)
+        return False
+
+    def _relate(self, call: Call) -> None:
         operator = call.operator.removesuffix("_")
         if operator in _LENGTHS and not self.training and not self.carries(call.output):
             return  # a feature is divided by its own length, scaled or not

@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import GraphError
 from ..files.checks import is_possible_image
 from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
+from .keeping import Kept
 from .modules import Attention, ChannelNorm, Reduction, Route, SplitPoint
 
 
@@ -51,6 +52,8 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
             for a in graph.attentions
         ],
         "parameters": dict(graph.parameters),
+        "keep": list(graph.keep),
+        "kept": [[part.module, part.operator] for part in graph.kept],
     }
     return arrays, description
 
@@ -83,6 +86,8 @@ def from_arrays(arrays: Mapping[str, np.ndarray], description: Mapping) -> Chann
             _norms(arrays["norms"], description["norms"]),
             _attentions(arrays["attentions"], arrays["attended"], description["attentions"]),
             {str(name): int(count) for name, count in description.get("parameters", {}).items()},
+            tuple(str(name) for name in description.get("keep", ())),
+            tuple(Kept(str(module), str(operator)) for module, operator in description.get("kept", ())),
         )
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError, IndexError) as error:
         raise GraphError(f"the stored channel graph is damaged ({type(error).__name__}: {error})") from error

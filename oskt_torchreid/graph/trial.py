@@ -77,7 +77,7 @@ def _uneven_plan(graph: ChannelGraph) -> dict[str, int]:
 
 
 def _movement_error(movements: Mapping[str, str], reason: str) -> GraphError:
-    moves = [f"'{operator}' in '{module}'" for module, operator in movements.items()]
+    moves = [f"'{operator}' in '{module or 'the network itself'}'" for module, operator in movements.items()]
     more = f" and {len(moves) - 3} more" if len(moves) > 3 else ""
     return GraphError(
         "the network's own code takes channels apart or reorders them at positions that do not follow its widths "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...errors import GraphError
 from ..calls import Call, Rule, register_families
 from ..recording import Recording, spread
 
@@ -12,9 +11,7 @@ from ..recording import Recording, spread
 def convolution(recording: Recording, call: Call) -> None:
     """Rows are fresh channels, columns are the input's; per block where grouped; depthwise issues no new channels."""
     image, weight, bias, groups = (call.arguments[name] for name in ("input", "weight", "bias", "groups"))
-    inputs = recording.shadow(image)
-    columns = None if inputs is None else recording.axis_channels(inputs, image.dim() - weight.dim() + 1)
-    recording.matrices.add(recording.name_of(weight) or "")
+    columns = recording.columns_of(image, image.dim() - weight.dim() + 1)
     if columns is not None and groups == weight.shape[0] == len(columns):
         recording.tie(weight, 0, "row", columns)
         rows = columns
@@ -27,9 +24,7 @@ def convolution(recording: Recording, call: Call) -> None:
 def transposed_convolution(recording: Recording, call: Call) -> None:
     """As `convolution`, but the weight is `[columns, rows per block, ...]`: its blocks lie along the columns."""
     image, weight, bias, groups = (call.arguments[name] for name in ("input", "weight", "bias", "groups"))
-    inputs = recording.shadow(image)
-    columns = None if inputs is None else recording.axis_channels(inputs, image.dim() - weight.dim() + 1)
-    recording.matrices.add(recording.name_of(weight) or "")
+    columns = recording.columns_of(image, image.dim() - weight.dim() + 1)
     if columns is not None and groups == len(columns) and weight.shape[1] == 1:
         recording.tie(weight, 0, "row", columns)
         rows = columns
@@ -42,31 +37,26 @@ def transposed_convolution(recording: Recording, call: Call) -> None:
 def linear(recording: Recording, call: Call) -> None:
     """Rows are fresh channels, columns are the channels of the input's last axis."""
     inputs, weight, bias = (call.arguments[name] for name in ("input", "weight", "bias"))
-    shadow = recording.shadow(inputs)
-    recording.matrices.add(recording.name_of(weight) or "")
     rows = recording.rows(weight)
-    _consume(recording, call, None if shadow is None else recording.axis_channels(shadow, inputs.dim() - 1), 1)
+    _consume(recording, call, recording.columns_of(inputs, inputs.dim() - 1), 1)
     _finish_layer(recording, call, bias, rows, axis=-1)
 
 
 def _consume(recording: Recording, call: Call, columns: Tensor | None, blocks: int, axis: int = 1) -> None:
     weight = call.arguments["weight"]
-    if columns is not None:
+    if columns is None:
+        recording.image_inputs.add(recording.name_of(weight) or "")
+    else:
         recording.tie(weight, axis, "column", columns, blocks)
-        return
-    if (writer := recording.adrift(call.arguments["input"])) is not None:
-        raise GraphError(
-            f"module '{writer}' copies channels into a part of another tensor, which cannot be followed, and "
-            f"'{recording.module}' takes them as its input; write it with torch.cat or torch.stack"
-        )
-    recording.image_inputs.add(recording.name_of(weight) or "")
 
 
 def _finish_layer(recording: Recording, call: Call, bias: Tensor | None, rows: Tensor, axis: int) -> None:
+    weight = call.arguments["weight"]
     if bias is not None:
         recording.tie(bias, 0, "row", rows)
+    recording.matrices.add(recording.name_of(weight) or "")
     recording.mark(call.output, spread(rows, call.output, axis))
-    recording.record_layer(call.arguments["weight"], rows, call.output)
+    recording.record_layer(weight, rows, call.output)
 
 
 def channel_norm(recording: Recording, call: Call) -> None:
@@ -84,8 +74,11 @@ def channel_norm(recording: Recording, call: Call) -> None:
 
 def norm_of_image(recording: Recording, call: Call) -> None:
     """A norm of the image itself: its vectors lie along no channels, and keep their shape."""
-    if recording.adrift(call.arguments["input"]) is None:
+    part = recording.giver(call.arguments["input"])
+    if part is None:
         recording.touched.difference_update(recording.name_of(tensor) or "" for tensor in call.tensors)
+    else:
+        recording.keep_whole(part, call.tensors)
 
 
 _FAMILIES: dict[Rule, str] = {

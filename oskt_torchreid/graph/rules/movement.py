@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...errors import GraphError
 from ..calls import Call, Rule, register_families
+from ..keeping import Kept, users_line
 from ..recording import Recording, compact, extents, settled, spread
 from .elementwise import spatial
 
@@ -19,7 +20,7 @@ def reshape(recording: Recording, call: Call) -> None:
         return
     moved = settled(shadow.reshape(call.output.shape))
     if extents(shadow) != extents(moved):
-        recording.movements.setdefault(recording.module, call.operator)
+        recording.record_movement(call.operator, shadow)
     recording.mark(call.output, moved)
 
 
@@ -35,7 +36,7 @@ def move(recording: Recording, call: Call) -> None:
     moved = [settled(part) for part in (moved if isinstance(moved, (list, tuple)) else [moved])]
     moves = len(extents(shadow)) > 1 or any(not _same_channels(part, shadow) for part in moved)
     if moves and not _is_split(recording, call, moved):
-        recording.movements.setdefault(recording.module, call.operator)
+        recording.record_movement(call.operator, shadow)
     for output, part in zip(call.outputs, moved, strict=True):
         recording.mark(output, part)
 
@@ -55,7 +56,10 @@ def _is_split(recording: Recording, call: Call, moved: list[Tensor]) -> bool:
 
 
 def concatenate(recording: Recording, call: Call) -> None:
-    """Concatenation: shadows are joined; a part without channels (a constant) gets new, fixed ones."""
+    """Concatenation: shadows are joined; a part without channels (a constant) gets fixed ones.
+
+    These are new where channels are joined one after the other, and its neighbours' where they lie side by side.
+    """
     parts = list(call.args[0])
     _join(recording, call, parts, [recording.shadow(part) for part in parts])
 
@@ -70,7 +74,11 @@ def stack(recording: Recording, call: Call) -> None:
 
 def _join(recording: Recording, call: Call, parts: list[Tensor], shadows: list[Tensor | None]) -> None:
     axis = call.arguments.get("dim", 0) % call.output.dim()
-    known = [_constant(recording, part, axis) if s is None else s for part, s in zip(parts, shadows, strict=True)]
+    beside = next((s.narrow(axis, 0, 1) for s in shadows if s is not None and _lies_across(s, axis)), None)
+    known = [
+        _constant(recording, part, axis, beside) if shadow is None else shadow
+        for part, shadow in zip(parts, shadows, strict=True)
+    ]
     compacted = [compact(shadow) for shadow in known]
     widest = [max(part.shape[d] for part in compacted) for d in range(call.output.dim())]
     joined = [
@@ -80,21 +88,32 @@ def _join(recording: Recording, call: Call, parts: list[Tensor], shadows: list[T
     recording.mark(call.output, torch.cat(joined, axis).expand(call.output.shape))
 
 
-def _constant(recording: Recording, part: Tensor, axis: int) -> Tensor:
-    """Fresh channels of a constant that is concatenated; they keep their width."""
-    shadow = spread(recording.fresh(part.shape[axis]), part, axis)
-    recording.fix(shadow, f"a constant is concatenated in '{recording.module}'")
+def _lies_across(shadow: Tensor, axis: int) -> bool:
+    """Whether channels lie along other axes than the one along which tensors are joined."""
+    pattern = compact(shadow)
+    return pattern.shape[axis] == 1 and pattern.numel() > 1
+
+
+def _constant(recording: Recording, part: Tensor, axis: int, beside: Tensor | None) -> Tensor:
+    """Channels of a constant that is concatenated: fresh ones, or those beside it; they keep their width."""
+    shadow = spread(recording.fresh(part.shape[axis]), part, axis) if beside is None else beside.expand(part.shape)
+    giver = recording.giver(part)
+    recording.fix(shadow, giver.reason if giver else f"a constant is concatenated in '{recording.module}'")
     return shadow
 
 
 def copy(recording: Recording, call: Call) -> None:
     """Writing channels into a part of another tensor: they are not followed any further, and keep their width.
 
-    This is enough for the parameters of a sampling grid; a layer that takes them as its input raises an error.
+    This is enough for the parameters of a sampling grid; a layer that takes them reads a part that stays whole.
     """
-    if recording.shadow(call.args[1]) is not None:
-        recording.set_adrift(call.args[0], recording.module)
-    _leave(recording, call.args[1], f"copied into a part of another tensor in '{recording.module}'")
+    target, source = call.args[:2]
+    reason = f"copied into a part of another tensor in '{recording.module}'"
+    if recording.shadow(source) is not None:
+        recording.kept.give(target, Kept(recording.owner, call.operator, users_line()))
+        _leave(recording, target, reason)
+        recording.mark(target, recording.shadow(target))
+    _leave(recording, source, reason)
 
 
 def place(recording: Recording, call: Call) -> None:
