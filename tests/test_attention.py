@@ -154,7 +154,7 @@ def test_what_cannot_be_followed(forward, message):
     model = network(forward, qkv=nn.Linear(4, 12))
     model.register_parameter("mask", nn.Parameter(torch.randn(4, 4)))
     with pytest.raises(GraphError, match=message):
-        graph.trace_module(model, IMAGE)
+        graph.trace_module(model, IMAGE, unknown="refuse")
 
 
 def test_fixed_modules_keep_their_width():

@@ -38,7 +38,7 @@ def test_operator_without_a_rule_names_operator_module_and_hook(rule_table):
     model = in_module(lambda images: torch.cumsum(images, 2))
     message = r"operator 'cumsum' in module '1.0' has no rule .* oskt_torchreid.graph.register_rule\('cumsum', rule\)"
     with pytest.raises(GraphError, match=message):
-        graph.trace_module(model, IMAGE)
+        graph.trace_module(model, IMAGE, unknown="refuse")
     graph.register_rule("cumsum", graph.keep)
     assert graph.trace_module(model, IMAGE).sizes == {"0": 4, "2.classifier": 2}
 
@@ -72,7 +72,7 @@ def write_into_a_slice(images):
 )
 def test_what_cannot_be_followed_says_where_and_why(forward, message):
     with pytest.raises(GraphError, match=message):
-        graph.trace_module(in_module(forward), IMAGE)
+        graph.trace_module(in_module(forward), IMAGE, unknown="refuse")
 
 
 def test_network_without_layers():
@@ -113,7 +113,7 @@ def test_the_model_is_left_exactly_as_it_was(fails):
     before = snapshot(model)
     if fails:
         with pytest.raises(GraphError, match="no rule"):
-            graph.trace_module(model, IMAGE)
+            graph.trace_module(model, IMAGE, unknown="refuse")
     else:
         graph.trace_module(model, IMAGE)
     after = snapshot(model)

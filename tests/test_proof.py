@@ -82,15 +82,14 @@ class Keeps(nn.Module):
     ("build", "where"),
     [
         (lambda: two_layers(lambda self, x: self.scale(x), scale=Keeps()), "'scale', a Keeps"),
-        (lambda: two_layers(lambda self, x: torch.cat([x, x], 1)[:, :8]), "'second', a Conv2d"),
         (lambda: timm.create_model("ghostnet_100", num_classes=7), "'blocks.3.0.se', a SqueezeExcite"),
         (lambda: timm.create_model("poolformer_s12", num_classes=7), "'stages.0.blocks.0.layer_scale1', a Scale"),
     ],
-    ids=["shape", "slice", "ghostnet", "poolformer"],
+    ids=["shape", "ghostnet", "poolformer"],
 )
 def test_a_number_of_channels_that_code_keeps(build, where):
     size = SIZE if where.startswith(("'blocks", "'stages")) else IMAGE
-    with pytest.raises(GraphError, match=f"fails in evaluation, in module {where}|takes channels apart"):
+    with pytest.raises(GraphError, match=f"fails in evaluation, in module {where}"):
         oskt.WeightChain.from_teacher(build(), width=0.25, input_size=size)
 
 

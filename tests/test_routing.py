@@ -165,7 +165,7 @@ def _write(half):
 def test_code_that_does_more_than_move_is_refused(between):
     model = nn.Sequential(conv(3, 12), Block(12, between), conv(12, 10), Head(10)).eval()
     with pytest.raises(GraphError, match="'chunk' in '1'.*does nothing but move channels"):
-        graph.trace_module(model, IMAGE)
+        graph.trace_module(model, IMAGE, unknown="refuse")
 
 
 def test_code_that_depends_on_training_is_refused():
@@ -174,7 +174,7 @@ def test_code_that_depends_on_training_is_refused():
             return super().forward(images) * (0.5 if self.training else 1)
 
     with pytest.raises(GraphError, match="at positions that do not follow its widths"):
-        graph.trace_module(nn.Sequential(conv(3, 12), Moody(12), Head(12)).eval(), IMAGE)
+        graph.trace_module(nn.Sequential(conv(3, 12), Moody(12), Head(12)).eval(), IMAGE, unknown="refuse")
 
 
 def test_fixed_places_with_constants_are_refused():
@@ -183,14 +183,14 @@ def test_fixed_places_with_constants_are_refused():
 
     middle = Network(forward, a=conv(7, 6), b=conv(5, 6))
     with pytest.raises(GraphError, match="'slice' in '1'"):
-        graph.trace_module(nn.Sequential(conv(3, 12), middle, Head(12)), IMAGE)
+        graph.trace_module(nn.Sequential(conv(3, 12), middle, Head(12)), IMAGE, unknown="refuse")
 
 
 def test_new_orders_are_seen_as_movement():
     """No extent changes, only the order does. Reversing is right at any width, rolling is not."""
     assert graph.trace_module(around(lambda self, images: torch.relu(images.flip(1))), IMAGE).sizes["0"] == 12
     with pytest.raises(GraphError, match="'roll' in '1'"):
-        graph.trace_module(around(lambda self, images: torch.relu(images.roll(1, 1))), IMAGE)
+        graph.trace_module(around(lambda self, images: torch.relu(images.roll(1, 1))), IMAGE, unknown="refuse")
 
 
 # ---- reductions ------------------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def _late(self, images):
 @pytest.mark.parametrize("middle", [_centred, _late, lambda self, images: images * images.amax(1, keepdim=True)])
 def test_other_reductions_over_channels_are_refused(middle):
     with pytest.raises(GraphError, match="in module '1' reduces over channels.*one use that a module makes of its"):
-        graph.trace_module(around(middle), IMAGE)
+        graph.trace_module(around(middle), IMAGE, unknown="refuse")
 
 
 # ---- what leaves the network's channels ------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def test_channels_that_are_lost_sight_of_are_no_input():
         return torch.relu(result)
 
     with pytest.raises(GraphError, match="module '1' copies channels into a part.*'2.classifier' takes them"):
-        graph.trace_module(around(lost), IMAGE)
+        graph.trace_module(around(lost), IMAGE, unknown="refuse")
 
 
 # ---- students --------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from ..errors import GraphError
 from ..graph import Axis, ChannelGraph, adapt_code, rebuild
 from ..graph.building import twin_of
 from ..graph.guarded_run import RunError, SharedMemoryError, guarded_run, memory_of
-from ..graph.keeping import pattern_for
+from ..graph.keeping import is_inside, what_to_keep
 from ..graph.locating import Located, Places, lifted, locate
 from ..graph.randomness import own_random_state
 from ..graph.structure import structure_of
@@ -208,7 +208,7 @@ class _Trial:
             return float("inf") if whole is not None or found.shape == expected.shape else 0.0
         distances = [_distance(whole, expected)]
         if channels is not None and np.isin(channels, self._places.normalised).any():
-            members = layout.members[channels.reshape(-1)].max()
+            members = layout.members[channels[channels >= 0]].max()
             distances.append(_distance(whole / members**0.5, expected))
         return min(distances)
 
@@ -251,10 +251,15 @@ class _Trial:
         )
 
     def _ways_out(self, module: str) -> str:
-        """How a module is kept whole, as a sentence."""
-        if not module:
+        """How a module is kept whole, as a sentence; one that is kept already is at odds with what comes before it."""
+        called = list(dict.fromkeys(call.module for call in self._places.evaluation))
+        before = reversed(called[: called.index(module)] if module in called else [])
+        others = [name for name in before if name and not module.startswith(f"{name}.")]
+        free = [name for name in (module, *others) if name and not is_inside(name, self._graph.keep)]
+        if not module or not free:
             return "Put this code into a module of its own; keep=[module] keeps that whole and compresses the rest"
-        return f"keep=['{pattern_for(self._teacher, module)}'] keeps it whole and compresses the rest"
+        entries = [*self._graph.keep, *what_to_keep(self._teacher, free[0])]
+        return f"keep=[{', '.join(map(repr, entries))}] keeps it whole and compresses the rest"
 
 
 def _pictures(count: int, size: tuple[int, ...]) -> Tensor:
@@ -266,7 +271,16 @@ def _pictures(count: int, size: tuple[int, ...]) -> Tensor:
 
 
 def _positions(channels: np.ndarray, layout: Layout) -> Tensor:
-    return layout.map_of(Axis(channels[None])).teacher_to_student
+    """A student's position of each channel along an axis, `[length]`; constants (-1) are all in every student."""
+    known = channels >= 0
+    if not known.any():
+        return torch.arange(len(channels))
+    merged = layout.map_of(Axis(channels[known][None])).teacher_to_student.numpy()
+    stays = ~known
+    stays[known] = layout.members[channels[known]] > 0
+    positions = np.cumsum(stays) - 1
+    positions[known] = positions[known & stays][merged]
+    return torch.from_numpy(positions)
 
 
 def _copied(name: str, tensors: list[Tensor]) -> tuple[str, list[Tensor]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import GraphError
 from ..networks import DEFAULT_INPUT_SIZE, unwrapped
 from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
-from .keeping import Keep, Keeping, check_unknown, modules_to_keep, recorded_keep
+from .keeping import Keep, Keeping, check_unknown, modules_to_keep, recorded_keep, ways_out
 from .modules import Attention, ChannelNorm, Reduction, Route, SplitPoint
 from .probing import find_routes
 from .recording import RecordedTie, Recording
@@ -74,6 +74,9 @@ def trace_module(
             check_movements(twin, graph, tracer.movements, follow)
             return graph
         except GraphError as error:
+            if strict and tracer.moved:
+                part, _ = next(iter(tracer.moved.values()))
+                raise GraphError(f"{error} ({part.place}); {ways_out(part.module, part.operator)}") from error
             if strict or not movers:
                 raise
             logger.debug("kept whole: %s", error)

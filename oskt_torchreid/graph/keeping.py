@@ -26,6 +26,7 @@ from ..registry import nearest
 
 KEPT = "kept whole: "
 """How the reason begins why a channel of a part that stays whole keeps its width."""
+_NAMED = 4  # modules of one kind, at most, that a message names
 UNKNOWN = ("keep", "refuse")
 """What may be done with an operator without a rule."""
 Keep = Iterable[nn.Module | str] | nn.Module | str
@@ -118,10 +119,14 @@ class Keeping:
         """Why each of a state dict's tensors keeps its shape, of those that do."""
         reasons = dict(self.tensors)
         for name in names:
-            owner = next((kept for kept in self.modules if name.startswith(f"{kept}.")), None)
-            if owner is not None:
+            for owner in (owner for owner in self.modules if is_inside(name, (owner,))):
                 reasons.setdefault(name, Kept(owner).reason)
         return reasons
+
+
+def is_inside(name: str, modules: Iterable[str]) -> bool:
+    """Whether a module or a tensor of this name is one of some modules, or inside of one."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def memory(tensor: Tensor) -> int:
@@ -185,17 +190,20 @@ def check_unknown(unknown: str) -> None:
         )
 
 
-def pattern_for(model: nn.Module, name: str) -> str:
-    """What to keep where a module's code does not follow its width: its name, or a pattern of all of its kind.
+def what_to_keep(model: nn.Module, name: str) -> list[str]:
+    """What to keep where a module's code does not follow its width: it, and all of its kind.
 
-    Classes of torch are used in many ways; one of a user does the same everywhere. Example: `blocks.3.se`, where
-    `blocks.5.se` is of the same class, gives `*.se`.
+    Classes of torch are used in many ways; one of a user does the same everywhere. Example: for `blocks.3.se`, where
+    `blocks.5.se` is of the same class, the pattern `*.se`; for `blocks.0`, where `blocks.2` is, both names.
     """
     kind = type(model.get_submodule(name))
     alike = [other for other, module in model.named_modules() if type(module) is kind]
-    leaves = {other.rpartition(".")[2] for other in alike}
-    own = kind.__module__.partition(".")[0] == torch.__name__
-    return f"*.{leaves.pop()}" if not own and len(alike) > 1 and len(leaves) == 1 and "." in name else name
+    leaf = name.rpartition(".")[2]
+    if kind.__module__.partition(".")[0] == torch.__name__ or len(alike) == 1:
+        return [name]
+    if all(other.endswith(f".{leaf}") for other in alike):
+        return [f"*.{leaf}"]
+    return alike if len(alike) <= _NAMED else [name]
 
 
 # ---- messages --------------------------------------------------------------------------------------------------------

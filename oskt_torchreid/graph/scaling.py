@@ -34,7 +34,8 @@ class FeaturePath:
     """The feature of a network, and how factors on it are folded into the network's tensors.
 
     Attributes:
-        channels: channel per position of the feature, shape `[length]`.
+        channels: channel per position of the feature, shape `[length]`; -1 for a constant, and for what a part gives
+            that is kept whole.
         rows: tensors whose positions along their `row` axis are multiplied.
         columns: matrices whose columns (rows of a depthwise convolution, which has none) are divided.
         statistics: batch norms whose input carries the factors: `running_mean` and `running_var` follow.
@@ -80,14 +81,14 @@ def _members(relations: Relations, scaled: set[Unknown], kind: str) -> tuple[str
 
 
 def _channels_of(tracer: Tracer, graph: ChannelGraph) -> np.ndarray:
-    """Channel per position of the first result, found through the axes that both traces have tied."""
-    shadow = tracer.shadow(tracer.results[0])
-    if shadow is None or shadow.dim() != 2:
+    """Channel per position of the first result, found through the axes that both traces have tied; -1 for none."""
+    result = tracer.results[0]
+    shadow = tracer.shadow(result)
+    if result.dim() != 2 or (shadow is None and tracer.giver(result) is None):
         raise GraphError("in evaluation the network returns no feature [batch, length] that is made of channels")
-    channels = graph_channels(tracer, graph)[compact(shadow)[0].expand(shadow.shape[1]).numpy()]
-    if (channels < 0).any():
-        raise GraphError("in evaluation the network returns channels that training does not know")
-    return channels
+    if shadow is None:
+        return np.full(result.shape[1], -1)
+    return graph_channels(tracer, graph)[compact(shadow)[0].expand(shadow.shape[1]).numpy()]
 
 
 class ScaleTracer(Tracer):

@@ -111,9 +111,9 @@ def copy(recording: Recording, call: Call) -> None:
     reason = f"copied into a part of another tensor in '{recording.module}'"
     if recording.shadow(source) is not None:
         recording.kept.give(target, Kept(recording.owner, call.operator, users_line()))
-        _leave(recording, target, reason)
-        recording.mark(target, recording.shadow(target))
-    _leave(recording, source, reason)
+    for tensor in (target, source):
+        _leave(recording, tensor, reason)
+    recording.mark(target, recording.shadow(target))
 
 
 def place(recording: Recording, call: Call) -> None:
