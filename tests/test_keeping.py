@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import configured
 from small_networks import IMAGE, Head, Network, conv
 from test_tools import tool
 from torch import nn
@@ -20,6 +21,7 @@ from oskt_torchreid.chain import Refinement
 from oskt_torchreid.chain.proof import TOLERANCE
 from oskt_torchreid.errors import CheckpointError, ConfigError, GraphError
 from oskt_torchreid.graph.storage import from_arrays, to_arrays
+from oskt_torchreid.runs.oskt.plan import make_plan
 
 # ---- operators without a rule ----------------------------------------------------------------------------------------
 
@@ -450,6 +452,15 @@ def test_the_tool_takes_what_to_keep(capsys):
     assert "kept whole: 'layer2'" in shown and "whole (" in shown
     assert main(["resnet18", "--keep", "layer9"]) == 2
     assert "did you mean 'layer" in capsys.readouterr().err
+
+
+def test_a_run_keeps_what_its_keys_name(tmp_path):
+    options = ["model.name=resnet18", "oskt.keep=['layer2.?']", "oskt.width=0.25", "oskt.students=['width=0.5']"]
+    plan = make_plan(configured(tmp_path, tmp_path, *options), num_classes=6)
+    assert plan.graph.keep == ("layer2.0", "layer2.1")
+    assert plan.chain_widths["layer3.0.conv1"] == 64 and plan.chain_widths["layer2.0.conv1"] == 128
+    with pytest.raises(ConfigError, match="keep has 'layer9', and ResNet has no such module"):
+        make_plan(configured(tmp_path, tmp_path, *options, "oskt.keep=['layer9']"), num_classes=6)
 
 
 def test_places_are_files_and_lines_of_the_networks_code():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,9 +22,10 @@ from .probing import find_routes
 from .recording import RecordedTie, Recording
 from .surgery.rebuild import rebuild
 from .tracer import Tracer, check_model, run
-from .trial import check_movements
+from .trial import MovementError, check_movements
 
 logger = logging.getLogger(__name__)
+_KINDS = 4  # classes of modules, at most, that are tried one by one
 
 
 def trace_module(
@@ -45,7 +46,7 @@ def trace_module(
             no rule. `keep`: they stay whole; `refuse`: an error.
 
     Returns:
-        The channel graph; `print(graph.summary())` shows it, and `graph.kept` says what stays whole.
+        The channel graph; `print(graph.summary())` shows it, and its `kept` says what stays whole.
 
     Raises:
         ConfigError: `keep` names what the network does not have, or an `unknown` that there is not.
@@ -64,23 +65,54 @@ def trace_module(
     def follow(other: nn.Module, size: tuple[int, ...]) -> ChannelGraph:
         return build_graph(other, run_both(other, size, Keeping(asked, strict)), size)
 
-    routed = {route.module for route in routes}
-    movers = [part for part in (tracer.movements.keys() - routed, tracer.movements.keys() & routed) if part]
-    while True:
+    def tried() -> ChannelGraph:
         graph = build_graph(twin, tracer, input_size, routes)
-        if not (tracer.movements or graph.splits or graph.reductions):
-            return graph
-        try:
+        if tracer.movements or graph.splits or graph.reductions:
             check_movements(twin, graph, tracer.movements, follow)
-            return graph
-        except GraphError as error:
-            if strict and tracer.moved:
-                part, _ = next(iter(tracer.moved.values()))
-                raise GraphError(f"{error} ({part.place}); {ways_out(part.module, part.operator)}") from error
-            if strict or not movers:
-                raise
-            logger.debug("kept whole: %s", error)
-            tracer.keep_movements(movers.pop(0))  # first of those whose code moves them, then of all
+        return graph
+
+    try:
+        return tried()
+    except MovementError as error:
+        if not tracer.moved:
+            raise
+        if strict:
+            part, _ = next(iter(tracer.moved.values()))
+            raise MovementError(f"{error} ({part.place}); {ways_out(part.module, part.operator)}") from error
+        logger.debug("channels that code moves: %s", error)
+        return _with_movers_whole(twin, tracer, {route.module for route in routes}, tried)
+
+
+def _with_movers_whole(
+    model: nn.Module, tracer: Tracer, routed: set[str], tried: Callable[[], ChannelGraph]
+) -> ChannelGraph:
+    """The graph in which channels that code moves stay whole, of as few modules as possible.
+
+    Modules of one class move channels alike. Those of each class alone are tried first, then all whose code no index
+    buffers can stand in for, then all.
+
+    Args:
+        model: not changed.
+        tracer: its trace, to which the fixed channels are added.
+        routed: names of the modules that index buffers can stand in for.
+        tried: gives the graph, or raises `MovementError` if the network's code does not follow it.
+    """
+    kinds: dict[type, list[str]] = {}
+    for name in tracer.moved:
+        kinds.setdefault(type(model.get_submodule(name)), []).append(name)
+    alone = list(kinds.values()) if 1 < len(kinds) <= _KINDS else []
+    unrouted = [name for name in tracer.moved if name not in routed]
+    for movers in filter(None, (*alone, unrouted)):
+        before, parts = tracer.lengths_now(), dict(tracer.kept.parts)
+        tracer.keep_movements(movers)
+        try:
+            return tried()
+        except MovementError as error:
+            logger.debug("%s whole is not enough: %s", movers, error)
+            tracer.take_back(before)
+            tracer.kept.parts = parts
+    tracer.keep_movements(tracer.moved)
+    return tried()
 
 
 def twin_of(model: nn.Module) -> nn.Module:

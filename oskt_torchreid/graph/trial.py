@@ -19,6 +19,10 @@ from .surgery.shell import shell, student_axis
 Follow = Callable[[nn.Module, tuple[int, ...]], ChannelGraph]
 
 
+class MovementError(GraphError):
+    """Code that splits or reorders channels in a way that does not follow other widths."""
+
+
 def check_movements(model: nn.Module, graph: ChannelGraph, movements: Mapping[str, str], follow: Follow) -> None:
     """Builds a trial shell with uneven widths and traces it.
 
@@ -29,7 +33,7 @@ def check_movements(model: nn.Module, graph: ChannelGraph, movements: Mapping[st
         follow: returns the channel graph of a network and an input size, without making this check in turn.
 
     Raises:
-        GraphError: the network's code does not follow other widths; the message says where, and what is needed.
+        MovementError: the network's code does not follow other widths; the message says where, and what is needed.
     """
     try:
         widths = _uneven_plan(graph)
@@ -76,10 +80,10 @@ def _uneven_plan(graph: ChannelGraph) -> dict[str, int]:
     return balanced(graph, widths)
 
 
-def _movement_error(movements: Mapping[str, str], reason: str) -> GraphError:
+def _movement_error(movements: Mapping[str, str], reason: str) -> MovementError:
     moves = [f"'{operator}' in '{module or 'the network itself'}'" for module, operator in movements.items()]
     more = f" and {len(moves) - 3} more" if len(moves) > 3 else ""
-    return GraphError(
+    return MovementError(
         "the network's own code takes channels apart or reorders them at positions that do not follow its widths "
         f"({', '.join(moves[:3])}{more}): {reason}. Index buffers can stand in for code that does nothing but move "
         "channels between the modules that it calls, each with one tensor in and one out; put the moves into a module "
