@@ -260,7 +260,7 @@ def test_modules_stay_whole(kind, tmp_path, caplog):
         oskt.WeightChain.from_teacher(model, width=0.25, input_size=IMAGE)
     chain = oskt.WeightChain.from_teacher(model, width=0.25, input_size=IMAGE, keep=KEEPS[kind](model))
     assert chain.graph.keep == (("blocks", "odd") if kind == "both" else ("blocks.0", "odd"))
-    assert "2 parts of Network stay whole: 'odd', 'blocks" in caplog.text
+    assert "parts of Network stay whole: 'odd', 'blocks" in caplog.text
     chain.save(tmp_path / "chain.safetensors")
     student = oskt.expand(oskt.WeightChain.load(tmp_path / "chain.safetensors", model=rooted()), width=0.25)
     assert [len(p) for n, p in student.named_parameters() if n.endswith("weight")] == [2, 8, 8, 2, 8, 8, 8, 8, 2]
@@ -418,6 +418,17 @@ def test_a_pattern_names_all_modules_of_a_users_class():
     assert oskt.trace(model, IMAGE, keep="*.rooted").keep == ("blocks.0.rooted", "blocks.1.rooted")
 
 
+def test_parts_of_one_line_of_code_are_told_together(caplog):
+    class Sums(nn.Module):
+        def forward(self, maps):
+            return maps.cumsum(1)
+
+    sums = [layer for _ in range(3) for layer in (Sums(), conv(8, 8))]
+    graph = oskt.trace(nn.Sequential(conv(3, 8), *sums, Head(8)), IMAGE)
+    assert len(graph.kept) == 3
+    assert re.search(r"stay whole: 'cumsum' in '1' \(.*test_keeping\.py:\d+\) and 2 modules like it; ", caplog.text)
+
+
 def test_code_of_the_network_itself_is_to_become_a_module():
     model = Network(
         lambda self, x: self.head(self.first(x)) * self.first.weight.shape[0], first=conv(3, 8), head=Head(8)
@@ -437,7 +448,7 @@ def test_channels_that_code_moves_stay_whole(name, caplog):
     model = around(MOVES[name])
     student = oskt.expand(oskt.WeightChain.from_teacher(model, 0.25, IMAGE), 0.25)
     assert len(student.before.weight) == 8 and len(student.first.weight) == 2
-    assert "1 parts of Network stay whole: '" in caplog.text
+    assert "parts of Network stay whole: '" in caplog.text
     with pytest.raises(GraphError, match="takes channels apart or reorders them"):
         oskt.trace(model, IMAGE, unknown="refuse")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import graph
 from ..errors import ChainError, GraphError
 from ..graph import ChannelGraph, FeaturePath
-from ..graph.keeping import Keep
+from ..graph.keeping import Keep, in_words
 from ..graph.plans import parameters_left, ratio_plan
 from ..graph.structure import structure_of
 from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, compare, resolver, unwrapped
@@ -22,7 +22,6 @@ from .proof import Proof, prove_graph, prove_once
 
 logger = logging.getLogger(__name__)
 WORTH_SAYING = 0.01  # of the parameters
-_SHOWN = 5
 
 
 def trace(
@@ -78,15 +77,12 @@ def traced_alone(
 def _report(model: nn.Module, traced: ChannelGraph) -> None:
     """Warns of what every student of a network has."""
     if traced.kept:
-        more = f" and {len(traced.kept) - _SHOWN} more" if len(traced.kept) > _SHOWN else ""
         logger.warning(
-            "%d parts of %s stay whole: %s%s; %.0f %% of the parameters are in them, or make or read their channels "
+            "parts of %s stay whole: %s; %.0f %% of the parameters are in them, or make or read their channels "
             "(unknown='refuse' makes an error of parts that were not asked for; "
             "oskt_torchreid.graph.register_rule says what an operator does to channels)",
-            len(traced.kept),
             type(model).__name__,
-            ", ".join(map(str, traced.kept[:_SHOWN])),
-            more,
+            in_words(traced.kept),
             100 * traced.kept_share,
         )
     if traced.unseen:

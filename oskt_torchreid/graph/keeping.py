@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -56,6 +56,16 @@ class Kept:
 
     def __str__(self) -> str:
         return self.reason.removeprefix(KEPT) + (f" ({self.place})" if self.place else "")
+
+
+def in_words(parts: Sequence[Kept], most: int = 5) -> str:
+    """Parts that stay whole, as text: those of one line of code together, and so many at most."""
+    alike: dict[tuple[str, str], list[Kept]] = {}
+    for part in parts:
+        alike.setdefault((part.operator, part.place or part.module), []).append(part)
+    words = [f"{first}{f' and {len(others)} modules like it' if others else ''}" for first, *others in alike.values()]
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
 
 
 class NoRemedyError(GraphError):

@@ -279,7 +279,7 @@ class Recording:
 
     def keep_movements(self, modules: Iterable[str]) -> None:
         """Keeps the channels whole that the code of these modules takes apart or reorders."""
-        for name in sorted(modules):
+        for name in modules:
             part, moved = self.moved[name]
             self.kept.note(part, name)
             for ids in moved:

@@ -16,6 +16,7 @@ from ..chain.network import trace
 from ..errors import ConfigError, GraphError
 from ..graph import ChannelGraph, ChannelGroup
 from ..graph.building import OUTPUT
+from ..graph.keeping import in_words
 from ..graph.plans import parameters_left, ratio_plan
 from ..host import models
 from ..models import find_classifier
@@ -127,6 +128,6 @@ def unchanging(graph: ChannelGraph) -> str:
         f"{graph.immovable_share:.1%} of the parameters make or read them",
         f"half the width leaves {parameters_left(graph, ratio_plan(graph, 0.5)):.1%} of the parameters",
         f"unseen: {', '.join(graph.unseen)}" if graph.unseen else "",
-        f"whole ({graph.kept_share:.1%} of the parameters): {', '.join(map(str, graph.kept))}" if graph.kept else "",
+        f"whole ({graph.kept_share:.1%} of the parameters): {in_words(graph.kept)}" if graph.kept else "",
     ]
     return "; ".join(note for note in notes if note)
