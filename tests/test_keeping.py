@@ -141,9 +141,7 @@ def test_the_rest_is_compressed_and_exact(name, tmp_path, caplog):
     model, images = odd_network(name), torch.randn(2, *IMAGE)
     chain = oskt.WeightChain.from_teacher(model, width=0.25, input_size=IMAGE)
     assert chain.graph.kept and 0 < chain.graph.kept_share <= chain.graph.immovable_share < 1
-    assert (
-        "parts of Network stay whole: '" in caplog.text and "test_keeping.py:" in caplog.text
-    )
+    assert "parts of Network stay whole: '" in caplog.text and "test_keeping.py:" in caplog.text
     assert max(oskt.prove(model, IMAGE).differences.values()) <= TOLERANCE
 
     refinement = Refinement(model, chain).train()

@@ -103,14 +103,14 @@ def _with_movers_whole(
     alone = list(kinds.values()) if 1 < len(kinds) <= _KINDS else []
     unrouted = [name for name in tracer.moved if name not in routed]
     for movers in filter(None, (*alone, unrouted)):
-        before, parts = tracer.lengths_now(), dict(tracer.kept.parts)
+        before, parts = tracer.lengths_now(), dict(tracer.keeping.parts)
         tracer.keep_movements(movers)
         try:
             return tried()
         except MovementError as error:
             logger.debug("%s whole is not enough: %s", movers, error)
             tracer.take_back(before)
-            tracer.kept.parts = parts
+            tracer.keeping.parts = parts
     tracer.keep_movements(tracer.moved)
     return tried()
 
@@ -170,8 +170,8 @@ def build_graph(
     matrices = frozenset(recording.matrices)
     size = tuple(input_size)
     parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    kept = tuple(recording.kept.parts.values())
-    parts = (splits, routes, reductions, norms, attentions, parameters, tuple(sorted(recording.kept.modules)), kept)
+    kept = tuple(recording.keeping.parts.values())
+    parts = (splits, routes, reductions, norms, attentions, parameters, tuple(sorted(recording.keeping.modules)), kept)
     return ChannelGraph(tuple(ties), groups, matrices, heads, unused, size, *parts)
 
 
@@ -211,8 +211,8 @@ def _tie_kept(recording: Recording, state: Mapping[str, Tensor]) -> None:
     for name in layers if recording.fixed else ():
         fixed, channel_of = np.concatenate([ids for ids, _ in recording.fixed]), united(recording)
         if np.isin(channel_of[recording.elementwise[name].numpy()], channel_of[fixed]).any():
-            recording.kept.tensors.setdefault(name, f"'{name}' is not a layer's alone")
-    for name, reason in recording.kept.names_inside(state).items():
+            recording.keeping.tensors.setdefault(name, f"'{name}' is not a layer's alone")
+    for name, reason in recording.keeping.names_inside(state).items():
         tensor, known = state[name], [tie for tie in recording.ties.values() if tie.tensor == name]
         for ids in [torch.from_numpy(tie.ids) for tie in known]:
             recording.fix(ids, reason)

@@ -179,14 +179,14 @@ class Frames:
     def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         given = args[0] if len(args) == 1 and not kwargs and torch.is_tensor(args[0]) else None
         self._recording.running.append(Frame(name, given, [self._recording.plain_channels(given)]))
-        kept = self._recording.kept
+        kept = self._recording.keeping
         if name in kept.modules and kept.inside is None:
             kept.inside = kept.part(name)
             self._recording.keep_whole(kept.inside, nested_tensors([args, kwargs]))
 
     def _leave(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
         frame = self._recording.running.pop()
-        kept = self._recording.kept
+        kept = self._recording.keeping
         if kept.inside is not None and kept.inside.module == name:
             self._recording.keep_whole(kept.inside, nested_tensors(output))  # what it was given, and gives back
             kept.inside = None
@@ -204,7 +204,7 @@ class Frames:
         if frame.reads == 1 and operator == known and len(ids) == len(known_ids):
             self._recording.unite(known_ids, ids)
             return
-        kept = self._recording.kept
+        kept = self._recording.keeping
         if kept.strict:
             raise GraphError(f"{unweighted(operator, frame.name)}; {ways_out(frame.name, operator)}")
         part = kept.part(frame.name, operator)

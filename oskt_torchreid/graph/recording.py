@@ -72,7 +72,7 @@ class Recording:
         fixed: pairs `(ids, reason)` of channels that must keep their width.
         matrices: weights of convolutions and linear layers.
         image_inputs: the matrices whose columns are the image's own channels.
-        kept: the parts of the network that stay whole.
+        keeping: the parts of the network that stay whole.
         movements: module name -> operator, where channels were split or reordered at positions chosen by code.
         moved: module name -> the part of it that does so, and the ids of such channels.
         splits: `(module, attribute, ids of each part)` where a module's own integer says where channels are split.
@@ -89,7 +89,7 @@ class Recording:
     """
 
     def __init__(self, model: nn.Module, keeping: Keeping | None = None) -> None:
-        self.kept = keeping or Keeping()
+        self.keeping = keeping or Keeping()
         self._names: dict[int, str] = {}
         for name, tensor in model.state_dict(keep_vars=True).items():
             self._names.setdefault(id(tensor), name)
@@ -173,19 +173,19 @@ class Recording:
 
     def giver(self, tensor: Tensor) -> Kept | None:
         """The part that stays whole from which a tensor without channels comes; `None` for images and constants."""
-        return None if id(tensor) in self._shadows else self.kept.giver(tensor)
+        return None if id(tensor) in self._shadows else self.keeping.giver(tensor)
 
     def keep_whole(self, part: Kept, given: Iterable[Tensor], outputs: Iterable[Tensor] = ()) -> None:
         """What a part is given keeps its channels, or its shape; what it puts out has none, as an image has none."""
-        self.kept.note(part, self.module)
+        self.keeping.note(part, self.module)
         for tensor in given:
             if (name := self.name_of(tensor)) is not None:
-                self.kept.tensors.setdefault(name, part.reason)
+                self.keeping.tensors.setdefault(name, part.reason)
             elif (shadow := self._shadows.get(id(tensor))) is not None:
                 self.fix(shadow, part.reason)
         for tensor in outputs:
             self.mark(tensor, None)
-            self.kept.give(tensor, part)
+            self.keeping.give(tensor, part)
 
     def columns_of(self, tensor: Tensor, axis: int) -> Tensor | None:
         """Channels along the axis of a tensor that a layer reads, `[length]`; `None` for an image or a constant.
@@ -198,7 +198,7 @@ class Recording:
         part = self.giver(tensor)
         if part is None:
             return None
-        self.kept.note(part, self.module)
+        self.keeping.note(part, self.module)
         columns = self.fresh(tensor.shape[axis])
         self.fix(columns, part.reason)
         return columns
@@ -281,7 +281,7 @@ class Recording:
         """Keeps the channels whole that the code of these modules takes apart or reorders."""
         for name in modules:
             part, moved = self.moved[name]
-            self.kept.note(part, name)
+            self.keeping.note(part, name)
             for ids in moved:
                 self.fix(ids, part.reason)
 

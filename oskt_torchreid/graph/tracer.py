@@ -56,8 +56,8 @@ class Tracer(Recording, TorchDispatchMode):
             GraphError: there is no rule, or it gives up, and nothing may be kept that was not asked for; or a rule that
                 is at fault itself.
         """
-        if self.kept.inside is not None:
-            self.keep_whole(self.kept.inside, call.tensors, call.outputs)
+        if self.keeping.inside is not None:
+            self.keep_whole(self.keeping.inside, call.tensors, call.outputs)
             return False
         before = self.lengths_now()
         try:
@@ -65,11 +65,11 @@ class Tracer(Recording, TorchDispatchMode):
         except NoRemedyError:
             raise
         except GraphError as error:
-            if self.kept.strict:
+            if self.keeping.strict:
                 raise GraphError(f"{error} ({users_line()}); {ways_out(self.owner, call.operator)}") from error
             logger.debug("kept whole: %s", error)
             self.take_back(before)
-            self.keep_whole(self.kept.part(self.owner, call.operator), call.tensors, call.outputs)
+            self.keep_whole(self.keeping.part(self.owner, call.operator), call.tensors, call.outputs)
             return False
         return True
 
@@ -123,12 +123,12 @@ class Tracer(Recording, TorchDispatchMode):
         if part is not None:
             for result in call.outputs:
                 if id(result) not in self._shadows:
-                    self.kept.give(result, part)
+                    self.keeping.give(result, part)
         return output
 
     def _giver_of(self, call: Call) -> Kept | None:
         """The part that stays whole which gives a call one of its tensors."""
-        return self.kept.givers(tensor for tensor in call.tensors if id(tensor) not in self._shadows)
+        return self.keeping.givers(tensor for tensor in call.tensors if id(tensor) not in self._shadows)
 
 
 _EVALUATED = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)

@@ -110,7 +110,7 @@ def copy(recording: Recording, call: Call) -> None:
     target, source = call.args[:2]
     reason = f"copied into a part of another tensor in '{recording.module}'"
     if recording.shadow(source) is not None:
-        recording.kept.give(target, Kept(recording.owner, call.operator, users_line()))
+        recording.keeping.give(target, Kept(recording.owner, call.operator, users_line()))
     for tensor in (target, source):
         _leave(recording, tensor, reason)
     recording.mark(target, recording.shadow(target))
