@@ -17,12 +17,13 @@ from ..errors import GraphError
 from ..networks import DEFAULT_INPUT_SIZE, unwrapped
 from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
 from .keeping import Keep, Keeping, check_unknown, modules_to_keep, recorded_keep, ways_out
-from .modules import Attention, ChannelNorm, Reduction, Route, SplitPoint
+from .modules import Attention, ChannelNorm, Parts, Reduction, Route, SplitPoint
 from .probing import find_routes
-from .recording import RecordedTie, Recording
+from .recording import RecordedAttention, RecordedTie, Recording
+from .sizes import PLAIN, Reading, readings
 from .surgery.rebuild import rebuild
 from .tracer import Tracer, check_model, run
-from .trial import MovementError, check_movements
+from .trial import MovementError, tried
 
 logger = logging.getLogger(__name__)
 _KINDS = 4  # classes of modules, at most, that are tried one by one
@@ -62,17 +63,25 @@ def trace_module(
     tracer = run_both(twin, input_size, Keeping(asked, strict))
     routes = find_routes(twin, tracer.frames.passages) if tracer.movements else []
 
-    def follow(other: nn.Module, size: tuple[int, ...]) -> ChannelGraph:
-        return build_graph(other, run_both(other, size, Keeping(asked, strict)), size)
+    def follow(other: nn.Module) -> tuple[ChannelGraph, dict[str, list[float]]]:
+        recording = run_both(other, input_size, Keeping(asked, strict))
+        return build_graph(other, recording, input_size), recording.numbers
 
-    def tried() -> ChannelGraph:
-        graph = build_graph(twin, tracer, input_size, routes)
-        if tracer.movements or graph.splits or graph.reductions:
-            check_movements(twin, graph, tracer.movements, follow)
-        return graph
+    def read() -> ChannelGraph:
+        """The graph of the first way of understanding the numbers in the code that is right."""
+        errors = []
+        for reading in readings(tracer):
+            graph = build_graph(twin, tracer, input_size, routes, reading)
+            if not (tracer.movements or graph.splits or graph.reductions or graph.attentions):
+                return graph
+            try:
+                return tried(twin, graph, tracer.movements, tracer.numbers, follow)
+            except MovementError as error:
+                errors.append(error)
+        raise errors[0]
 
     try:
-        return tried()
+        return read()
     except MovementError as error:
         if not tracer.moved:
             raise
@@ -80,11 +89,11 @@ def trace_module(
             part, _ = next(iter(tracer.moved.values()))
             raise MovementError(f"{error} ({part.place}); {ways_out(part.module, part.operator)}") from error
         logger.debug("channels that code moves: %s", error)
-        return _with_movers_whole(twin, tracer, {route.module for route in routes}, tried)
+        return _with_movers_whole(twin, tracer, {route.module for route in routes}, read)
 
 
 def _with_movers_whole(
-    model: nn.Module, tracer: Tracer, routed: set[str], tried: Callable[[], ChannelGraph]
+    model: nn.Module, tracer: Tracer, routed: set[str], read: Callable[[], ChannelGraph]
 ) -> ChannelGraph:
     """The graph in which channels that code moves stay whole, of as few modules as possible.
 
@@ -95,7 +104,7 @@ def _with_movers_whole(
         model: not changed.
         tracer: its trace, to which the fixed channels are added.
         routed: names of the modules that index buffers can stand in for.
-        tried: gives the graph, or raises `MovementError` if the network's code does not follow it.
+        read: gives the graph, or raises `MovementError` if the network's code does not follow it.
     """
     kinds: dict[type, list[str]] = {}
     for name in tracer.moved:
@@ -106,13 +115,13 @@ def _with_movers_whole(
         before, parts = tracer.lengths_now(), dict(tracer.keeping.parts)
         tracer.keep_movements(movers)
         try:
-            return tried()
+            return read()
         except MovementError as error:
             logger.debug("%s whole is not enough: %s", movers, error)
             tracer.take_back(before)
             tracer.keeping.parts = parts
     tracer.keep_movements(tracer.moved)
-    return tried()
+    return read()
 
 
 def twin_of(model: nn.Module) -> nn.Module:
@@ -132,7 +141,11 @@ def run_both(model: nn.Module, input_size: tuple[int, ...], keeping: Keeping | N
 
 
 def build_graph(
-    model: nn.Module, recording: Recording, input_size: tuple[int, ...], routes: Sequence[Route] = ()
+    model: nn.Module,
+    recording: Recording,
+    input_size: tuple[int, ...],
+    routes: Sequence[Route] = (),
+    reading: Reading = PLAIN,
 ) -> ChannelGraph:
     """Turns a trace into a graph; `routes` are in the recording's provisional ids.
 
@@ -149,15 +162,25 @@ def build_graph(
     channel_of, num_channels = _renumbered(channel_of, recorded)
     ties = _interned(recorded, channel_of)
     reductions = _reductions(recording, channel_of)
-    attentions = _attentions(recording, recorded, channel_of)
     fixed = _fixed_reasons(recording, ties, channel_of, num_channels)
+    for ids, module in recording.kept if reading.perhaps else ():
+        fixed[channel_of[ids][channel_of[ids] >= 0]] = f"mixed in '{module}'"
     _fix_modules(model, ties, fixed)
-    gates = [(channel_of[gate], channel_of[fine]) for gate, fine in recording.gates]
+    attentions = _attentions(recording, recorded, channel_of)
+    replaced = {route.module for route in routes}
+    parts = _parts(recording, channel_of, replaced, reading)
+    _fix_lengths(recording, attentions, channel_of, fixed)
+    blocked = [Parts(tie.tensor.rpartition(".")[0], tie.channels) for tie in ties if tie.blocks > 1]
     norms = _norms(recording, channel_of)
+    blocked += [Parts(norm.module, norm.channels) for norm in norms]
+    _fix_products(attentions, parts, blocked, fixed)
+    parts = tuple(part for part in parts if (fixed[part.channels] == "").any())
+    gates = [(channel_of[gate], channel_of[fine]) for gate, fine in recording.gates]
     axes = [axis.channels for axis in dict.fromkeys(tie.axis for tie in ties)]
     axes += [reduction.channels[None] for reduction in reductions]
     axes += [norm.channels for norm in norms]
     axes += [attention.channels for attention in attentions]
+    axes += [part.channels for part in parts]
     labels = _signature_classes(axes, gates, fixed, num_channels)
     _check_coverage(recording, ties, {name: tuple(t.shape) for name, t in state.items() if t.is_floating_point()})
     rows = {tie.tensor: tie for tie in ties if tie.role == "row"}
@@ -166,13 +189,14 @@ def build_graph(
     unused = tuple(name for name, t in state.items() if t.dim() > 0 and name not in recording.touched)
     groups = _named_groups(labels, ties, recording.matrices, fixed)
     routes = _routes(routes, channel_of)
-    splits = _splits(recording, channel_of, {route.module for route in routes})
+    splits = _splits(recording, channel_of, replaced, reading)
     matrices = frozenset(recording.matrices)
     size = tuple(input_size)
     parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
     kept = tuple(recording.keeping.parts.values())
-    parts = (splits, routes, reductions, norms, attentions, parameters, tuple(sorted(recording.keeping.modules)), kept)
-    return ChannelGraph(tuple(ties), groups, matrices, heads, unused, size, *parts)
+    records = (splits, routes, reductions, norms, attentions, parameters, parts)
+    records += (tuple(sorted(recording.keeping.modules)), kept)
+    return ChannelGraph(tuple(ties), groups, matrices, heads, unused, size, *records)
 
 
 OUTPUT = "output of the network"
@@ -227,9 +251,17 @@ def _tie_kept(recording: Recording, state: Mapping[str, Tensor]) -> None:
 
 
 def _elementwise_ties(recording: Recording, channel_of: np.ndarray) -> Iterable[RecordedTie]:
-    """A bare parameter's one axis of channels, read off its elements' ids; one with several is fixed."""
+    """A bare parameter's one axis of channels, read off its elements' ids; one with several is fixed.
+
+    One that meets no channels of a layer has none itself.
+    """
+    of_layers = np.unique(
+        np.concatenate([np.empty(0, int), *(channel_of[t.ids].ravel() for t in recording.ties.values())])
+    )
     for name, ids in recording.elementwise.items():
         channels = channel_of[ids.numpy()]
+        if not np.isin(channels, of_layers).any():
+            continue
         varying = [axis for axis in range(channels.ndim) if (channels != channels.take([0], axis)).any()]
         if len(varying) > 1:
             recording.fixed.append((channels.reshape(-1), f"'{name}' differs along several axes"))
@@ -257,13 +289,28 @@ def _interned(recorded: list[RecordedTie], channel_of: np.ndarray) -> list[Tie]:
     return ties
 
 
-def _splits(recording: Recording, channel_of: np.ndarray, routed: set[str]) -> tuple[SplitPoint, ...]:
+def _splits(recording: Recording, channel_of: np.ndarray, routed: set[str], reading: Reading) -> tuple[SplitPoint, ...]:
     """Split points of known channels, except those of modules whose own code will not run in a student."""
+    found = [(*place, parts) for *place, parts in recording.splits]
+    found += [(*place, lengths[:1]) for place, lengths in reading.lengths_of(recording).items()]
     return tuple(
         SplitPoint(module, attribute, tuple(channel_of[part] for part in parts))
-        for module, attribute, parts in recording.splits
+        for module, attribute, parts in found
         if module not in routed and all((channel_of[part] >= 0).all() for part in parts)
     )
+
+
+def _parts(recording: Recording, channel_of: np.ndarray, routed: set[str], reading: Reading) -> tuple[Parts, ...]:
+    """Parts of known channels that differ, except those of modules whose own code will not run in a student."""
+    found = {}
+    named = [(module, np.stack(lengths)) for (module, _), lengths in reading.lengths_of(recording).items()]
+    for module, ids in (*recording.parts, *named, *(recording.perhaps if reading.perhaps else ())):
+        channels = channel_of[ids]
+        channels = channels[sorted(np.unique(channels, axis=0, return_index=True)[1])]
+        alike = (np.sort(channels, 1) == np.sort(channels[:1], 1)).all()
+        if module not in routed and (channels >= 0).all() and not alike:
+            found[channels.shape, channels.tobytes()] = Parts(module, channels)
+    return tuple(found.values())
 
 
 def _routes(routes: Sequence[Route], channel_of: np.ndarray) -> tuple[Route, ...]:
@@ -288,33 +335,79 @@ def _reductions(recording: Recording, channel_of: np.ndarray) -> tuple[Reduction
 
 def _norms(recording: Recording, channel_of: np.ndarray) -> tuple[ChannelNorm, ...]:
     """Norms over channels that some layer produces."""
-    found = (ChannelNorm(module, channel_of[ids]) for module, ids in recording.norms.items())
-    return tuple(norm for norm in found if (norm.channels >= 0).all())
+    found = {}
+    for module, ids in recording.norms:
+        channels = channel_of[ids]
+        if (channels >= 0).all():
+            found.setdefault((module, channels.shape, channels.tobytes()), ChannelNorm(module, channels))
+    return tuple(found.values())
 
 
 def _attentions(recording: Recording, recorded: list[RecordedTie], channel_of: np.ndarray) -> tuple[Attention, ...]:
-    """Attentions, with the rows that produced the ids of their queries and keys.
+    """Attentions, with the rows of the tensors that a factor on queries and keys can be folded into.
 
-    Provisional ids still distinguish queries, keys and values, which have been united since. Rows are given if linear
-    layers produce them and no other tensor (a norm of the queries) lies between these and the product.
+    Provisional ids still distinguish queries, keys and values, which may have been united since. A bare parameter that
+    is added to rows has ids of its own, and stands for theirs.
     """
-    attentions = []
-    for module, product in recording.attentions.items():
-        ids = np.concatenate([product.queries.reshape(-1), product.keys.reshape(-1)])
-        positions = {}
-        for tie in recorded:
-            if tie.role == "row":
-                found = np.flatnonzero(np.isin(tie.ids.reshape(-1), ids))
-                positions.update({tie.tensor: found} if len(found) else {})
-        linear = {name.rpartition(".")[0] for name in positions if name in recording.matrices}
-        if any(name.rpartition(".")[0] not in linear for name in positions):
-            positions = {}
+    rows = np.arange(recording.num_ids)
+    for bare, others in recording.stands_for:
+        rows[bare] = others
+    found: dict[tuple, Attention] = {}
+    for product in recording.attentions:
         channels = channel_of[product.queries]
         if (channels < 0).any():
-            recording.fix(torch.from_numpy(ids), f"multiplied with a constant in '{module}'")
-            continue
-        attentions.append(Attention(module, channels, positions, product.scale_follows))
-    return tuple(attentions)
+            continue  # of parameters alone
+        positions: dict[str, np.ndarray] = {}
+        if None not in product.makers and not _is_read(recording, product):
+            for ids, makers in zip((product.queries, product.keys), product.makers, strict=True):
+                for tie in recorded:
+                    if tie.role == "row" and tie.tensor in (makers or ()):
+                        places = np.flatnonzero(np.isin(rows[tie.ids.reshape(-1)], rows[ids.reshape(-1)]))
+                        known = positions.get(tie.tensor, places[:0])
+                        positions.update({tie.tensor: np.union1d(known, places)} if len(places) else {})
+        key = product.module, channels.shape, channels.tobytes()
+        found.setdefault(key, Attention(product.module, channels, positions, product.scale_follows))
+    return tuple(found.values())
+
+
+def _is_read(recording: Recording, product: RecordedAttention) -> bool:
+    """Whether anything else reads the queries or keys of a product, which a factor would change."""
+    return any(
+        not names.isdisjoint(makers or ()) and np.isin(ids, read).any()
+        for ids, makers in zip((product.queries, product.keys), product.makers, strict=True)
+        for names, read in recording.reads
+    )
+
+
+def _fix_lengths(
+    recording: Recording, attentions: Sequence[Attention], channel_of: np.ndarray, fixed: np.ndarray
+) -> None:
+    """Fixes, in place, channels of which training takes the length; that of queries and keys is made exact."""
+    folded = [attention.channels.reshape(-1) for attention in attentions if attention.positions]
+    exact = np.concatenate([np.empty(0, int), *folded])
+    for ids, module in recording.measured:
+        channels = channel_of[ids]
+        channels = channels[channels >= 0]
+        if not np.isin(channels, exact).all():
+            fixed[channels] = f"'{module}' takes the length of all"
+
+
+def _fix_products(
+    attentions: Sequence[Attention], parts: Sequence[Parts], blocked: Sequence[Parts], fixed: np.ndarray
+) -> None:
+    """Fixes, in place, queries and keys that nothing can be folded into, and what is as wide as fixed channels."""
+    for attention in attentions:
+        if not attention.positions:
+            fixed[attention.channels] = f"no rows make the products of '{attention.module}' exact"
+    found = True
+    while found:
+        found = False
+        for part in (*parts, *blocked):
+            free = fixed[part.channels] == ""
+            some = not free.all() if part in parts else not free.any(1).all()
+            if free.any() and some:
+                fixed[part.channels[free]] = f"as wide as others in '{part.module}'"
+                found = True
 
 
 def _fix_modules(model: nn.Module, ties: Sequence[Tie], fixed: np.ndarray) -> None:

@@ -29,6 +29,7 @@ from ..networks import watched
 from ..registry import remembered
 from .keeping import ways_out
 from .recording import Frame, Recording
+from .sizes import input_channels
 
 
 class Call:
@@ -178,7 +179,8 @@ class Frames:
 
     def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         given = args[0] if len(args) == 1 and not kwargs and torch.is_tensor(args[0]) else None
-        self._recording.running.append(Frame(name, given, [self._recording.plain_channels(given)]))
+        inputs = input_channels(self._recording, [*args, *kwargs.values()])
+        self._recording.running.append(Frame(name, given, [self._recording.plain_channels(given)], inputs))
         kept = self._recording.keeping
         if name in kept.modules and kept.inside is None:
             kept.inside = kept.part(name)

@@ -23,7 +23,7 @@ import numpy as np
 from tabulate import tabulate
 
 from .keeping import KEPT, Kept
-from .modules import Attention, ChannelNorm, Reduction, Route, SplitPoint
+from .modules import Attention, ChannelNorm, Parts, Reduction, Route, SplitPoint
 
 Role = Literal["row", "column"]
 """A tensor's operator produces (or scales) the channels of a row, and consumes those of a column."""
@@ -121,6 +121,7 @@ class ChannelGraph:
         norms: modules that normalise over channels.
         attentions: modules that multiply queries with keys.
         parameters: how many numbers each parameter of the network has; empty in a graph of an earlier version's file.
+        parts: channels that modules' own code cuts into equal parts.
         keep: names of the modules that were asked to stay whole.
         kept: every part that stays whole, these modules included.
     """
@@ -137,6 +138,7 @@ class ChannelGraph:
     norms: tuple[ChannelNorm, ...] = ()
     attentions: tuple[Attention, ...] = ()
     parameters: Mapping[str, int] = field(default_factory=dict)
+    parts: tuple[Parts, ...] = ()
     keep: tuple[str, ...] = ()
     kept: tuple[Kept, ...] = ()
 
@@ -255,13 +257,19 @@ class ChannelGraph:
 
     @cached_property
     def blocked_axes(self) -> list[np.ndarray]:
-        """Channels `[blocks, length]` of every axis that has several blocks; heads are blocks as well."""
+        """Channels `[blocks, length]` of every axis that has several blocks; heads and parts are blocks as well."""
         channels = [axis.channels for axis in self.axes]
         channels += [norm.channels for norm in self.norms]
         channels += [attention.channels for attention in self.attentions]
+        channels += [parts.channels for parts in self.parts]
         return [blocks for blocks in channels if len(blocks) > 1]
 
     @cached_property
-    def blocked_groups(self) -> list[list[np.ndarray]]:
-        """Indices of the groups in each block of each of `blocked_axes`."""
-        return [[np.unique(self.group_of_channel[block]) for block in channels] for channels in self.blocked_axes]
+    def blocked_groups(self) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+        """In each block of each of `blocked_axes`: indices of its groups, and how often it has each of their channels."""
+        return [[self._counted(block) for block in channels] for channels in self.blocked_axes]
+
+    def _counted(self, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        groups, positions = np.unique(self.group_of_channel[block], return_counts=True)
+        _, channels = np.unique(self.group_of_channel[np.unique(block)], return_counts=True)
+        return groups, positions // channels

@@ -105,7 +105,7 @@ class Keeping:
 
     def note(self, part: Kept, reader: str) -> None:
         """Adds a part that module `reader` reads; raises `GraphError` if it was not asked for and may not be kept."""
-        if self.strict and part.operator:
+        if self.strict and part.operator and (part.module, part.operator) not in self.parts:
             raise GraphError(
                 f"module '{part.module}' copies channels into a part of another tensor, which cannot be followed, and "
                 f"'{reader}' takes them as its input; write it with torch.cat or torch.stack"

@@ -23,6 +23,7 @@ from ..errors import GraphError
 from ..networks import DEFAULT_INPUT_SIZE, is_image_size, wrapper_attribute
 from .calls import Call, Frames, nested_tensors, rule_for
 from .keeping import Keeping, Kept, NoRemedyError, line_of, users_line, ways_out
+from .makers import makers_of, note_reads
 from .randomness import own_random_state
 from .recording import Recording, compact
 
@@ -84,11 +85,14 @@ class Tracer(Recording, TorchDispatchMode):
         rule, before = rule_for(call, self.module), len(self._alive)
         try:
             rule(self, call)
+            makers = makers_of(self, call)
+            note_reads(self, call, makers)
         except GraphError:
             raise
         except Exception as error:  # a call that the rule was not written for
             what = f"the rule of operator '{call.operator}' in module '{self.module}'"
             raise GraphError(f"{what} fails ({type(error).__name__}: {error})") from error
+        self.makers.update((id(output), makers) for output in call.outputs if id(output) in self._shadows)
         if given and not tracked:
             self._keep_untied(given, call)
         said = {id(tensor) for tensor in self._alive[before:]}
@@ -111,6 +115,7 @@ class Tracer(Recording, TorchDispatchMode):
         kwargs = kwargs or {}
         output = function(*args, **kwargs)
         call = Call(function, args, kwargs, output)
+        self._count_factor(call)
         names = [self._names.get(id(tensor)) for tensor in call.tensors]
         self.touched.update(name for name in names if name)
         self.count_reads(call.tensors)
@@ -129,6 +134,16 @@ class Tracer(Recording, TorchDispatchMode):
     def _giver_of(self, call: Call) -> Kept | None:
         """The part that stays whole which gives a call one of its tensors."""
         return self.keeping.givers(tensor for tensor in call.tensors if id(tensor) not in self._shadows)
+
+    def _count_factor(self, call: Call) -> None:
+        """Notes the number that a tensor is multiplied with or divided by."""
+        if call.operator.removesuffix("_") not in ("mul", "div"):
+            return
+        number = call.args[1]
+        if torch.is_tensor(number) and number.dim() == 0 and not number.is_meta and self.name_of(number) is None:
+            number = number.item()
+        if isinstance(number, (int, float)) and number:
+            self.note_number(float(number if call.operator.startswith("mul") else 1 / number))
 
 
 _EVALUATED = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
@@ -189,12 +204,23 @@ def run(model: nn.Module, input_size: tuple[int, ...], tracer: Tracer | None = N
 
 def _traced(model: nn.Module, tracer: Tracer, image: Tensor) -> Any:
     try:
-        with tracer.frames.watching(model), torch.inference_mode(), tracer:
+        with tracer.frames.watching(model), torch.inference_mode(), attention_in_parts(), tracer:
             return model(image)
     except GraphError:
         raise
     except Exception as error:  # raised by a network's own code
         raise forward_error(model, image, tracer.module, error) from error
+
+
+@contextlib.contextmanager
+def attention_in_parts() -> Iterator[None]:
+    """torch's attention modules compute what they do step by step, instead of by one operator of everything."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 # Words in messages of torch, and of networks' own checks, about shapes that do not fit.
