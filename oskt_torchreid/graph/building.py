@@ -80,7 +80,13 @@ def trace_module(
             part, _ = next(iter(tracer.moved.values()))
             raise MovementError(f"{error} ({part.place}); {ways_out(part.module, part.operator)}") from error
         logger.debug("channels that code moves: %s", error)
-        return _with_movers_whole(twin, tracer, {route.module for route in routes}, tried)
+        try:
+            return _with_movers_whole(twin, tracer, {route.module for route in routes}, tried)
+        except MovementError:
+            movers = [name for name in tracer.moved if name]
+            if not movers:
+                raise
+            return trace_module(model, input_size, [*asked, *movers])
 
 
 def _with_movers_whole(
