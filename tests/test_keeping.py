@@ -451,6 +451,23 @@ def test_channels_that_code_moves_stay_whole(name, caplog):
         oskt.trace(model, IMAGE, unknown="refuse")
 
 
+def test_what_no_whole_channels_make_right_is_kept_as_a_module():
+    """One branch reorders channels, the other keeps their number: the whole module stays."""
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = conv(8, 8), conv(8, 8)
+
+        def forward(self, maps):
+            return torch.cat([self.one(maps).relu().roll(3, 1), self.two(maps).view(-1, 8, 8, 8)], 1)
+
+    model = around(lambda self, x: self.both(x), columns=16, both=Both())
+    assert oskt.trace(model, IMAGE).keep == ("both",)
+    with pytest.raises(GraphError, match=r"'roll' in 'both'.*test_keeping\.py:\d+\); keep=\['both'\]"):
+        oskt.trace(model, IMAGE, unknown="refuse")
+
+
 # ---- where it is asked for -------------------------------------------------------------------------------------------
 
 

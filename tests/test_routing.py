@@ -19,7 +19,8 @@ from oskt_torchreid.chain import network
 from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.chain.expansion import expand_to_plan
 from oskt_torchreid.chain.sstudent import SStudent
-from oskt_torchreid.chain.student_file import load_student, save_student
+from oskt_torchreid.chain.student_file import save_student
+from oskt_torchreid.chain.student_reading import load_student
 from oskt_torchreid.errors import GraphError
 from oskt_torchreid.graph.surgery.rebuild import adapt_code, restore_code
 from oskt_torchreid.graph.surgery.routing import Routed, weigh_input

@@ -17,7 +17,7 @@ from ...chain.expansion import width_plan
 from ...chain.ladder import nearest_rung
 from ...chain.nesting import tree_over
 from ...chain.network import trace
-from ...chain.student_file import load_student
+from ...chain.student_reading import load_student
 from ...config import Config
 from ...errors import CheckpointError, ConfigError, WidthError
 from ...files import load_checkpoint
