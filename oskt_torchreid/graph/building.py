@@ -14,12 +14,12 @@ from torch import nn
 from ..errors import GraphError
 from ..networks import DEFAULT_INPUT_SIZE, unwrapped
 from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
-from .modules import Attention, ChannelNorm, Reduction, Route, SplitPoint
+from .modules import Attention, ChannelNorm, Parts, Reduction, Route, SplitPoint
 from .probing import find_routes
 from .recording import RecordedTie, Recording
 from .surgery.rebuild import rebuild
 from .tracer import Tracer, check_model, run
-from .trial import check_movements
+from .trial import tried
 
 
 def trace_module(model: nn.Module, input_size: tuple[int, ...] = DEFAULT_INPUT_SIZE) -> ChannelGraph:
@@ -43,10 +43,13 @@ def trace_module(model: nn.Module, input_size: tuple[int, ...] = DEFAULT_INPUT_S
     tracer = run_both(twin, input_size)
     routes = find_routes(twin, tracer.frames.passages) if tracer.movements else []
     graph = build_graph(twin, tracer, input_size, routes)
-    if tracer.movements or graph.splits or graph.reductions:
-        check_movements(
-            twin, graph, tracer.movements, lambda other, size: build_graph(other, run_both(other, size), size)
-        )
+    if tracer.movements or graph.splits or graph.reductions or graph.attentions:
+
+        def follow(other: nn.Module) -> tuple[ChannelGraph, dict[str, list[float]]]:
+            recording = run_both(other, input_size)
+            return build_graph(other, recording, input_size), recording.numbers
+
+        return tried(twin, graph, tracer.movements, tracer.numbers, follow)
     return graph
 
 
@@ -83,14 +86,18 @@ def build_graph(
     ties = _interned(recorded, channel_of)
     fixed = _fixed_reasons(recording, ties, channel_of, num_channels)
     _fix_modules(model, ties, fixed)
+    attentions = _attentions(recording, recorded, channel_of)
+    replaced = {route.module for route in routes}
+    parts = _parts(recording, channel_of, replaced)
+    _fix_products(attentions, parts, fixed)
     gates = [(channel_of[gate], channel_of[fine]) for gate, fine in recording.gates]
     reductions = _reductions(recording, channel_of)
     norms = _norms(recording, channel_of)
-    attentions = _attentions(recording, recorded, channel_of)
     axes = [axis.channels for axis in dict.fromkeys(tie.axis for tie in ties)]
     axes += [reduction.channels[None] for reduction in reductions]
     axes += [norm.channels for norm in norms]
     axes += [attention.channels for attention in attentions]
+    axes += [part.channels for part in parts]
     labels = _signature_classes(axes, gates, fixed, num_channels)
     state = model.state_dict(keep_vars=True)
     _check_coverage(recording, ties, {name: tuple(t.shape) for name, t in state.items() if t.is_floating_point()})
@@ -100,19 +107,37 @@ def build_graph(
     unused = tuple(name for name, t in state.items() if t.dim() > 0 and name not in recording.touched)
     groups = _named_groups(labels, ties, recording.matrices, fixed)
     routes = _routes(routes, channel_of)
-    splits = _splits(recording, channel_of, {route.module for route in routes})
+    splits = _splits(recording, channel_of, replaced)
     matrices = frozenset(recording.matrices)
     size = tuple(input_size)
     parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    parts = (splits, routes, reductions, norms, attentions, parameters)
-    return ChannelGraph(tuple(ties), groups, matrices, heads, unused, size, *parts)
+    records = (splits, routes, reductions, norms, attentions, parameters, parts)
+    return ChannelGraph(tuple(ties), groups, matrices, heads, unused, size, *records)
 
 
 OUTPUT = "output of the network"
 
 
 def united(recording: Recording) -> np.ndarray:
-    """Smallest united id per provisional id: ids grow with execution, so channels come out in the network's order."""
+    """Smallest united id per provisional id: ids grow with execution, so channels come out in the network's order.
+
+    What looked like a gate, with fewer channels than the other side, may turn out to have as many once all is united:
+    then both sides are the same channels. The recording's gates and unions change accordingly.
+    """
+    while True:
+        channel_of = _smallest(recording)
+        gates, unions = recording.gates, recording.unions
+        recording.gates = [pair for pair in gates if not _as_many(channel_of, *pair)]
+        recording.unions = unions + [pair for pair in gates if _as_many(channel_of, *pair)]
+        if len(recording.gates) == len(gates):
+            return channel_of
+
+
+def _as_many(channel_of: np.ndarray, gate: np.ndarray, fine: np.ndarray) -> bool:
+    return len(np.unique(channel_of[gate])) == len(np.unique(channel_of[fine]))
+
+
+def _smallest(recording: Recording) -> np.ndarray:
     count = recording.num_ids
     pairs = (
         np.concatenate([np.stack(pair) for pair in recording.unions], 1) if recording.unions else np.empty((2, 0), int)
@@ -136,9 +161,15 @@ def graph_channels(recording: Recording, graph: ChannelGraph) -> np.ndarray:
 
 
 def _elementwise_ties(recording: Recording, channel_of: np.ndarray) -> Iterable[RecordedTie]:
-    """A bare parameter's one axis of channels, read off its elements' ids; one with several is fixed."""
+    """A bare parameter's one axis of channels, read off its elements' ids; one with several is fixed.
+
+    One that meets no channels of a layer has none itself.
+    """
+    of_layers = np.unique(np.concatenate([np.empty(0, int), *(channel_of[t.ids].ravel() for t in recording.ties.values())]))
     for name, ids in recording.elementwise.items():
         channels = channel_of[ids.numpy()]
+        if not np.isin(channels, of_layers).any():
+            continue
         varying = [axis for axis in range(channels.ndim) if (channels != channels.take([0], axis)).any()]
         if len(varying) > 1:
             recording.fixed.append((channels.reshape(-1), f"'{name}' differs along several axes"))
@@ -168,11 +199,26 @@ def _interned(recorded: list[RecordedTie], channel_of: np.ndarray) -> list[Tie]:
 
 def _splits(recording: Recording, channel_of: np.ndarray, routed: set[str]) -> tuple[SplitPoint, ...]:
     """Split points of known channels, except those of modules whose own code will not run in a student."""
+    found = [(*place, parts) for *place, parts in recording.splits]
+    found += [(*place, lengths[:1]) for place, lengths in recording.lengths_of.items()]
     return tuple(
         SplitPoint(module, attribute, tuple(channel_of[part] for part in parts))
-        for module, attribute, parts in recording.splits
+        for module, attribute, parts in found
         if module not in routed and all((channel_of[part] >= 0).all() for part in parts)
     )
+
+
+def _parts(recording: Recording, channel_of: np.ndarray, routed: set[str]) -> tuple[Parts, ...]:
+    """Parts of known channels that differ, except those of modules whose own code will not run in a student."""
+    found = {}
+    named = [(module, np.stack(lengths)) for (module, _), lengths in recording.lengths_of.items()]
+    for module, ids in (*recording.parts, *named):
+        channels = channel_of[ids]
+        channels = channels[sorted(np.unique(channels, axis=0, return_index=True)[1])]
+        alike = (np.sort(channels, 1) == np.sort(channels[:1], 1)).all()
+        if module not in routed and (channels >= 0).all() and not alike:
+            found[channels.shape, channels.tobytes()] = Parts(module, channels)
+    return tuple(found.values())
 
 
 def _routes(routes: Sequence[Route], channel_of: np.ndarray) -> tuple[Route, ...]:
@@ -196,32 +242,52 @@ def _reductions(recording: Recording, channel_of: np.ndarray) -> tuple[Reduction
 
 def _norms(recording: Recording, channel_of: np.ndarray) -> tuple[ChannelNorm, ...]:
     """Norms over channels that some layer produces."""
-    found = (ChannelNorm(module, channel_of[ids]) for module, ids in recording.norms.items())
-    return tuple(norm for norm in found if (norm.channels >= 0).all())
+    found = {}
+    for module, ids in recording.norms:
+        channels = channel_of[ids]
+        if (channels >= 0).all():
+            found.setdefault((module, channels.shape, channels.tobytes()), ChannelNorm(module, channels))
+    return tuple(found.values())
 
 
 def _attentions(recording: Recording, recorded: list[RecordedTie], channel_of: np.ndarray) -> tuple[Attention, ...]:
-    """Attentions, with the rows that produced the ids of their queries and keys.
+    """Attentions, with the rows of the tensors that a factor on queries and keys can be folded into.
 
-    Provisional ids still distinguish queries, keys and values, which have been united since. Rows are given if linear
-    layers produce them and no other tensor (a norm of the queries) lies between these and the product.
+    Provisional ids still distinguish queries, keys and values, which may have been united since. A bare parameter that
+    is added to rows has ids of its own, and stands for theirs.
     """
-    attentions = []
-    for module, product in recording.attentions.items():
-        ids = np.concatenate([product.queries.reshape(-1), product.keys.reshape(-1)])
-        positions = {}
-        for tie in recorded:
-            if tie.role == "row":
-                found = np.flatnonzero(np.isin(tie.ids.reshape(-1), ids))
-                positions.update({tie.tensor: found} if len(found) else {})
-        linear = {name.rpartition(".")[0] for name in positions if name in recording.matrices}
-        if any(name.rpartition(".")[0] not in linear for name in positions):
-            positions = {}
+    rows = np.arange(recording.num_ids)
+    for bare, others in recording.stands_for:
+        rows[bare] = others
+    found: dict[tuple, Attention] = {}
+    for product in recording.attentions:
         channels = channel_of[product.queries]
         if (channels < 0).any():
-            raise GraphError(f"attention in module '{module}' has queries and keys that no layer produces")
-        attentions.append(Attention(module, channels, positions, product.scale_follows))
-    return tuple(attentions)
+            continue  # of parameters alone
+        ids = rows[np.concatenate([product.queries.reshape(-1), product.keys.reshape(-1)])]
+        positions = {}
+        for tie in recorded:
+            if tie.role == "row" and tie.tensor in (product.makers or ()):
+                places = np.flatnonzero(np.isin(rows[tie.ids.reshape(-1)], ids))
+                positions.update({tie.tensor: places} if len(places) else {})
+        key = product.module, channels.shape, channels.tobytes()
+        found.setdefault(key, Attention(product.module, channels, positions, product.scale_follows))
+    return tuple(found.values())
+
+
+def _fix_products(attentions: Sequence[Attention], parts: Sequence[Parts], fixed: np.ndarray) -> None:
+    """Fixes, in place, queries and keys that nothing can be folded into, and what is as wide as fixed channels."""
+    for attention in attentions:
+        if not attention.positions:
+            fixed[attention.channels] = f"no rows make the products of '{attention.module}' exact"
+    found = True
+    while found:
+        found = False
+        for part in parts:
+            free = fixed[part.channels] == ""
+            if free.any() and not free.any(1).all():
+                fixed[part.channels[free]] = f"as wide as others in '{part.module}'"
+                found = True
 
 
 def _fix_modules(model: nn.Module, ties: Sequence[Tie], fixed: np.ndarray) -> None:
@@ -243,7 +309,8 @@ def _fixed_reasons(recording: Recording, ties: list[Tie], channel_of: np.ndarray
     An output whose channels some layer consumes is a feature and may be narrowed; one that none consumes is a result.
     """
     reasons = np.full(num_channels, "", dtype=object)
-    for ids, reason in recording.fixed:
+    gates = [(gate, "gates several channels each") for gate, _ in recording.gates]
+    for ids, reason in (*gates, *recording.fixed):
         channels = channel_of[ids]
         reasons[channels[channels >= 0]] = reason
     consumed = np.zeros(num_channels, bool)

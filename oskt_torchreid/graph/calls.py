@@ -28,6 +28,7 @@ from ..errors import ConfigError, GraphError, expect
 from ..networks import watched
 from ..registry import remembered
 from .recording import Frame, Recording
+from .sizes import input_channels
 
 
 class Call:
@@ -168,7 +169,8 @@ class Frames:
 
     def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         given = args[0] if len(args) == 1 and not kwargs and torch.is_tensor(args[0]) else None
-        self._recording.running.append(Frame(name, given, [self._recording.plain_channels(given)]))
+        inputs = input_channels(self._recording, [*args, *kwargs.values()])
+        self._recording.running.append(Frame(name, given, [self._recording.plain_channels(given)], inputs))
 
     def _leave(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
         frame = self._recording.running.pop()

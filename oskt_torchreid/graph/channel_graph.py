@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from tabulate import tabulate
 
-from .modules import Attention, ChannelNorm, Reduction, Route, SplitPoint
+from .modules import Attention, ChannelNorm, Parts, Reduction, Route, SplitPoint
 
 Role = Literal["row", "column"]
 """A tensor's operator produces (or scales) the channels of a row, and consumes those of a column."""
@@ -120,6 +120,7 @@ class ChannelGraph:
         norms: modules that normalise over channels.
         attentions: modules that multiply queries with keys.
         parameters: how many numbers each parameter of the network has; empty in a graph of an earlier version's file.
+        parts: channels that modules' own code cuts into equal parts.
     """
 
     ties: tuple[Tie, ...]
@@ -134,6 +135,7 @@ class ChannelGraph:
     norms: tuple[ChannelNorm, ...] = ()
     attentions: tuple[Attention, ...] = ()
     parameters: Mapping[str, int] = field(default_factory=dict)
+    parts: tuple[Parts, ...] = ()
 
     @cached_property
     def axes(self) -> tuple[Axis, ...]:
@@ -236,10 +238,11 @@ class ChannelGraph:
 
     @cached_property
     def blocked_axes(self) -> list[np.ndarray]:
-        """Channels `[blocks, length]` of every axis that has several blocks; heads are blocks as well."""
+        """Channels `[blocks, length]` of every axis that has several blocks; heads and parts are blocks as well."""
         channels = [axis.channels for axis in self.axes]
         channels += [norm.channels for norm in self.norms]
         channels += [attention.channels for attention in self.attentions]
+        channels += [parts.channels for parts in self.parts]
         return [blocks for blocks in channels if len(blocks) > 1]
 
     @cached_property

@@ -28,13 +28,27 @@ class RecordedTie:
     ids: np.ndarray
 
 
+Makers = frozenset[str] | None
+"""Names of the tensors whose rows can multiply an activation by a factor per channel; `None` if there are none."""
+
+
 @dataclass(frozen=True, eq=False)
 class RecordedAttention:
-    """Provisional ids `[heads, head size]` of queries and keys, and whether the scale is the head's own."""
+    """Queries and keys that a module multiplies.
 
+    Attributes:
+        module: its name.
+        queries: provisional ids `[heads, head size]`.
+        keys: the same of the keys.
+        scale_follows: whether the scale is the head's own.
+        makers: of queries and keys.
+    """
+
+    module: str
     queries: np.ndarray
     keys: np.ndarray
     scale_follows: bool
+    makers: Makers
 
 
 @dataclass(eq=False)
@@ -46,6 +60,7 @@ class Frame:
         given: its input, if that is a single tensor and nothing else.
         sources: ids along axis 1 of its input, then of the output of each module called by its own code; `None` for
             anything but a single tensor whose channels lie along axis 1.
+        inputs: channels of the tensors among its arguments whose channels lie along one axis, `[length]` each.
         calls: names of the modules that its own code called, in order.
         reads: how many operators read its input, those of the modules that it calls included.
         reduction: operator, and ids of the input, if its own code reduces its input over channels.
@@ -54,6 +69,7 @@ class Frame:
     name: str
     given: Tensor | None
     sources: list[Tensor | None]
+    inputs: list[Tensor] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     reads: int = 0
     reduction: tuple[str, Tensor] | None = None
@@ -73,8 +89,13 @@ class Recording:
         image_inputs: the matrices whose columns are the image's own channels.
         movements: module name -> operator, where channels were split or reordered at positions chosen by code.
         splits: `(module, attribute, ids of each part)` where a module's own integer says where channels are split.
-        norms: module name -> ids `[blocks, length]` that it normalises over.
-        attentions: module name -> the queries and keys that it multiplies.
+        parts: `(module, ids [parts, length])` that are equally long in every student, see `sizes.py`.
+        lengths_of: `(module, attribute)` -> ids of all that is as long as the attribute says, `[length]` each.
+        norms: `(module, ids [blocks, length])` that it normalises over.
+        attentions: the queries and keys that modules multiply.
+        makers: by the `id` of an activation, see `makers.py`.
+        stands_for: `(ids of bare parameters, ids of the rows that they are added to)`.
+        numbers: module name -> the numbers that its own code multiplies by or divides by (then their inverse).
         running: the module calls that are running, outermost first; the network itself is not among them.
         reductions: module -> operator and ids of its input, if its own code reduces that and does nothing else with it.
         touched: names of all state-dict tensors that reached an operator.
@@ -90,6 +111,7 @@ class Recording:
         for name, tensor in model.state_dict(keep_vars=True).items():
             self._names.setdefault(id(tensor), name)
         self._shadows: dict[int, Tensor] = {}
+        self._bare: list[tuple[int, int]] = []
         self._alive: list[Tensor] = []  # an id() is only unique while its tensor lives
         self._model = model
         self._adrift: dict[int, str] = {}
@@ -103,8 +125,13 @@ class Recording:
         self.image_inputs: set[str] = set()
         self.movements: dict[str, str] = {}
         self.splits: list[tuple[str, str, list[np.ndarray]]] = []
-        self.norms: dict[str, np.ndarray] = {}
-        self.attentions: dict[str, RecordedAttention] = {}
+        self.parts: list[tuple[str, np.ndarray]] = []
+        self.lengths_of: dict[tuple[str, str], list[np.ndarray]] = {}
+        self.norms: list[tuple[str, np.ndarray]] = []
+        self.attentions: list[RecordedAttention] = []
+        self.makers: dict[int, Makers] = {}
+        self.stands_for: list[tuple[np.ndarray, np.ndarray]] = []
+        self.numbers: dict[str, list[float]] = {}
         self.running: list[Frame] = []
         self.reductions: dict[str, tuple[str, Tensor]] = {}
         self.touched: set[str] = set()
@@ -125,6 +152,10 @@ class Recording:
         """Name of the module whose own code is running; empty for the network itself."""
         return self.running[-1].name if self.running else ""
 
+    def submodule(self, name: str) -> nn.Module:
+        """A module of the network by its name."""
+        return self._model.get_submodule(name)
+
     def count_reads(self, tensors: Iterable[Tensor]) -> None:
         """Notes which running modules' inputs an operator reads."""
         read = {id(tensor) for tensor in tensors}
@@ -140,6 +171,18 @@ class Recording:
         """State-dict name of a parameter or buffer; `None` for an activation."""
         return None if tensor is None else self._names.get(id(tensor))
 
+    def known_shadow(self, value: Any) -> Tensor | None:
+        """As `shadow`, but a bare parameter has one only if it was combined with activations before."""
+        return self._shadows.get(id(value), self.elementwise.get(self._names.get(id(value), "")))
+
+    def is_bare(self, shadow: Tensor) -> bool:
+        """Whether a shadow consists of the elements of bare parameters alone."""
+        ids = torch.unique(compact(shadow))
+        inside = torch.zeros(len(ids), dtype=torch.bool)
+        for start, stop in self._bare:
+            inside |= (ids >= start) & (ids < stop)
+        return bool(inside.all())
+
     def shadow(self, tensor: Any) -> Tensor | None:
         """Channel ids of a tensor's elements, in its shape; `None` where it carries no channels (images, constants).
 
@@ -153,6 +196,7 @@ class Recording:
         if name is None or tensor.numel() < 2 or not tensor.is_floating_point():
             return None
         if name not in self.elementwise:
+            self._bare.append((self.num_ids, self.num_ids + tensor.numel()))
             self.elementwise[name] = self.fresh(tensor.numel()).reshape(tensor.shape)
         return self.elementwise[name]
 
@@ -255,11 +299,31 @@ class Recording:
 
     def record_norm(self, ids: Tensor, blocks: int) -> None:
         """Notes that the running module normalises over these channels, block by block."""
-        self.norms.setdefault(self.module, ids.reshape(blocks, -1).numpy())
+        self.norms.append((self.owner, ids.reshape(blocks, -1).numpy()))
 
-    def record_attention(self, queries: Tensor, keys: Tensor, scale_follows: bool) -> None:
-        """Notes that the running module multiplies queries with keys, ids `[heads, head size]` each."""
-        self.attentions.setdefault(self.owner, RecordedAttention(queries.numpy(), keys.numpy(), scale_follows))
+    def record_attention(self, queries: Tensor, keys: Tensor, scale_follows: bool, tensors: Iterable[Tensor]) -> None:
+        """Notes that the running module multiplies queries with keys.
+
+        Args:
+            queries: ids `[heads, head size]`.
+            keys: the same of the keys.
+            scale_follows: whether the scale is the head's own.
+            tensors: queries and keys themselves.
+        """
+        makers = [self.makers.get(id(tensor)) for tensor in tensors]
+        known = [names for names in makers if names is not None]
+        together = frozenset().union(*known) if len(known) == len(makers) else None
+        product = RecordedAttention(self.owner, queries.numpy(), keys.numpy(), scale_follows, together)
+        self.attentions.append(product)
+
+    def stand_for(self, bare: Tensor, rows: Tensor) -> None:
+        """Notes that elements of bare parameters are added to rows: what multiplies these multiplies them."""
+        bare, rows = torch.broadcast_tensors(compact(bare), compact(rows))
+        self.stands_for.append((bare.reshape(-1).numpy(), rows.reshape(-1).numpy()))
+
+    def note_number(self, number: float) -> None:
+        """Notes that the running module's own code multiplies by a number."""
+        self.numbers.setdefault(self.owner, []).append(number)
 
     def record_split(self, length: int, parts: list[Tensor]) -> bool:
         """Notes which integer attribute of the running module is the length of the parts; False if not exactly one."""

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..errors import GraphError
 from ..networks import DEFAULT_INPUT_SIZE, is_image_size, wrapper_attribute
 from .calls import Call, Frames, rule_for
+from .makers import makers_of
 from .randomness import own_random_state
 from .recording import Recording, compact
 
@@ -46,6 +47,8 @@ class Tracer(Recording, TorchDispatchMode):
         tracked = any(id(tensor) in self._shadows for tensor in call.tensors)
         before = len(self._alive)
         rule_for(call, self.module)(self, call)
+        makers = makers_of(self, call)
+        self.makers.update((id(output), makers) for output in call.outputs if id(output) in self._shadows)
         said = {id(tensor) for tensor in self._alive[before:]}
         results = [output for output in call.outputs if output.is_floating_point()]
         if tracked and results and said.isdisjoint(map(id, results)) and not any(map(self.adrift, call.tensors)):
@@ -58,6 +61,7 @@ class Tracer(Recording, TorchDispatchMode):
         kwargs = kwargs or {}
         output = function(*args, **kwargs)
         call = Call(function, args, kwargs, output)
+        self._count_factor(call)
         names = [self._names.get(id(tensor)) for tensor in call.tensors]
         self.touched.update(name for name in names if name)
         self.count_reads(call.tensors)
@@ -72,6 +76,17 @@ class Tracer(Recording, TorchDispatchMode):
                 if id(result) not in self._shadows:
                     self.set_adrift(result, lost)
         return output
+
+
+    def _count_factor(self, call: Call) -> None:
+        """Notes the number that a tensor is multiplied with or divided by."""
+        if call.operator.removesuffix("_") not in ("mul", "div"):
+            return
+        number = call.args[1]
+        if torch.is_tensor(number) and number.dim() == 0 and not number.is_meta and self.name_of(number) is None:
+            number = number.item()
+        if isinstance(number, (int, float)) and number:
+            self.note_number(float(number if call.operator.startswith("mul") else 1 / number))
 
 
 _EVALUATED = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
@@ -132,12 +147,23 @@ def run(model: nn.Module, input_size: tuple[int, ...], tracer: Tracer | None = N
 
 def _traced(model: nn.Module, tracer: Tracer, image: Tensor) -> Any:
     try:
-        with tracer.frames.watching(model), torch.inference_mode(), tracer:
+        with tracer.frames.watching(model), torch.inference_mode(), attention_in_parts(), tracer:
             return model(image)
     except GraphError:
         raise
     except Exception as error:  # raised by a network's own code
         raise forward_error(model, image, tracer.module, error) from error
+
+
+@contextlib.contextmanager
+def attention_in_parts() -> Iterator[None]:
+    """torch's attention modules compute what they do step by step, instead of by one operator of everything."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def nested_tensors(outputs: Any) -> Iterable[Tensor]:

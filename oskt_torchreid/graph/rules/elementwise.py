@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from ...errors import GraphError
-from ..calls import Call, Rule, register_families, unweighted
+from ..calls import Call, Rule, register_families
 from ..recording import Recording, compact, spread
+from ..sizes import blocks_of
+from .whole import keep_whole
 
 
 def keep(recording: Recording, call: Call) -> None:
@@ -31,44 +33,103 @@ def scaled_keep(recording: Recording, call: Call) -> None:
 
 def spatial(recording: Recording, call: Call) -> None:
     """Pooling, resizing, padding: channels (the third axis from the end) stay, height and width change."""
-    shadow, output = recording.shadow(call.args[0]), call.outputs[0]
+    _places(recording, call, -3)
+
+
+def sequence(recording: Recording, call: Call) -> None:
+    """As `spatial`, with channels along the last axis but one."""
+    _places(recording, call, -2)
+
+
+def _places(recording: Recording, call: Call, axis: int) -> None:
+    shadow = recording.shadow(call.args[0])
     if shadow is None:
         return
-    axis = shadow.dim() - 3
-    if output.dim() != shadow.dim() or output.shape[axis] != shadow.shape[axis]:
-        raise GraphError(f"operator '{call.operator}' in module '{recording.module}' changes the number of channels")
-    recording.mark(output, spread(recording.axis_channels(shadow, axis), output, axis))
+    axis = shadow.dim() + axis
+    for output in call.outputs:
+        if output.dim() != shadow.dim() or output.shape[axis] != shadow.shape[axis]:
+            raise GraphError(f"operator '{call.operator}' in module '{recording.module}' changes the number of channels")
+    if any(size > 1 for size in compact(shadow).shape[axis + 1 :]):
+        keep_whole(recording, call, [shadow], "pooled like positions")
+        return
+    recording.mark(call.outputs[0], spread(recording.axis_channels(shadow, axis), call.outputs[0], axis))
+
+
+def padding(recording: Recording, call: Call) -> None:
+    """Padding of positions; what is padded to channels is a constant, and keeps its width, as they do."""
+    shadow, output = recording.shadow(call.args[0]), call.output
+    if shadow is None:
+        return
+    small = compact(shadow)
+    padded = [axis for axis, size in enumerate(small.shape) if size > 1 and output.shape[axis] != shadow.shape[axis]]
+    if padded:
+        keep_whole(recording, call, [shadow], "padded by channels")
+    else:
+        recording.mark(output, small.expand(output.shape))
 
 
 def meet(recording: Recording, call: Call) -> None:
     """Sums, differences, maxima: channels at the same position become one."""
-    _meet(recording, call, may_gate=False)
+    _meet(recording, call, *call.args[:2], may_gate=False)
 
 
 def multiply(recording: Recording, call: Call) -> None:
     """Products and quotients: as sums, unless one side is a gate (fewer channels, each shared by several)."""
-    _meet(recording, call, may_gate=True)
+    _meet(recording, call, *call.args[:2], may_gate=True)
 
 
-def _meet(recording: Recording, call: Call, may_gate: bool) -> None:
-    left, right = (recording.shadow(side) for side in call.args[:2])
+def choose(recording: Recording, call: Call) -> None:
+    """One of two tensors, by a condition: as sums."""
+    _meet(recording, call, *call.args[1:3], may_gate=False)
+
+
+def add_product(recording: Recording, call: Call) -> None:
+    """A sum of one tensor and the product of two others: channels at the same position become one."""
+    shadows = [shadow for shadow in map(recording.shadow, call.args[:3]) if shadow is not None]
+    for shadow in shadows[1:]:
+        recording.unite(shadows[0], shadow)
+    most = max(shadows, key=lambda shadow: compact(shadow).numel())
+    recording.mark(call.output, most.expand(call.output.shape))
+
+
+def _meet(recording: Recording, call: Call, first: object, second: object, may_gate: bool) -> None:
+    left, right = recording.shadow(first), recording.shadow(second)
     if left is None or right is None:
-        _meet_constant(recording, call, left, right)
+        _meet_constant(recording, call, *((right, first) if left is None else (left, second)))
         return
-    a, b = torch.broadcast_tensors(compact(left), compact(right))
-    bare = any(recording.name_of(side) is not None for side in call.args[:2])
-    if may_gate and not bare and (count := [torch.unique(side).numel() for side in (a, b)])[0] != count[1]:
+    bare = any(recording.name_of(side) is not None for side in (first, second) if torch.is_tensor(side))
+    combine(recording, call, left, right, may_gate and not bare)
+    for ids, other in ((left, right), (right, left)):
+        if recording.is_bare(ids) and not recording.is_bare(other):
+            recording.stand_for(ids, other)
+
+
+def combine(recording: Recording, call: Call, left: Tensor | None, right: Tensor | None, may_gate: bool = True) -> None:
+    """Marks an output with what two inputs have at the same positions, which becomes one, or the finer one of a gate.
+
+    Args:
+        recording: of the network.
+        call: of the operator.
+        left: a shadow; `None` for a constant.
+        right: the same of the other input.
+        may_gate: whether the side of fewer channels may be a gate of the other.
+    """
+    sides = [compact(shadow) for shadow in (left, right) if shadow is not None]
+    if len(sides) < 2:
+        recording.mark(call.output, sides[0].expand(call.output.shape) if sides else None)
+        return
+    a, b = torch.broadcast_tensors(*sides)
+    if may_gate and (count := [torch.unique(side).numel() for side in (a, b)])[0] != count[1]:
         gate, fine = (a, b) if count[0] < count[1] else (b, a)
         recording.gates.append((gate.reshape(-1).numpy(), fine.reshape(-1).numpy()))
-        recording.fix(gate, "gates several channels each")
         recording.mark(call.output, fine.expand(call.output.shape))
         return
     recording.unite(a, b)
     recording.mark(call.output, a.expand(call.output.shape))
 
 
-def _meet_constant(recording: Recording, call: Call, left: Tensor | None, right: Tensor | None) -> None:
-    shadow, constant = (left, call.args[1]) if right is None else (right, call.args[0])
+def _meet_constant(recording: Recording, call: Call, shadow: Tensor | None, constant: object) -> None:
+    """A parameter that meets no channels is a constant itself, such as a bias of the products of an attention."""
     if shadow is None:
         return
     if torch.is_tensor(constant):
@@ -76,31 +137,83 @@ def _meet_constant(recording: Recording, call: Call, left: Tensor | None, right:
         shapes = pattern.shape, compact(constant).shape
         along = [(1,) * (max(map(len, shapes)) - len(shape)) + tuple(shape) for shape in shapes]
         if any(size > 1 and other > 1 for size, other in zip(*along, strict=True)):
+            if recording.is_bare(shadow):
+                recording.mark(call.outputs[0], None)
+                return
             recording.fix(shadow, f"meets a constant that differs by channel in '{recording.module}'")
-    recording.mark(call.outputs[0], shadow.expand(call.outputs[0].shape))
+    recording.mark(call.outputs[0], compact(shadow).expand(call.outputs[0].shape))
 
 
 def reduce(recording: Recording, call: Call) -> None:
-    """Means and sums over positions keep channels. Over channels they would count merged ones once.
+    """Means, sums, maxima over positions keep channels, and so does one over parts: their channels become the same.
 
-    This can be compensated if a module does nothing else with its input: a student weights the input. The result has no
-    channels.
+    A maximum over channels is that of merged ones. A sum or mean would count them once. This can be compensated if a
+    module does nothing else with its input: a student weights the input. Any other mean, and a variance, is right where
+    all slots stand for equally many channels. The result has no channels.
     """
     tensor = call.args[0]
     shadow, output = recording.shadow(tensor), call.outputs[0]
     if shadow is None:
+        for result in call.outputs:
+            recording.mark(result, None)
         return
+    axes = _axes(call, tensor)
+    varying = [axis for axis, size in enumerate(compact(shadow).shape) if size > 1]
+    if varying and varying[-1] in axes:
+        _reduce_channels(recording, call, shadow)
+        return
+    recording.mark(output, _at_first(recording, shadow, axes).reshape(output.shape))
+
+
+def _axes(call: Call, tensor: Tensor) -> list[int]:
     axes = call.arguments.get("dim")
     axes = [axes] if isinstance(axes, int) else list(axes or range(tensor.dim()))
-    axes = sorted(axis % tensor.dim() for axis in axes)
-    if any(compact(shadow).shape[axis] > 1 for axis in axes):
-        if call.operator not in ("mean", "sum") or not recording.record_reduction(call.operator, tensor):
-            raise unweighted(call.operator, recording.module)
-        recording.mark(output, None)
-        return
-    for axis in reversed(axes):
+    return sorted(axis % tensor.dim() for axis in axes)
+
+
+def _at_first(recording: Recording, shadow: Tensor, axes: list[int]) -> Tensor:
+    """A shadow at the first place of some axes, along which its channels become the same."""
+    for axis in axes:
+        if compact(shadow).shape[axis] > 1:
+            recording.unite(shadow, shadow.narrow(axis, 0, 1))
         shadow = shadow.narrow(axis, 0, 1)
-    recording.mark(output, shadow.reshape(output.shape))
+    return shadow
+
+
+def _reduce_channels(recording: Recording, call: Call, shadow: Tensor) -> None:
+    tensor, operator = call.args[0], call.operator
+    weighted = operator in ("mean", "sum") and recording.record_reduction(operator, tensor)
+    spread_out = operator == "mean" or (operator in ("var", "std", "var_mean", "std_mean") and not _correction(call))
+    if operator in _OF_ONE or weighted:
+        for output in call.outputs:
+            recording.mark(output, None)
+    elif spread_out:
+        blocks = blocks_of(shadow)
+        recording.record_norm(blocks.reshape(-1), len(blocks))
+        for output in call.outputs:
+            recording.mark(output, None)
+    else:
+        keep_whole(recording, call, [shadow], "summed over")
+
+
+_OF_ONE = ("amax", "amin", "max", "min")
+
+
+def _correction(call: Call) -> float:
+    """What is taken off the number of values that a variance is divided by; the result depends on it if not 0."""
+    arguments = call.arguments
+    correction = arguments.get("correction", 1 if arguments.get("unbiased", True) else 0)
+    return 1.0 if correction is None else float(correction)
+
+
+def extreme(recording: Recording, call: Call) -> None:
+    """The larger or smaller of two tensors, or the largest of one, with its position if it is along one axis."""
+    if len(call.args) > 1 and torch.is_tensor(call.args[1]):
+        meet(recording, call)
+        return
+    for output in call.outputs[1:]:
+        recording.mark(output, None)
+    reduce(recording, call)
 
 
 def length(recording: Recording, call: Call) -> None:
@@ -122,28 +235,47 @@ def length(recording: Recording, call: Call) -> None:
 
 
 def along(recording: Recording, call: Call) -> None:
-    """Softmax and the like: allowed along positions, not along channels."""
+    """Softmax and the like: along positions, or along parts, whose channels become the same; or channels stay whole."""
+    shadow = recording.shadow(call.args[0])
+    if shadow is not None:
+        varying = [axis for axis, size in enumerate(compact(shadow).shape) if size > 1]
+        axis = call.arguments["dim"] % shadow.dim()
+        if varying and axis == varying[-1]:
+            recording.fix(shadow, f"normalised over in '{recording.module}'")
+        elif axis in varying:
+            shadow = _at_first(recording, shadow, [axis]).expand(shadow.shape)
+    recording.mark(call.output, shadow)
+
+
+def scan(recording: Recording, call: Call) -> None:
+    """Cumulative sums: along positions."""
     shadow = recording.shadow(call.args[0])
     if shadow is not None and compact(shadow).shape[call.arguments["dim"]] > 1:
-        raise GraphError(
-            f"operator '{call.operator}' in module '{recording.module}' normalises over channels: merged channels "
-            "would count once instead of as often as they were merged"
-        )
-    recording.mark(call.output, shadow)
+        keep_whole(recording, call, [shadow], "summed over")
+    else:
+        recording.mark(call.output, shadow)
 
 
 _FAMILIES: dict[Rule, str] = {
     keep: "relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus "
     "clamp clamp_min clamp_max exp log sqrt rsqrt abs neg square pow reciprocal dropout feature_dropout alpha_dropout "
     "clone contiguous detach alias lift_fresh to _to_copy type_as zeros_like ones_like full_like empty_like rand_like "
-    "randn_like bernoulli uniform normal fill zero rrelu",
+    "randn_like bernoulli uniform normal fill zero rrelu masked_fill erf sin cos floor round sign nan_to_num hardshrink "
+    "softshrink log1p expm1 log2 logit",
     forget: "new_empty new_zeros new_ones new_full",
     scaled_keep: "prelu",
     spatial: "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d upsample_bilinear2d upsample_nearest2d "
-    "upsample_bicubic2d pad constant_pad_nd reflection_pad2d replication_pad2d",
+    "upsample_bicubic2d reflection_pad2d replication_pad2d",
+    sequence: "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d reflection_pad1d replication_pad1d "
+    "upsample_linear1d upsample_nearest1d",
+    padding: "pad constant_pad_nd",
     meet: "add sub maximum minimum",
+    choose: "where",
+    add_product: "addcmul",
+    extreme: "max min",
+    scan: "cumsum",
     multiply: "mul div",
-    reduce: "mean sum amax amin var std",
+    reduce: "mean sum amax amin var std var_mean std_mean",
     length: "linalg_vector_norm norm",
     along: "softmax log_softmax",
 }

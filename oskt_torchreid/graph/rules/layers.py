@@ -6,14 +6,21 @@ from torch import Tensor
 
 from ...errors import GraphError
 from ..calls import Call, Rule, register_families
-from ..recording import Recording, spread
+from ..recording import Recording, compact, spread
+from .whole import keep_whole
 
 
 def convolution(recording: Recording, call: Call) -> None:
     """Rows are fresh channels, columns are the input's; per block where grouped; depthwise issues no new channels."""
     image, weight, bias, groups = (call.arguments[name] for name in ("input", "weight", "bias", "groups"))
-    inputs = recording.shadow(image)
-    columns = None if inputs is None else recording.axis_channels(inputs, image.dim() - weight.dim() + 1)
+    inputs, axis = recording.shadow(image), image.dim() - weight.dim() + 1
+    if inputs is not None and _reads_positions(inputs, axis):
+        _mix_positions(recording, call, inputs, axis, moving=weight[0, 0].numel() > 1)
+        return
+    columns = None if inputs is None else recording.axis_channels(inputs, axis)
+    if columns is not None and groups == len(columns) and _same_for_all(recording, weight):
+        recording.mark(call.output, spread(columns, call.output, axis))
+        return
     recording.matrices.add(recording.name_of(weight) or "")
     if columns is not None and groups == weight.shape[0] == len(columns):
         recording.tie(weight, 0, "row", columns)
@@ -43,10 +50,57 @@ def linear(recording: Recording, call: Call) -> None:
     """Rows are fresh channels, columns are the channels of the input's last axis."""
     inputs, weight, bias = (call.arguments[name] for name in ("input", "weight", "bias"))
     shadow = recording.shadow(inputs)
+    if shadow is not None and _reads_positions(shadow, inputs.dim() - 1):
+        _mix_positions(recording, call, shadow, inputs.dim() - 1, moving=False)
+        return
     recording.matrices.add(recording.name_of(weight) or "")
     rows = recording.rows(weight)
     _consume(recording, call, None if shadow is None else recording.axis_channels(shadow, inputs.dim() - 1), 1)
     _finish_layer(recording, call, bias, rows, axis=-1)
+
+
+def linear_in_place(recording: Recording, call: Call, shadow: Tensor, weight: Tensor, axis: int) -> None:
+    """A product with a matrix that is a parameter, `[columns, rows]` at the right, `[rows, columns]` at the left.
+
+    Args:
+        recording: of the network.
+        call: of the product.
+        shadow: of the other side.
+        weight: the parameter.
+        axis: of the other side, that is summed over: -1 where the parameter is at the right, else -2.
+    """
+    if _reads_positions(shadow, shadow.dim() + axis):
+        _mix_positions(recording, call, shadow, shadow.dim() + axis, moving=False)
+        return
+    recording.matrices.add(recording.name_of(weight) or "")
+    of_rows = 1 if axis == -1 else 0
+    rows = recording.rows(weight, axis=of_rows)
+    recording.tie(weight, 1 - of_rows, "column", recording.axis_channels(shadow, shadow.dim() + axis))
+    recording.mark(call.output, spread(rows, call.output, call.output.dim() + axis))
+
+
+def _reads_positions(shadow: Tensor, axis: int) -> bool:
+    """Whether channels lie along other axes than the one that a layer reads."""
+    small = compact(shadow)
+    return small.numel() > 1 and small.shape[axis] == 1
+
+
+def _mix_positions(recording: Recording, call: Call, shadow: Tensor, axis: int, moving: bool) -> None:
+    """A layer that reads positions as its columns: channels pass, unless its kernel moves along them."""
+    tensors = [call.arguments.get(name) for name in ("input", "weight", "bias", "self", "mat2", "other")]
+    recording.touched.difference_update(recording.name_of(tensor) or "" for tensor in tensors if tensor is not None)
+    passed = compact(shadow).narrow(axis, 0, 1)
+    fits = all(size in (1, other) for size, other in zip(passed.shape, call.output.shape, strict=True))
+    if moving or not fits:
+        keep_whole(recording, call, [shadow], "read like positions")
+    else:
+        recording.mark(call.output, passed.expand(call.output.shape))
+
+
+def _same_for_all(recording: Recording, weight: Tensor) -> bool:
+    """Whether a depthwise kernel is a constant, and the same for every channel: a blur."""
+    constant = recording.name_of(weight) is None and recording.known_shadow(weight) is None
+    return constant and weight.shape[1] == 1 and bool((weight == weight[:1]).all())
 
 
 def _consume(recording: Recording, call: Call, columns: Tensor | None, blocks: int, axis: int = 1) -> None:
@@ -63,7 +117,11 @@ def _consume(recording: Recording, call: Call, columns: Tensor | None, blocks: i
 
 
 def _finish_layer(recording: Recording, call: Call, bias: Tensor | None, rows: Tensor, axis: int) -> None:
-    if bias is not None:
+    shadow = recording.known_shadow(bias)
+    if shadow is not None and recording.name_of(bias) is None:
+        recording.unite(shadow, rows)
+        recording.stand_for(shadow, rows)
+    elif bias is not None:
         recording.tie(bias, 0, "row", rows)
     recording.mark(call.output, spread(rows, call.output, axis))
     recording.record_layer(call.arguments["weight"], rows, call.output)

@@ -8,7 +8,9 @@ from torch import Tensor
 from ...errors import GraphError
 from ..calls import Call, Rule, register_families
 from ..recording import Recording, compact, extents, settled, spread
+from ..sizes import blocks_of, note_length, note_parts, note_view
 from .elementwise import spatial
+from .whole import keep_whole
 
 
 def reshape(recording: Recording, call: Call) -> None:
@@ -20,7 +22,18 @@ def reshape(recording: Recording, call: Call) -> None:
     moved = settled(shadow.reshape(call.output.shape))
     if extents(shadow) != extents(moved):
         recording.movements.setdefault(recording.module, call.operator)
+    note_view(recording, _named_lengths(call), shadow, moved)
     recording.mark(call.output, moved)
+
+
+def _named_lengths(call: Call) -> list[int]:
+    """The lengths that a view was given, one per axis of its output; -1 for those that it was not."""
+    if call.operator in ("view", "_unsafe_view", "reshape"):
+        return list(call.args[1])
+    if call.operator == "unflatten":
+        axis, lengths = call.args[1] % call.args[0].dim(), list(call.args[2])
+        return [-1] * axis + lengths + [-1] * (call.args[0].dim() - axis - 1)
+    return []
 
 
 def move(recording: Recording, call: Call) -> None:
@@ -36,6 +49,7 @@ def move(recording: Recording, call: Call) -> None:
     moves = len(extents(shadow)) > 1 or any(not _same_channels(part, shadow) for part in moved)
     if moves and not _is_split(recording, call, moved):
         recording.movements.setdefault(recording.module, call.operator)
+        _note_parts(recording, call, shadow, moved)
     for output, part in zip(call.outputs, moved, strict=True):
         recording.mark(output, part)
 
@@ -52,6 +66,47 @@ def _is_split(recording: Recording, call: Call, moved: list[Tensor]) -> bool:
     axis = call.arguments["dim"]
     parts = [part.movedim(axis, 0).reshape(part.shape[axis], -1)[:, 0] for part in map(compact, moved)]
     return recording.record_split(call.args[1], [part for part in parts if len(part) > 1])
+
+
+def _note_parts(recording: Recording, call: Call, shadow: Tensor, moved: list[Tensor]) -> None:
+    """Notes the lengths of parts that channels are cut into: equal ones (`chunk`), or those that the code named."""
+    whole, parts = blocks_of(shadow), [blocks_of(part) for part in moved]
+    if len({part.shape for part in parts}) == 1 and len(parts) > 1 and parts[0].shape[1] < whole.shape[1]:
+        note_parts(recording, torch.cat(parts))
+    if call.operator == "slice" and len(whole) == 1:
+        front = call.arguments["start"] or 0
+        if 1 < front < whole.shape[1]:
+            note_length(recording, whole[:, :front])
+    if call.operator in ("split", "split_with_sizes", "slice"):
+        for part in parts:
+            if part.shape[1] < whole.shape[1]:
+                note_length(recording, part, whole[0] if call.operator == "split" else None)
+
+
+def index(recording: Recording, call: Call) -> None:
+    """Entries at given places: those of a parameter, such as a table of positions, are rows of the same channels."""
+    tensor, places = call.args[:2]
+    shadow = recording.shadow(tensor)
+    if shadow is None:
+        recording.mark(call.output, None)
+        return
+    taken = [axis for axis, place in enumerate(places) if place is not None]
+    if recording.name_of(tensor):
+        for axis in taken:
+            recording.unite(shadow, shadow.narrow(axis, 0, 1))
+            shadow = shadow.narrow(axis, 0, 1).expand(shadow.shape)
+    if any(compact(shadow).shape[axis] > 1 for axis in taken):
+        keep_whole(recording, call, [shadow], "picked one by one")
+        return
+    recording.mark(call.output, settled(shadow[tuple(slice(None) if p is None else p.cpu() for p in places)]))
+
+
+def look_up(recording: Recording, call: Call) -> None:
+    """An embedding: rows of a table, whose channels are along its second axis."""
+    shadow = recording.shadow(call.args[0])
+    if shadow is not None:
+        recording.unite(shadow, shadow[:1])
+        recording.mark(call.output, shadow[0].expand(call.output.shape))
 
 
 def concatenate(recording: Recording, call: Call) -> None:
@@ -127,9 +182,11 @@ def _leave(recording: Recording, tensor: Tensor, reason: str) -> None:
 _FAMILIES: dict[Rule, str] = {
     reshape: "view _unsafe_view reshape flatten unflatten view_as reshape_as",
     move: "permute transpose t movedim swapaxes expand expand_as squeeze unsqueeze slice select split split_with_sizes "
-    "chunk unbind narrow index_select repeat flip roll",
+    "chunk unbind narrow index_select repeat flip roll tile repeat_interleave adjoint mT",
     concatenate: "cat concat concatenate",
     stack: "stack",
+    index: "index",
+    look_up: "embedding",
     copy: "copy",
     place: "affine_grid_generator",
     sample: "grid_sampler grid_sampler_2d",

@@ -1,0 +1,112 @@
+"""Numbers of channels in a network's own code: attributes of its modules, and numbers taken from their inputs' shapes.
+
+Code that cuts channels into heads, or joins heads again, names lengths. One that an attribute of the running module
+holds (`self.head_dim`) is set in students. Any other that is as long as the module's input was, most likely, read off
+it (`batch, tokens, width = x.shape`): what the code cuts must then be as wide as the input in every student. And parts
+that one operator cuts an axis into are equally long.
+
+Example: `qkv.reshape(batch, tokens, 3, self.heads, self.head_dim)` cuts an axis into `3 * heads` parts, whose length is
+the attribute `head_dim`; `x.reshape(batch, tokens, width)` joins heads to something that is as wide as the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .recording import Recording, compact
+
+
+def numbers_of(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """A module's own whole numbers by name; those in tuples and lists as `name[place]`."""
+    for name, value in vars(module).items():
+        if type(value) is int:
+            yield name, value
+        elif type(value) in (tuple, list):
+            yield from ((f"{name}[{place}]", entry) for place, entry in enumerate(value) if type(entry) is int)
+
+
+def number_of(module: nn.Module, name: str) -> int | None:
+    """One of `numbers_of`; `None` if there is none of this name."""
+    return dict(numbers_of(module)).get(name)
+
+
+def set_number(module: nn.Module, name: str, value: int) -> None:
+    """Sets one of `numbers_of`, in place; tuples and lists are replaced by new ones."""
+    attribute, _, place = name.removesuffix("]").partition("[")
+    if not place:
+        setattr(module, attribute, value)
+        return
+    entries = list(getattr(module, attribute))
+    entries[int(place)] = value
+    setattr(module, attribute, type(getattr(module, attribute))(entries))
+
+
+def blocks_of(shadow: Tensor) -> Tensor:
+    """Channels along the last axis that has several, shape `[blocks, length]`: one block per place on all others."""
+    small = compact(shadow)
+    axis = max((axis for axis, size in enumerate(small.shape) if size > 1), default=-1)
+    return small.movedim(axis, -1).reshape(-1, small.shape[axis]) if small.dim() else small.reshape(1, 1)
+
+
+def note_view(recording: Recording, given: Sequence[int], before: Tensor, after: Tensor) -> None:
+    """Notes the lengths that a view named.
+
+    Args:
+        recording: of the network.
+        given: the lengths, with -1 for one that is left open; empty if there are none.
+        before: the shadow of its input.
+        after: the shadow of its output.
+    """
+    small = compact(after)
+    axes = [axis for axis, size in enumerate(small.shape) if size > 1]
+    if not axes:
+        return
+    blocks = blocks_of(after)
+    if len(blocks) > 1 and len(blocks) > len(blocks_of(before)):
+        note_parts(recording, blocks)
+    if given and given[axes[-1]] != -1:
+        note_length(recording, blocks)
+
+
+def note_parts(recording: Recording, parts: Tensor) -> None:
+    """Notes that parts, `[parts, length]`, are equally long in every student."""
+    recording.parts.append((recording.owner, parts.numpy()))
+
+
+def note_length(recording: Recording, blocks: Tensor, whole: Tensor | None = None) -> None:
+    """Notes that code named the length of each of some blocks.
+
+    Args:
+        recording: of the network.
+        blocks: channels, `[blocks, length]`.
+        whole: channels of what they are parts of, `[length]`, whose number code may have divided.
+    """
+    if blocks.shape[1] < 2 or _held(recording, blocks):
+        return
+    if whole is not None and len(whole) > blocks.shape[1] and _held(recording, whole[None]):
+        return
+    inputs = recording.running[-1].inputs if recording.running else []
+    alike = [ids for ids in inputs if len(ids) == blocks.shape[1]]
+    if not any((blocks == ids).all() for ids in alike):
+        for ids in alike:
+            note_parts(recording, torch.cat([ids[None], blocks]))
+
+
+def _held(recording: Recording, blocks: Tensor) -> bool:
+    """Whether attributes of the running module hold the length of these blocks; notes which."""
+    owner = recording.owner
+    names = [name for name, value in numbers_of(recording.submodule(owner)) if value == blocks.shape[1]]
+    for name in names:
+        recording.lengths_of.setdefault((owner, name), []).extend(blocks.numpy())
+    return bool(names)
+
+
+def input_channels(recording: Recording, values: Sequence[Any]) -> list[Tensor]:
+    """Channels, `[length]` each, of those values that are tensors whose channels lie along one axis."""
+    shadows = [recording.known_shadow(value) for value in values]
+    blocks = [blocks_of(shadow) for shadow in shadows if shadow is not None and shadow.dim()]
+    return [channels[0] for channels in blocks if len(channels) == 1 and channels.shape[1] > 1]
