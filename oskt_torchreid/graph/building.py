@@ -43,14 +43,20 @@ def trace_module(model: nn.Module, input_size: tuple[int, ...] = DEFAULT_INPUT_S
     tracer = run_both(twin, input_size)
     routes = find_routes(twin, tracer.frames.passages) if tracer.movements else []
     graph = build_graph(twin, tracer, input_size, routes)
-    if tracer.movements or graph.splits or graph.reductions or graph.attentions:
+    if not (tracer.movements or graph.splits or graph.reductions or graph.attentions):
+        return graph
 
-        def follow(other: nn.Module) -> tuple[ChannelGraph, dict[str, list[float]]]:
-            recording = run_both(other, input_size)
-            return build_graph(other, recording, input_size), recording.numbers
+    def follow(other: nn.Module) -> tuple[ChannelGraph, dict[str, list[float]]]:
+        recording = run_both(other, input_size)
+        return build_graph(other, recording, input_size), recording.numbers
 
+    try:
         return tried(twin, graph, tracer.movements, tracer.numbers, follow)
-    return graph
+    except GraphError:
+        if not tracer.perhaps:
+            raise
+    graph = build_graph(twin, tracer, input_size, routes, perhaps=True)
+    return tried(twin, graph, tracer.movements, tracer.numbers, follow)
 
 
 def twin_of(model: nn.Module) -> nn.Module:
@@ -70,9 +76,15 @@ def run_both(model: nn.Module, input_size: tuple[int, ...]) -> Tracer:
 
 
 def build_graph(
-    model: nn.Module, recording: Recording, input_size: tuple[int, ...], routes: Sequence[Route] = ()
+    model: nn.Module,
+    recording: Recording,
+    input_size: tuple[int, ...],
+    routes: Sequence[Route] = (),
+    perhaps: bool = False,
 ) -> ChannelGraph:
     """Turns a trace into a graph; `routes` are in the recording's provisional ids.
+
+    `perhaps` says whether parts are kept equally long that need not be if attributes of modules say how long they are.
 
     A channel is a connected component of united ids. Two channels belong to one group if they have the same signature:
     the same ties equally often, in the same convolution groups, under the same gates, fixed for the same reason.
@@ -88,8 +100,10 @@ def build_graph(
     _fix_modules(model, ties, fixed)
     attentions = _attentions(recording, recorded, channel_of)
     replaced = {route.module for route in routes}
-    parts = _parts(recording, channel_of, replaced)
+    parts = _parts(recording, channel_of, replaced, perhaps)
+    _fix_lengths(recording, attentions, channel_of, fixed)
     _fix_products(attentions, parts, fixed)
+    parts = tuple(part for part in parts if (fixed[part.channels] == "").any())
     gates = [(channel_of[gate], channel_of[fine]) for gate, fine in recording.gates]
     reductions = _reductions(recording, channel_of)
     norms = _norms(recording, channel_of)
@@ -119,25 +133,7 @@ OUTPUT = "output of the network"
 
 
 def united(recording: Recording) -> np.ndarray:
-    """Smallest united id per provisional id: ids grow with execution, so channels come out in the network's order.
-
-    What looked like a gate, with fewer channels than the other side, may turn out to have as many once all is united:
-    then both sides are the same channels. The recording's gates and unions change accordingly.
-    """
-    while True:
-        channel_of = _smallest(recording)
-        gates, unions = recording.gates, recording.unions
-        recording.gates = [pair for pair in gates if not _as_many(channel_of, *pair)]
-        recording.unions = unions + [pair for pair in gates if _as_many(channel_of, *pair)]
-        if len(recording.gates) == len(gates):
-            return channel_of
-
-
-def _as_many(channel_of: np.ndarray, gate: np.ndarray, fine: np.ndarray) -> bool:
-    return len(np.unique(channel_of[gate])) == len(np.unique(channel_of[fine]))
-
-
-def _smallest(recording: Recording) -> np.ndarray:
+    """Smallest united id per provisional id: ids grow with execution, so channels come out in the network's order."""
     count = recording.num_ids
     pairs = (
         np.concatenate([np.stack(pair) for pair in recording.unions], 1) if recording.unions else np.empty((2, 0), int)
@@ -208,11 +204,11 @@ def _splits(recording: Recording, channel_of: np.ndarray, routed: set[str]) -> t
     )
 
 
-def _parts(recording: Recording, channel_of: np.ndarray, routed: set[str]) -> tuple[Parts, ...]:
+def _parts(recording: Recording, channel_of: np.ndarray, routed: set[str], perhaps: bool) -> tuple[Parts, ...]:
     """Parts of known channels that differ, except those of modules whose own code will not run in a student."""
     found = {}
     named = [(module, np.stack(lengths)) for (module, _), lengths in recording.lengths_of.items()]
-    for module, ids in (*recording.parts, *named):
+    for module, ids in (*recording.parts, *named, *(recording.perhaps if perhaps else ())):
         channels = channel_of[ids]
         channels = channels[sorted(np.unique(channels, axis=0, return_index=True)[1])]
         alike = (np.sort(channels, 1) == np.sort(channels[:1], 1)).all()
@@ -275,6 +271,19 @@ def _attentions(recording: Recording, recorded: list[RecordedTie], channel_of: n
     return tuple(found.values())
 
 
+def _fix_lengths(
+    recording: Recording, attentions: Sequence[Attention], channel_of: np.ndarray, fixed: np.ndarray
+) -> None:
+    """Fixes, in place, channels of which training takes the length; that of queries and keys is made exact."""
+    folded = [attention.channels.reshape(-1) for attention in attentions if attention.positions]
+    exact = np.concatenate([np.empty(0, int), *folded])
+    for ids, module in recording.measured:
+        channels = channel_of[ids]
+        channels = channels[channels >= 0]
+        if not np.isin(channels, exact).all():
+            fixed[channels] = f"'{module}' takes the length of all"
+
+
 def _fix_products(attentions: Sequence[Attention], parts: Sequence[Parts], fixed: np.ndarray) -> None:
     """Fixes, in place, queries and keys that nothing can be folded into, and what is as wide as fixed channels."""
     for attention in attentions:
@@ -309,8 +318,7 @@ def _fixed_reasons(recording: Recording, ties: list[Tie], channel_of: np.ndarray
     An output whose channels some layer consumes is a feature and may be narrowed; one that none consumes is a result.
     """
     reasons = np.full(num_channels, "", dtype=object)
-    gates = [(gate, "gates several channels each") for gate, _ in recording.gates]
-    for ids, reason in (*gates, *recording.fixed):
+    for ids, reason in recording.fixed:
         channels = channel_of[ids]
         reasons[channels[channels >= 0]] = reason
     consumed = np.zeros(num_channels, bool)

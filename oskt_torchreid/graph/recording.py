@@ -79,6 +79,7 @@ class Recording:
     """What a network does to channels while it runs: ties, unions, gates, fixed channels. Rules read it and add to it.
 
     Attributes:
+        transient: module and name of the buffers that are in no state dict, by their `id`.
         ties: recorded ties by `(tensor, axis, role)`, in order.
         elementwise: provisional ids, in the tensor's own shape, of every bare parameter that is combined directly with
             activations.
@@ -90,6 +91,7 @@ class Recording:
         movements: module name -> operator, where channels were split or reordered at positions chosen by code.
         splits: `(module, attribute, ids of each part)` where a module's own integer says where channels are split.
         parts: `(module, ids [parts, length])` that are equally long in every student, see `sizes.py`.
+        perhaps: parts that are equally long unless attributes, which are as long, say how long they are.
         lengths_of: `(module, attribute)` -> ids of all that is as long as the attribute says, `[length]` each.
         norms: `(module, ids [blocks, length])` that it normalises over.
         attentions: the queries and keys that modules multiply.
@@ -103,6 +105,7 @@ class Recording:
         results: the network's output tensors of the last pass.
         scores: matrices whose output for an image is one of the network's outputs, as it is.
         lengths: ids of all channels of which only evaluation takes the length, as in a feature that is normalised.
+        measured: `(ids, module)` of all channels of which a module takes the length in training.
         training: whether the pass is in training mode.
     """
 
@@ -110,6 +113,11 @@ class Recording:
         self._names: dict[int, str] = {}
         for name, tensor in model.state_dict(keep_vars=True).items():
             self._names.setdefault(id(tensor), name)
+        self.transient = {
+            id(module._buffers[key]): (name, key)
+            for name, module in model.named_modules()
+            for key in module._non_persistent_buffers_set
+        }
         self._shadows: dict[int, Tensor] = {}
         self._bare: list[tuple[int, int]] = []
         self._alive: list[Tensor] = []  # an id() is only unique while its tensor lives
@@ -126,6 +134,7 @@ class Recording:
         self.movements: dict[str, str] = {}
         self.splits: list[tuple[str, str, list[np.ndarray]]] = []
         self.parts: list[tuple[str, np.ndarray]] = []
+        self.perhaps: list[tuple[str, np.ndarray]] = []
         self.lengths_of: dict[tuple[str, str], list[np.ndarray]] = {}
         self.norms: list[tuple[str, np.ndarray]] = []
         self.attentions: list[RecordedAttention] = []
@@ -139,6 +148,7 @@ class Recording:
         self.results: list[Tensor] = []
         self.scores: set[str] = set()
         self.lengths: list[np.ndarray] = []
+        self.measured: list[tuple[np.ndarray, str]] = []
         self.training = True
         self._layer_of: dict[int, str] = {}
 

@@ -30,12 +30,23 @@ def numbers_of(module: nn.Module) -> Iterator[tuple[str, int]]:
 
 
 def number_of(module: nn.Module, name: str) -> int | None:
-    """One of `numbers_of`; `None` if there is none of this name."""
+    """One of `numbers_of`, or a buffer's length as `name.shape[axis]`; `None` if there is none of this name."""
+    attribute, _, axis = name.removesuffix("]").partition(_LENGTH)
+    buffer = module._buffers.get(attribute)
+    if axis.isdecimal() and buffer is not None and int(axis) < buffer.dim():
+        return buffer.shape[int(axis)]
     return dict(numbers_of(module)).get(name)
 
 
+_LENGTH = ".shape["
+
+
 def set_number(module: nn.Module, name: str, value: int) -> None:
-    """Sets one of `numbers_of`, in place; tuples and lists are replaced by new ones."""
+    """Sets one of `numbers_of`, in place; tuples and lists are replaced by new ones, buffers cut."""
+    attribute, _, place = name.removesuffix("]").partition(_LENGTH)
+    if place:
+        module._buffers[attribute] = module._buffers[attribute].narrow(int(place), 0, value).clone()
+        return
     attribute, _, place = name.removesuffix("]").partition("[")
     if not place:
         setattr(module, attribute, value)
@@ -65,11 +76,11 @@ def note_view(recording: Recording, given: Sequence[int], before: Tensor, after:
     axes = [axis for axis, size in enumerate(small.shape) if size > 1]
     if not axes:
         return
-    blocks = blocks_of(after)
-    if len(blocks) > 1 and len(blocks) > len(blocks_of(before)):
+    blocks, whole = blocks_of(after), blocks_of(before)
+    if len(blocks) > 1 and len(blocks) > len(whole):
         note_parts(recording, blocks)
     if given and given[axes[-1]] != -1:
-        note_length(recording, blocks)
+        note_length(recording, blocks, whole[0] if len(whole) == 1 else None)
 
 
 def note_parts(recording: Recording, parts: Tensor) -> None:
@@ -85,15 +96,33 @@ def note_length(recording: Recording, blocks: Tensor, whole: Tensor | None = Non
         blocks: channels, `[blocks, length]`.
         whole: channels of what they are parts of, `[length]`, whose number code may have divided.
     """
-    if blocks.shape[1] < 2 or _held(recording, blocks):
+    if blocks.shape[1] < 2:
         return
-    if whole is not None and len(whole) > blocks.shape[1] and _held(recording, whole[None]):
-        return
+    longer = [] if whole is None or len(whole) == blocks.shape[1] else [whole[None]]
+    held = any(_held(recording, lengths) for lengths in (blocks, *longer))
     inputs = recording.running[-1].inputs if recording.running else []
-    alike = [ids for ids in inputs if len(ids) == blocks.shape[1]]
-    if not any((blocks == ids).all() for ids in alike):
-        for ids in alike:
-            note_parts(recording, torch.cat([ids[None], blocks]))
+    alike = recording.perhaps if held else recording.parts
+    for lengths in (blocks, *longer):
+        for ids in inputs:
+            if lengths.shape[1] % len(ids) == 0:
+                cut = lengths.reshape(-1, len(ids))
+                alike.append((recording.owner, torch.cat([ids[None], cut]).numpy()))
+
+
+def note_repeated(recording: Recording, constant: Tensor, axis: int, channels: Tensor) -> bool:
+    """Whether a constant is a buffer outside of the state dict with one value for all channels; students cut it.
+
+    Args:
+        recording: of the network.
+        constant: the tensor.
+        axis: along which its channels lie.
+        channels: they, `[length]`.
+    """
+    module, name = recording.transient.get(id(constant), ("", ""))
+    if not name or constant.is_meta or not bool((constant == constant.narrow(axis, 0, 1)).all()):
+        return False
+    recording.lengths_of.setdefault((module, f"{name}{_LENGTH}{axis}]"), []).append(channels.numpy())
+    return True
 
 
 def _held(recording: Recording, blocks: Tensor) -> bool:
@@ -106,7 +135,7 @@ def _held(recording: Recording, blocks: Tensor) -> bool:
 
 
 def input_channels(recording: Recording, values: Sequence[Any]) -> list[Tensor]:
-    """Channels, `[length]` each, of those values that are tensors whose channels lie along one axis."""
+    """Channels, `[length]` each, of those values that are tensors with several channels along an axis."""
     shadows = [recording.known_shadow(value) for value in values]
-    blocks = [blocks_of(shadow) for shadow in shadows if shadow is not None and shadow.dim()]
-    return [channels[0] for channels in blocks if len(channels) == 1 and channels.shape[1] > 1]
+    blocks = [blocks_of(shadow)[0] for shadow in shadows if shadow is not None and shadow.dim()]
+    return [channels for channels in blocks if len(channels) > 1]

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...errors import GraphError
 from ..calls import Call, Rule, register_families
 from ..recording import Recording, compact, spread
-from ..sizes import blocks_of
+from ..sizes import blocks_of, note_parts
 from .whole import keep_whole
 
 
@@ -119,8 +119,10 @@ def combine(recording: Recording, call: Call, left: Tensor | None, right: Tensor
         recording.mark(call.output, sides[0].expand(call.output.shape) if sides else None)
         return
     a, b = torch.broadcast_tensors(*sides)
-    if may_gate and (count := [torch.unique(side).numel() for side in (a, b)])[0] != count[1]:
-        gate, fine = (a, b) if count[0] < count[1] else (b, a)
+    count = [torch.unique(side).numel() for side in (a, b)]
+    gate, fine = (a, b) if count[0] < count[1] else (b, a)
+    if may_gate and count[0] != count[1] and _is_shared(gate, fine):
+        recording.fix(gate, "gates several channels each")
         recording.gates.append((gate.reshape(-1).numpy(), fine.reshape(-1).numpy()))
         recording.mark(call.output, fine.expand(call.output.shape))
         return
@@ -128,20 +130,41 @@ def combine(recording: Recording, call: Call, left: Tensor | None, right: Tensor
     recording.mark(call.output, a.expand(call.output.shape))
 
 
+def _is_shared(gate: Tensor, fine: Tensor) -> bool:
+    """Whether neighbours along the axis of the finer channels have one gate.
+
+    Channels that a depthwise layer has copied (`0 1 2 0 1 2`) are no gates of what they are multiplied with.
+    """
+    axis = max(axis for axis, size in enumerate(fine.shape) if bool((fine != fine.narrow(axis, 0, 1)).any()))
+    neighbours = gate.narrow(axis, 1, gate.shape[axis] - 1) == gate.narrow(axis, 0, gate.shape[axis] - 1)
+    return bool(neighbours.any())
+
+
 def _meet_constant(recording: Recording, call: Call, shadow: Tensor | None, constant: object) -> None:
     """A parameter that meets no channels is a constant itself, such as a bias of the products of an attention."""
     if shadow is None:
         return
-    if torch.is_tensor(constant):
-        pattern = compact(shadow)
-        shapes = pattern.shape, compact(constant).shape
-        along = [(1,) * (max(map(len, shapes)) - len(shape)) + tuple(shape) for shape in shapes]
-        if any(size > 1 and other > 1 for size, other in zip(*along, strict=True)):
-            if recording.is_bare(shadow):
-                recording.mark(call.outputs[0], None)
-                return
-            recording.fix(shadow, f"meets a constant that differs by channel in '{recording.module}'")
+    axes = _shared_axes(shadow, constant) if torch.is_tensor(constant) else []
+    if axes and recording.is_bare(shadow):
+        recording.mark(call.outputs[0], None)
+        return
+    if axes and axes[-1] == _last_axis(shadow):
+        recording.fix(shadow, f"meets a constant that differs by channel in '{recording.module}'")
+    elif axes:
+        note_parts(recording, blocks_of(shadow))  # such as heads: channels of two are not merged
     recording.mark(call.outputs[0], compact(shadow).expand(call.outputs[0].shape))
+
+
+def _shared_axes(shadow: Tensor, constant: Tensor) -> list[int]:
+    """Axes of a shadow, counted from the end (`-1` is the last), along which it and a constant vary."""
+    small, other = compact(shadow).shape, compact(constant).shape
+    return [axis for axis in range(-min(len(small), len(other)), 0) if small[axis] > 1 and other[axis] > 1]
+
+
+def _last_axis(shadow: Tensor) -> int:
+    """The last axis along which a shadow varies, counted from the end."""
+    small = compact(shadow).shape
+    return max((axis for axis in range(-len(small), 0) if small[axis] > 1), default=-1)
 
 
 def reduce(recording: Recording, call: Call) -> None:
@@ -219,16 +242,16 @@ def extreme(recording: Recording, call: Call) -> None:
 def length(recording: Recording, call: Call) -> None:
     """A norm of a vector: as `reduce`; one over channels needs all of them, for merged ones would count once.
 
-    If evaluation alone takes it, as in a feature that is divided by its length, students' channels may be merged: such
-    a feature has fewer dimensions, and another length.
+    There are two exceptions. If evaluation alone takes it, as in a feature that is divided by its length, students'
+    channels may be merged: such a feature has fewer dimensions, and another length. And rows of queries and keys are
+    multiplied so that their products are right, which makes their lengths right as well.
     """
-    shadow, axes = recording.shadow(call.args[0]), call.arguments.get("dim")
-    axes = [axes] if isinstance(axes, int) else list(axes or range(call.args[0].dim()))
+    shadow, axes = recording.shadow(call.args[0]), _axes(call, call.args[0])
     if shadow is None or all(compact(shadow).shape[axis] == 1 for axis in axes):
         reduce(recording, call)
         return
     if recording.training:
-        recording.fix(shadow, f"'{recording.module}' takes the length of all")
+        recording.measured.append((torch.unique(compact(shadow)).numpy(), recording.module))
     else:
         recording.lengths.append(torch.unique(compact(shadow)).numpy())
     recording.mark(call.output, None)

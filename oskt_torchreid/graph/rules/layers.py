@@ -7,6 +7,7 @@ from torch import Tensor
 from ...errors import GraphError
 from ..calls import Call, Rule, register_families
 from ..recording import Recording, compact, spread
+from ..sizes import note_length, note_repeated
 from .whole import keep_whole
 
 
@@ -19,6 +20,8 @@ def convolution(recording: Recording, call: Call) -> None:
         return
     columns = None if inputs is None else recording.axis_channels(inputs, axis)
     if columns is not None and groups == len(columns) and _same_for_all(recording, weight):
+        note_length(recording, columns[None])
+        note_repeated(recording, weight, 0, columns)
         recording.mark(call.output, spread(columns, call.output, axis))
         return
     recording.matrices.add(recording.name_of(weight) or "")

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...errors import GraphError
 from ..calls import Call, Rule, register_families
 from ..recording import Recording, compact, extents, settled, spread
-from ..sizes import blocks_of, note_length, note_parts, note_view
+from ..sizes import blocks_of, note_length, note_parts, note_repeated, note_view
 from .elementwise import spatial
 from .whole import keep_whole
 
@@ -127,6 +127,10 @@ def _join(recording: Recording, call: Call, parts: list[Tensor], shadows: list[T
     axis = call.arguments.get("dim", 0) % call.output.dim()
     known = [_constant(recording, part, axis) if s is None else s for part, s in zip(parts, shadows, strict=True)]
     compacted = [compact(shadow) for shadow in known]
+    blocks = [blocks_of(shadow) for shadow in known]
+    apart = [small.shape[axis] == 1 or small.shape[axis + 1 :].numel() > 1 for small in compacted]
+    if all(apart) and len({channels.shape[1] for channels in blocks}) == 1 and blocks[0].shape[1] > 1:
+        note_parts(recording, torch.cat(blocks))
     widest = [max(part.shape[d] for part in compacted) for d in range(call.output.dim())]
     joined = [
         part.expand(*(shadow.shape[d] if d == axis else widest[d] for d in range(part.dim())))
@@ -137,9 +141,10 @@ def _join(recording: Recording, call: Call, parts: list[Tensor], shadows: list[T
 
 def _constant(recording: Recording, part: Tensor, axis: int) -> Tensor:
     """Fresh channels of a constant that is concatenated; they keep their width."""
-    shadow = spread(recording.fresh(part.shape[axis]), part, axis)
-    recording.fix(shadow, f"a constant is concatenated in '{recording.module}'")
-    return shadow
+    channels = recording.fresh(part.shape[axis])
+    if not note_repeated(recording, part, axis, channels):
+        recording.fix(channels, f"a constant is concatenated in '{recording.module}'")
+    return spread(channels, part, axis)
 
 
 def copy(recording: Recording, call: Call) -> None:
