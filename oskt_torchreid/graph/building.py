@@ -17,6 +17,7 @@ from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
 from .modules import Attention, ChannelNorm, Parts, Reduction, Route, SplitPoint
 from .probing import find_routes
 from .recording import RecordedTie, Recording
+from .sizes import PLAIN, Reading, readings
 from .surgery.rebuild import rebuild
 from .tracer import Tracer, check_model, run
 from .trial import tried
@@ -50,13 +51,14 @@ def trace_module(model: nn.Module, input_size: tuple[int, ...] = DEFAULT_INPUT_S
         recording = run_both(other, input_size)
         return build_graph(other, recording, input_size), recording.numbers
 
-    try:
-        return tried(twin, graph, tracer.movements, tracer.numbers, follow)
-    except GraphError:
-        if not tracer.perhaps:
-            raise
-    graph = build_graph(twin, tracer, input_size, routes, perhaps=True)
-    return tried(twin, graph, tracer.movements, tracer.numbers, follow)
+    errors = []
+    for reading in readings(tracer):
+        graph = build_graph(twin, tracer, input_size, routes, reading)
+        try:
+            return tried(twin, graph, tracer.movements, tracer.numbers, follow)
+        except GraphError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def twin_of(model: nn.Module) -> nn.Module:
@@ -80,11 +82,9 @@ def build_graph(
     recording: Recording,
     input_size: tuple[int, ...],
     routes: Sequence[Route] = (),
-    perhaps: bool = False,
+    reading: Reading = PLAIN,
 ) -> ChannelGraph:
     """Turns a trace into a graph; `routes` are in the recording's provisional ids.
-
-    `perhaps` says whether parts are kept equally long that need not be if attributes of modules say how long they are.
 
     A channel is a connected component of united ids. Two channels belong to one group if they have the same signature:
     the same ties equally often, in the same convolution groups, under the same gates, fixed for the same reason.
@@ -100,13 +100,15 @@ def build_graph(
     _fix_modules(model, ties, fixed)
     attentions = _attentions(recording, recorded, channel_of)
     replaced = {route.module for route in routes}
-    parts = _parts(recording, channel_of, replaced, perhaps)
+    parts = _parts(recording, channel_of, replaced, reading)
     _fix_lengths(recording, attentions, channel_of, fixed)
-    _fix_products(attentions, parts, fixed)
+    blocked = [Parts(tie.tensor.rpartition(".")[0], tie.channels) for tie in ties if tie.blocks > 1]
+    norms = _norms(recording, channel_of)
+    blocked += [Parts(norm.module, norm.channels) for norm in norms]
+    _fix_products(attentions, parts, blocked, fixed)
     parts = tuple(part for part in parts if (fixed[part.channels] == "").any())
     gates = [(channel_of[gate], channel_of[fine]) for gate, fine in recording.gates]
     reductions = _reductions(recording, channel_of)
-    norms = _norms(recording, channel_of)
     axes = [axis.channels for axis in dict.fromkeys(tie.axis for tie in ties)]
     axes += [reduction.channels[None] for reduction in reductions]
     axes += [norm.channels for norm in norms]
@@ -121,7 +123,7 @@ def build_graph(
     unused = tuple(name for name, t in state.items() if t.dim() > 0 and name not in recording.touched)
     groups = _named_groups(labels, ties, recording.matrices, fixed)
     routes = _routes(routes, channel_of)
-    splits = _splits(recording, channel_of, replaced)
+    splits = _splits(recording, channel_of, replaced, reading)
     matrices = frozenset(recording.matrices)
     size = tuple(input_size)
     parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
@@ -193,10 +195,12 @@ def _interned(recorded: list[RecordedTie], channel_of: np.ndarray) -> list[Tie]:
     return ties
 
 
-def _splits(recording: Recording, channel_of: np.ndarray, routed: set[str]) -> tuple[SplitPoint, ...]:
+def _splits(
+    recording: Recording, channel_of: np.ndarray, routed: set[str], reading: Reading
+) -> tuple[SplitPoint, ...]:
     """Split points of known channels, except those of modules whose own code will not run in a student."""
     found = [(*place, parts) for *place, parts in recording.splits]
-    found += [(*place, lengths[:1]) for place, lengths in recording.lengths_of.items()]
+    found += [(*place, lengths[:1]) for place, lengths in reading.lengths_of(recording).items()]
     return tuple(
         SplitPoint(module, attribute, tuple(channel_of[part] for part in parts))
         for module, attribute, parts in found
@@ -204,11 +208,11 @@ def _splits(recording: Recording, channel_of: np.ndarray, routed: set[str]) -> t
     )
 
 
-def _parts(recording: Recording, channel_of: np.ndarray, routed: set[str], perhaps: bool) -> tuple[Parts, ...]:
+def _parts(recording: Recording, channel_of: np.ndarray, routed: set[str], reading: Reading) -> tuple[Parts, ...]:
     """Parts of known channels that differ, except those of modules whose own code will not run in a student."""
     found = {}
-    named = [(module, np.stack(lengths)) for (module, _), lengths in recording.lengths_of.items()]
-    for module, ids in (*recording.parts, *named, *(recording.perhaps if perhaps else ())):
+    named = [(module, np.stack(lengths)) for (module, _), lengths in reading.lengths_of(recording).items()]
+    for module, ids in (*recording.parts, *named, *(recording.perhaps if reading.perhaps else ())):
         channels = channel_of[ids]
         channels = channels[sorted(np.unique(channels, axis=0, return_index=True)[1])]
         alike = (np.sort(channels, 1) == np.sort(channels[:1], 1)).all()
@@ -260,12 +264,14 @@ def _attentions(recording: Recording, recorded: list[RecordedTie], channel_of: n
         channels = channel_of[product.queries]
         if (channels < 0).any():
             continue  # of parameters alone
-        ids = rows[np.concatenate([product.queries.reshape(-1), product.keys.reshape(-1)])]
-        positions = {}
-        for tie in recorded:
-            if tie.role == "row" and tie.tensor in (product.makers or ()):
-                places = np.flatnonzero(np.isin(rows[tie.ids.reshape(-1)], ids))
-                positions.update({tie.tensor: places} if len(places) else {})
+        positions: dict[str, np.ndarray] = {}
+        if None not in product.makers:
+            for ids, makers in zip((product.queries, product.keys), product.makers, strict=True):
+                for tie in recorded:
+                    if tie.role == "row" and tie.tensor in (makers or ()):
+                        places = np.flatnonzero(np.isin(rows[tie.ids.reshape(-1)], rows[ids.reshape(-1)]))
+                        known = positions.get(tie.tensor, places[:0])
+                        positions.update({tie.tensor: np.union1d(known, places)} if len(places) else {})
         key = product.module, channels.shape, channels.tobytes()
         found.setdefault(key, Attention(product.module, channels, positions, product.scale_follows))
     return tuple(found.values())
@@ -284,7 +290,9 @@ def _fix_lengths(
             fixed[channels] = f"'{module}' takes the length of all"
 
 
-def _fix_products(attentions: Sequence[Attention], parts: Sequence[Parts], fixed: np.ndarray) -> None:
+def _fix_products(
+    attentions: Sequence[Attention], parts: Sequence[Parts], blocked: Sequence[Parts], fixed: np.ndarray
+) -> None:
     """Fixes, in place, queries and keys that nothing can be folded into, and what is as wide as fixed channels."""
     for attention in attentions:
         if not attention.positions:
@@ -292,9 +300,10 @@ def _fix_products(attentions: Sequence[Attention], parts: Sequence[Parts], fixed
     found = True
     while found:
         found = False
-        for part in parts:
+        for part in (*parts, *blocked):
             free = fixed[part.channels] == ""
-            if free.any() and not free.any(1).all():
+            some = not free.all() if part in parts else not free.any(1).all()
+            if free.any() and some:
                 fixed[part.channels[free]] = f"as wide as others in '{part.module}'"
                 found = True
 

@@ -34,7 +34,8 @@ def makers_of(recording: Recording, call: Call) -> Makers:
     operator = call.operator.removesuffix("_")
     if operator in LAYERS:
         return _of_layer(recording, call)
-    tracked = [tensor for tensor in call.tensors if recording.known_shadow(tensor) is not None]
+    tensors = call.tensors[:1] if operator.endswith("_as") else call.tensors  # of the other only the shape is taken
+    tracked = [tensor for tensor in tensors if recording.known_shadow(tensor) is not None]
     scaled = operator in ("mul", "div") and len(tracked) == 1 and tracked[0] is call.args[0]
     summed = operator in ("add", "sub") and len(tracked) == 2
     if not (operator in HOMOGENEOUS or scaled or summed):

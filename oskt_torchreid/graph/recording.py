@@ -41,14 +41,14 @@ class RecordedAttention:
         queries: provisional ids `[heads, head size]`.
         keys: the same of the keys.
         scale_follows: whether the scale is the head's own.
-        makers: of queries and keys.
+        makers: of the queries and of the keys.
     """
 
     module: str
     queries: np.ndarray
     keys: np.ndarray
     scale_follows: bool
-    makers: Makers
+    makers: tuple[Makers, Makers]
 
 
 @dataclass(eq=False)
@@ -311,7 +311,7 @@ class Recording:
         """Notes that the running module normalises over these channels, block by block."""
         self.norms.append((self.owner, ids.reshape(blocks, -1).numpy()))
 
-    def record_attention(self, queries: Tensor, keys: Tensor, scale_follows: bool, tensors: Iterable[Tensor]) -> None:
+    def record_attention(self, queries: Tensor, keys: Tensor, scale_follows: bool, tensors: tuple[Tensor, Tensor]) -> None:
         """Notes that the running module multiplies queries with keys.
 
         Args:
@@ -320,11 +320,13 @@ class Recording:
             scale_follows: whether the scale is the head's own.
             tensors: queries and keys themselves.
         """
-        makers = [self.makers.get(id(tensor)) for tensor in tensors]
-        known = [names for names in makers if names is not None]
-        together = frozenset().union(*known) if len(known) == len(makers) else None
-        product = RecordedAttention(self.owner, queries.numpy(), keys.numpy(), scale_follows, together)
+        makers = [self.makers.get(id(tensor), self._bare_maker(tensor)) for tensor in tensors]
+        product = RecordedAttention(self.owner, queries.numpy(), keys.numpy(), scale_follows, (makers[0], makers[1]))
         self.attentions.append(product)
+
+    def _bare_maker(self, tensor: Tensor) -> Makers:
+        name = self.name_of(tensor)
+        return frozenset((name,)) if name else None
 
     def stand_for(self, bare: Tensor, rows: Tensor) -> None:
         """Notes that elements of bare parameters are added to rows: what multiplies these multiplies them."""

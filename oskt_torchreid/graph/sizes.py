@@ -12,12 +12,57 @@ the attribute `head_dim`; `x.reshape(batch, tokens, width)` joins heads to somet
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .recording import Recording, compact
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way of understanding the numbers in a network's code.
+
+    Attributes:
+        perhaps: whether parts are equally long that need not be if attributes say how long they are.
+        without: name of an attribute that, where others hold the same number, is not one of channels.
+    """
+
+    perhaps: bool = False
+    without: str = ""
+
+    def lengths_of(self, recording: Recording) -> dict[tuple[str, str], list[np.ndarray]]:
+        """`Recording.lengths_of` as it is understood."""
+        doubtful = ambiguous(recording)
+        return {
+            place: lengths
+            for place, lengths in recording.lengths_of.items()
+            if place[1] != self.without or place not in doubtful
+        }
+
+
+PLAIN = Reading()
+
+
+def readings(recording: Recording) -> list[Reading]:
+    """Ways of understanding the numbers in a network's code, the most likely first."""
+    names = dict.fromkeys(name for _, name in ambiguous(recording))
+    found = [PLAIN, *(Reading(without=name) for name in names)]
+    return found + [Reading(True, reading.without) for reading in found] if recording.perhaps else found
+
+
+def ambiguous(recording: Recording) -> list[tuple[str, str]]:
+    """Modules and attributes where several attributes hold the length of the same channels."""
+    known: dict[tuple, list[tuple[str, str]]] = {}
+    for (module, name), lengths in recording.lengths_of.items():
+        for length in lengths:
+            places = known.setdefault((module, length.tobytes()), [])
+            if (module, name) not in places:
+                places.append((module, name))
+    return list(dict.fromkeys(place for places in known.values() if len(places) > 1 for place in places))
 
 
 def numbers_of(module: nn.Module) -> Iterator[tuple[str, int]]:
@@ -99,9 +144,9 @@ def note_length(recording: Recording, blocks: Tensor, whole: Tensor | None = Non
     if blocks.shape[1] < 2:
         return
     longer = [] if whole is None or len(whole) == blocks.shape[1] else [whole[None]]
-    held = any(_held(recording, lengths) for lengths in (blocks, *longer))
+    known = any([held(recording, lengths) for lengths in (blocks, *longer)])
     inputs = recording.running[-1].inputs if recording.running else []
-    alike = recording.perhaps if held else recording.parts
+    alike = recording.perhaps if known else recording.parts
     for lengths in (blocks, *longer):
         for ids in inputs:
             if lengths.shape[1] % len(ids) == 0:
@@ -125,7 +170,7 @@ def note_repeated(recording: Recording, constant: Tensor, axis: int, channels: T
     return True
 
 
-def _held(recording: Recording, blocks: Tensor) -> bool:
+def held(recording: Recording, blocks: Tensor) -> bool:
     """Whether attributes of the running module hold the length of these blocks; notes which."""
     owner = recording.owner
     names = [name for name, value in numbers_of(recording.submodule(owner)) if value == blocks.shape[1]]

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...errors import GraphError
 from ..calls import Call, Rule, register_families
 from ..recording import Recording, compact, extents, settled, spread
-from ..sizes import blocks_of, note_length, note_parts, note_repeated, note_view
+from ..sizes import blocks_of, held, note_length, note_parts, note_repeated, note_view
 from .elementwise import spatial
 from .whole import keep_whole
 
@@ -73,6 +73,8 @@ def _note_parts(recording: Recording, call: Call, shadow: Tensor, moved: list[Te
     whole, parts = blocks_of(shadow), [blocks_of(part) for part in moved]
     if len({part.shape for part in parts}) == 1 and len(parts) > 1 and parts[0].shape[1] < whole.shape[1]:
         note_parts(recording, torch.cat(parts))
+    if call.operator == "chunk":
+        held(recording, parts[0])
     if call.operator == "slice" and len(whole) == 1:
         front = call.arguments["start"] or 0
         if 1 < front < whole.shape[1]:
