@@ -144,14 +144,19 @@ def note_length(recording: Recording, blocks: Tensor, whole: Tensor | None = Non
     if blocks.shape[1] < 2:
         return
     longer = [] if whole is None or len(whole) == blocks.shape[1] else [whole[None]]
-    known = any([held(recording, lengths) for lengths in (blocks, *longer)])
-    inputs = recording.running[-1].inputs if recording.running else []
-    alike = recording.perhaps if known else recording.parts
+    known = any([held(recording, lengths) for lengths in (blocks, *longer)]) or _divided(recording, blocks.shape[1])
     for lengths in (blocks, *longer):
-        for ids in inputs:
-            if lengths.shape[1] % len(ids) == 0:
-                cut = lengths.reshape(-1, len(ids))
-                alike.append((recording.owner, torch.cat([ids[None], cut]).numpy()))
+        for ids in recording.running[-1].inputs if recording.running else []:
+            times, rest = divmod(lengths.shape[1], len(ids))
+            if rest == 0 and (times == 1 or len(ids) % blocks.shape[1] == 0):
+                alike = torch.cat([ids[None], lengths.reshape(-1, len(ids))]).numpy()
+                (recording.perhaps if known or times > 1 else recording.parts).append((recording.owner, alike))
+
+
+def _divided(recording: Recording, length: int) -> bool:
+    """Whether an attribute of the running module holds a half, third or quarter of a length."""
+    held_numbers = {value for _, value in numbers_of(recording.submodule(recording.owner)) if value > 1}
+    return any(length == times * value for value in held_numbers for times in (2, 3, 4))
 
 
 def note_repeated(recording: Recording, constant: Tensor, axis: int, channels: Tensor) -> bool:
