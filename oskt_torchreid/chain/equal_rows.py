@@ -78,7 +78,7 @@ def even_members(graph: ChannelGraph, normalised: np.ndarray) -> dict[str, int]:
     counted = [_groups_of(graph, norm.channels) for norm in graph.norms]
     counted += [_groups_of(graph, normalised)] if len(normalised) else []
     whole = [_groups_of(graph, attention.channels) for attention in graph.attentions if not attention.positions]
-    alike = [np.unique(np.concatenate(blocks)) for blocks in graph.blocked_groups]
+    alike = [np.unique(np.concatenate([groups for groups, _ in blocks])) for blocks in graph.blocked_groups]
     component = _components(len(graph.groups), [*counted, *whole, *alike])
     kept = {component[index] for groups in whole for index in groups}
     members = {}

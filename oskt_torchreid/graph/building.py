@@ -16,7 +16,7 @@ from ..networks import DEFAULT_INPUT_SIZE, unwrapped
 from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
 from .modules import Attention, ChannelNorm, Parts, Reduction, Route, SplitPoint
 from .probing import find_routes
-from .recording import RecordedTie, Recording
+from .recording import RecordedAttention, RecordedTie, Recording
 from .sizes import PLAIN, Reading, readings
 from .surgery.rebuild import rebuild
 from .tracer import Tracer, check_model, run
@@ -99,6 +99,8 @@ def build_graph(
     channel_of, num_channels = _renumbered(channel_of, recorded)
     ties = _interned(recorded, channel_of)
     fixed = _fixed_reasons(recording, ties, channel_of, num_channels)
+    for ids, module in recording.kept if reading.perhaps else ():
+        fixed[channel_of[ids][channel_of[ids] >= 0]] = f"mixed in '{module}'"
     _fix_modules(model, ties, fixed)
     attentions = _attentions(recording, recorded, channel_of)
     replaced = {route.module for route in routes}
@@ -267,7 +269,7 @@ def _attentions(recording: Recording, recorded: list[RecordedTie], channel_of: n
         if (channels < 0).any():
             continue  # of parameters alone
         positions: dict[str, np.ndarray] = {}
-        if None not in product.makers:
+        if None not in product.makers and not _is_read(recording, product):
             for ids, makers in zip((product.queries, product.keys), product.makers, strict=True):
                 for tie in recorded:
                     if tie.role == "row" and tie.tensor in (makers or ()):
@@ -277,6 +279,15 @@ def _attentions(recording: Recording, recorded: list[RecordedTie], channel_of: n
         key = product.module, channels.shape, channels.tobytes()
         found.setdefault(key, Attention(product.module, channels, positions, product.scale_follows))
     return tuple(found.values())
+
+
+def _is_read(recording: Recording, product: RecordedAttention) -> bool:
+    """Whether anything else reads the queries or keys of a product, which a factor would change."""
+    return any(
+        not names.isdisjoint(makers or ()) and np.isin(ids, read).any()
+        for ids, makers in zip((product.queries, product.keys), product.makers, strict=True)
+        for names, read in recording.reads
+    )
 
 
 def _fix_lengths(

@@ -246,6 +246,11 @@ class ChannelGraph:
         return [blocks for blocks in channels if len(blocks) > 1]
 
     @cached_property
-    def blocked_groups(self) -> list[list[np.ndarray]]:
-        """Indices of the groups in each block of each of `blocked_axes`."""
-        return [[np.unique(self.group_of_channel[block]) for block in channels] for channels in self.blocked_axes]
+    def blocked_groups(self) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+        """In each block of each of `blocked_axes`: indices of its groups, and how often it has each of their channels."""
+        return [[self._counted(block) for block in channels] for channels in self.blocked_axes]
+
+    def _counted(self, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        groups, positions = np.unique(self.group_of_channel[block], return_counts=True)
+        _, channels = np.unique(self.group_of_channel[np.unique(block)], return_counts=True)
+        return groups, positions // channels

@@ -29,6 +29,18 @@ HOMOGENEOUS = MOVEMENTS | frozenset(
 """A positive factor per channel passes unchanged."""
 
 
+PRODUCTS = frozenset("matmul bmm baddbmm einsum scaled_dot_product_attention linalg_vector_norm norm".split())
+"""They note themselves what they read otherwise than in a product over channels."""
+
+
+def note_reads(recording: Recording, call: Call, makers: Makers) -> None:
+    """Notes the activations that a call reads, unless a factor on them passes on, or a product makes up for it."""
+    operator = call.operator.removesuffix("_")
+    if operator not in PRODUCTS and (makers is None or operator in LAYERS):
+        for tensor in call.tensors:
+            recording.note_read(tensor)
+
+
 def makers_of(recording: Recording, call: Call) -> Makers:
     """Names of the tensors that a factor on the output of a call can be folded into; `None` if it cannot."""
     operator = call.operator.removesuffix("_")

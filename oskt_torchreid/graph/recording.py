@@ -96,6 +96,9 @@ class Recording:
         norms: `(module, ids [blocks, length])` that it normalises over.
         attentions: the queries and keys that modules multiply.
         makers: by the `id` of an activation, see `makers.py`.
+        reads: `(makers, ids)` of activations that anything but a product over channels reads.
+        kept: `(ids, module)` of the inputs of modules that mix channels in a way that is not followed.
+        copied: ids of channels of which a depthwise layer makes several rows.
         stands_for: `(ids of bare parameters, ids of the rows that they are added to)`.
         numbers: module name -> the numbers that its own code multiplies by or divides by (then their inverse).
         running: the module calls that are running, outermost first; the network itself is not among them.
@@ -139,6 +142,9 @@ class Recording:
         self.norms: list[tuple[str, np.ndarray]] = []
         self.attentions: list[RecordedAttention] = []
         self.makers: dict[int, Makers] = {}
+        self.reads: list[tuple[frozenset[str], np.ndarray]] = []
+        self.kept: list[tuple[np.ndarray, str]] = []
+        self.copied: list[Tensor] = []
         self.stands_for: list[tuple[np.ndarray, np.ndarray]] = []
         self.numbers: dict[str, list[float]] = {}
         self.running: list[Frame] = []
@@ -323,6 +329,12 @@ class Recording:
         makers = [self.makers.get(id(tensor), self._bare_maker(tensor)) for tensor in tensors]
         product = RecordedAttention(self.owner, queries.numpy(), keys.numpy(), scale_follows, (makers[0], makers[1]))
         self.attentions.append(product)
+
+    def note_read(self, tensor: Tensor) -> None:
+        """Notes that an operator reads an activation, whose rows then cannot be multiplied by factors."""
+        makers, shadow = self.makers.get(id(tensor)), self._shadows.get(id(tensor))
+        if makers and shadow is not None:
+            self.reads.append((makers, torch.unique(compact(shadow)).numpy()))
 
     def _bare_maker(self, tensor: Tensor) -> Makers:
         name = self.name_of(tensor)

@@ -27,7 +27,8 @@ class Reading:
     """One way of understanding the numbers in a network's code.
 
     Attributes:
-        perhaps: whether parts are equally long that need not be if attributes say how long they are.
+        perhaps: whether parts are equally long that need not be if attributes say how long they are, and modules
+            that mix channels take numbers of channels off their inputs.
         without: name of an attribute that, where others hold the same number, is not one of channels.
     """
 
@@ -51,7 +52,8 @@ def readings(recording: Recording) -> list[Reading]:
     """Ways of understanding the numbers in a network's code, the most likely first."""
     names = dict.fromkeys(name for _, name in ambiguous(recording))
     found = [PLAIN, *(Reading(without=name) for name in names)]
-    return found + [Reading(True, reading.without) for reading in found] if recording.perhaps else found
+    more = recording.perhaps or recording.kept
+    return found + [Reading(True, reading.without) for reading in found] if more else found
 
 
 def ambiguous(recording: Recording) -> list[tuple[str, str]]:

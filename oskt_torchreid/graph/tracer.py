@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..errors import GraphError
 from ..networks import DEFAULT_INPUT_SIZE, is_image_size, wrapper_attribute
 from .calls import Call, Frames, rule_for
-from .makers import makers_of
+from .makers import makers_of, note_reads
 from .randomness import own_random_state
 from .recording import Recording, compact
 
@@ -48,6 +48,7 @@ class Tracer(Recording, TorchDispatchMode):
         before = len(self._alive)
         rule_for(call, self.module)(self, call)
         makers = makers_of(self, call)
+        note_reads(self, call, makers)
         self.makers.update((id(output), makers) for output in call.outputs if id(output) in self._shadows)
         said = {id(tensor) for tensor in self._alive[before:]}
         results = [output for output in call.outputs if output.is_floating_point()]

@@ -40,6 +40,7 @@ def attention(recording: Recording, call: Call) -> None:
     if of_values is None:
         recording.mark(call.outputs[0], None)
         return
+    recording.note_read(values)
     passed = _without_tokens(recording, of_values)
     if heads is not None and passed.shape[-1] == heads.shape[-1] and passed.numel() == heads.numel():
         recording.unite(passed.reshape(heads.shape), heads)

@@ -121,7 +121,7 @@ def combine(recording: Recording, call: Call, left: Tensor | None, right: Tensor
     a, b = torch.broadcast_tensors(*sides)
     count = [torch.unique(side).numel() for side in (a, b)]
     gate, fine = (a, b) if count[0] < count[1] else (b, a)
-    if may_gate and count[0] != count[1] and _is_shared(gate, fine):
+    if may_gate and count[0] != count[1] and _is_shared(recording, gate, fine):
         recording.fix(gate, "gates several channels each")
         recording.gates.append((gate.reshape(-1).numpy(), fine.reshape(-1).numpy()))
         recording.mark(call.output, fine.expand(call.output.shape))
@@ -130,11 +130,13 @@ def combine(recording: Recording, call: Call, left: Tensor | None, right: Tensor
     recording.mark(call.output, a.expand(call.output.shape))
 
 
-def _is_shared(gate: Tensor, fine: Tensor) -> bool:
+def _is_shared(recording: Recording, gate: Tensor, fine: Tensor) -> bool:
     """Whether neighbours along the axis of the finer channels have one gate.
 
-    Channels that a depthwise layer has copied (`0 1 2 0 1 2`) are no gates of what they are multiplied with.
+    Channels that a depthwise layer has copied (`0 1 2 0 1 2`, `0 0 1 1`) are no gates of what they are multiplied with.
     """
+    if recording.copied and bool(torch.isin(gate, torch.cat(recording.copied)).all()):
+        return False
     axis = max(axis for axis, size in enumerate(fine.shape) if bool((fine != fine.narrow(axis, 0, 1)).any()))
     neighbours = gate.narrow(axis, 1, gate.shape[axis] - 1) == gate.narrow(axis, 0, gate.shape[axis] - 1)
     return bool(neighbours.any())
@@ -292,7 +294,7 @@ _FAMILIES: dict[Rule, str] = {
     sequence: "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d reflection_pad1d replication_pad1d "
     "upsample_linear1d upsample_nearest1d",
     padding: "pad constant_pad_nd",
-    meet: "add sub maximum minimum",
+    meet: "add sub rsub maximum minimum",
     choose: "where",
     add_product: "addcmul",
     extreme: "max min",

@@ -12,7 +12,10 @@ from .whole import keep_whole
 
 
 def convolution(recording: Recording, call: Call) -> None:
-    """Rows are fresh channels, columns are the input's; per block where grouped; depthwise issues no new channels."""
+    """Rows are fresh channels, columns are the input's; per block where grouped; depthwise issues no new channels.
+
+    A depthwise layer may make several rows of each channel: they are merged as it is, all or none.
+    """
     image, weight, bias, groups = (call.arguments[name] for name in ("input", "weight", "bias", "groups"))
     inputs, axis = recording.shadow(image), image.dim() - weight.dim() + 1
     if inputs is not None and _reads_positions(inputs, axis):
@@ -25,9 +28,10 @@ def convolution(recording: Recording, call: Call) -> None:
         recording.mark(call.output, spread(columns, call.output, axis))
         return
     recording.matrices.add(recording.name_of(weight) or "")
-    if columns is not None and groups == weight.shape[0] == len(columns):
-        recording.tie(weight, 0, "row", columns)
-        rows = columns
+    if columns is not None and groups == len(columns):
+        rows = columns.repeat_interleave(weight.shape[0] // groups)
+        recording.tie(weight, 0, "row", rows)
+        recording.copied += [columns] if len(rows) > len(columns) else []
     else:
         rows = recording.rows(weight, groups)
         _consume(recording, call, columns, groups)

@@ -106,6 +106,8 @@ def _contract(
     if not any(of_channels) and not all(alone) and not lost:
         sides = [None if s is None else _arranged(s, n, result) for s, n in zip(shadows, names, strict=True)]
         combine(recording, call, *sides)
+        for tensor in tensors:
+            recording.note_read(tensor)
     elif of_channels[0] == of_channels[1] and len(summed) == 1 and not lost:
         order = [axis for axis in dict.fromkeys(names[0] + names[1]) if axis not in summed]
         left, right = (

@@ -24,3 +24,5 @@ def keep_whole(recording: Recording, call: Call, shadows: Iterable[Tensor | None
             recording.fix(shadow, f"{why} in '{recording.module}'")
     for output in call.outputs:
         recording.mark(output, None)
+    for channels in recording.running[-1].inputs if recording.running else []:
+        recording.kept.append((channels.numpy(), recording.module))

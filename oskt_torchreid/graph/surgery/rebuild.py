@@ -217,8 +217,8 @@ def check_code_fits(model: nn.Module, graph: ChannelGraph) -> None:
 
 def _convolution_attributes(module: nn.Conv1d | nn.Conv2d) -> None:
     rows, columns = module.weight.shape[:2]
-    if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
-        module.groups = rows
+    if module.groups > 1 and module.groups == module.in_channels:
+        module.groups = rows * module.in_channels // module.out_channels
     module.out_channels, module.in_channels = rows, columns * module.groups
 
 
