@@ -173,6 +173,7 @@ ATTENTION = {
     "deit_tiny_distilled_patch16_224": square("deit_tiny_distilled_patch16_224", depth=2),
     "deit3_small_patch16_224": square("deit3_small_patch16_224", depth=2),
     "beit_base_patch16_224": square("beit_base_patch16_224", depth=2),
+    "eva_large_patch14_196": square("eva_large_patch14_196", 56, depth=2),
     "eva02_tiny_patch14_224": square("eva02_tiny_patch14_224", 56, depth=2),
     "cait_xxs24_224": square("cait_xxs24_224", depth=2),
     "xcit_nano_12_p16_224": square("xcit_nano_12_p16_224", depth=2),

@@ -58,8 +58,6 @@ def trace_module(model: nn.Module, input_size: tuple[int, ...] = DEFAULT_INPUT_S
             return tried(twin, graph, tracer.movements, tracer.numbers, follow)
         except GraphError as error:
             errors.append(error)
-    import os
-    if os.environ.get('DBG'): print(*[str(e)[-700:-200] for e in errors], sep='\n>>')
     raise errors[0]
 
 

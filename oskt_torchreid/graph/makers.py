@@ -24,7 +24,7 @@ MOVEMENTS = frozenset(
 HOMOGENEOUS = MOVEMENTS | frozenset(
     "relu leaky_relu dropout feature_dropout abs neg max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d "
     "max_pool1d avg_pool1d adaptive_avg_pool1d upsample_bilinear2d upsample_nearest2d upsample_bicubic2d "
-    "reflection_pad2d replication_pad2d".split()
+    "reflection_pad2d replication_pad2d mean sum amax amin".split()
 )
 """A positive factor per channel passes unchanged."""
 

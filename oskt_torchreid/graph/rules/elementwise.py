@@ -127,7 +127,7 @@ def combine(recording: Recording, call: Call, left: Tensor | None, right: Tensor
         recording.mark(call.output, fine.expand(call.output.shape))
         return
     recording.unite(a, b)
-    recording.mark(call.output, a.expand(call.output.shape))
+    recording.mark(call.output, (b if recording.is_bare(a) else a).expand(call.output.shape))
 
 
 def _is_shared(recording: Recording, gate: Tensor, fine: Tensor) -> bool:

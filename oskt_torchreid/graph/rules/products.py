@@ -108,7 +108,7 @@ def _contract(
         combine(recording, call, *sides)
         for tensor in tensors:
             recording.note_read(tensor)
-    elif of_channels[0] == of_channels[1] and len(summed) == 1 and not lost:
+    elif of_channels[0] and of_channels[0] == of_channels[1] and len(summed) == 1 and not lost:
         order = [axis for axis in dict.fromkeys(names[0] + names[1]) if axis not in summed]
         left, right = (
             _arranged(shadow, axes, "".join(order) + "_" + "".join(summed))
