@@ -53,7 +53,7 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
         ],
         "parameters": dict(graph.parameters),
         "keep": list(graph.keep),
-        "kept": [[part.module, part.operator] for part in graph.kept],
+        "kept": [[part.module, part.operator, part.why] for part in graph.kept],
     }
     return arrays, description
 
@@ -87,7 +87,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray], description: Mapping) -> Chann
             _attentions(arrays["attentions"], arrays["attended"], description["attentions"]),
             {str(name): int(count) for name, count in description.get("parameters", {}).items()},
             tuple(str(name) for name in description.get("keep", ())),
-            tuple(Kept(str(module), str(operator)) for module, operator in description.get("kept", ())),
+            tuple(Kept(str(module), str(by), "", str(why)) for module, by, why in description.get("kept", ())),
         )
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError, IndexError) as error:
         raise GraphError(f"the stored channel graph is damaged ({type(error).__name__}: {error})") from error
