@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from tabulate import tabulate
 
-from .keeping import KEPT, Kept
+from .keeping import Kept
 from .modules import Attention, ChannelNorm, Parts, Reduction, Route, SplitPoint
 
 Role = Literal["row", "column"]
@@ -190,7 +190,8 @@ class ChannelGraph:
     @cached_property
     def whole(self) -> np.ndarray:
         """Whether each channel is one of a part that is kept whole, shape `[num_channels]`."""
-        return np.array([group.fixed.startswith(KEPT) for group in self.groups], bool)[self.group_of_channel]
+        reasons = {part.reason for part in self.kept}
+        return np.array([group.fixed in reasons for group in self.groups], bool)[self.group_of_channel]
 
     @cached_property
     def kept_share(self) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -25,7 +25,7 @@ from ..errors import ConfigError, GraphError
 from ..registry import nearest
 
 KEPT = "kept whole: "
-"""How the reason begins why a channel of a part that stays whole keeps its width."""
+"""How the reason begins why a channel of a part that stays whole keeps its width, where no rule says another."""
 _NAMED = 4  # modules of one kind, at most, that a message names
 UNKNOWN = ("keep", "refuse")
 """What may be done with an operator without a rule."""
@@ -42,20 +42,24 @@ class Kept:
         operator: what its code does that no rule says anything about; empty where the module was asked for.
         place: file and line of the code; empty where the module was asked for, and in a graph that was read from a
             file.
+        why: what is done to its channels, where a rule says so.
     """
 
     module: str
     operator: str = ""
     place: str = ""
+    why: str = ""
 
     @property
     def reason(self) -> str:
         """Why channels keep their width."""
         where = f"'{self.module}'" if self.module else "the network itself"
+        if self.why:
+            return f"{self.why} in {where}"
         return f"{KEPT}'{self.operator}' in {where}" if self.operator else f"{KEPT}{where}"
 
     def __str__(self) -> str:
-        return self.reason.removeprefix(KEPT) + (f" ({self.place})" if self.place else "")
+        return replace(self, why="").reason.removeprefix(KEPT) + (f" ({self.place})" if self.place else "")
 
 
 def in_words(parts: Sequence[Kept], most: int = 5) -> str:
@@ -90,27 +94,28 @@ class Keeping:
     def __init__(self, modules: Iterable[str] = (), strict: bool = False) -> None:
         self.modules = frozenset(modules)
         self.strict = strict
-        self.parts: dict[tuple[str, str], Kept] = {}
+        self.parts: dict[tuple[str, str, str], Kept] = {}
         self.tensors: dict[str, str] = {}
         self.inside: Kept | None = None
         self._given: dict[int, Kept] = {}
         self._alive: list[Tensor] = []  # memory that is in use is not allocated again
 
-    def part(self, module: str, operator: str = "") -> Kept:
+    def part(self, module: str, operator: str = "", why: str = "") -> Kept:
         """A part that stays whole from here on."""
-        key = module, operator
+        key = module, operator, why
         if key not in self.parts:
-            self.parts[key] = Kept(module, operator, users_line() if operator else "")
+            self.parts[key] = Kept(module, operator, users_line() if operator else "", why)
         return self.parts[key]
 
     def note(self, part: Kept, reader: str) -> None:
         """Adds a part that module `reader` reads; raises `GraphError` if it was not asked for and may not be kept."""
-        if self.strict and part.operator and (part.module, part.operator) not in self.parts:
+        key = part.module, part.operator, part.why
+        if self.strict and part.operator and key not in self.parts:
             raise GraphError(
                 f"module '{part.module}' copies channels into a part of another tensor, which cannot be followed, and "
                 f"'{reader}' takes them as its input; write it with torch.cat or torch.stack"
             )
-        self.parts.setdefault((part.module, part.operator), part)
+        self.parts.setdefault(key, part)
 
     def give(self, tensor: Tensor, part: Kept) -> None:
         """Says that a part has written into this memory."""

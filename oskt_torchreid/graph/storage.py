@@ -55,7 +55,7 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
         "parameters": dict(graph.parameters),
         "parts": [[parts.module, *parts.channels.shape] for parts in graph.parts],
         "keep": list(graph.keep),
-        "kept": [[part.module, part.operator] for part in graph.kept],
+        "kept": [[part.module, part.operator, part.why] for part in graph.kept],
     }
     return arrays, description
 
@@ -90,7 +90,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray], description: Mapping) -> Chann
             {str(name): int(count) for name, count in description.get("parameters", {}).items()},
             _parts(arrays.get("parts", np.empty(0, np.int32)), description.get("parts", [])),
             tuple(str(name) for name in description.get("keep", ())),
-            tuple(Kept(str(module), str(operator)) for module, operator in description.get("kept", ())),
+            tuple(Kept(str(module), str(by), "", str(why)) for module, by, why in description.get("kept", ())),
         )
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError, IndexError) as error:
         raise GraphError(f"the stored channel graph is damaged ({type(error).__name__}: {error})") from error
