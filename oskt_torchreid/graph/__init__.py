@@ -7,9 +7,10 @@ from .building import trace_module
 from .calls import Call, Rule, register_rule
 from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
 from .plans import Width, balanced, check_plan, check_widths, full_plan, ratio_plan
-from .recording import Recording, spread
+from .recording import Recording
 from .rules.elementwise import keep, spatial
 from .scaling import FeaturePath, feature_path
+from .shadows import spread
 from .surgery.rebuild import adapt_code, rebuild, register_attribute_rule
 from .surgery.shell import shell
 from .tracer import Tracer, check_model

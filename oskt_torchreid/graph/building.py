@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -13,10 +11,14 @@ from torch import nn
 
 from ..errors import GraphError
 from ..networks import DEFAULT_INPUT_SIZE, unwrapped
-from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
-from .modules import Attention, ChannelNorm, Parts, Reduction, Route, SplitPoint
+from .channel_graph import Axis, ChannelGraph, Tie
+from .fixing import OUTPUT, fix_lengths, fix_modules, fix_products, fixed_reasons
+from .grouping import named_groups, signature_classes
+from .modules import Route
+from .notes import RecordedTie
 from .probing import find_routes
-from .recording import RecordedAttention, RecordedTie, Recording
+from .recording import Recording
+from .records import records_of
 from .sizes import PLAIN, Reading, readings
 from .surgery.rebuild import rebuild
 from .tracer import Tracer, check_model, run
@@ -96,44 +98,27 @@ def build_graph(
     recorded = [*recording.ties.values(), *_elementwise_ties(recording, channel_of)]
     channel_of, num_channels = _renumbered(channel_of, recorded)
     ties = _interned(recorded, channel_of)
-    fixed = _fixed_reasons(recording, ties, channel_of, num_channels)
-    for ids, module in recording.kept if reading.perhaps else ():
-        fixed[channel_of[ids][channel_of[ids] >= 0]] = f"mixed in '{module}'"
-    _fix_modules(model, ties, fixed)
-    attentions = _attentions(recording, recorded, channel_of)
-    replaced = {route.module for route in routes}
-    parts = _parts(recording, channel_of, replaced, reading)
-    _fix_lengths(recording, attentions, channel_of, fixed)
-    blocked = [Parts(tie.tensor.rpartition(".")[0], tie.channels) for tie in ties if tie.blocks > 1]
-    norms = _norms(recording, channel_of)
-    blocked += [Parts(norm.module, norm.channels) for norm in norms]
-    _fix_products(attentions, parts, blocked, fixed)
-    parts = tuple(part for part in parts if (fixed[part.channels] == "").any())
+    records = records_of(recording, recorded, channel_of, routes, reading)
+    fixed = fixed_reasons(recording, ties, channel_of, num_channels, reading)
+    fix_modules(model, ties, fixed)
+    fix_lengths(recording, records.attentions, channel_of, fixed)
+    fix_products(records, ties, fixed)
+    records = records.without_parts(fixed != "")
     gates = [(channel_of[gate], channel_of[fine]) for gate, fine in recording.gates]
-    reductions = _reductions(recording, channel_of)
     axes = [axis.channels for axis in dict.fromkeys(tie.axis for tie in ties)]
-    axes += [reduction.channels[None] for reduction in reductions]
-    axes += [norm.channels for norm in norms]
-    axes += [attention.channels for attention in attentions]
-    axes += [part.channels for part in parts]
-    labels = _signature_classes(axes, gates, fixed, num_channels)
+    groups = named_groups(
+        signature_classes([*axes, *records.axes], gates, fixed, num_channels), ties, recording.matrices, fixed
+    )
     state = model.state_dict(keep_vars=True)
     _check_coverage(recording, ties, {name: tuple(t.shape) for name, t in state.items() if t.is_floating_point()})
     rows = {tie.tensor: tie for tie in ties if tie.role == "row"}
     scores = recording.scores & recording.matrices & rows.keys()
     heads = frozenset(name for name in scores if all(fixed[rows[name].channels].ravel() == OUTPUT))
     unused = tuple(name for name, t in state.items() if t.dim() > 0 and name not in recording.touched)
-    groups = _named_groups(labels, ties, recording.matrices, fixed)
-    routes = _routes(routes, channel_of)
-    splits = _splits(recording, channel_of, replaced, reading)
-    matrices = frozenset(recording.matrices)
-    size = tuple(input_size)
     parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    records = (splits, routes, reductions, norms, attentions, parameters, parts)
-    return ChannelGraph(tuple(ties), groups, matrices, heads, unused, size, *records)
-
-
-OUTPUT = "output of the network"
+    matrices, size = frozenset(recording.matrices), tuple(input_size)
+    found = records._asdict()
+    return ChannelGraph(tuple(ties), groups, matrices, heads, unused, size, **found, parameters=parameters)
 
 
 def united(recording: Recording) -> np.ndarray:
@@ -165,7 +150,9 @@ def _elementwise_ties(recording: Recording, channel_of: np.ndarray) -> Iterable[
 
     One that meets no channels of a layer has none itself.
     """
-    of_layers = np.unique(np.concatenate([np.empty(0, int), *(channel_of[t.ids].ravel() for t in recording.ties.values())]))
+    of_layers = np.unique(
+        np.concatenate([np.empty(0, int), *(channel_of[t.ids].ravel() for t in recording.ties.values())])
+    )
     for name, ids in recording.elementwise.items():
         channels = channel_of[ids.numpy()]
         if not np.isin(channels, of_layers).any():
@@ -195,217 +182,6 @@ def _interned(recorded: list[RecordedTie], channel_of: np.ndarray) -> list[Tie]:
         axis = axes.setdefault((channels.shape, channels.tobytes()), Axis(channels))
         ties.append(Tie(tie.tensor, tie.dimension, tie.role, axis))
     return ties
-
-
-def _splits(
-    recording: Recording, channel_of: np.ndarray, routed: set[str], reading: Reading
-) -> tuple[SplitPoint, ...]:
-    """Split points of known channels, except those of modules whose own code will not run in a student."""
-    found = [(*place, parts) for *place, parts in recording.splits]
-    found += [(*place, lengths[:1]) for place, lengths in reading.lengths_of(recording).items()]
-    return tuple(
-        SplitPoint(module, attribute, tuple(channel_of[part] for part in parts))
-        for module, attribute, parts in found
-        if module not in routed and all((channel_of[part] >= 0).all() for part in parts)
-    )
-
-
-def _parts(recording: Recording, channel_of: np.ndarray, routed: set[str], reading: Reading) -> tuple[Parts, ...]:
-    """Parts of known channels that differ, except those of modules whose own code will not run in a student."""
-    found = {}
-    named = [(module, np.stack(lengths)) for (module, _), lengths in reading.lengths_of(recording).items()]
-    for module, ids in (*recording.parts, *named, *(recording.perhaps if reading.perhaps else ())):
-        channels = channel_of[ids]
-        channels = channels[sorted(np.unique(channels, axis=0, return_index=True)[1])]
-        alike = (np.sort(channels, 1) == np.sort(channels[:1], 1)).all()
-        if module not in routed and (channels >= 0).all() and not alike:
-            found[channels.shape, channels.tobytes()] = Parts(module, channels)
-    return tuple(found.values())
-
-
-def _routes(routes: Sequence[Route], channel_of: np.ndarray) -> tuple[Route, ...]:
-    """Routes of known channels."""
-    return tuple(
-        replace(route, sources=tuple(channel_of[source] for source in route.sources))
-        for route in routes
-        if all((channel_of[source] >= 0).all() for source in route.sources)
-    )
-
-
-def _reductions(recording: Recording, channel_of: np.ndarray) -> tuple[Reduction, ...]:
-    reductions = []
-    for module, (operator, ids) in recording.reductions.items():
-        channels = channel_of[ids.numpy()]
-        if (channels < 0).any():
-            raise GraphError(f"'{operator}' in module '{module}' reduces over channels that no layer produces")
-        reductions.append(Reduction(module, operator, channels))
-    return tuple(reductions)
-
-
-def _norms(recording: Recording, channel_of: np.ndarray) -> tuple[ChannelNorm, ...]:
-    """Norms over channels that some layer produces."""
-    found = {}
-    for module, ids in recording.norms:
-        channels = channel_of[ids]
-        if (channels >= 0).all():
-            found.setdefault((module, channels.shape, channels.tobytes()), ChannelNorm(module, channels))
-    return tuple(found.values())
-
-
-def _attentions(recording: Recording, recorded: list[RecordedTie], channel_of: np.ndarray) -> tuple[Attention, ...]:
-    """Attentions, with the rows of the tensors that a factor on queries and keys can be folded into.
-
-    Provisional ids still distinguish queries, keys and values, which may have been united since. A bare parameter that
-    is added to rows has ids of its own, and stands for theirs.
-    """
-    rows = np.arange(recording.num_ids)
-    for bare, others in recording.stands_for:
-        rows[bare] = others
-    found: dict[tuple, Attention] = {}
-    for product in recording.attentions:
-        channels = channel_of[product.queries]
-        if (channels < 0).any():
-            continue  # of parameters alone
-        positions: dict[str, np.ndarray] = {}
-        if None not in product.makers and not _is_read(recording, product):
-            for ids, makers in zip((product.queries, product.keys), product.makers, strict=True):
-                for tie in recorded:
-                    if tie.role == "row" and tie.tensor in (makers or ()):
-                        places = np.flatnonzero(np.isin(rows[tie.ids.reshape(-1)], rows[ids.reshape(-1)]))
-                        known = positions.get(tie.tensor, places[:0])
-                        positions.update({tie.tensor: np.union1d(known, places)} if len(places) else {})
-        key = product.module, channels.shape, channels.tobytes()
-        found.setdefault(key, Attention(product.module, channels, positions, product.scale_follows))
-    return tuple(found.values())
-
-
-def _is_read(recording: Recording, product: RecordedAttention) -> bool:
-    """Whether anything else reads the queries or keys of a product, which a factor would change."""
-    return any(
-        not names.isdisjoint(makers or ()) and np.isin(ids, read).any()
-        for ids, makers in zip((product.queries, product.keys), product.makers, strict=True)
-        for names, read in recording.reads
-    )
-
-
-def _fix_lengths(
-    recording: Recording, attentions: Sequence[Attention], channel_of: np.ndarray, fixed: np.ndarray
-) -> None:
-    """Fixes, in place, channels of which training takes the length; that of queries and keys is made exact."""
-    folded = [attention.channels.reshape(-1) for attention in attentions if attention.positions]
-    exact = np.concatenate([np.empty(0, int), *folded])
-    for ids, module in recording.measured:
-        channels = channel_of[ids]
-        channels = channels[channels >= 0]
-        if not np.isin(channels, exact).all():
-            fixed[channels] = f"'{module}' takes the length of all"
-
-
-def _fix_products(
-    attentions: Sequence[Attention], parts: Sequence[Parts], blocked: Sequence[Parts], fixed: np.ndarray
-) -> None:
-    """Fixes, in place, queries and keys that nothing can be folded into, and what is as wide as fixed channels."""
-    for attention in attentions:
-        if not attention.positions:
-            fixed[attention.channels] = f"no rows make the products of '{attention.module}' exact"
-    found = True
-    while found:
-        found = False
-        for part in (*parts, *blocked):
-            free = fixed[part.channels] == ""
-            some = not free.all() if part in parts else not free.any(1).all()
-            if free.any() and some:
-                fixed[part.channels[free]] = f"as wide as others in '{part.module}'"
-                found = True
-
-
-def _fix_modules(model: nn.Module, ties: Sequence[Tie], fixed: np.ndarray) -> None:
-    """Fixes, in place, the channels that the `fixed_modules` of a network's modules produce (names of their children).
-
-    With this attribute a network excludes channels from narrowing, such as the embedding in front of the first layer.
-    """
-    for name, module in model.named_modules():
-        for child in getattr(module, "fixed_modules", ()):
-            inside = f"{name}.{child}." if name else f"{child}."
-            for tie in ties:
-                if tie.role == "row" and tie.tensor.startswith(inside):
-                    fixed[tie.channels] = f"'{child}' is one of the network's fixed_modules"
-
-
-def _fixed_reasons(recording: Recording, ties: list[Tie], channel_of: np.ndarray, num_channels: int) -> np.ndarray:
-    """Why each channel is fixed, an object array `[num_channels]`; empty where it is not.
-
-    An output whose channels some layer consumes is a feature and may be narrowed; one that none consumes is a result.
-    """
-    reasons = np.full(num_channels, "", dtype=object)
-    for ids, reason in recording.fixed:
-        channels = channel_of[ids]
-        reasons[channels[channels >= 0]] = reason
-    consumed = np.zeros(num_channels, bool)
-    for tie in ties:
-        if tie.role == "column":
-            consumed[tie.channels.reshape(-1)] = True
-    for ids in recording.outputs:
-        channels = channel_of[ids]
-        channels = channels[channels >= 0]
-        reasons[channels[~consumed[channels]]] = OUTPUT
-    return reasons
-
-
-def _signature_classes(
-    axes: Sequence[np.ndarray], gates: list[tuple[np.ndarray, np.ndarray]], fixed: np.ndarray, num_channels: int
-) -> np.ndarray:
-    """Class per channel, `[num_channels]`: one class is refined by axes, gates and reasons until all agree.
-
-    Axes are the channels `[blocks, length]` of ties, reductions and norms.
-
-    Example with 4 channels: a tie of channels `[0, 1]` and one of `[[1, 2], [3, 3]]` (two convolution groups) give
-    the signatures {0: first}, {1: first, block 0}, {2: block 0}, {3: block 1 twice}, hence four classes.
-    """
-    labels = np.zeros(num_channels, np.int64)
-    for channels in axes:
-        blocks = np.repeat(np.arange(channels.shape[0]), channels.shape[1])
-        keys, counts = np.unique(channels.reshape(-1) * channels.shape[0] + blocks, return_counts=True)
-        touched, block = np.divmod(keys, channels.shape[0])
-        _refine(labels, touched, block * (counts.max(initial=0) + 1) + counts)
-    for gate, fine in gates:
-        pairs = np.unique(np.stack([fine, gate]), axis=1)
-        _refine(labels, *pairs[:, (pairs >= 0).all(0)])
-    reasons, reason = np.unique(fixed.astype(str), return_inverse=True)
-    _refine(labels, np.arange(num_channels), reason)
-    return labels
-
-
-def _refine(labels: np.ndarray, channels: np.ndarray, codes: np.ndarray) -> None:
-    """Splits classes, in place: a class is split if its channels received different codes, or none."""
-    while len(channels):
-        unique, first = np.unique(channels, return_index=True)
-        pair = labels[unique] * (codes.max() + 1) + codes[first]
-        labels[unique] = labels.max() + 1 + np.unique(pair, return_inverse=True)[1]
-        rest = np.setdiff1d(np.arange(len(channels)), first)
-        channels, codes = channels[rest], codes[rest]
-
-
-def _named_groups(labels: np.ndarray, ties: list[Tie], matrices: set[str], fixed: np.ndarray) -> tuple:
-    """Groups in the order of their first channels, each named after the module that first produces it."""
-    producer = np.full(len(labels), "", dtype=object)
-    for preferred in (False, True):  # a matrix, where there is one, overrides a vector
-        for tie in reversed(ties):
-            if tie.role == "row" and (tie.tensor in matrices) == preferred:
-                module = tie.tensor.rpartition(".")[0] or tie.tensor
-                names = [f"{module}[{block}]" for block in range(tie.blocks)] if tie.blocks > 1 else [module]
-                producer[tie.channels] = np.array(names, dtype=object)[:, None]
-    order = np.argsort(labels, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []
-    members.sort(key=lambda channels: channels[0])
-    names = [producer[channels[0]] for channels in members]
-    shared = {name for name, count in Counter(names).items() if count > 1}
-    seen: dict[str, int] = {}
-    groups = []
-    for name, channels in zip(names, members, strict=True):
-        seen[name] = seen.get(name, -1) + 1
-        groups.append(ChannelGroup(f"{name}:{seen[name]}" if name in shared else name, channels, fixed[channels[0]]))
-    return tuple(groups)
 
 
 def _check_coverage(recording: Recording, ties: list[Tie], shapes: dict[str, tuple[int, ...]]) -> None:

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError, GraphError, expect
 from ..networks import watched
 from ..registry import remembered
-from .recording import Frame, Recording
+from .notes import Frame
+from .recording import Recording
 from .sizes import input_channels
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..networks import watched
 from .building import graph_channels
 from .channel_graph import ChannelGraph
-from .recording import compact
+from .shadows import compact
 from .tracer import Tracer, nested_tensors, run
 
 

@@ -7,7 +7,6 @@ stride 0 along every axis along which it does not vary, and therefore nearly fre
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,63 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import GraphError
 from .channel_graph import Role
-
-
-@dataclass(frozen=True, eq=False)
-class RecordedTie:
-    """A tie in provisional ids, before united channels have become one; `ids` is `[blocks, length]`."""
-
-    tensor: str
-    dimension: int
-    role: Role
-    ids: np.ndarray
-
-
-Makers = frozenset[str] | None
-"""Names of the tensors whose rows can multiply an activation by a factor per channel; `None` if there are none."""
-
-
-@dataclass(frozen=True, eq=False)
-class RecordedAttention:
-    """Queries and keys that a module multiplies.
-
-    Attributes:
-        module: its name.
-        queries: provisional ids `[heads, head size]`.
-        keys: the same of the keys.
-        scale_follows: whether the scale is the head's own.
-        makers: of the queries and of the keys.
-    """
-
-    module: str
-    queries: np.ndarray
-    keys: np.ndarray
-    scale_follows: bool
-    makers: tuple[Makers, Makers]
-
-
-@dataclass(eq=False)
-class Frame:
-    """A module call that is running.
-
-    Attributes:
-        name: name of the module.
-        given: its input, if that is a single tensor and nothing else.
-        sources: ids along axis 1 of its input, then of the output of each module called by its own code; `None` for
-            anything but a single tensor whose channels lie along axis 1.
-        inputs: channels of the tensors among its arguments whose channels lie along one axis, `[length]` each.
-        calls: names of the modules that its own code called, in order.
-        reads: how many operators read its input, those of the modules that it calls included.
-        reduction: operator, and ids of the input, if its own code reduces its input over channels.
-    """
-
-    name: str
-    given: Tensor | None
-    sources: list[Tensor | None]
-    inputs: list[Tensor] = field(default_factory=list)
-    calls: list[str] = field(default_factory=list)
-    reads: int = 0
-    reduction: tuple[str, Tensor] | None = None
+from .notes import Frame, Makers, RecordedAttention, RecordedTie
+from .shadows import compact
 
 
 class Recording:
@@ -317,7 +261,9 @@ class Recording:
         """Notes that the running module normalises over these channels, block by block."""
         self.norms.append((self.owner, ids.reshape(blocks, -1).numpy()))
 
-    def record_attention(self, queries: Tensor, keys: Tensor, scale_follows: bool, tensors: tuple[Tensor, Tensor]) -> None:
+    def record_attention(
+        self, queries: Tensor, keys: Tensor, scale_follows: bool, tensors: tuple[Tensor, Tensor]
+    ) -> None:
         """Notes that the running module multiplies queries with keys.
 
         Args:
@@ -376,35 +322,3 @@ class Recording:
 def _memory(tensor: Tensor) -> int:
     """What identifies the memory of a tensor and of its views, on the meta device as well."""
     return tensor.untyped_storage()._cdata
-
-
-# ---- shadows ---------------------------------------------------------------------------------------------------------
-
-
-def compact(shadow: Tensor) -> Tensor:
-    """The same shadow with every axis along which it was expanded (stride 0) cut to length 1."""
-    strides = shadow.stride()
-    sizes = [min(size, 1) if stride == 0 else size for size, stride in zip(shadow.shape, strides, strict=True)]
-    return shadow if sizes == list(shadow.shape) else shadow.as_strided(sizes, strides)
-
-
-def settled(shadow: Tensor) -> Tensor:
-    """The same shadow, expanded (stride 0) along every axis along which it does not vary."""
-    small = compact(shadow)
-    for axis in range(small.dim()):
-        first = small.narrow(axis, 0, 1)
-        if small.size(axis) > 1 and bool((small == first).all()):
-            small = first
-    return small.expand(shadow.shape)
-
-
-def extents(shadow: Tensor) -> list[int]:
-    """Lengths of the axes along which a shadow varies."""
-    return [size for size in compact(shadow).shape if size > 1]
-
-
-def spread(channels: Tensor, like: Tensor, axis: int) -> Tensor:
-    """`channels` (`[length]`) along one axis of `like`'s shape, expanded over all others."""
-    shape = [1] * like.dim()
-    shape[axis] = len(channels)
-    return channels.reshape(shape).expand(like.shape)

@@ -23,8 +23,8 @@ from ..errors import GraphError
 from .building import graph_channels
 from .calls import Call
 from .channel_graph import ChannelGraph
-from .recording import compact
 from .relations import Relations, Unknown
+from .shadows import compact
 from .tracer import Tracer, run
 
 

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .recording import Recording, compact
+from .recording import Recording
+from .shadows import compact
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def set_number(module: nn.Module, name: str, value: int) -> None:
     """Sets one of `numbers_of`, in place; tuples and lists are replaced by new ones, buffers cut."""
     attribute, _, place = name.removesuffix("]").partition(_LENGTH)
     if place:
-        module._buffers[attribute] = module._buffers[attribute].narrow(int(place), 0, value).clone()
+        module._buffers[attribute] = module.get_buffer(attribute).narrow(int(place), 0, value).clone()
         return
     attribute, _, place = name.removesuffix("]").partition("[")
     if not place:
@@ -146,13 +147,14 @@ def note_length(recording: Recording, blocks: Tensor, whole: Tensor | None = Non
     if blocks.shape[1] < 2:
         return
     longer = [] if whole is None or len(whole) == blocks.shape[1] else [whole[None]]
-    known = any([held(recording, lengths) for lengths in (blocks, *longer)]) or _divided(recording, blocks.shape[1])
+    known = [held(recording, lengths) for lengths in (blocks, *longer)]
+    known.append(_divided(recording, blocks.shape[1]))
     for lengths in (blocks, *longer):
         for ids in recording.running[-1].inputs if recording.running else []:
             times, rest = divmod(lengths.shape[1], len(ids))
             if rest == 0 and (times == 1 or len(ids) % blocks.shape[1] == 0):
                 alike = torch.cat([ids[None], lengths.reshape(-1, len(ids))]).numpy()
-                (recording.perhaps if known or times > 1 else recording.parts).append((recording.owner, alike))
+                (recording.perhaps if any(known) or times > 1 else recording.parts).append((recording.owner, alike))
 
 
 def _divided(recording: Recording, length: int) -> bool:

@@ -23,7 +23,8 @@ from ..networks import DEFAULT_INPUT_SIZE, is_image_size, wrapper_attribute
 from .calls import Call, Frames, rule_for
 from .makers import makers_of, note_reads
 from .randomness import own_random_state
-from .recording import Recording, compact
+from .recording import Recording
+from .shadows import compact
 
 
 class Tracer(Recording, TorchDispatchMode):
@@ -77,7 +78,6 @@ class Tracer(Recording, TorchDispatchMode):
                 if id(result) not in self._shadows:
                     self.set_adrift(result, lost)
         return output
-
 
     def _count_factor(self, call: Call) -> None:
         """Notes the number that a tensor is multiplied with or divided by."""

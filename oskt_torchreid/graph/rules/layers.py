@@ -6,7 +6,8 @@ from torch import Tensor
 
 from ...errors import GraphError
 from ..calls import Call, Rule, register_families
-from ..recording import Recording, compact, spread
+from ..recording import Recording
+from ..shadows import compact, spread
 from ..sizes import note_length, note_repeated
 from .whole import keep_whole
 

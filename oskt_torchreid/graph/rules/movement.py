@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ...errors import GraphError
 from ..calls import Call, Rule, register_families
-from ..recording import Recording, compact, extents, settled, spread
+from ..recording import Recording
+from ..shadows import compact, extents, settled, spread
 from ..sizes import blocks_of, held, note_length, note_parts, note_repeated, note_view
 from .elementwise import spatial
 from .whole import keep_whole

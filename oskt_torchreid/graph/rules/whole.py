@@ -1,4 +1,4 @@
-"""Operators that mix channels in a way that no student repeats: all their channels stay, and are followed no further."""
+"""Operators that mix channels in a way that no student repeats: all their channels stay, followed no further."""
 
 from __future__ import annotations
 
