@@ -185,10 +185,18 @@ class Frames:
             self._keep_passage(frame, None if channels is None else Passage.of(frame))
 
     def _keep_reduction(self, frame: Frame, operator: str, ids: Tensor) -> None:
-        known, known_ids = self._recording.reductions.setdefault(frame.name, (operator, ids))
-        if frame.reads != 1 or operator != known or len(ids) != len(known_ids):
-            raise unweighted(operator, frame.name)
-        self._recording.unite(known_ids, ids)
+        """A module that does anything else with its input has no weights: its mean counts channels as a norm does."""
+        reductions = self._recording.reductions
+        known, known_ids = reductions.setdefault(frame.name, (operator, ids))
+        if frame.reads == 1 and operator == known and len(ids) == len(known_ids):
+            self._recording.unite(known_ids, ids)
+            return
+        del reductions[frame.name]
+        for done, channels in ((known, known_ids), (operator, ids)):
+            if done == "mean":
+                self._recording.norms.append((frame.name, channels.reshape(1, -1).numpy()))
+            else:
+                self._recording.fix(channels, f"summed over in '{frame.name}'")
 
     def _keep_passage(self, frame: Frame, passage: Passage | None) -> None:
         """A module that is called twice must do the same both times; the channels of the two calls are united."""
@@ -198,12 +206,3 @@ class Frames:
             return
         for first, second in zip(known.sources, passage.sources, strict=True):
             self._recording.unite(first, second)
-
-
-def unweighted(operator: str, module: str) -> GraphError:
-    """The error of a reduction over channels that cannot be weighted."""
-    return GraphError(
-        f"operator '{operator}' in module '{module}' reduces over channels: merged channels would count once instead "
-        "of as often as they were merged. A mean or sum is weighted where it is the one use that a module makes of its "
-        "input; put it into such a module"
-    )
