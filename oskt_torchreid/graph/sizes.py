@@ -73,7 +73,7 @@ def numbers_of(module: nn.Module) -> Iterator[tuple[str, int]]:
     for name, value in vars(module).items():
         if type(value) is int:
             yield name, value
-        elif type(value) in (tuple, list):
+        elif type(value) in (tuple, list, torch.Size):
             yield from ((f"{name}[{place}]", entry) for place, entry in enumerate(value) if type(entry) is int)
 
 
