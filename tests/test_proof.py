@@ -77,10 +77,14 @@ class Keeps(nn.Module):
         return images * self.scale.view([self.kept[place] for place in range(3)])
 
 
+def numbered(entries):
+    return dict(enumerate(entries))
+
+
 @pytest.mark.parametrize(
     ("build", "where"),
     [
-        (lambda: two_layers(lambda self, x: self.scale(x), scale=Keeps(lambda shape: dict(enumerate(shape)))), "'scale', a Keeps"),
+        (lambda: two_layers(lambda self, x: self.scale(x), scale=Keeps(numbered)), "'scale', a Keeps"),
         (lambda: two_layers(lambda self, x: torch.cat([x, x], 1)[:, :8]), "'second', a Conv2d"),
     ],
     ids=["shape", "slice"],

@@ -37,7 +37,7 @@ def fixed_reasons(
     An output whose channels some layer consumes is a feature and may be narrowed; one that none consumes is a result.
     """
     reasons = np.full(num_channels, "", dtype=object)
-    for ids, reason in recording.fixed:
+    for ids, reason in reversed(recording.fixed):  # the first reason is what the others follow from
         channels = channel_of[ids]
         reasons[channels[channels >= 0]] = reason
     consumed = np.zeros(num_channels, bool)

@@ -81,18 +81,13 @@ def multiply(recording: Recording, call: Call) -> None:
     _meet(recording, call, (call.args[0], call.args[1]), may_gate=True)
 
 
-def choose(recording: Recording, call: Call) -> None:
-    """One of two tensors, by a condition: as sums."""
-    _meet(recording, call, (call.args[1], call.args[2]), may_gate=False)
-
-
-def add_product(recording: Recording, call: Call) -> None:
-    """A sum of one tensor and the product of two others: channels at the same position become one."""
+def meet_all(recording: Recording, call: Call) -> None:
+    """Of three tensors, a choice by a condition or a sum with a product: channels at the same position become one."""
     shadows = [shadow for shadow in map(recording.shadow, call.args[:3]) if shadow is not None]
     for shadow in shadows[1:]:
         recording.unite(shadows[0], shadow)
     most = max(shadows, key=lambda shadow: compact(shadow).numel())
-    recording.mark(call.output, most.expand(call.output.shape))
+    recording.mark(call.output, compact(most).expand(call.output.shape))
 
 
 def _meet(recording: Recording, call: Call, sides: tuple[object, object], may_gate: bool) -> None:
@@ -177,7 +172,7 @@ _FAMILIES: dict[Rule, str] = {
     keep: "relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus "
     "clamp clamp_min clamp_max exp log sqrt rsqrt abs neg square pow reciprocal dropout feature_dropout alpha_dropout "
     "clone contiguous detach alias lift_fresh to _to_copy type_as zeros_like ones_like full_like empty_like rand_like "
-    "randn_like bernoulli uniform normal fill zero rrelu masked_fill erf sin cos floor round sign nan_to_num "
+    "randn_like bernoulli uniform normal fill zero rrelu logical_not isnan erf sin cos floor round sign nan_to_num "
     "hardshrink softshrink log1p expm1 log2 logit",
     forget: "new_empty new_zeros new_ones new_full",
     scaled_keep: "prelu",
@@ -186,9 +181,8 @@ _FAMILIES: dict[Rule, str] = {
     sequence: "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d reflection_pad1d replication_pad1d "
     "upsample_linear1d upsample_nearest1d",
     padding: "pad constant_pad_nd",
-    meet: "add sub rsub maximum minimum",
-    choose: "where",
-    add_product: "addcmul",
+    meet: "add sub rsub maximum minimum masked_fill gt ge lt le eq ne logical_and logical_or",
+    meet_all: "where addcmul addcdiv lerp",
     multiply: "mul div",
 }
 register_families(_FAMILIES)

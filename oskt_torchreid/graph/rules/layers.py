@@ -29,7 +29,7 @@ def convolution(recording: Recording, call: Call) -> None:
         recording.mark(call.output, spread(columns, call.output, axis))
         return
     recording.matrices.add(recording.name_of(weight) or "")
-    if columns is not None and groups == len(columns):
+    if columns is not None and groups == len(columns) and (groups > 1 or weight.shape[0] == 1):
         rows = columns.repeat_interleave(weight.shape[0] // groups)
         recording.tie(weight, 0, "row", rows)
         recording.copied += [columns] if len(rows) > len(columns) else []
