@@ -196,3 +196,12 @@ ATTENTION = {
 }
 
 FAMILIES = CONVOLUTIONAL | HYBRID | ATTENTION
+COMPUTED = "uses a weight of shape .* that is computed in its forward"
+REFUSED = {
+    "resnetv2_50x1_bit": COMPUTED,
+    "nfnet_l0": COMPUTED,
+    "dm_nfnet_f0": COMPUTED,
+    "vit_tiny_r_s16_p8_224": COMPUTED,
+    "volo_d1_224": "operator 'im2col' in module .* has no rule",
+}
+"""Families that cannot be traced, and what the error says."""

@@ -21,13 +21,13 @@ from torch.nn import functional
 
 from ..errors import GraphError
 from ..graph import Axis, ChannelGraph, adapt_code, rebuild
-from ..graph.building import twin_of
 from ..graph.guarded_run import RunError, SharedMemoryError, guarded_run, memory_of
 from ..graph.keeping import is_inside, what_to_keep
 from ..graph.locating import Located, Places, lifted, locate
 from ..graph.randomness import own_random_state
 from ..graph.structure import structure_of
 from ..graph.surgery.shell import student_shapes
+from ..graph.tracing import twin_of
 from .equal_rows import even_members, random_clusters, trial_widths, with_equal_rows
 from .layout import Layout
 from .narrowing import Narrowing, average_rows, rows_first

@@ -16,10 +16,10 @@ from .. import files
 from ..errors import CheckpointError, ConfigError, GraphError, expect
 from ..files import weights
 from ..graph import rebuild
-from ..graph.building import twin_of
 from ..graph.randomness import own_random_state
 from ..graph.surgery.rebuild import restore_code
 from ..graph.tracer import tracing_mode
+from ..graph.tracing import twin_of
 from ..networks import compare, number_type, resolver, unwrapped, watched
 from . import network
 from .student_record import StudentRecord

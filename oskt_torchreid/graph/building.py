@@ -1,11 +1,8 @@
-"""From one forward pass of a network to its channel graph: united ids, equal signatures, groups, coverage."""
+"""From a trace of a network to its channel graph: united ids, equal signatures, groups, coverage."""
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,136 +11,14 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from ..errors import GraphError
-from ..networks import DEFAULT_INPUT_SIZE, unwrapped
-from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
-from .keeping import Keep, Keeping, check_unknown, modules_to_keep, recorded_keep, ways_out
-from .modules import Attention, ChannelNorm, Parts, Reduction, Route, SplitPoint
-from .probing import find_routes
-from .recording import RecordedAttention, RecordedTie, Recording
-from .sizes import PLAIN, Reading, readings
-from .surgery.rebuild import rebuild
-from .tracer import Tracer, check_model, run
-from .trial import MovementError, tried
-
-logger = logging.getLogger(__name__)
-_KINDS = 4  # classes of modules, at most, that are tried one by one
-
-
-def trace_module(
-    model: nn.Module,
-    input_size: tuple[int, ...] = DEFAULT_INPUT_SIZE,
-    keep: Keep = (),
-    unknown: str = "keep",
-) -> ChannelGraph:
-    """Follows every channel of a network through a forward pass in training and one in evaluation.
-
-    Args:
-        model: any module that maps an image batch to features or class scores; not changed.
-        input_size: `(channels, height, width)` of the image to run it on; it only affects speed, unless the network is
-            made for one size.
-        keep: modules that stay whole, with the channels that they are given and give: modules of the network, their
-            names, or patterns of names such as `"layer4.*.se"`. In a student by default those that its teacher kept.
-        unknown: what becomes of channels where it cannot be followed what code does to them, as where an operator has
-            no rule. `keep`: they stay whole; `refuse`: an error.
-
-    Returns:
-        The channel graph; `print(graph.summary())` shows it, and its `kept` says what stays whole.
-
-    Raises:
-        ConfigError: `keep` names what the network does not have, or an `unknown` that there is not.
-        GraphError: with `unknown="refuse"` an operator without a rule, a reduction over channels, weights that are
-            computed on the fly, or code that splits channels at fixed positions; in any case a network that fails, or
-            whose copies would use its own weights. The message says where and what to do.
-    """
-    model = unwrapped(model)
-    check_model(model)
-    check_unknown(unknown)
-    asked, strict = modules_to_keep(model, keep) or recorded_keep(model), unknown == "refuse"
-    twin = twin_of(model)
-    tracer = run_both(twin, input_size, Keeping(asked, strict))
-    routes = find_routes(twin, tracer.frames.passages) if tracer.movements else []
-
-    def follow(other: nn.Module) -> tuple[ChannelGraph, dict[str, list[float]]]:
-        recording = run_both(other, input_size, Keeping(asked, strict))
-        return build_graph(other, recording, input_size), recording.numbers
-
-    def read() -> ChannelGraph:
-        """The graph of the first way of understanding the numbers in the code that is right."""
-        errors = []
-        for reading in readings(tracer):
-            graph = build_graph(twin, tracer, input_size, routes, reading)
-            if not (tracer.movements or graph.splits or graph.reductions or graph.attentions):
-                return graph
-            try:
-                return tried(twin, graph, tracer.movements, tracer.numbers, follow)
-            except MovementError as error:
-                errors.append(error)
-        raise errors[0]
-
-    try:
-        return read()
-    except MovementError as error:
-        if not tracer.moved:
-            raise
-        if strict:
-            part, _ = next(iter(tracer.moved.values()))
-            raise MovementError(f"{error} ({part.place}); {ways_out(part.module, part.operator)}") from error
-        logger.debug("channels that code moves: %s", error)
-        try:
-            return _with_movers_whole(twin, tracer, {route.module for route in routes}, read)
-        except MovementError:
-            movers = [name for name in tracer.moved if name]
-            if not movers:
-                raise
-            return trace_module(model, input_size, [*asked, *movers])
-
-
-def _with_movers_whole(
-    model: nn.Module, tracer: Tracer, routed: set[str], read: Callable[[], ChannelGraph]
-) -> ChannelGraph:
-    """The graph in which channels that code moves stay whole, of as few modules as possible.
-
-    Modules of one class move channels alike. Those of each class alone are tried first, then all whose code no index
-    buffers can stand in for, then all.
-
-    Args:
-        model: not changed.
-        tracer: its trace, to which the fixed channels are added.
-        routed: names of the modules that index buffers can stand in for.
-        read: gives the graph, or raises `MovementError` if the network's code does not follow it.
-    """
-    kinds: dict[type, list[str]] = {}
-    for name in tracer.moved:
-        kinds.setdefault(type(model.get_submodule(name)), []).append(name)
-    alone = list(kinds.values()) if 1 < len(kinds) <= _KINDS else []
-    unrouted = [name for name in tracer.moved if name not in routed]
-    for movers in filter(None, (*alone, unrouted)):
-        before, parts = tracer.lengths_now(), dict(tracer.keeping.parts)
-        tracer.keep_movements(movers)
-        try:
-            return read()
-        except MovementError as error:
-            logger.debug("%s whole is not enough: %s", movers, error)
-            tracer.take_back(before)
-            tracer.keeping.parts = parts
-    tracer.keep_movements(tracer.moved)
-    return read()
-
-
-def twin_of(model: nn.Module) -> nn.Module:
-    """A copy that shares a network's parameters: whatever its code changes while it runs, the network stays as it is.
-
-    Raises:
-        GraphError: a module that keeps something which cannot be copied.
-    """
-    own = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
-    state = model.state_dict(keep_vars=True)
-    return rebuild(model, {name: own[name] if name in own else tensor.detach() for name, tensor in state.items()})
-
-
-def run_both(model: nn.Module, input_size: tuple[int, ...], keeping: Keeping | None = None) -> Tracer:
-    """Traces a pass in training and one in evaluation: parts of a network that run in one mode alone are seen too."""
-    return run(model, input_size, run(model, input_size, Tracer(model, keeping)), training=False)
+from .channel_graph import Axis, ChannelGraph, Tie
+from .fixing import OUTPUT, fix_lengths, fix_modules, fix_products, fixed_reasons
+from .grouping import named_groups, signature_classes
+from .modules import Route
+from .notes import RecordedTie
+from .recording import Recording
+from .records import records_of
+from .sizes import PLAIN, Reading
 
 
 def build_graph(
@@ -167,45 +42,27 @@ def build_graph(
     recorded = [*recording.ties.values(), *_elementwise_ties(recording, channel_of)]
     channel_of, num_channels = _renumbered(channel_of, recorded)
     ties = _interned(recorded, channel_of)
-    reductions = _reductions(recording, channel_of)
-    fixed = _fixed_reasons(recording, ties, channel_of, num_channels)
-    for ids, module in recording.kept if reading.perhaps else ():
-        fixed[channel_of[ids][channel_of[ids] >= 0]] = f"mixed in '{module}'"
-    _fix_modules(model, ties, fixed)
-    attentions = _attentions(recording, recorded, channel_of)
-    replaced = {route.module for route in routes}
-    parts = _parts(recording, channel_of, replaced, reading)
-    _fix_lengths(recording, attentions, channel_of, fixed)
-    blocked = [Parts(tie.tensor.rpartition(".")[0], tie.channels) for tie in ties if tie.blocks > 1]
-    norms = _norms(recording, channel_of)
-    blocked += [Parts(norm.module, norm.channels) for norm in norms]
-    _fix_products(attentions, parts, blocked, fixed)
-    parts = tuple(part for part in parts if (fixed[part.channels] == "").any())
+    records = records_of(recording, recorded, channel_of, routes, reading)
+    fixed = fixed_reasons(recording, ties, channel_of, num_channels, reading)
+    fix_modules(model, ties, fixed)
+    fix_lengths(recording, records.attentions, channel_of, fixed)
+    fix_products(records, ties, fixed)
+    records = records.without_parts(fixed != "")
     gates = [(channel_of[gate], channel_of[fine]) for gate, fine in recording.gates]
     axes = [axis.channels for axis in dict.fromkeys(tie.axis for tie in ties)]
-    axes += [reduction.channels[None] for reduction in reductions]
-    axes += [norm.channels for norm in norms]
-    axes += [attention.channels for attention in attentions]
-    axes += [part.channels for part in parts]
-    labels = _signature_classes(axes, gates, fixed, num_channels)
+    groups = named_groups(
+        signature_classes([*axes, *records.axes], gates, fixed, num_channels), ties, recording.matrices, fixed
+    )
     _check_coverage(recording, ties, {name: tuple(t.shape) for name, t in state.items() if t.is_floating_point()})
     rows = {tie.tensor: tie for tie in ties if tie.role == "row"}
     scores = recording.scores & recording.matrices & rows.keys()
     heads = frozenset(name for name in scores if all(fixed[rows[name].channels].ravel() == OUTPUT))
     unused = tuple(name for name, t in state.items() if t.dim() > 0 and name not in recording.touched)
-    groups = _named_groups(labels, ties, recording.matrices, fixed)
-    routes = _routes(routes, channel_of)
-    splits = _splits(recording, channel_of, replaced, reading)
-    matrices = frozenset(recording.matrices)
-    size = tuple(input_size)
     parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    kept = tuple(recording.keeping.parts.values())
-    records = (splits, routes, reductions, norms, attentions, parameters, parts)
-    records += (tuple(sorted(recording.keeping.modules)), kept)
-    return ChannelGraph(tuple(ties), groups, matrices, heads, unused, size, *records)
-
-
-OUTPUT = "output of the network"
+    matrices, size = frozenset(recording.matrices), tuple(input_size)
+    kept = {"keep": tuple(sorted(recording.keeping.modules)), "kept": tuple(recording.keeping.parts.values())}
+    found = {**records._asdict(), **kept, "parameters": parameters}
+    return ChannelGraph(tuple(ties), groups, matrices, heads, unused, size, **found)
 
 
 def united(recording: Recording) -> np.ndarray:
@@ -293,232 +150,6 @@ def _interned(recorded: list[RecordedTie], channel_of: np.ndarray) -> list[Tie]:
         axis = axes.setdefault((channels.shape, channels.tobytes()), Axis(channels))
         ties.append(Tie(tie.tensor, tie.dimension, tie.role, axis))
     return ties
-
-
-def _splits(recording: Recording, channel_of: np.ndarray, routed: set[str], reading: Reading) -> tuple[SplitPoint, ...]:
-    """Split points of known channels, except those of modules whose own code will not run in a student."""
-    found = [(*place, parts) for *place, parts in recording.splits]
-    found += [(*place, lengths[:1]) for place, lengths in reading.lengths_of(recording).items()]
-    return tuple(
-        SplitPoint(module, attribute, tuple(channel_of[part] for part in parts))
-        for module, attribute, parts in found
-        if module not in routed and all((channel_of[part] >= 0).all() for part in parts)
-    )
-
-
-def _parts(recording: Recording, channel_of: np.ndarray, routed: set[str], reading: Reading) -> tuple[Parts, ...]:
-    """Parts of known channels that differ, except those of modules whose own code will not run in a student."""
-    found = {}
-    named = [(module, np.stack(lengths)) for (module, _), lengths in reading.lengths_of(recording).items()]
-    for module, ids in (*recording.parts, *named, *(recording.perhaps if reading.perhaps else ())):
-        channels = channel_of[ids]
-        channels = channels[sorted(np.unique(channels, axis=0, return_index=True)[1])]
-        alike = (np.sort(channels, 1) == np.sort(channels[:1], 1)).all()
-        if module not in routed and (channels >= 0).all() and not alike:
-            found[channels.shape, channels.tobytes()] = Parts(module, channels)
-    return tuple(found.values())
-
-
-def _routes(routes: Sequence[Route], channel_of: np.ndarray) -> tuple[Route, ...]:
-    """Routes of known channels."""
-    return tuple(
-        replace(route, sources=tuple(channel_of[source] for source in route.sources))
-        for route in routes
-        if all((channel_of[source] >= 0).all() for source in route.sources)
-    )
-
-
-def _reductions(recording: Recording, channel_of: np.ndarray) -> tuple[Reduction, ...]:
-    reductions = []
-    for module, (operator, ids) in recording.reductions.items():
-        channels = channel_of[ids.numpy()]
-        if (channels >= 0).all():
-            reductions.append(Reduction(module, operator, channels))
-        else:  # some are a constant's, and cannot be weighted
-            recording.fix(ids, f"reduced with a constant in '{module}'")
-    return tuple(reductions)
-
-
-def _norms(recording: Recording, channel_of: np.ndarray) -> tuple[ChannelNorm, ...]:
-    """Norms over channels that some layer produces."""
-    found = {}
-    for module, ids in recording.norms:
-        channels = channel_of[ids]
-        if (channels >= 0).all():
-            found.setdefault((module, channels.shape, channels.tobytes()), ChannelNorm(module, channels))
-    return tuple(found.values())
-
-
-def _attentions(recording: Recording, recorded: list[RecordedTie], channel_of: np.ndarray) -> tuple[Attention, ...]:
-    """Attentions, with the rows of the tensors that a factor on queries and keys can be folded into.
-
-    Provisional ids still distinguish queries, keys and values, which may have been united since. A bare parameter that
-    is added to rows has ids of its own, and stands for theirs.
-    """
-    rows = np.arange(recording.num_ids)
-    for bare, others in recording.stands_for:
-        rows[bare] = others
-    found: dict[tuple, Attention] = {}
-    for product in recording.attentions:
-        channels = channel_of[product.queries]
-        if (channels < 0).any():
-            continue  # of parameters alone
-        positions: dict[str, np.ndarray] = {}
-        if None not in product.makers and not _is_read(recording, product):
-            for ids, makers in zip((product.queries, product.keys), product.makers, strict=True):
-                for tie in recorded:
-                    if tie.role == "row" and tie.tensor in (makers or ()):
-                        places = np.flatnonzero(np.isin(rows[tie.ids.reshape(-1)], rows[ids.reshape(-1)]))
-                        known = positions.get(tie.tensor, places[:0])
-                        positions.update({tie.tensor: np.union1d(known, places)} if len(places) else {})
-        key = product.module, channels.shape, channels.tobytes()
-        found.setdefault(key, Attention(product.module, channels, positions, product.scale_follows))
-    return tuple(found.values())
-
-
-def _is_read(recording: Recording, product: RecordedAttention) -> bool:
-    """Whether anything else reads the queries or keys of a product, which a factor would change."""
-    return any(
-        not names.isdisjoint(makers or ()) and np.isin(ids, read).any()
-        for ids, makers in zip((product.queries, product.keys), product.makers, strict=True)
-        for names, read in recording.reads
-    )
-
-
-def _fix_lengths(
-    recording: Recording, attentions: Sequence[Attention], channel_of: np.ndarray, fixed: np.ndarray
-) -> None:
-    """Fixes, in place, channels of which training takes the length; that of queries and keys is made exact."""
-    folded = [attention.channels.reshape(-1) for attention in attentions if attention.positions]
-    exact = np.concatenate([np.empty(0, int), *folded])
-    for ids, module in recording.measured:
-        channels = channel_of[ids]
-        channels = channels[channels >= 0]
-        if not np.isin(channels, exact).all():
-            fixed[channels] = f"'{module}' takes the length of all"
-
-
-def _fix_products(
-    attentions: Sequence[Attention], parts: Sequence[Parts], blocked: Sequence[Parts], fixed: np.ndarray
-) -> None:
-    """Fixes, in place, queries and keys that nothing can be folded into, and what is as wide as fixed channels."""
-    for attention in attentions:
-        if not attention.positions:
-            fixed[attention.channels] = f"no rows make the products of '{attention.module}' exact"
-    found = True
-    while found:
-        found = False
-        for part in (*parts, *blocked):
-            free = fixed[part.channels] == ""
-            some = not free.all() if part in parts else not free.any(1).all()
-            if free.any() and some:
-                fixed[part.channels[free]] = f"as wide as others in '{part.module}'"
-                found = True
-
-
-def _fix_modules(model: nn.Module, ties: Sequence[Tie], fixed: np.ndarray) -> None:
-    """Fixes, in place, the channels that the `fixed_modules` of a network's modules produce (names of their children).
-
-    With this attribute a network excludes channels from narrowing, such as the embedding in front of the first layer.
-    """
-    for name, module in model.named_modules():
-        for child in getattr(module, "fixed_modules", ()):
-            inside = f"{name}.{child}." if name else f"{child}."
-            for tie in ties:
-                if tie.role == "row" and tie.tensor.startswith(inside):
-                    fixed[tie.channels] = f"'{child}' is one of the network's fixed_modules"
-
-
-def _fixed_reasons(recording: Recording, ties: list[Tie], channel_of: np.ndarray, num_channels: int) -> np.ndarray:
-    """Why each channel is fixed, an object array `[num_channels]`; empty where it is not.
-
-    An output whose channels some layer consumes is a feature and may be narrowed; one that none consumes is a result.
-    """
-    reasons = np.full(num_channels, "", dtype=object)
-    for ids, reason in recording.fixed:
-        channels = channel_of[ids]
-        reasons[channels[channels >= 0]] = reason
-    consumed = np.zeros(num_channels, bool)
-    for tie in ties:
-        if tie.role == "column":
-            consumed[tie.channels.reshape(-1)] = True
-    for ids in recording.outputs:
-        channels = channel_of[ids]
-        channels = channels[channels >= 0]
-        reasons[channels[~consumed[channels]]] = OUTPUT
-    return reasons
-
-
-def _signature_classes(
-    axes: Sequence[np.ndarray], gates: list[tuple[np.ndarray, np.ndarray]], fixed: np.ndarray, num_channels: int
-) -> np.ndarray:
-    """Class per channel, `[num_channels]`: one class is refined by axes, gates and reasons until all agree.
-
-    Axes are the channels `[blocks, length]` of ties, reductions and norms.
-
-    Example with 4 channels: a tie of channels `[0, 1]` and one of `[[1, 2], [3, 3]]` (two convolution groups) give
-    the signatures {0: first}, {1: first, block 0}, {2: block 0}, {3: block 1 twice}, hence four classes.
-    """
-    labels = np.zeros(num_channels, np.int64)
-    for channels in axes:
-        blocks = np.repeat(np.arange(channels.shape[0]), channels.shape[1])
-        keys, counts = np.unique(channels.reshape(-1) * channels.shape[0] + blocks, return_counts=True)
-        touched, block = np.divmod(keys, channels.shape[0])
-        _refine(labels, touched, block * (counts.max(initial=0) + 1) + counts)
-    for gate, fine in gates:
-        known = (fine >= 0) & (gate >= 0)
-        pairs = np.unique(fine[known] * num_channels + gate[known])
-        _refine(labels, *np.divmod(pairs, max(1, num_channels)))
-    reasons, reason = np.unique(fixed.astype(str), return_inverse=True)
-    _refine(labels, np.arange(num_channels), reason)
-    return labels
-
-
-def _refine(labels: np.ndarray, channels: np.ndarray, codes: np.ndarray) -> None:
-    """Splits classes, in place: a class is split if its channels received different codes, or none.
-
-    Each code has a random number, and the sum of its numbers stands for the codes of a channel, whatever their order:
-    two different ones agree with a probability of `2 ** -64`.
-    """
-    if not len(channels):
-        return
-    touched, place = np.unique(channels, return_inverse=True)
-    different, code = np.unique(codes, return_inverse=True)
-    numbers = np.random.default_rng(0).integers(0, 2**64, len(different), np.uint64)
-    sums = np.zeros(len(touched), np.uint64)
-    np.add.at(sums, place, numbers[code])
-    order = np.lexsort((sums, labels[touched]))
-    first, second = labels[touched][order], sums[order]
-    begins = np.r_[True, (first[1:] != first[:-1]) | (second[1:] != second[:-1])]
-    labels[touched[order]] = labels.max() + np.cumsum(begins)
-
-
-def _named_groups(labels: np.ndarray, ties: list[Tie], matrices: set[str], fixed: np.ndarray) -> tuple:
-    """Groups in the order of their first channels, each named after the module that first produces it.
-
-    Channels of a part that is kept whole are produced by none: they are named after the module that reads them.
-    """
-    producer = np.full(len(labels), "", dtype=object)
-    for tie in reversed(ties):
-        if tie.role == "column":
-            producer[tie.channels] = f"{tie.tensor.rpartition('.')[0] or tie.tensor}.input"
-    for preferred in (False, True):  # a matrix, where there is one, overrides a vector
-        for tie in reversed(ties):
-            if tie.role == "row" and (tie.tensor in matrices) == preferred:
-                module = tie.tensor.rpartition(".")[0] or tie.tensor
-                names = [f"{module}[{block}]" for block in range(tie.blocks)] if tie.blocks > 1 else [module]
-                producer[tie.channels] = np.array(names, dtype=object)[:, None]
-    order = np.argsort(labels, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []
-    members.sort(key=lambda channels: channels[0])
-    names = [producer[channels[0]] for channels in members]
-    shared = {name for name, count in Counter(names).items() if count > 1}
-    seen: dict[str, int] = {}
-    groups = []
-    for name, channels in zip(names, members, strict=True):
-        seen[name] = seen.get(name, -1) + 1
-        groups.append(ChannelGroup(f"{name}:{seen[name]}" if name in shared else name, channels, fixed[channels[0]]))
-    return tuple(groups)
 
 
 def _check_coverage(recording: Recording, ties: list[Tie], shapes: dict[str, tuple[int, ...]]) -> None:

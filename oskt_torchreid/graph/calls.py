@@ -28,7 +28,8 @@ from ..errors import ConfigError, GraphError, expect
 from ..networks import watched
 from ..registry import remembered
 from .keeping import ways_out
-from .recording import Frame, Recording
+from .notes import Frame
+from .recording import Recording
 from .sizes import input_channels
 
 
@@ -166,6 +167,7 @@ class Frames:
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self._passages: dict[str, Passage | None] = {}
+        self._unweighted: set[str] = set()
 
     @property
     def passages(self) -> list[Passage]:
@@ -196,23 +198,35 @@ class Frames:
         if self._recording.running:
             self._recording.running[-1].calls.append(frame.name)
             self._recording.running[-1].sources.append(channels)
-        if frame.reduction is not None:
-            self._keep_reduction(frame, *frame.reduction)
+        if frame.reductions:
+            self._keep_reductions(frame)
         if frame.name in self._recording.movements:
             self._keep_passage(frame, None if channels is None else Passage.of(frame))
 
-    def _keep_reduction(self, frame: Frame, operator: str, ids: Tensor) -> None:
-        known, known_ids = self._recording.reductions.setdefault(frame.name, (operator, ids))
-        if frame.reads == 1 and operator == known and len(ids) == len(known_ids):
+    def _keep_reductions(self, frame: Frame) -> None:
+        """A module that reduces its input, and does nothing else with it in any pass, is weighted; no other can be."""
+        (operator, ids, _), *others = frame.reductions
+        found = self._recording.reductions
+        known, known_ids = found.get(frame.name, (operator, ids))
+        weighted = frame.reads == 1 and not others and operator == known and len(ids) == len(known_ids)
+        if weighted and frame.name not in self._unweighted:
             self._recording.unite(known_ids, ids)
+            found.setdefault(frame.name, (operator, ids))
             return
-        kept = self._recording.keeping
-        if kept.strict:
-            raise GraphError(f"{unweighted(operator, frame.name)}; {ways_out(frame.name, operator)}")
-        part = kept.part(frame.name, operator)
-        for reduced in (known_ids, ids):
-            self._recording.fix(reduced, part.reason)
-        del self._recording.reductions[frame.name]
+        self._unweighted.add(frame.name)
+        earlier = [(*found.pop(frame.name), "")] if frame.name in found else []
+        for reduction in (*earlier, *frame.reductions):
+            self._keep_unweighted(frame.name, *reduction)
+
+    def _keep_unweighted(self, module: str, operator: str, ids: Tensor, place: str) -> None:
+        """A mean counts channels as a norm does; those that are summed keep their width."""
+        if operator == "mean":
+            self._recording.norms.append((module, ids.reshape(1, -1).numpy()))
+            return
+        keeping = self._recording.keeping
+        if keeping.strict:
+            raise GraphError(f"{unweighted(operator, module)} ({place}); {ways_out(module, operator)}")
+        self._recording.fix(ids, keeping.part(module, operator, "summed over", place).reason)
 
     def _keep_passage(self, frame: Frame, passage: Passage | None) -> None:
         """A module that is called twice must do the same both times; the channels of the two calls are united."""
@@ -225,7 +239,7 @@ class Frames:
 
 
 def unweighted(operator: str, module: str) -> GraphError:
-    """The error of a reduction over channels that cannot be weighted."""
+    """The error of a sum over channels that cannot be weighted."""
     return GraphError(
         f"operator '{operator}' in module '{module}' reduces over channels: merged channels would count once instead "
         "of as often as they were merged. A mean or sum is weighted where it is the one use that a module makes of its "

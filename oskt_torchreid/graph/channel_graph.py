@@ -267,7 +267,7 @@ class ChannelGraph:
 
     @cached_property
     def blocked_groups(self) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-        """In each block of each of `blocked_axes`: indices of its groups, and how often it has each of their channels."""
+        """Per block of each of `blocked_axes`: indices of its groups, and how often it has their channels."""
         return [[self._counted(block) for block in channels] for channels in self.blocked_axes]
 
     def _counted(self, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

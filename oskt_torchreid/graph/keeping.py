@@ -100,22 +100,28 @@ class Keeping:
         self._given: dict[int, Kept] = {}
         self._alive: list[Tensor] = []  # memory that is in use is not allocated again
 
-    def part(self, module: str, operator: str = "", why: str = "") -> Kept:
-        """A part that stays whole from here on."""
+    def part(self, module: str, operator: str = "", why: str = "", place: str = "") -> Kept:
+        """A part that stays whole from here on; `place` is that of the running code if it is not given."""
         key = module, operator, why
         if key not in self.parts:
-            self.parts[key] = Kept(module, operator, users_line() if operator else "", why)
+            self.parts[key] = Kept(module, operator, place or users_line() if operator else "", why)
         return self.parts[key]
+
+    def has(self, part: Kept) -> bool:
+        """Whether a part stays whole already."""
+        return (part.module, part.operator, part.why) in self.parts
 
     def note(self, part: Kept, reader: str) -> None:
         """Adds a part that module `reader` reads; raises `GraphError` if it was not asked for and may not be kept."""
-        key = part.module, part.operator, part.why
-        if self.strict and part.operator and key not in self.parts:
+        if self.strict and part.operator and not self.has(part):
+            copies = part.operator.startswith("copy")
+            does = "copies channels into a part of another tensor" if copies else f"mixes numbers by '{part.operator}'"
+            advice = "; write it with torch.cat or torch.stack" if copies else ""
             raise GraphError(
-                f"module '{part.module}' copies channels into a part of another tensor, which cannot be followed, and "
-                f"'{reader}' takes them as its input; write it with torch.cat or torch.stack"
+                f"module '{part.module}' {does}, which cannot be followed, and '{reader}' takes them as its input"
+                f"{advice}"
             )
-        self.parts.setdefault(key, part)
+        self.parts.setdefault((part.module, part.operator, part.why), part)
 
     def give(self, tensor: Tensor, part: Kept) -> None:
         """Says that a part has written into this memory."""

@@ -13,7 +13,7 @@ from ..networks import watched
 from .building import graph_channels
 from .channel_graph import ChannelGraph
 from .keeping import Keeping
-from .recording import compact
+from .shadows import compact
 from .tracer import Tracer, nested_tensors, run
 
 

@@ -9,27 +9,33 @@ from __future__ import annotations
 from torch import Tensor
 
 from .calls import Call
-from .recording import Makers, Recording
+from .notes import Makers
+from .recording import Recording
 
-LAYERS = frozenset(
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+LAYERS = _names(
     "conv1d conv2d linear batch_norm instance_norm layer_norm native_layer_norm rms_norm group_norm native_group_norm "
-    "conv_transpose1d conv_transpose2d".split()
+    "conv_transpose1d conv_transpose2d"
 )
-MOVEMENTS = frozenset(
+MOVEMENTS = _names(
     "clone contiguous detach alias lift_fresh to _to_copy type_as view _unsafe_view reshape flatten unflatten view_as "
     "reshape_as permute transpose t movedim swapaxes expand expand_as squeeze unsqueeze slice select split "
-    "split_with_sizes chunk unbind narrow index_select repeat flip roll cat concat concatenate stack".split()
+    "split_with_sizes chunk unbind narrow index_select repeat flip roll cat concat concatenate stack"
 )
 """They put every number somewhere, and change none."""
-HOMOGENEOUS = MOVEMENTS | frozenset(
+HOMOGENEOUS = MOVEMENTS | _names(
     "relu leaky_relu dropout feature_dropout abs neg max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d "
     "max_pool1d avg_pool1d adaptive_avg_pool1d upsample_bilinear2d upsample_nearest2d upsample_bicubic2d "
-    "reflection_pad2d replication_pad2d mean sum amax amin".split()
+    "reflection_pad2d replication_pad2d mean sum amax amin"
 )
 """A positive factor per channel passes unchanged."""
 
 
-PRODUCTS = frozenset("matmul bmm baddbmm einsum scaled_dot_product_attention linalg_vector_norm norm".split())
+PRODUCTS = _names("matmul bmm baddbmm einsum scaled_dot_product_attention linalg_vector_norm norm")
 """They note themselves what they read otherwise than in a product over channels."""
 
 

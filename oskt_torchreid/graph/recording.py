@@ -7,7 +7,6 @@ stride 0 along every axis along which it does not vary, and therefore nearly fre
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,63 +16,8 @@ from torch import Tensor, nn
 from ..errors import GraphError
 from .channel_graph import Role
 from .keeping import Keeping, Kept, NoRemedyError, memory, users_line
-
-
-@dataclass(frozen=True, eq=False)
-class RecordedTie:
-    """A tie in provisional ids, before united channels have become one; `ids` is `[blocks, length]`."""
-
-    tensor: str
-    dimension: int
-    role: Role
-    ids: np.ndarray
-
-
-Makers = frozenset[str] | None
-"""Names of the tensors whose rows can multiply an activation by a factor per channel; `None` if there are none."""
-
-
-@dataclass(frozen=True, eq=False)
-class RecordedAttention:
-    """Queries and keys that a module multiplies.
-
-    Attributes:
-        module: its name.
-        queries: provisional ids `[heads, head size]`.
-        keys: the same of the keys.
-        scale_follows: whether the scale is the head's own.
-        makers: of the queries and of the keys.
-    """
-
-    module: str
-    queries: np.ndarray
-    keys: np.ndarray
-    scale_follows: bool
-    makers: tuple[Makers, Makers]
-
-
-@dataclass(eq=False)
-class Frame:
-    """A module call that is running.
-
-    Attributes:
-        name: name of the module.
-        given: its input, if that is a single tensor and nothing else.
-        sources: ids along axis 1 of its input, then of the output of each module called by its own code; `None` for
-            anything but a single tensor whose channels lie along axis 1.
-        inputs: channels of the tensors among its arguments whose channels lie along one axis, `[length]` each.
-        calls: names of the modules that its own code called, in order.
-        reads: how many operators read its input, those of the modules that it calls included.
-        reduction: operator, and ids of the input, if its own code reduces its input over channels.
-    """
-
-    name: str
-    given: Tensor | None
-    sources: list[Tensor | None]
-    inputs: list[Tensor] = field(default_factory=list)
-    calls: list[str] = field(default_factory=list)
-    reads: int = 0
-    reduction: tuple[str, Tensor] | None = None
+from .notes import Frame, Makers, RecordedAttention, RecordedTie
+from .shadows import compact
 
 
 class Recording:
@@ -95,12 +39,12 @@ class Recording:
         splits: `(module, attribute, ids of each part)` where a module's own integer says where channels are split.
         parts: `(module, ids [parts, length])` that are equally long in every student, see `sizes.py`.
         perhaps: parts that are equally long unless attributes, which are as long, say how long they are.
-        lengths_of: `(module, attribute)` -> ids of all that is as long as the attribute says, `[length]` each.
+        named_lengths: `(module, attribute, ids [length])` of what is as long as the attribute says.
         norms: `(module, ids [blocks, length])` that it normalises over.
         attentions: the queries and keys that modules multiply.
         makers: by the `id` of an activation, see `makers.py`.
         reads: `(makers, ids)` of activations that anything but a product over channels reads.
-        kept: `(ids, module)` of the inputs of modules that mix channels in a way that is not followed.
+        mixed: `(ids, reason)` of the inputs of modules with a rule's own parts that stay whole: see `sizes.Reading`.
         copied: ids of channels of which a depthwise layer makes several rows.
         stands_for: `(ids of bare parameters, ids of the rows that they are added to)`.
         numbers: module name -> the numbers that its own code multiplies by or divides by (then their inverse).
@@ -142,12 +86,12 @@ class Recording:
         self.splits: list[tuple[str, str, list[np.ndarray]]] = []
         self.parts: list[tuple[str, np.ndarray]] = []
         self.perhaps: list[tuple[str, np.ndarray]] = []
-        self.lengths_of: dict[tuple[str, str], list[np.ndarray]] = {}
+        self.named_lengths: list[tuple[str, str, np.ndarray]] = []
         self.norms: list[tuple[str, np.ndarray]] = []
         self.attentions: list[RecordedAttention] = []
         self.makers: dict[int, Makers] = {}
         self.reads: list[tuple[frozenset[str], np.ndarray]] = []
-        self.kept: list[tuple[np.ndarray, str]] = []
+        self.mixed: list[tuple[np.ndarray, str]] = []
         self.copied: list[Tensor] = []
         self.stands_for: list[tuple[np.ndarray, np.ndarray]] = []
         self.numbers: dict[str, list[float]] = {}
@@ -243,9 +187,18 @@ class Recording:
                 self.keeping.tensors.setdefault(name, part.reason)
             elif (shadow := self._shadows.get(id(tensor))) is not None:
                 self.fix(shadow, part.reason)
+                self.note_read(tensor)
         for tensor in outputs:
             self.mark(tensor, None)
             self.keeping.give(tensor, part)
+
+    def reason_beside(self, constant: Tensor, why: str) -> str:
+        """Why channels stay that lie beside a tensor without any: `why`, or the part that stays whole that gives it."""
+        part = self.giver(constant)
+        if part is None:
+            return why
+        self.keeping.note(part, self.module)
+        return part.reason
 
     def columns_of(self, tensor: Tensor, axis: int) -> Tensor | None:
         """Channels along the axis of a tensor that a layer reads, `[length]`; `None` for an image or a constant.
@@ -276,7 +229,8 @@ class Recording:
     @property
     def _additions(self) -> tuple[dict | list, ...]:
         ties = self.ties, self.unions, self.gates, self.fixed, self.splits, self.lengths, self.attentions, self.norms
-        return *ties, self.parts, self.perhaps, self.reads, self.kept, self.copied, self.stands_for, self.measured
+        noted = self.reads, self.mixed, self.copied, self.stands_for, self.measured
+        return *ties, self.parts, self.perhaps, self.named_lengths, *noted
 
     def unite(self, left: Tensor, right: Tensor) -> None:
         """Channels at the same position after broadcasting become one."""
@@ -428,37 +382,5 @@ class Recording:
         frame = self.running[-1] if self.running else None
         if frame is None or frame.given is not tensor or frame.sources[0] is None:
             return False
-        frame.reduction = (operator, frame.sources[0])
+        frame.reductions.append((operator, frame.sources[0], users_line()))
         return True
-
-
-# ---- shadows ---------------------------------------------------------------------------------------------------------
-
-
-def compact(shadow: Tensor) -> Tensor:
-    """The same shadow with every axis along which it was expanded (stride 0) cut to length 1."""
-    strides = shadow.stride()
-    sizes = [min(size, 1) if stride == 0 else size for size, stride in zip(shadow.shape, strides, strict=True)]
-    return shadow if sizes == list(shadow.shape) else shadow.as_strided(sizes, strides)
-
-
-def settled(shadow: Tensor) -> Tensor:
-    """The same shadow, expanded (stride 0) along every axis along which it does not vary."""
-    small = compact(shadow)
-    for axis in range(small.dim()):
-        first = small.narrow(axis, 0, 1)
-        if small.size(axis) > 1 and bool((small == first).all()):
-            small = first
-    return small.expand(shadow.shape)
-
-
-def extents(shadow: Tensor) -> list[int]:
-    """Lengths of the axes along which a shadow varies."""
-    return [size for size in compact(shadow).shape if size > 1]
-
-
-def spread(channels: Tensor, like: Tensor, axis: int) -> Tensor:
-    """`channels` (`[length]`) along one axis of `like`'s shape, expanded over all others."""
-    shape = [1] * like.dim()
-    shape[axis] = len(channels)
-    return channels.reshape(shape).expand(like.shape)

@@ -24,8 +24,8 @@ from .building import graph_channels
 from .calls import Call
 from .channel_graph import ChannelGraph
 from .keeping import Keeping
-from .recording import compact
 from .relations import Relations, Unknown
+from .shadows import compact
 from .tracer import Tracer, run
 
 

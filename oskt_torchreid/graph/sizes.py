@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .recording import Recording, compact
+from .recording import Recording
+from .shadows import compact
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class Reading:
     without: str = ""
 
     def lengths_of(self, recording: Recording) -> dict[tuple[str, str], list[np.ndarray]]:
-        """`Recording.lengths_of` as it is understood."""
+        """Ids of all that is as long as an attribute says, `[length]` each, by module and attribute, as understood."""
         doubtful = ambiguous(recording)
         return {
             place: lengths
-            for place, lengths in recording.lengths_of.items()
+            for place, lengths in _by_place(recording).items()
             if place[1] != self.without or place not in doubtful
         }
 
@@ -52,14 +53,14 @@ def readings(recording: Recording) -> list[Reading]:
     """Ways of understanding the numbers in a network's code, the most likely first."""
     names = dict.fromkeys(name for _, name in ambiguous(recording))
     found = [PLAIN, *(Reading(without=name) for name in names)]
-    more = recording.perhaps or recording.kept
+    more = recording.perhaps or recording.mixed
     return found + [Reading(True, reading.without) for reading in found] if more else found
 
 
 def ambiguous(recording: Recording) -> list[tuple[str, str]]:
     """Modules and attributes where several attributes hold the length of the same channels."""
     known: dict[tuple, list[tuple[str, str]]] = {}
-    for (module, name), lengths in recording.lengths_of.items():
+    for (module, name), lengths in _by_place(recording).items():
         for length in lengths:
             places = known.setdefault((module, length.tobytes()), [])
             if (module, name) not in places:
@@ -67,12 +68,19 @@ def ambiguous(recording: Recording) -> list[tuple[str, str]]:
     return list(dict.fromkeys(place for places in known.values() if len(places) > 1 for place in places))
 
 
+def _by_place(recording: Recording) -> dict[tuple[str, str], list[np.ndarray]]:
+    found: dict[tuple[str, str], list[np.ndarray]] = {}
+    for module, attribute, ids in recording.named_lengths:
+        found.setdefault((module, attribute), []).append(ids)
+    return found
+
+
 def numbers_of(module: nn.Module) -> Iterator[tuple[str, int]]:
     """A module's own whole numbers by name; those in tuples and lists as `name[place]`."""
     for name, value in vars(module).items():
         if type(value) is int:
             yield name, value
-        elif type(value) in (tuple, list):
+        elif type(value) in (tuple, list, torch.Size):
             yield from ((f"{name}[{place}]", entry) for place, entry in enumerate(value) if type(entry) is int)
 
 
@@ -92,7 +100,7 @@ def set_number(module: nn.Module, name: str, value: int) -> None:
     """Sets one of `numbers_of`, in place; tuples and lists are replaced by new ones, buffers cut."""
     attribute, _, place = name.removesuffix("]").partition(_LENGTH)
     if place:
-        module._buffers[attribute] = module._buffers[attribute].narrow(int(place), 0, value).clone()
+        module._buffers[attribute] = module.get_buffer(attribute).narrow(int(place), 0, value).clone()
         return
     attribute, _, place = name.removesuffix("]").partition("[")
     if not place:
@@ -146,13 +154,14 @@ def note_length(recording: Recording, blocks: Tensor, whole: Tensor | None = Non
     if blocks.shape[1] < 2:
         return
     longer = [] if whole is None or len(whole) == blocks.shape[1] else [whole[None]]
-    known = any([held(recording, lengths) for lengths in (blocks, *longer)]) or _divided(recording, blocks.shape[1])
+    known = [held(recording, lengths) for lengths in (blocks, *longer)]
+    known.append(_divided(recording, blocks.shape[1]))
     for lengths in (blocks, *longer):
         for ids in recording.running[-1].inputs if recording.running else []:
             times, rest = divmod(lengths.shape[1], len(ids))
             if rest == 0 and (times == 1 or len(ids) % blocks.shape[1] == 0):
                 alike = torch.cat([ids[None], lengths.reshape(-1, len(ids))]).numpy()
-                (recording.perhaps if known or times > 1 else recording.parts).append((recording.owner, alike))
+                (recording.perhaps if any(known) or times > 1 else recording.parts).append((recording.owner, alike))
 
 
 def _divided(recording: Recording, length: int) -> bool:
@@ -173,7 +182,7 @@ def note_repeated(recording: Recording, constant: Tensor, axis: int, channels: T
     module, name = recording.transient.get(id(constant), ("", ""))
     if not name or constant.is_meta or not bool((constant == constant.narrow(axis, 0, 1)).all()):
         return False
-    recording.lengths_of.setdefault((module, f"{name}{_LENGTH}{axis}]"), []).append(channels.numpy())
+    recording.named_lengths.append((module, f"{name}{_LENGTH}{axis}]", channels.numpy()))
     return True
 
 
@@ -182,7 +191,7 @@ def held(recording: Recording, blocks: Tensor) -> bool:
     owner = recording.owner
     names = [name for name, value in numbers_of(recording.submodule(owner)) if value == blocks.shape[1]]
     for name in names:
-        recording.lengths_of.setdefault((owner, name), []).extend(blocks.numpy())
+        recording.named_lengths += [(owner, name, lengths) for lengths in blocks.numpy()]
     return bool(names)
 
 

@@ -25,7 +25,8 @@ from .calls import Call, Frames, nested_tensors, rule_for
 from .keeping import Keeping, Kept, NoRemedyError, line_of, users_line, ways_out
 from .makers import makers_of, note_reads
 from .randomness import own_random_state
-from .recording import Recording, compact
+from .recording import Recording
+from .shadows import compact
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class Tracer(Recording, TorchDispatchMode):
             what = f"the rule of operator '{call.operator}' in module '{self.module}'"
             raise GraphError(f"{what} fails ({type(error).__name__}: {error})") from error
         self.makers.update((id(output), makers) for output in call.outputs if id(output) in self._shadows)
-        if given and not tracked:
+        if given and not tracked and self.keeping.has(given):
             self._keep_untied(given, call)
         said = {id(tensor) for tensor in self._alive[before:]}
         results = [output for output in call.outputs if output.is_floating_point()]

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..calls import Call, register_rule
-from ..recording import Recording, compact
+from ..recording import Recording
+from ..shadows import compact
 from .products import multiply_channels
 from .whole import keep_whole
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ...errors import GraphError
 from ..calls import Call, Rule, register_families
-from ..recording import Recording, compact, spread
+from ..recording import Recording
+from ..shadows import compact, spread
 from ..sizes import blocks_of, note_parts
 from .whole import keep_whole
 
@@ -72,29 +73,28 @@ def padding(recording: Recording, call: Call) -> None:
 
 def meet(recording: Recording, call: Call) -> None:
     """Sums, differences, maxima: channels at the same position become one."""
-    _meet(recording, call, *call.args[:2], may_gate=False)
+    _meet(recording, call, (call.args[0], call.args[1]), may_gate=False)
 
 
 def multiply(recording: Recording, call: Call) -> None:
     """Products and quotients: as sums, unless one side is a gate (fewer channels, each shared by several)."""
-    _meet(recording, call, *call.args[:2], may_gate=True)
+    _meet(recording, call, (call.args[0], call.args[1]), may_gate=True)
 
 
-def choose(recording: Recording, call: Call) -> None:
-    """One of two tensors, by a condition: as sums."""
-    _meet(recording, call, *call.args[1:3], may_gate=False)
-
-
-def add_product(recording: Recording, call: Call) -> None:
-    """A sum of one tensor and the product of two others: channels at the same position become one."""
-    shadows = [shadow for shadow in map(recording.shadow, call.args[:3]) if shadow is not None]
+def meet_all(recording: Recording, call: Call) -> None:
+    """Of three tensors, a choice by a condition or a sum with a product: channels at the same position become one."""
+    sides = [(side, recording.shadow(side)) for side in call.args[:3]]
+    shadows = [shadow for _, shadow in sides if shadow is not None]
     for shadow in shadows[1:]:
         recording.unite(shadows[0], shadow)
     most = max(shadows, key=lambda shadow: compact(shadow).numel())
-    recording.mark(call.output, most.expand(call.output.shape))
+    for constant in (side for side, shadow in sides if shadow is None and torch.is_tensor(side)):
+        _lie_beside(recording, most, constant)
+    recording.mark(call.output, compact(most).expand(call.output.shape))
 
 
-def _meet(recording: Recording, call: Call, first: object, second: object, may_gate: bool) -> None:
+def _meet(recording: Recording, call: Call, sides: tuple[object, object], may_gate: bool) -> None:
+    first, second = sides
     left, right = recording.shadow(first), recording.shadow(second)
     if left is None or right is None:
         _meet_constant(recording, call, *((right, first) if left is None else (left, second)))
@@ -152,11 +152,19 @@ def _meet_constant(recording: Recording, call: Call, shadow: Tensor | None, cons
     if axes and recording.is_bare(shadow):
         recording.mark(call.outputs[0], None)
         return
+    if axes:
+        _lie_beside(recording, shadow, constant)
+    recording.mark(call.outputs[0], compact(shadow).expand(call.outputs[0].shape))
+
+
+def _lie_beside(recording: Recording, shadow: Tensor, constant: Tensor) -> None:
+    """Channels that meet numbers which differ by channel stay; if these differ by part alone, parts are kept apart."""
+    axes = _shared_axes(shadow, constant)
     if axes and axes[-1] == _last_axis(shadow):
-        recording.fix(shadow, f"meets a constant that differs by channel in '{recording.module}'")
+        why = f"meets a constant that differs by channel in '{recording.module}'"
+        recording.fix(shadow, recording.reason_beside(constant, why))
     elif axes:
         note_parts(recording, blocks_of(shadow))  # such as heads: channels of two are not merged
-    recording.mark(call.outputs[0], compact(shadow).expand(call.outputs[0].shape))
 
 
 def _shared_axes(shadow: Tensor, constant: Tensor) -> list[int]:
@@ -171,124 +179,12 @@ def _last_axis(shadow: Tensor) -> int:
     return max((axis for axis in range(-len(small), 0) if small[axis] > 1), default=-1)
 
 
-def reduce(recording: Recording, call: Call) -> None:
-    """Means, sums, maxima over positions keep channels, and so does one over parts: their channels become the same.
-
-    A maximum over channels is that of merged ones. A sum or mean would count them once. This can be compensated if a
-    module does nothing else with its input: a student weights the input. Any other mean, and a variance, is right where
-    all slots stand for equally many channels. The result has no channels.
-    """
-    tensor = call.args[0]
-    shadow, output = recording.shadow(tensor), call.outputs[0]
-    if shadow is None:
-        for result in call.outputs:
-            recording.mark(result, None)
-        return
-    axes = _axes(call, tensor)
-    varying = [axis for axis, size in enumerate(compact(shadow).shape) if size > 1]
-    if varying and varying[-1] in axes:
-        _reduce_channels(recording, call, shadow)
-        return
-    recording.mark(output, _at_first(recording, shadow, axes).reshape(output.shape))
-
-
-def _axes(call: Call, tensor: Tensor) -> list[int]:
-    axes = call.arguments.get("dim")
-    axes = [axes] if isinstance(axes, int) else list(axes or range(tensor.dim()))
-    return sorted(axis % tensor.dim() for axis in axes)
-
-
-def _at_first(recording: Recording, shadow: Tensor, axes: list[int]) -> Tensor:
-    """A shadow at the first place of some axes, along which its channels become the same."""
-    for axis in axes:
-        if compact(shadow).shape[axis] > 1:
-            recording.unite(shadow, shadow.narrow(axis, 0, 1))
-        shadow = shadow.narrow(axis, 0, 1)
-    return shadow
-
-
-def _reduce_channels(recording: Recording, call: Call, shadow: Tensor) -> None:
-    tensor, operator = call.args[0], call.operator
-    weighted = operator in ("mean", "sum") and recording.record_reduction(operator, tensor)
-    spread_out = operator == "mean" or (operator in ("var", "std", "var_mean", "std_mean") and not _correction(call))
-    if operator in _OF_ONE or weighted:
-        for output in call.outputs:
-            recording.mark(output, None)
-    elif spread_out:
-        blocks = blocks_of(shadow)
-        recording.record_norm(blocks.reshape(-1), len(blocks))
-        for output in call.outputs:
-            recording.mark(output, None)
-    else:
-        keep_whole(recording, call, [shadow], "summed over")
-
-
-_OF_ONE = ("amax", "amin", "max", "min")
-
-
-def _correction(call: Call) -> float:
-    """What is taken off the number of values that a variance is divided by; the result depends on it if not 0."""
-    arguments = call.arguments
-    correction = arguments.get("correction", 1 if arguments.get("unbiased", True) else 0)
-    return 1.0 if correction is None else float(correction)
-
-
-def extreme(recording: Recording, call: Call) -> None:
-    """The larger or smaller of two tensors, or the largest of one, with its position if it is along one axis."""
-    if len(call.args) > 1 and torch.is_tensor(call.args[1]):
-        meet(recording, call)
-        return
-    for output in call.outputs[1:]:
-        recording.mark(output, None)
-    reduce(recording, call)
-
-
-def length(recording: Recording, call: Call) -> None:
-    """A norm of a vector: as `reduce`; one over channels needs all of them, for merged ones would count once.
-
-    There are two exceptions. If evaluation alone takes it, as in a feature that is divided by its length, students'
-    channels may be merged: such a feature has fewer dimensions, and another length. And rows of queries and keys are
-    multiplied so that their products are right, which makes their lengths right as well.
-    """
-    shadow, axes = recording.shadow(call.args[0]), _axes(call, call.args[0])
-    if shadow is None or all(compact(shadow).shape[axis] == 1 for axis in axes):
-        reduce(recording, call)
-        return
-    if recording.training:
-        recording.measured.append((torch.unique(compact(shadow)).numpy(), recording.module))
-    else:
-        recording.lengths.append(torch.unique(compact(shadow)).numpy())
-    recording.mark(call.output, None)
-
-
-def along(recording: Recording, call: Call) -> None:
-    """Softmax and the like: along positions, or along parts, whose channels become the same; or channels stay whole."""
-    shadow = recording.shadow(call.args[0])
-    if shadow is not None:
-        varying = [axis for axis, size in enumerate(compact(shadow).shape) if size > 1]
-        axis = call.arguments["dim"] % shadow.dim()
-        if varying and axis == varying[-1]:
-            recording.fix(shadow, f"normalised over in '{recording.module}'")
-        elif axis in varying:
-            shadow = _at_first(recording, shadow, [axis]).expand(shadow.shape)
-    recording.mark(call.output, shadow)
-
-
-def scan(recording: Recording, call: Call) -> None:
-    """Cumulative sums: along positions."""
-    shadow = recording.shadow(call.args[0])
-    if shadow is not None and compact(shadow).shape[call.arguments["dim"]] > 1:
-        keep_whole(recording, call, [shadow], "summed over")
-    else:
-        recording.mark(call.output, shadow)
-
-
 _FAMILIES: dict[Rule, str] = {
     keep: "relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus "
     "clamp clamp_min clamp_max exp log sqrt rsqrt abs neg square pow reciprocal dropout feature_dropout alpha_dropout "
     "clone contiguous detach alias lift_fresh to _to_copy type_as zeros_like ones_like full_like empty_like rand_like "
-    "randn_like bernoulli uniform normal fill zero rrelu masked_fill erf sin cos floor round sign nan_to_num hardshrink "
-    "softshrink log1p expm1 log2 logit",
+    "randn_like bernoulli uniform normal fill zero rrelu logical_not isnan erf sin cos floor round sign nan_to_num "
+    "hardshrink softshrink log1p expm1 log2 logit",
     forget: "new_empty new_zeros new_ones new_full",
     scaled_keep: "prelu",
     spatial: "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d upsample_bilinear2d upsample_nearest2d "
@@ -296,14 +192,8 @@ _FAMILIES: dict[Rule, str] = {
     sequence: "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d reflection_pad1d replication_pad1d "
     "upsample_linear1d upsample_nearest1d",
     padding: "pad constant_pad_nd",
-    meet: "add sub rsub maximum minimum",
-    choose: "where",
-    add_product: "addcmul",
-    extreme: "max min",
-    scan: "cumsum",
+    meet: "add sub rsub maximum minimum masked_fill gt ge lt le eq ne logical_and logical_or",
+    meet_all: "where addcmul addcdiv lerp",
     multiply: "mul div",
-    reduce: "mean sum amax amin var std var_mean std_mean",
-    length: "linalg_vector_norm norm",
-    along: "softmax log_softmax",
 }
 register_families(_FAMILIES)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..calls import Call, Rule, register_families
-from ..recording import Recording, compact, spread
+from ..recording import Recording
+from ..shadows import compact, spread
 from ..sizes import note_length, note_repeated
 from .whole import keep_whole
 
@@ -26,7 +27,7 @@ def convolution(recording: Recording, call: Call) -> None:
         note_repeated(recording, weight, 0, columns)
         recording.mark(call.output, spread(columns, call.output, axis))
         return
-    if columns is not None and groups == len(columns):
+    if columns is not None and groups == len(columns) and (groups > 1 or weight.shape[0] == 1):
         rows = columns.repeat_interleave(weight.shape[0] // groups)
         recording.tie(weight, 0, "row", rows)
         recording.copied += [columns] if len(rows) > len(columns) else []

@@ -8,7 +8,8 @@ from torch import Tensor
 from ...errors import GraphError
 from ..calls import Call, Rule, register_families
 from ..keeping import Kept, users_line
-from ..recording import Recording, compact, extents, settled, spread
+from ..recording import Recording
+from ..shadows import compact, extents, settled, spread
 from ..sizes import blocks_of, held, note_length, note_parts, note_repeated, note_view
 from .elementwise import spatial
 from .whole import keep_whole
@@ -157,13 +158,12 @@ def _lies_across(shadow: Tensor, axis: int) -> bool:
 
 def _constant(recording: Recording, part: Tensor, axis: int, beside: Tensor | None) -> Tensor:
     """Channels of a constant that is concatenated: fresh ones, or those beside it; they keep their width."""
-    giver = recording.giver(part)
-    reason = giver.reason if giver else f"a constant is concatenated in '{recording.module}'"
+    reason = recording.reason_beside(part, f"a constant is concatenated in '{recording.module}'")
     if beside is not None:
         recording.fix(beside, reason)
         return beside.expand(part.shape)
     channels = recording.fresh(part.shape[axis])
-    if giver is not None or not note_repeated(recording, part, axis, channels):
+    if recording.giver(part) or not note_repeated(recording, part, axis, channels):
         recording.fix(channels, reason)
     return spread(channels, part, axis)
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...errors import GraphError
 from ..calls import Call, register_families
-from ..recording import Recording, compact, spread
+from ..recording import Recording
+from ..shadows import compact, spread
 from .layers import channel_norm, norm_of_image
 
 

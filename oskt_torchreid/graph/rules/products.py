@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..calls import Call, register_families
-from ..recording import Recording, compact
+from ..recording import Recording
+from ..shadows import compact
 from .elementwise import combine
 from .layers import linear_in_place
 from .whole import keep_whole
@@ -107,16 +108,14 @@ def _contract(
     alone = [set(result) & axes - set(other) for axes, other in zip(varying, reversed(names), strict=True)]
     lost = any(set(axes) - set(result) - summed for axes in names)
     if not any(of_channels) and not all(alone) and not lost:
-        sides = [None if s is None else _arranged(s, n, result) for s, n in zip(shadows, names, strict=True)]
-        combine(recording, call, *sides)
+        left, right = (None if s is None else _arranged(s, n, result) for s, n in zip(shadows, names, strict=True))
+        combine(recording, call, left, right)
         for tensor in tensors:
             recording.note_read(tensor)
     elif of_channels[0] and of_channels[0] == of_channels[1] and len(summed) == 1 and not lost:
         order = [axis for axis in dict.fromkeys(names[0] + names[1]) if axis not in summed]
-        left, right = (
-            _arranged(shadow, axes, "".join(order) + "_" + "".join(summed))
-            for shadow, axes in zip(shadows, names, strict=True)
-        )
+        inside = "".join(order) + "_" + "".join(summed)
+        left, right = (_arranged(s, n, inside) for s, n in zip(shadows, names, strict=True) if s is not None)
         multiply_channels(recording, left, right, tensors, False)
         recording.mark(call.output, None)
     else:

@@ -1,0 +1,84 @@
+"""Families of networks that the package does not know: each traced, proved, expanded, saved and loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from families import ATTENTION, CONVOLUTIONAL, FAMILIES, HYBRID, REFUSED
+
+import oskt_torchreid as oskt
+from oskt_torchreid.errors import GraphError
+from oskt_torchreid.graph.fixing import OUTPUT
+
+QUICK = (
+    "resnet18",
+    "ghostnet_050",
+    "lcnet_050",
+    "ese_vovnet19b_slim_dw",
+    "vit_tiny_patch16_224",
+    "deit3_small_patch16_224",
+    "fastvit_t8",
+)
+"""Seconds each; the others are slow tests."""
+KEPT = (
+    "ecaresnet26t",
+    "focalnet_tiny_srf",
+    "mobilevitv2_050",
+    "edgenext_xx_small",
+    "efficientformerv2_s0",
+    "efficientvit_b0",
+    "coat_lite_tiny",
+    "mvitv2_tiny",
+    "swinv2_tiny_window8_256",
+    "swinv2_cr_tiny_224",
+    "vit_small_patch16_dinov3",
+    "vit_relpos_small_patch16_224",
+    "eva02_tiny_patch14_224",
+    "cait_xxs24_224",
+    "xcit_nano_12_p16_224",
+    "convit_tiny",
+    "davit_tiny",
+    "gcvit_xxtiny",
+    "torchvision swin_v2_t",
+)
+"""Families with channels that stay whole, which the summary of the graph says of them; all others move everywhere."""
+
+
+def marked(names):
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def test_the_list_is_long_and_of_all_kinds() -> None:
+    assert len(FAMILIES) >= 90
+    assert min(len(CONVOLUTIONAL), len(HYBRID), len(ATTENTION)) >= 20
+    assert len(FAMILIES.keys() - set(KEPT) - REFUSED.keys()) >= 80
+    assert FAMILIES.keys() >= {*QUICK, *KEPT, *REFUSED}
+
+
+@pytest.mark.parametrize("name", marked(name for name in FAMILIES if name not in REFUSED))
+def test_a_family(name: str, tmp_path: Path) -> None:
+    """`oskt.trace` proves the identity at three widths in both modes; a student of half the width is a file."""
+    torch.manual_seed(0)
+    build, size = FAMILIES[name]
+    model = build().eval()
+    graph = oskt.trace(model, size)
+    kept = [group.name for group in graph.groups if group.fixed and group.fixed != OUTPUT]
+    assert bool(kept) == (name in KEPT), kept[:3]
+    chain = oskt.WeightChain.from_teacher(model, 0.5, graph=graph, input_size=size)
+    student = oskt.expand(chain, 0.5)
+    oskt.save_student(student, tmp_path / "student.pth")
+    loaded = oskt.load_student(tmp_path / "student.pth", model=build())
+    with torch.no_grad():
+        images = torch.randn(2, *size)
+        torch.testing.assert_close(loaded(images), student(images), rtol=0, atol=0)
+    sizes = [sum(parameter.numel() for parameter in network.parameters()) for network in (student, model)]
+    assert sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_family_that_is_refused(name: str) -> None:
+    build, size = FAMILIES[name]
+    with pytest.raises(GraphError, match=REFUSED[name]):
+        oskt.trace(build().eval(), size)
