@@ -27,26 +27,42 @@ def signature_classes(
         touched, block = np.divmod(keys, channels.shape[0])
         _refine(labels, touched, block * (counts.max(initial=0) + 1) + counts)
     for gate, fine in gates:
-        pairs = np.unique(np.stack([fine, gate]), axis=1)
-        _refine(labels, *pairs[:, (pairs >= 0).all(0)])
+        known = (fine >= 0) & (gate >= 0)
+        pairs = np.unique(fine[known] * num_channels + gate[known])
+        _refine(labels, *np.divmod(pairs, max(1, num_channels)))
     reasons, reason = np.unique(fixed.astype(str), return_inverse=True)
     _refine(labels, np.arange(num_channels), reason)
     return labels
 
 
 def _refine(labels: np.ndarray, channels: np.ndarray, codes: np.ndarray) -> None:
-    """Splits classes, in place: a class is split if its channels received different codes, or none."""
-    while len(channels):
-        unique, first = np.unique(channels, return_index=True)
-        pair = labels[unique] * (codes.max() + 1) + codes[first]
-        labels[unique] = labels.max() + 1 + np.unique(pair, return_inverse=True)[1]
-        rest = np.setdiff1d(np.arange(len(channels)), first)
-        channels, codes = channels[rest], codes[rest]
+    """Splits classes, in place: a class is split if its channels received different codes, or none.
+
+    Each code has a random number, and the sum of its numbers stands for the codes of a channel, whatever their order:
+    two different ones agree with a probability of `2 ** -64`.
+    """
+    if not len(channels):
+        return
+    touched, place = np.unique(channels, return_inverse=True)
+    different, code = np.unique(codes, return_inverse=True)
+    numbers = np.random.default_rng(0).integers(0, 2**64, len(different), np.uint64)
+    sums = np.zeros(len(touched), np.uint64)
+    np.add.at(sums, place, numbers[code])
+    order = np.lexsort((sums, labels[touched]))
+    first, second = labels[touched][order], sums[order]
+    begins = np.r_[True, (first[1:] != first[:-1]) | (second[1:] != second[:-1])]
+    labels[touched[order]] = labels.max() + np.cumsum(begins)
 
 
 def named_groups(labels: np.ndarray, ties: list[Tie], matrices: set[str], fixed: np.ndarray) -> tuple:
-    """Groups in the order of their first channels, each named after the module that first produces it."""
+    """Groups in the order of their first channels, each named after the module that first produces it.
+
+    Channels of a part that is kept whole are produced by none: they are named after the module that reads them.
+    """
     producer = np.full(len(labels), "", dtype=object)
+    for tie in reversed(ties):
+        if tie.role == "column":
+            producer[tie.channels] = f"{tie.tensor.rpartition('.')[0] or tie.tensor}.input"
     for preferred in (False, True):  # a matrix, where there is one, overrides a vector
         for tie in reversed(ties):
             if tie.role == "row" and (tie.tensor in matrices) == preferred:

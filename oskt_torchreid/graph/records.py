@@ -142,7 +142,9 @@ def _attentions_of(recording: Recording, recorded: list[RecordedTie], channel_of
     for product in recording.attentions:
         channels = channel_of[product.queries]
         if (channels < 0).any():
-            continue  # of parameters alone
+            if (channels >= 0).any():  # others are of parameters alone
+                _fix_beside_constants(recording, torch.from_numpy(product.queries), product.module)
+            continue
         positions = {} if _is_read(recording, product) else _positions(product, recorded, rows)
         key = product.module, channels.shape, channels.tobytes()
         found.setdefault(key, Attention(product.module, channels, positions, product.scale_follows))
