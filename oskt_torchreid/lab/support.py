@@ -136,7 +136,6 @@ def exactness(graph: ChannelGraph) -> str:
         _counted(len(graph.attentions) - folded, "attention", "not folded"),
         _counted(len(graph.routes), "module", "routed"),
         _counted(len(graph.splits), "split point", "moved"),
-        _counted(len(graph.parts), "set", "of equal parts"),
         *(_counted(count, f"channel {operator}", "weighted") for operator, count in reductions.items()),
         *(f"{_counted(count, 'group')} whole: {reason}" for reason, count in Counter(reasons).items()),
     ]
