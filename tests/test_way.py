@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 
-MOST, MOST_BACK = 25, 3
+MOST, MOST_BACK = 32, 3
 SCRIPT = """
     import json, sys, tempfile
 

@@ -67,15 +67,19 @@ def build_graph(
 
 def united(recording: Recording) -> np.ndarray:
     """Smallest united id per provisional id: ids grow with execution, so channels come out in the network's order."""
-    count = recording.num_ids
-    pairs = (
-        np.concatenate([np.stack(pair) for pair in recording.unions], 1) if recording.unions else np.empty((2, 0), int)
-    )
-    links = coo_matrix((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=(count, count))
-    _, component = connected_components(links, directed=False)
-    smallest = np.full(component.max(initial=-1) + 1, count)
-    np.minimum.at(smallest, component, np.arange(count))
-    return smallest[component]
+    smallest = np.arange(recording.num_ids)
+    if not recording.unions:
+        return smallest
+    pairs = np.concatenate([np.stack(pair) for pair in recording.unions], 1)
+    among = np.zeros(recording.num_ids, bool)  # most ids of a large bare parameter are in no pair
+    among[pairs] = True
+    met, pairs = np.flatnonzero(among), (np.cumsum(among) - 1)[pairs]
+    links = coo_matrix((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=(len(met), len(met)))
+    count, component = connected_components(links, directed=False)
+    first = np.full(count, recording.num_ids)
+    np.minimum.at(first, component, met)
+    smallest[met] = first[component]
+    return smallest
 
 
 def graph_channels(recording: Recording, graph: ChannelGraph) -> np.ndarray:
@@ -95,10 +99,12 @@ def _tie_kept(recording: Recording, state: Mapping[str, Tensor]) -> None:
     A layer's weight that is also combined directly with activations, in a way that fixes an element, is one of them.
     """
     layers = {tie.tensor for tie in recording.ties.values()} & recording.elementwise.keys()
-    for name in layers if recording.fixed else ():
-        fixed, channel_of = np.concatenate([ids for ids, _ in recording.fixed]), united(recording)
-        if np.isin(channel_of[recording.elementwise[name].numpy()], channel_of[fixed]).any():
-            recording.keeping.tensors.setdefault(name, f"'{name}' is not a layer's alone")
+    if layers:
+        channel_of = united(recording)
+        fixed = _among(channel_of, (ids for ids, _ in recording.fixed))
+        for name in layers:
+            if fixed[channel_of[recording.elementwise[name].numpy()]].any():
+                recording.keeping.tensors.setdefault(name, f"'{name}' is not a layer's alone")
     for name, reason in recording.keeping.names_inside(state).items():
         tensor, known = state[name], [tie for tie in recording.ties.values() if tie.tensor == name]
         for ids in [torch.from_numpy(tie.ids) for tie in known]:
@@ -118,12 +124,10 @@ def _elementwise_ties(recording: Recording, channel_of: np.ndarray) -> Iterable[
 
     One that meets no channels of a layer has none itself.
     """
-    of_layers = np.unique(
-        np.concatenate([np.empty(0, int), *(channel_of[t.ids].ravel() for t in recording.ties.values())])
-    )
+    of_layers = _among(channel_of, (tie.ids for tie in recording.ties.values()))
     for name, ids in recording.elementwise.items():
         channels = channel_of[ids.numpy()]
-        if not np.isin(channels, of_layers).any():
+        if not of_layers[channels].any():
             continue
         varying = [axis for axis in range(channels.ndim) if (channels != channels.take([0], axis)).any()]
         if len(varying) > 1:
@@ -133,9 +137,17 @@ def _elementwise_ties(recording: Recording, channel_of: np.ndarray) -> Iterable[
             yield RecordedTie(name, varying[0], "row", along.reshape(1, -1))
 
 
+def _among(channel_of: np.ndarray, parts: Iterable[np.ndarray]) -> np.ndarray:
+    """Whether each united id is the channel of one of some provisional ids, a mask of `channel_of`'s length."""
+    found = np.zeros(len(channel_of), bool)
+    for ids in parts:
+        found[channel_of[ids]] = True
+    return found
+
+
 def _renumbered(channel_of: np.ndarray, recorded: list[RecordedTie]) -> tuple[np.ndarray, int]:
     """Consecutive numbers for the channels that appear in a tie; -1 for ids that appear in none."""
-    used = np.unique(np.concatenate([channel_of[tie.ids].reshape(-1) for tie in recorded]))
+    used = np.flatnonzero(_among(channel_of, (tie.ids for tie in recorded)))
     number = np.full(len(channel_of) + 1, -1)
     number[used] = np.arange(len(used))
     return number[channel_of], len(used)

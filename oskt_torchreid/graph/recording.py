@@ -141,11 +141,12 @@ class Recording:
 
     def is_bare(self, shadow: Tensor) -> bool:
         """Whether a shadow consists of the elements of bare parameters alone."""
-        ids = torch.unique(compact(shadow))
-        inside = torch.zeros(len(ids), dtype=torch.bool)
-        for start, stop in self._bare:
-            inside |= (ids >= start) & (ids < stop)
-        return bool(inside.all())
+        if not self._bare:
+            return False
+        starts, stops = torch.tensor(self._bare).unbind(1)  # in order, for ids are
+        ids = compact(shadow)
+        place = torch.searchsorted(starts, ids, right=True) - 1
+        return bool(((place >= 0) & (ids < stops[place])).all())
 
     def shadow(self, tensor: Any) -> Tensor | None:
         """Channel ids of a tensor's elements, in its shape; `None` where it carries no channels (images, constants).
@@ -240,7 +241,7 @@ class Recording:
 
     def fix(self, ids: Tensor, reason: str) -> None:
         """These channels keep their width, and `reason` says why."""
-        self.fixed.append((torch.unique(compact(ids)).numpy(), reason))
+        self.fixed.append((compact(ids).reshape(-1).numpy(), reason))
 
     def axis_channels(self, shadow: Tensor, axis: int) -> Tensor:
         """Channels along one axis, shape `[length]`; channels that share a position there are united."""
@@ -290,7 +291,7 @@ class Recording:
         if self.owner not in self.movements:
             self.movements[self.owner] = operator
             self.moved[self.owner] = Kept(self.owner, operator, users_line()), []
-        self.moved[self.owner][1].append(torch.unique(compact(shadow)))
+        self.moved[self.owner][1].append(compact(shadow).reshape(-1))
 
     def keep_movements(self, modules: Iterable[str]) -> None:
         """Keeps the channels whole that the code of these modules takes apart or reorders."""
@@ -347,7 +348,7 @@ class Recording:
         """Notes that an operator reads an activation, whose rows then cannot be multiplied by factors."""
         makers, shadow = self.makers.get(id(tensor)), self._shadows.get(id(tensor))
         if makers and shadow is not None:
-            self.reads.append((makers, torch.unique(compact(shadow)).numpy()))
+            self.reads.append((makers, compact(shadow).reshape(-1).numpy()))
 
     def _bare_maker(self, tensor: Tensor) -> Makers:
         name = self.name_of(tensor)

@@ -152,7 +152,7 @@ def _meet_constant(recording: Recording, call: Call, shadow: Tensor | None, cons
     if axes and recording.is_bare(shadow):
         recording.mark(call.outputs[0], None)
         return
-    if axes:
+    if torch.is_tensor(constant):
         _lie_beside(recording, shadow, constant)
     recording.mark(call.outputs[0], compact(shadow).expand(call.outputs[0].shape))
 
