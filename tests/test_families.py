@@ -15,6 +15,7 @@ from oskt_torchreid.graph.fixing import OUTPUT
 QUICK = ("lcnet_050", "vit_tiny_patch16_224", "resmlp_12_224")
 """Seconds each; the others are slow tests."""
 KEPT = (
+    "gcresnet33ts",
     "ecaresnet26t",
     "focalnet_tiny_srf",
     "mobilevitv2_050",
