@@ -198,6 +198,7 @@ ATTENTION = {
 FAMILIES = CONVOLUTIONAL | HYBRID | ATTENTION
 COMPUTED = "uses a weight of shape .* that is computed in its forward"
 REFUSED = {
+    "botnet26t_256": "does not compute in .* what its teacher does|must be equally wide",
     "resnetv2_50x1_bit": COMPUTED,
     "nfnet_l0": COMPUTED,
     "dm_nfnet_f0": COMPUTED,

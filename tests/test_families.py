@@ -15,6 +15,7 @@ from oskt_torchreid.graph.fixing import OUTPUT
 QUICK = ("lcnet_050", "vit_tiny_patch16_224", "resmlp_12_224")
 """Seconds each; the others are slow tests."""
 KEPT = (
+    "gcresnet33ts",
     "ecaresnet26t",
     "focalnet_tiny_srf",
     "mobilevitv2_050",
@@ -74,3 +75,14 @@ def test_a_family_that_is_refused(name: str) -> None:
     build, size = FAMILIES[name]
     with pytest.raises(GraphError, match=REFUSED[name]):
         oskt.trace(build().eval(), size)
+
+
+def test_the_page_shows_every_family() -> None:
+    """Made by `python tools/graph.py --support`."""
+    page = (Path(__file__).resolve().parents[1] / "docs" / "families.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- families:begin -->")[2].partition("<!-- families:end -->")[0]
+    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.strip().splitlines()[2:]]
+    rows = {cells[0]: cells[5] for cells in lines}
+    assert rows.keys() == FAMILIES.keys()
+    assert {name for name, students in rows.items() if " whole: " in students} == set(KEPT)
+    assert {name for name, students in rows.items() if students.startswith("none: ")} == REFUSED.keys()
