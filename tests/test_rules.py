@@ -179,8 +179,8 @@ def picked(self, x):
     ("forward", "parts", "reason"),
     [
         (read_like_positions, {"along": nn.Conv1d(1, 1, 3, padding=1)}, "read like positions in 'along'"),
-        (padded, {}, "padded by channels in the network itself"),
-        (picked, {}, "picked one by one in the network itself"),
+        (padded, {}, "padded by channels in 'the network itself'"),
+        (picked, {}, "picked one by one in 'the network itself'"),
     ],
 )
 def test_what_mixes_channels_keeps_them(forward, parts, reason):

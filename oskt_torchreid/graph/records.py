@@ -147,8 +147,17 @@ def _attentions_of(recording: Recording, recorded: list[RecordedTie], channel_of
             continue
         positions = {} if _is_read(recording, product) else _positions(product, recorded, rows)
         key = product.module, channels.shape, channels.tobytes()
-        found.setdefault(key, Attention(product.module, channels, positions, product.scale_follows))
+        known = found.get(key, Attention(product.module, channels, positions, product.scale_follows))
+        found[key] = replace(known, positions=_of_both(known.positions, positions))
     return tuple(found.values())
+
+
+def _of_both(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Positions of two products of the same channels, as of queries with two tables; none if one has none."""
+    if not first or not second:
+        return {}
+    names = dict.fromkeys([*first, *second])
+    return {name: np.union1d(first.get(name, []), second.get(name, [])).astype(int) for name in names}
 
 
 def _positions(product: RecordedAttention, recorded: list[RecordedTie], rows: np.ndarray) -> dict[str, np.ndarray]:

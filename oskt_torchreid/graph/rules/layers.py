@@ -72,6 +72,8 @@ def linear_in_place(recording: Recording, call: Call, shadow: Tensor, weight: Te
         weight: the parameter.
         axis: of the other side, that is summed over: -1 where the parameter is at the right, else -2.
     """
+    for tensor in call.tensors:
+        recording.note_read(tensor)
     if _reads_positions(shadow, shadow.dim() + axis):
         _mix_positions(recording, call, shadow, shadow.dim() + axis, moving=False)
         return
