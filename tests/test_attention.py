@@ -183,6 +183,7 @@ def attending(forward):
     else:
         model = network(forward, 16, qkv=nn.Linear(16, 48), out=nn.Linear(16, 16), **parts)
     model.register_parameter("table", nn.Parameter(torch.randn(2, 7)))
+    model.register_parameter("matrix", nn.Parameter(torch.randn(8, 8)))
     model.register_buffer("places", torch.arange(4)[:, None] - torch.arange(4) + 3)
     return model.eval()
 
@@ -197,6 +198,28 @@ def test_attention_in_parts_is_exact(name):
     assert attention.scale_follows == follows and attention.positions
     assert attention.channels.shape == (1 if name == "norms" else 2, 8), "heads under one norm are merged alike"
     assert not [group.name for group in traced.groups if group.fixed and not group.name.startswith("classifier")]
+
+
+def test_queries_of_two_tables():
+    """As of relative heights and widths: a factor on queries is on the rows of both tables as well."""
+
+    def both(self, tokens):
+        q, k, v = cut(self, tokens)
+        biases = (q @ self.table.transpose(0, 1) + q @ self.other.transpose(0, 1))[..., :4]
+        return joined((q @ k.transpose(-1, -2) + biases).softmax(-1) @ v)
+
+    model = network(both, 16, qkv=nn.Linear(16, 48))
+    for name in ("table", "other"):
+        model.register_parameter(name, nn.Parameter(torch.randn(5, 8)))
+    traced = trace(model.eval(), IMAGE)
+    assert {"table", "other", "qkv.weight"} <= {name for found in traced.attentions for name in found.positions}
+    assert not [group.name for group in traced.groups if group.fixed and not group.name.startswith("classifier")]
+
+
+def read_by_a_matrix(self, tokens):
+    """A product with a parameter is a layer, which reads queries that then cannot be multiplied by factors."""
+    q, k, v = cut(self, tokens)
+    return joined((q @ k.transpose(-1, -2)).softmax(-1) @ v + q @ self.matrix)
 
 
 def with_itself_added(self, tokens):
@@ -225,6 +248,7 @@ def of_channels(self, tokens):
     ("forward", "reason"),
     [
         (with_itself_added, "no rows make the products of"),
+        (read_by_a_matrix, "no rows make the products of"),
         (of_constants, "multiplied with a constant"),
         (turned, "meets a constant that differs by channel"),
         (of_channels, "mixed by a product"),

@@ -170,6 +170,52 @@ def test_unknown_operators_are_refused_on_request(name):
     assert not missing or (missing == ["operator"] and "module '" in str(info.value))
 
 
+KNOWN = {
+    "product": (lambda self, x: (x.flatten(2) @ x.flatten(2).transpose(1, 2)).unsqueeze(-1), "mixed by a product"),
+    "sum": (lambda self, x: x + x.sum(1, keepdim=True), "summed over"),
+    "sum and mean": (lambda self, x: self.both(x), "summed over"),
+    "softmax": (lambda self, x: x.softmax(1), "normalised over"),
+    "padding": (lambda self, x: functional.pad(x, (0, 0, 0, 0, 0, 2))[:, :8], "padded by channels"),
+}
+"""What a rule knows, and why it follows no channels there."""
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_rule_says_why_its_part_stays_whole(name):
+    """It is listed, counted, warned of and refused as a part without a rule is."""
+    odd, why = KNOWN[name]
+    both = Network(lambda self, x: x - x.sum(1, keepdim=True) * x.mean(1, keepdim=True))
+    model = around(odd, **({"both": both} if "both" in odd.__code__.co_names else {}))
+    graph = oskt.trace(model, IMAGE)
+    assert [part.why for part in graph.kept] == [why] and graph.kept_share > 0
+    assert {group.fixed for group in graph.groups if group.name == "before"} == {graph.kept[0].reason}
+    assert graph.whole[graph.row_ties["before.weight"].channels].all()
+    assert max(oskt.prove(model, IMAGE).differences.values()) <= TOLERANCE
+    with pytest.raises(GraphError, match=rf"operator '{graph.kept[0].operator}' .*test_keeping\.py:\d+.*keep="):
+        oskt.trace(model, IMAGE, unknown="refuse")
+
+
+def test_parameters_that_are_mixed_with_each_other_are_constants():
+    """No channel meets them, so nothing is kept that was not asked for, and nothing is refused."""
+    model = around(lambda self, x: x * (self.table @ self.table.T).softmax(1).mean(), table=nn.Parameter(torch.eye(8)))
+    assert not oskt.trace(model, IMAGE, unknown="refuse").kept
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda self, x: torch.where(x > 0, x, torch.linspace(-1, 1, 8).view(1, 8, 1, 1)),
+        lambda self, x: functional.layer_norm(torch.cat([x, torch.ones_like(x[:, :2])], 1), (10, 8, 8))[:, :8],
+        lambda self, x: x - torch.cat([x, torch.ones(len(x), 2, 8, 8)], 1).mean(1, keepdim=True),
+    ],
+    ids=["choice", "norm", "mean"],
+)
+def test_channels_beside_constants_stay(odd):
+    model = around(odd)
+    assert next(group for group in oskt.trace(model, IMAGE).groups if group.name == "before").fixed
+    assert max(oskt.prove(model, IMAGE).differences.values()) <= TOLERANCE
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
 def test_a_scripted_function_is_followed_by_its_operators():
     @torch.jit.script

@@ -24,7 +24,8 @@ LAYERS = _names(
 MOVEMENTS = _names(
     "clone contiguous detach alias lift_fresh to _to_copy type_as view _unsafe_view reshape flatten unflatten view_as "
     "reshape_as permute transpose t movedim swapaxes expand expand_as squeeze unsqueeze slice select split "
-    "split_with_sizes chunk unbind narrow index_select repeat flip roll cat concat concatenate stack"
+    "split_with_sizes chunk unbind narrow index_select repeat flip roll cat concat concatenate stack "
+    "numpy_T mT matrix_H adjoint moveaxis swapdims"
 )
 """They put every number somewhere, and change none."""
 HOMOGENEOUS = MOVEMENTS | _names(

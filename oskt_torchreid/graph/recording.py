@@ -70,7 +70,7 @@ class Recording:
             for key in module._non_persistent_buffers_set
         }
         self._shadows: dict[int, Tensor] = {}
-        self._bare: list[tuple[int, int]] = []
+        self._bare: dict[str, tuple[int, int]] = {}
         self._alive: list[Tensor] = []  # an id() is only unique while its tensor lives
         self._model = model
         self.num_ids = 0
@@ -141,12 +141,19 @@ class Recording:
 
     def is_bare(self, shadow: Tensor) -> bool:
         """Whether a shadow consists of the elements of bare parameters alone."""
+        return bool(self.bare_names(shadow))
+
+    def bare_names(self, shadow: Tensor) -> list[str]:
+        """Names of the bare parameters that a shadow consists of; none if it has other elements as well."""
         if not self._bare:
-            return False
-        starts, stops = torch.tensor(self._bare).unbind(1)  # in order, for ids are
-        ids = compact(shadow)
+            return []
+        names = list(self._bare)  # in the order of their ids
+        starts, stops = torch.tensor(list(self._bare.values())).t().contiguous()
+        ids = compact(shadow).reshape(-1)
         place = torch.searchsorted(starts, ids, right=True) - 1
-        return bool(((place >= 0) & (ids < stops[place])).all())
+        if not ((place >= 0) & (ids < stops[place])).all():
+            return []
+        return [names[index] for index in torch.bincount(place).nonzero().reshape(-1).tolist()]
 
     def shadow(self, tensor: Any) -> Tensor | None:
         """Channel ids of a tensor's elements, in its shape; `None` where it carries no channels (images, constants).
@@ -161,7 +168,7 @@ class Recording:
         if name is None or tensor.numel() < 2 or not tensor.is_floating_point():
             return None
         if name not in self.elementwise:
-            self._bare.append((self.num_ids, self.num_ids + tensor.numel()))
+            self._bare[name] = self.num_ids, self.num_ids + tensor.numel()
             self.elementwise[name] = self.fresh(tensor.numel()).reshape(tensor.shape)
         return self.elementwise[name]
 
@@ -187,6 +194,7 @@ class Recording:
             if (name := self.name_of(tensor)) is not None:
                 self.keeping.tensors.setdefault(name, part.reason)
             elif (shadow := self._shadows.get(id(tensor))) is not None:
+                self.keeping.tensors.update(dict.fromkeys(self.bare_names(shadow), part.reason))
                 self.fix(shadow, part.reason)
                 self.note_read(tensor)
         for tensor in outputs:

@@ -212,7 +212,8 @@ def _leave(recording: Recording, tensor: Tensor, reason: str) -> None:
 _FAMILIES: dict[Rule, str] = {
     reshape: "view _unsafe_view reshape flatten unflatten view_as reshape_as",
     move: "permute transpose t movedim swapaxes expand expand_as squeeze unsqueeze slice select split split_with_sizes "
-    "chunk unbind narrow index_select repeat flip roll tile repeat_interleave adjoint mT",
+    "chunk unbind narrow index_select repeat flip roll tile repeat_interleave adjoint mT numpy_T matrix_H "
+    "moveaxis swapdims",
     concatenate: "cat concat concatenate",
     stack: "stack",
     index: "index",

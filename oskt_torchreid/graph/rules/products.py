@@ -92,7 +92,7 @@ def _is_layer(recording: Recording, call: Call, left: Tensor, right: Tensor) -> 
     """Whether one side is a matrix of the network's own, a layer without a module; follows it then."""
     for weight, inputs, axis in ((right, left, -1), (left, right, -2)):
         shadow = recording.shadow(inputs)
-        if recording.name_of(weight) and weight.dim() == 2 and recording.name_of(inputs) is None and shadow is not None:
+        if recording.name_of(weight) and weight.dim() == 2 and shadow is not None and not recording.is_bare(shadow):
             linear_in_place(recording, call, shadow, weight, axis)
             return True
     return False
