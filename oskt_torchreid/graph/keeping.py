@@ -55,7 +55,7 @@ class Kept:
         """Why channels keep their width."""
         where = f"'{self.module}'" if self.module else "the network itself"
         if self.why:
-            return f"{self.why} in {where}"
+            return f"{self.why} in '{self.module or 'the network itself'}'"
         return f"{KEPT}'{self.operator}' in {where}" if self.operator else f"{KEPT}{where}"
 
     def __str__(self) -> str:
