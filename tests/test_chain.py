@@ -198,7 +198,7 @@ def test_shared_tensors_are_refused():
 def test_a_network_that_cannot_be_traced():
     model = nn.Sequential(conv(3, 3), nn.Softmax(1), Head(3))
     with pytest.raises(GraphError, match="normalises over channels"):
-        WeightChain.from_teacher(model, 0.5, input_size=(3, 8, 8))
+        WeightChain.from_teacher(model, 0.5, input_size=(3, 8, 8), unknown="refuse")
 
 
 # ---- files -------------------------------------------------------------------------------------------------------
