@@ -6,6 +6,7 @@ Where a network can be made smaller by its own arguments (depth, image size), it
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import NamedTuple
 
 import timm
@@ -31,6 +32,21 @@ def of_timm(name: str, height: int = 64, width: int = 32, **options: object) -> 
 def square(name: str, side: int = 64, **options: object) -> Family:
     """One whose positions are learned: it is made for images of one size."""
     return of_timm(name, side, side, img_size=side, **options)
+
+
+def unshared(family: Family) -> Family:
+    """One whose blocks share a module, each with a copy of its own, as a chain asks for."""
+
+    def build() -> nn.Module:
+        model, known = family.build(), set()
+        for name, module in list(model.named_modules(remove_duplicate=False)):
+            if module in known:
+                parent, _, leaf = name.rpartition(".")
+                setattr(model.get_submodule(parent), leaf, deepcopy(module))
+            known.add(module)
+        return model
+
+    return Family(build, family.size)
 
 
 def of_torchvision(name: str, height: int = 64, width: int = 32, **options: object) -> Family:
@@ -143,7 +159,7 @@ HYBRID = {
     "coatnet_nano_rw_224": square("coatnet_nano_rw_224"),
     "maxvit_pico_rw_256": square("maxvit_pico_rw_256"),
     "botnet26t_256": square("botnet26t_256"),
-    "coat_lite_tiny": square("coat_lite_tiny"),
+    "coat_lite_tiny": unshared(square("coat_lite_tiny")),
     "caformer_s18": of_timm("caformer_s18"),
     "pvt_v2_b0": of_timm("pvt_v2_b0"),
     "mvitv2_tiny": square("mvitv2_tiny"),
@@ -196,13 +212,3 @@ ATTENTION = {
 }
 
 FAMILIES = CONVOLUTIONAL | HYBRID | ATTENTION
-COMPUTED = "uses a weight of shape .* that is computed in its forward"
-REFUSED = {
-    "botnet26t_256": "does not compute in .* what its teacher does|must be equally wide",
-    "resnetv2_50x1_bit": COMPUTED,
-    "nfnet_l0": COMPUTED,
-    "dm_nfnet_f0": COMPUTED,
-    "vit_tiny_r_s16_p8_224": COMPUTED,
-    "volo_d1_224": "operator 'im2col' in module .* has no rule",
-}
-"""Families that cannot be traced, and what the error says."""
