@@ -149,7 +149,7 @@ class Recording:
             return []
         names = list(self._bare)  # in the order of their ids
         starts, stops = torch.tensor(list(self._bare.values())).t().contiguous()
-        ids = compact(shadow).reshape(-1)
+        ids = compact(shadow).reshape(-1).contiguous()
         place = torch.searchsorted(starts, ids, right=True) - 1
         if not ((place >= 0) & (ids < stops[place])).all():
             return []

@@ -16,7 +16,7 @@ from ..chain.network import trace
 from ..errors import ConfigError, GraphError
 from ..graph import ChannelGraph, ChannelGroup
 from ..graph.fixing import OUTPUT
-from ..graph.keeping import in_words
+from ..graph.keeping import KEPT, in_words
 from ..graph.plans import parameters_left, ratio_plan
 from ..host import models
 from ..models import find_classifier
@@ -144,7 +144,7 @@ def exactness(graph: ChannelGraph) -> str:
 
 def _reason(group: ChannelGroup) -> str:
     """Why a group is whole, without the place where it is: `gates several channels each in '3.se'` is too long."""
-    return group.fixed.partition(" in '")[0].partition(" of '")[0]
+    return group.fixed.removeprefix(KEPT).partition(" in ")[0].partition(" of '")[0]
 
 
 def _counted(count: int, what: str, done: str = "") -> str:
