@@ -17,6 +17,7 @@ from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.chain.expansion import expand, expand_to_plan
 from oskt_torchreid.chain.layout import Layout
 from oskt_torchreid.chain.narrowing import attention_factors
+from oskt_torchreid.chain.network import trace
 from oskt_torchreid.chain.sstudent import SStudent
 from oskt_torchreid.errors import ConfigError, GraphError, WidthError
 from oskt_torchreid.graph.plans import balanced, ratio_plan
@@ -121,40 +122,156 @@ def test_damaged_attentions_are_seen():
         from_arrays(arrays, description)
 
 
+def cut(self, tokens):
+    return self.qkv(tokens).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4).unbind()
+
+
+def joined(tokens):
+    return tokens.transpose(1, 2).flatten(2)
+
+
 def unfused(self, tokens):
-    q, k, v = self.qkv(tokens).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4).unbind()
-    return ((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).flatten(2)
+    q, k, v = cut(self, tokens)
+    return joined((q @ k.transpose(-1, -2) / 2).softmax(-1) @ v)
+
+
+def scaled_by_its_size(self, tokens):
+    q, k, v = cut(self, tokens)
+    return joined((q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v)
+
+
+def by_names(self, tokens):
+    q, k, v = cut(self, tokens)
+    return joined(torch.einsum("bhnm,bhmd->bhnd", torch.einsum("bhnd,bhmd->bhnm", q, k).softmax(-1), v))
+
+
+def of_directions(self, tokens):
+    q, k, v = cut(self, tokens)
+    product = functional.normalize(q, dim=-1) @ functional.normalize(k, dim=-1).transpose(-1, -2)
+    return joined((3 * product).softmax(-1) @ v)
 
 
 def with_mask(self, tokens):
-    q, k, v = self.qkv(tokens).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4).unbind()
-    return attend(q, k, v, attn_mask=self.mask).transpose(1, 2).flatten(2)
+    return joined(attend(*cut(self, tokens), attn_mask=self.table[:, self.places]))
 
 
-def of_two_sizes(self, tokens):
-    q, k, v = self.qkv(tokens).split([2, 2, 8], dim=2)
-    return attend(q[:, None], k[:, None], v[:, None])[:, 0, :, :4]
+def in_parts(self, tokens):
+    """Attention as torch's own module computes it."""
+    return self.torch(tokens, tokens, tokens)[0]
+
+
+def normalised(self, tokens):
+    q, k, v = cut(self, tokens)
+    return joined(attend(self.norm(q), self.norm(k), v))
+
+
+FORWARDS = {
+    "unfused": (unfused, False),
+    "scaled by its size": (scaled_by_its_size, True),
+    "einsum": (by_names, False),
+    "directions": (of_directions, False),
+    "mask": (with_mask, True),
+    "module": (in_parts, True),
+    "norms": (normalised, True),
+}
+
+
+def attending(forward):
+    parts = {"norm": nn.LayerNorm(8)} if forward is normalised else {}
+    if forward is in_parts:
+        model = network(forward, 16, torch=nn.MultiheadAttention(16, 2, batch_first=True))
+    else:
+        model = network(forward, 16, qkv=nn.Linear(16, 48), out=nn.Linear(16, 16), **parts)
+    model.register_parameter("table", nn.Parameter(torch.randn(2, 7)))
+    model.register_parameter("matrix", nn.Parameter(torch.randn(8, 8)))
+    model.register_buffer("places", torch.arange(4)[:, None] - torch.arange(4) + 3)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_attention_in_parts_is_exact(name):
+    """However it is written: products are folded into rows, and a scale that follows the size of a head is seen."""
+    forward, follows = FORWARDS[name]
+    model = attending(forward)
+    traced = trace(model, IMAGE)
+    (attention,) = traced.attentions
+    assert attention.scale_follows == follows and attention.positions
+    assert attention.channels.shape == (1 if name == "norms" else 2, 8), "heads under one norm are merged alike"
+    assert not [group.name for group in traced.groups if group.fixed and not group.name.startswith("classifier")]
+
+
+def test_queries_of_two_tables():
+    """As of relative heights and widths: a factor on queries is on the rows of both tables as well."""
+
+    def both(self, tokens):
+        q, k, v = cut(self, tokens)
+        biases = (q @ self.table.transpose(0, 1) + q @ self.other.transpose(0, 1))[..., :4]
+        return joined((q @ k.transpose(-1, -2) + biases).softmax(-1) @ v)
+
+    model = network(both, 16, qkv=nn.Linear(16, 48))
+    for name in ("table", "other"):
+        model.register_parameter(name, nn.Parameter(torch.randn(5, 8)))
+    traced = trace(model.eval(), IMAGE)
+    assert {"table", "other", "qkv.weight"} <= {name for found in traced.attentions for name in found.positions}
+    assert not [group.name for group in traced.groups if group.fixed and not group.name.startswith("classifier")]
+
+
+def read_by_a_matrix(self, tokens):
+    """A product with a parameter is a layer, which reads queries that then cannot be multiplied by factors."""
+    q, k, v = cut(self, tokens)
+    return joined((q @ k.transpose(-1, -2)).softmax(-1) @ v + q @ self.matrix)
+
+
+def with_itself_added(self, tokens):
+    q, k, v = cut(self, tokens)
+    return joined(attend(q, k, v) + q)
 
 
 def of_constants(self, tokens):
-    q, k, v = self.qkv(tokens).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4).unbind()
-    return attend(q, torch.ones(k.shape), v).transpose(1, 2).flatten(2)
+    q, k, v = cut(self, tokens)
+    return joined(attend(q, torch.ones(k.shape).to(k), v))
+
+
+def turned(self, tokens):
+    """A constant that differs by channel, as in rotary position embeddings."""
+    q, k, v = cut(self, tokens)
+    return joined(attend(q * torch.arange(8).to(q), k, v))
+
+
+def of_channels(self, tokens):
+    """Products over tokens: what is mixed are the channels themselves."""
+    q, k, v = cut(self, tokens)
+    return joined(((v.transpose(-1, -2) @ k / 4).softmax(-1) @ q.transpose(-1, -2)).transpose(-1, -2))
 
 
 @pytest.mark.parametrize(
-    ("forward", "message"),
+    ("forward", "reason"),
     [
-        (unfused, "'matmul' in module .* multiplies two activations.*scaled_dot_product_attention"),
-        (with_mask, "adds numbers that the network learns"),
-        (of_two_sizes, "has heads of different numbers or sizes"),
-        (of_constants, "takes queries, keys or values that no layer produces"),
+        (with_itself_added, "no rows make the products of"),
+        (read_by_a_matrix, "no rows make the products of"),
+        (of_constants, "multiplied with a constant"),
+        (turned, "meets a constant that differs by channel"),
+        (of_channels, "mixed by a product"),
     ],
 )
-def test_what_cannot_be_followed(forward, message):
-    model = network(forward, qkv=nn.Linear(4, 12))
-    model.register_parameter("mask", nn.Parameter(torch.randn(4, 4)))
-    with pytest.raises(GraphError, match=message):
-        graph.trace_module(model, IMAGE)
+def test_queries_and_keys_that_nothing_makes_exact_stay_whole(forward, reason):
+    traced = trace(attending(forward), IMAGE)
+    reasons = {
+        group.fixed.partition(" in '")[0].partition(" 'the")[0] for group in traced.groups if "qkv" in group.name
+    }
+    assert any(found.startswith(reason) for found in reasons), reasons
+
+
+def test_several_heads_of_queries_share_one_of_keys():
+    def forward(self, tokens):
+        q = self.q(tokens).unflatten(2, (4, -1)).transpose(1, 2)
+        k, v = (part(tokens)[:, None] for part in (self.k, self.v))
+        return joined(attend(q, k, v))
+
+    model = network(forward, 16, q=nn.Linear(16, 16), k=nn.Linear(16, 4), v=nn.Linear(16, 4)).eval()
+    (attention,) = trace(model, IMAGE).attentions
+    assert attention.channels.shape == (4, 4)
+    assert (attention.channels == attention.channels[0]).all(), "the four heads of queries are merged as the keys are"
 
 
 def test_fixed_modules_keep_their_width():
@@ -219,19 +336,6 @@ def test_factors_of_the_documented_example():
     assert factors.keys() == {"attention.qkv.weight", "attention.qkv.bias"}
     torch.testing.assert_close(factors["attention.qkv.weight"], expected)
     assert attention_factors(traced, layout, "paper") == {}
-
-
-def test_what_stands_between_rows_and_product_is_not_folded_and_said(caplog):
-    def forward(self, tokens):
-        q, k, v = self.qkv(tokens).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4).unbind()
-        return attend(self.norm(q), self.norm(k), v).transpose(1, 2).flatten(2)
-
-    model = network(forward, 8, qkv=nn.Linear(8, 24), norm=nn.LayerNorm(4))
-    chain = WeightChain.from_teacher(model, 0.5, graph=graph.trace_module(model, IMAGE))
-    assert chain.graph.attentions[0].positions == {}
-    with caplog.at_level(logging.WARNING):
-        expand_to_plan(chain, chain.widths)
-    assert "narrowed without making their products exact" in caplog.text
 
 
 def test_an_unknown_choice():

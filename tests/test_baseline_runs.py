@@ -8,7 +8,7 @@ from test_pipeline import _forbidden
 from oskt_torchreid.baselines import BASELINES
 from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.chain.expansion import expand_to_plan
-from oskt_torchreid.chain.student_file import load_student
+from oskt_torchreid.chain.student_reading import load_student
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError, GraphError, WidthError
 from oskt_torchreid.files import load_checkpoint

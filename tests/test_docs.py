@@ -29,6 +29,7 @@ PAGES = [
     "configuration",
     "distributed",
     "export",
+    "families",
     "how-to",
     "method",
     "performance",

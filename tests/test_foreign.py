@@ -355,7 +355,7 @@ def with_middle(forward: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
 def test_an_untraceable_network_says_why_and_what_to_do(builder, message) -> None:
     model = builder()
     with pytest.raises(oskt.errors.GraphError, match=message):
-        oskt.trace(model, IMAGE)
+        oskt.trace(model, IMAGE, unknown="refuse")
 
 
 def test_what_fails_only_while_it_is_traced_is_told_apart() -> None:

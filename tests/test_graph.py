@@ -13,7 +13,8 @@ from torch import nn
 from oskt_torchreid import graph
 from oskt_torchreid.chain import network
 from oskt_torchreid.errors import WidthError
-from oskt_torchreid.graph.building import OUTPUT, build_graph
+from oskt_torchreid.graph.building import build_graph
+from oskt_torchreid.graph.fixing import OUTPUT
 from oskt_torchreid.graph.plans import balanced, check_plan
 from oskt_torchreid.graph.storage import to_arrays
 from oskt_torchreid.graph.surgery import rebuild
@@ -271,14 +272,14 @@ def test_summary_lists_every_group():
 
 
 class Scale(nn.Module):
-    """A factor per channel, as ConvNeXt has it; its code needs to know how many there are."""
+    """A factor per channel; its code needs to know how many there are, and keeps a number that says so in its way."""
 
     def __init__(self, width):
         super().__init__()
-        self.width, self.factor = width, nn.Parameter(torch.rand(width) + 0.5)
+        self.rows, self.factor = f"{width}", nn.Parameter(torch.rand(width) + 0.5)
 
     def forward(self, images):
-        return images * self.factor.view(1, self.width, 1, 1)
+        return images * self.factor.view(1, int(self.rows), 1, 1)
 
 
 def test_a_module_with_a_size_of_its_own(monkeypatch):
@@ -291,9 +292,9 @@ def test_a_module_with_a_size_of_its_own(monkeypatch):
         graph.shell(model, traced, graph.ratio_plan(traced, 0.5))(images)
 
     def follow(scale):
-        scale.width = len(scale.factor)
+        scale.rows = str(len(scale.factor))
 
     graph.register_attribute_rule(Scale, follow)
     student = graph.shell(model, traced, graph.ratio_plan(traced, 0.5))
-    assert student[1].width == 4 and model[1].width == 8
+    assert student[1].rows == "4" and model[1].rows == "8"
     assert student(images).shape == (2, 2)

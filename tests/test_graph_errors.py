@@ -35,21 +35,21 @@ def in_module(forward):
 
 
 def test_operator_without_a_rule_names_operator_module_and_hook(rule_table):
-    model = in_module(lambda images: torch.cumsum(images, 2))
-    message = r"operator 'cumsum' in module '1.0' has no rule .* oskt_torchreid.graph.register_rule\('cumsum', rule\)"
+    model = in_module(lambda images: torch.logcumsumexp(images, 2))
+    message = r"operator 'logcumsumexp' in module '1.0' has no rule .*graph.register_rule\('logcumsumexp', rule\)"
     with pytest.raises(GraphError, match=message):
-        graph.trace_module(model, IMAGE)
-    graph.register_rule("cumsum", graph.keep)
+        graph.trace_module(model, IMAGE, unknown="refuse")
+    graph.register_rule("logcumsumexp", graph.keep)
     assert graph.trace_module(model, IMAGE).sizes == {"0": 4, "2.classifier": 2}
 
 
 def test_in_place_variants_share_the_rule_and_a_wrong_rule_is_told(rule_table):
-    model = in_module(lambda images: images.clone().cumsum_(2))
-    graph.register_rule("aten::cumsum", graph.keep)
+    model = in_module(lambda images: images.clone().cumprod_(2))
+    graph.register_rule("aten::cumprod", graph.keep)
     assert graph.trace_module(model, IMAGE).sizes == {"0": 4, "2.classifier": 2}
-    graph.register_rule("cumprod", lambda tracer, call: tracer.mark(call.output, tracer.fresh(4)))
+    graph.register_rule("logcumsumexp", lambda tracer, call: tracer.mark(call.output, tracer.fresh(4)))
     with pytest.raises(GraphError, match=r"a rule gave channels of shape \(4,\) to a tensor of \(1, 4, 8, 8\)"):
-        graph.trace_module(in_module(lambda images: images.cumprod(2)), IMAGE)
+        graph.trace_module(in_module(lambda images: images.logcumsumexp(2)), IMAGE)
 
 
 def write_into_a_slice(images):
@@ -61,18 +61,15 @@ def write_into_a_slice(images):
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
-        (lambda images: images - images.mean(1, keepdim=True), "operator 'mean' in module '1.0' reduces over channels"),
-        (lambda images: images / images.var(), "reduces over channels: merged channels would count once"),
-        (lambda images: images.softmax(1), "operator 'softmax' in module '1.0' normalises over channels"),
         (write_into_a_slice, "module '1.0' copies channels into a part of another tensor.*torch.cat or torch.stack"),
         (lambda images: functional.conv2d(images, torch.ones(4, 4, 1, 1) * 2), "uses a weight of shape .* computed"),
         (lambda images: images.reshape(7, -1), "fails on one image of .* in module '1.0' .*give the input_size"),
     ],
-    ids=["mean", "variance", "softmax", "slice", "computed weight", "failing forward"],
+    ids=["slice", "computed weight", "failing forward"],
 )
 def test_what_cannot_be_followed_says_where_and_why(forward, message):
     with pytest.raises(GraphError, match=message):
-        graph.trace_module(in_module(forward), IMAGE)
+        graph.trace_module(in_module(forward), IMAGE, unknown="refuse")
 
 
 def test_network_without_layers():
@@ -103,7 +100,7 @@ def snapshot(model):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_model_is_left_exactly_as_it_was(fails):
-    last = (lambda images: images.cumsum(1)) if fails else (lambda images: images)
+    last = (lambda images: images.logcumsumexp(1)) if fails else (lambda images: images)
     model = nn.Sequential(
         conv(3, 8), nn.BatchNorm2d(8), nn.Dropout(), HalfAndHalf(8), in_module(lambda images: images)[1]
     )
@@ -113,7 +110,7 @@ def test_the_model_is_left_exactly_as_it_was(fails):
     before = snapshot(model)
     if fails:
         with pytest.raises(GraphError, match="no rule"):
-            graph.trace_module(model, IMAGE)
+            graph.trace_module(model, IMAGE, unknown="refuse")
     else:
         graph.trace_module(model, IMAGE)
     after = snapshot(model)
@@ -206,7 +203,7 @@ def test_any_damage_is_a_graph_error_or_harmless(stored, data):
 
 
 def test_a_rule_that_marks_no_output_is_told(rule_table):
-    model = in_module(lambda images: torch.cumsum(images, 2))
-    graph.register_rule("cumsum", lambda tracer, call: None)
-    with pytest.raises(GraphError, match=r"the rule of operator 'cumsum' in module '1.0' marks no output"):
+    model = in_module(lambda images: torch.logcumsumexp(images, 2))
+    graph.register_rule("logcumsumexp", lambda tracer, call: None)
+    with pytest.raises(GraphError, match=r"the rule of operator 'logcumsumexp' in module '1.0' marks no output"):
         graph.trace_module(model, IMAGE)

@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from oskt_torchreid import files
-from oskt_torchreid.chain.student_file import StudentRecord
+from oskt_torchreid.chain.student_record import StudentRecord
 from oskt_torchreid.errors import ChainError, CheckpointError, ConfigError, GraphError, OsktError, ZooError
 from oskt_torchreid.files import weights
 from oskt_torchreid.files.checks import DEEPEST_TUPLE, LARGEST_HEADER, SuspectFile, check_pickle

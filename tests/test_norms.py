@@ -113,7 +113,7 @@ def test_rms_norm_lies_along_the_channels_of_the_last_axis():
 )
 def test_norms_that_cannot_be_followed_say_why(norm, message):
     with pytest.raises(GraphError, match=message):
-        graph.trace_module(network(norm), IMAGE)
+        graph.trace_module(network(norm), IMAGE, unknown="refuse")
 
 
 @pytest.mark.parametrize("norm", [nn.GroupNorm(1, 3), nn.BatchNorm2d(3), LastAxis(nn.LayerNorm(3))])

@@ -54,6 +54,13 @@ def changed(before, after):
     return [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]
 
 
+def test_modules_that_stay_whole(datamanager):
+    engine = make_engine(datamanager, keep=["inner"])
+    assert engine.chain.graph.keep == ("inner",) and len(engine.chain.rows["last.weight"]) == 12
+    with pytest.raises(ConfigError, match="keep is given with a chain, which says already what stays whole"):
+        make_engine(datamanager, chain=engine.chain, keep=["inner"])
+
+
 def test_a_few_steps_lower_the_loss_and_move_teacher_and_chain(datamanager):
     teacher = teacher_of(datamanager, "osnet_x0_25")
     chain = WeightChain.from_teacher(teacher, 0.5, input_size=SIZE)

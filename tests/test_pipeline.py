@@ -6,7 +6,7 @@ from runs import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from oskt_torchreid.chain.chain import WeightChain
-from oskt_torchreid.chain.student_file import load_student
+from oskt_torchreid.chain.student_reading import load_student
 from oskt_torchreid.files import load_checkpoint
 from oskt_torchreid.host import models
 from oskt_torchreid.report import read_results

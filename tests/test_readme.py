@@ -58,7 +58,7 @@ def declared(monkeypatch):
 def test_every_imported_package_is_declared(declared):
     needed = {re.split(r"[<>=!]", name)[0] for name in declared["install_requires"]}
     own = imported(ROOT / "oskt_torchreid") | imported(ROOT / "tools")
-    assert own - {"oskt_torchreid", "fuzz"} - OPTIONAL <= needed, "fuzz is a part of the tests"
+    assert own - {"oskt_torchreid", "fuzz", "families"} - OPTIONAL <= needed, "two are parts of the tests"
     assert {name for names in declared["extras_require"].values() for name in names} >= OPTIONAL
     theirs = imported(Path(torchreid.__file__).parent)
     assert theirs - {"torchreid"} <= needed, "torchreid declares nothing of what it imports"

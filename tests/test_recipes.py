@@ -10,7 +10,7 @@ from runs import tiny
 from test_tools import tool
 
 from oskt_torchreid.chain.chain import WeightChain
-from oskt_torchreid.chain.student_file import load_student
+from oskt_torchreid.chain.student_reading import load_student
 from oskt_torchreid.config import default_config, get, load_config
 from oskt_torchreid.datasets.stand_in import stand_ins
 from oskt_torchreid.errors import ChainError, CheckpointError, ConfigError, GraphError

@@ -14,7 +14,8 @@ import oskt_torchreid as oskt
 from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.chain.expansion import expand
 from oskt_torchreid.chain.network import trace
-from oskt_torchreid.chain.student_file import load_student, save_student
+from oskt_torchreid.chain.student_file import save_student
+from oskt_torchreid.chain.student_reading import load_student
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import CheckpointError, ConfigError, DataError, WidthError, ZooError
 from oskt_torchreid.files import load_checkpoint

@@ -81,15 +81,14 @@ def test_a_feature_that_nothing_reads_is_whole_and_said(caplog):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "size", "left"), [("fastvit_t8", (3, 256, 256), 55), ("mixer_s32_224", (3, 224, 224), 54)]
-)
-def test_networks_that_hardly_move(name, size, left, caplog):
-    model = timm.create_model(name, num_classes=7)
+def test_a_network_that_hardly_moves(caplog):
+    """Its products over tokens mix channels, and its code takes their number off the residual stream."""
+    model, size = timm.create_model("xcit_nano_12_p16_224", num_classes=7, img_size=64, depth=2), (3, 64, 64)
     graph = oskt.trace(model, size)
     student = oskt.expand(oskt.WeightChain.from_teacher(model, 0.5, graph=graph), 0.5)
     found = [sum(parameter.numel() for parameter in network.parameters()) for network in (student, model)]
-    assert found[0] / found[1] == pytest.approx(left / 100, abs=0.01)
+    left = round(100 * found[0] / found[1])
+    assert left > 55 and graph.immovable_share > 0.9
     assert f"half the width has {left} % of the parameters" in caplog.text
 
 
@@ -143,7 +142,7 @@ def test_a_network_of_timm_without_a_classifier_meets_its_budget():
     [
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(8, 5)), {"2.1.weight"}),
         (lambda: nn.Sequential(conv(8, 5), nn.Flatten()), {"2.0.weight"}),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(8, 5), nn.Softmax(1)), None),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(8, 5), nn.Softmax(1)), set()),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(8, 5), nn.BatchNorm1d(5)), set()),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(8, 5), nn.Dropout()), {"2.1.weight"}),
     ],
@@ -151,8 +150,4 @@ def test_a_network_of_timm_without_a_classifier_meets_its_budget():
 )
 def test_a_classifier_is_what_the_network_returns_as_it_is(last, heads):
     model = nn.Sequential(conv(3, 8), nn.AdaptiveAvgPool2d(1), last())
-    if heads is None:
-        with pytest.raises(oskt.errors.GraphError, match="softmax"):
-            oskt.trace(model, IMAGE)
-    else:
-        assert oskt.trace(model, IMAGE).heads == heads
+    assert oskt.trace(model, IMAGE).heads == heads

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..chain.student_file import attach_record
+from ..chain.student_record import attach_record
 from ..errors import ConfigError, expect
 from ..graph import ChannelGraph
 from ..host.models import identify

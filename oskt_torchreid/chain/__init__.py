@@ -12,7 +12,8 @@ from .network import prove, trace
 from .proof import Proof
 from .recalibration import recalibrate
 from .sstudent import Criterion, Refinement, RefinementLosses, SStudent
-from .student_file import load_student, save_plain, save_student
+from .student_file import save_plain, save_student
+from .student_reading import load_student
 from .trimming import trimmed
 
 __all__ = [

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ChainError, ConfigError, GraphError, OsktError, WidthError, expect
 from ..graph import ChannelGraph, FeaturePath
+from ..graph.keeping import Keep
 from ..graph.plans import Width, check_plan, full_plan, show_ratio
 from ..graph.surgery.rebuild import check_code_fits
 from ..graph.tracer import check_model
@@ -83,6 +84,8 @@ class WeightChain:
         nested: bool = False,
         contributions: Mapping[str, Contributions] | None = None,
         vectors_over: str = "clusters",
+        keep: Keep = (),
+        unknown: str = "keep",
     ) -> WeightChain:
         """Clusters a teacher's channels; chain rows are the means of their clusters (paper: chain initialisation).
 
@@ -103,10 +106,14 @@ class WeightChain:
                 `measure_contributions` gives it; each slot then has the rows of the member that contributes
                 most, instead of the mean of its members'.
             vectors_over: `clusters` or `slots`, see the attribute.
+            keep: modules that stay whole, with the channels that they are given and give: modules of the teacher, their
+                names, or patterns of names.
+            unknown: of channels where it cannot be followed what code does to them: `keep` (they stay whole, and a
+                warning says so) or `refuse` (an error).
 
         Raises:
-            ConfigError: an unknown clustering, attention or vectors_over, or a nested chain with a clustering other
-                than Ward's.
+            ConfigError: an unknown clustering, attention, vectors_over or unknown, a nested chain with a clustering
+                other than Ward's, or something to keep that the teacher does not have, or next to a graph.
             GraphError: the network cannot be traced, or a graph of another input size.
             WidthError: a width out of range.
             ChainError: weights that are absent or not finite.
@@ -117,7 +124,9 @@ class WeightChain:
         _check_kind(nested, clustering, contributions)
         state = network.weights_of(teacher)
         if graph is None:
-            graph = network.trace(teacher, input_size)
+            graph = network.trace(teacher, input_size, keep=keep, unknown=unknown)
+        elif keep:
+            raise ConfigError("keep is given with a graph, which says already what stays whole; trace it with keep=")
         elif input_size is not None and graph.input_size != input_size:
             raise GraphError(f"input_size is {input_size!r}, but the graph was traced at {graph.input_size}; give one")
         if contributions is not None:
@@ -214,7 +223,7 @@ class WeightChain:
         if unknown := options.keys() - {*allowed}:
             raise ConfigError(f"{sorted(unknown)} cannot be given; allowed: {', '.join(allowed)}")
         student = unwrapped(student)
-        graph = network.traced_alone(student, chain.input_size)
+        graph = network.traced_alone(student, chain.input_size, chain.graph.keep)
         teacher_to_student = lineage.student_channels(chain.graph, chain.layout_of, graph)
         lineage.check_unscaled(student)
         inherited: dict[str, Any] = {"attention": chain.attention, "vectors_over": chain.vectors_over}
@@ -296,7 +305,7 @@ class WeightChain:
         teacher = unwrapped(teacher)
         try:
             network.check_tensors("teacher tensor", network.state_of(teacher), self.model.state_dict())
-            network.check_blocks(teacher, self.graph.module_blocks, self.input_size)
+            network.check_blocks(teacher, self.graph.module_blocks, self.input_size, self.graph.keep)
         except OsktError as error:
             raise ChainError(f"the chain was not made of this {type(teacher).__name__}: {error}") from error
 
@@ -306,15 +315,16 @@ class WeightChain:
         vectors: Mapping[str, Tensor],
         statistics: Mapping[str, Tensor],
         own: Mapping[str, Tensor] | None = None,
+        fixed: Mapping[str, Tensor] | None = None,
     ) -> WeightChain:
         """The same chain with refined tensors (copied to the CPU).
 
         Raises:
             ChainError: a tensor with a wrong name or shape, or with values that are not finite.
         """
-        parts = (rows, vectors, statistics, own or {})
-        copies = [{name: _copy(tensor) for name, tensor in part.items()} for part in parts]
-        chain = replace(self, rows=copies[0], vectors=copies[1], statistics=copies[2], own=copies[3])
+        parts = (rows, vectors, statistics, own or {}, self.fixed if fixed is None else fixed)
+        rows, vectors, statistics, own, fixed = ({name: _copy(t) for name, t in part.items()} for part in parts)
+        chain = replace(self, rows=rows, vectors=vectors, statistics=statistics, own=own, fixed=fixed)
         chain.validate()
         return chain
 

@@ -166,7 +166,7 @@ def _skeleton(spec: ModelSpec | None, model: nn.Module | None, graph: ChannelGra
     """The teacher's structure: of the network if one is given, else of the registered model."""
     if model is not None:
         skeleton = network.skeleton_of(model)
-        network.check_blocks(skeleton, graph.module_blocks, graph.input_size)
+        network.check_blocks(skeleton, graph.module_blocks, graph.input_size, graph.keep)
         return skeleton
     if spec is None:
         raise ChainError(

@@ -83,9 +83,9 @@ class Costs:
         """Multiply-adds of queries with keys and of scores with values, which grow with the size of a head."""
         total = np.zeros(len(plans), np.int64)
         graph = self.chain.graph
-        for attention in graph.attentions:
-            flops = self._operators.attentions.get(attention.module, 0)
-            channels = attention.channels.reshape(-1)
+        for module, flops in self._operators.attentions.items():
+            heads = [attention.channels for attention in graph.attentions if attention.module == module]
+            channels = np.concatenate([channels.reshape(-1) for channels in heads])
             kept = self.shapes.widths(plans) @ _multiplicities(graph, channels)
             total += flops * kept // len(channels)
         return total

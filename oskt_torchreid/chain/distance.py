@@ -74,8 +74,13 @@ def feature_scale(chain: WeightChain, widths: Mapping[str, int], distance: str) 
     chain.check_range(widths)
     layout = chain.layout_of(widths)
     channels = chain.features.channels
-    kept = channels[occupied_places(chain.graph, widths)[channels]]
-    return torch.from_numpy(channel_factors(chain, layout, distance)[kept]).float()
+    kept = channels[_along(occupied_places(chain.graph, widths), channels, True)]
+    return torch.from_numpy(_along(channel_factors(chain, layout, distance), kept, 1)).float()
+
+
+def _along(values: np.ndarray, channels: np.ndarray, otherwise: float) -> np.ndarray:
+    """Values `[num_channels]` at some channels; another value where there is no channel (-1)."""
+    return np.append(values, np.array(otherwise, values.dtype))[channels]
 
 
 def channel_factors(chain: WeightChain, layout: Layout, distance: str) -> np.ndarray:
@@ -107,7 +112,7 @@ def scale_features(tensors: Mapping[str, Tensor], chain: WeightChain, layout: La
     """
     factors = channel_factors(chain, layout, distance)
     path = chain.features
-    if (factors[path.channels] == 1).all():
+    if (_along(factors, path.channels, 1) == 1).all():
         return
     check_foldable(chain, distance)
     fold = _Fold(tensors, chain, layout, factors)

@@ -78,7 +78,7 @@ def even_members(graph: ChannelGraph, normalised: np.ndarray) -> dict[str, int]:
     counted = [_groups_of(graph, norm.channels) for norm in graph.norms]
     counted += [_groups_of(graph, normalised)] if len(normalised) else []
     whole = [_groups_of(graph, attention.channels) for attention in graph.attentions if not attention.positions]
-    alike = [np.unique(np.concatenate(blocks)) for blocks in graph.blocked_groups]
+    alike = [np.unique(np.concatenate([groups for groups, _ in blocks])) for blocks in graph.blocked_groups]
     component = _components(len(graph.groups), [*counted, *whole, *alike])
     kept = {component[index] for groups in whole for index in groups}
     members = {}
@@ -134,7 +134,8 @@ def with_equal_rows(model: nn.Module, graph: ChannelGraph, layout: Layout, dtype
 
 def _random(name: str, tensor: Tensor, graph: ChannelGraph, layout: Layout) -> Tensor:
     tie = graph.row_ties.get(name)
-    if tie is None:  # nothing is merged: a constant, or what is at a neutral value, such as the weight of a branch
+    if tie is None or (name not in graph.matrices and graph.whole[tie.channels].all()):
+        # Nothing is merged: a constant, or what is at a neutral value, such as the weight of a branch.
         neutral = tensor.numel() == 1 or bool((tensor == tensor.flatten()[:1]).all())
         return torch.empty_like(tensor).uniform_(*_FACTORS) if neutral and tensor.numel() else tensor.clone()
     is_matrix, axis = name in graph.matrices, layout.axis(tie)

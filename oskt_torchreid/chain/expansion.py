@@ -21,7 +21,8 @@ from .distance import check_distance, scale_features
 from .layout import Layout
 from .likeness import Like, plan_like
 from .narrowing import Narrowing, check_vectors_over
-from .student_file import attach_record, file_size
+from .student_file import file_size
+from .student_record import attach_record
 
 logger = logging.getLogger(__name__)
 

@@ -101,7 +101,7 @@ def _head_tensors(chain: WeightChain) -> set[str]:
 def _solve(graph: ChannelGraph, shapes: StateShapes, what: str) -> dict[str, int]:
     """Widths from axis lengths: a group alone on an axis has its length; the last unknown one of several, the rest.
 
-    Heads of one attention are equally wide, so they count as one unknown.
+    Heads of one attention, and parts that code cuts alike, are equally wide, so they count as one unknown.
     """
     first_head = _first_heads(graph)
     widths: dict[int, int] = {index: group.size for index, group in enumerate(graph.groups) if group.fixed}
@@ -123,13 +123,18 @@ def _solve(graph: ChannelGraph, shapes: StateShapes, what: str) -> dict[str, int
 
 
 def _first_heads(graph: ChannelGraph) -> dict[int, int]:
-    """Index of the first head's group for each group that is a whole head of an attention."""
-    result = {}
-    for attention in graph.attentions:
-        heads = [np.unique(graph.group_of_channel[head]) for head in attention.channels]
-        if all(len(groups) == 1 for groups in heads):
-            result.update({int(groups[0]): int(heads[0][0]) for groups in heads})
-    return result
+    """Index of the first group for each group that is a whole head of an attention, or a whole part of equal ones."""
+    first: dict[int, int] = {}
+    alike_in = [attention.channels for attention in graph.attentions] + [parts.channels for parts in graph.parts]
+    for channels in alike_in:
+        blocks = [np.unique(graph.group_of_channel[block]) for block in channels]
+        if any(len(groups) > 1 for groups in blocks):
+            continue
+        alike = {int(groups[0]) for groups in blocks}
+        known = {first.get(index, index) for index in alike}
+        alike |= {index for index, other in first.items() if other in known}
+        first.update(dict.fromkeys(alike, min(known)))
+    return first
 
 
 def _equations(graph: ChannelGraph, tie: Tie, shapes: StateShapes) -> list[tuple[dict[int, int], int]]:

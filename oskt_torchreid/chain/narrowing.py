@@ -94,7 +94,9 @@ class Narrowing(nn.Module):
 
     def _folded(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         for name in self._factor_names.keys() & tensors.keys():
-            tensors[name] = fold(tensors[name], getattr(self, self._factor_names[name]))
+            tensors[name] = fold(
+                tensors[name], getattr(self, self._factor_names[name]), self._graph.row_ties[name].dimension
+            )
         return tensors
 
     def between(
@@ -336,6 +338,6 @@ def attention_factors(graph: ChannelGraph, layout: Layout, attention: str = "fol
     return factors
 
 
-def fold(tensor: Tensor, factor: Tensor) -> Tensor:
-    """Rows of a weight, or entries of a bias, times their factors; differentiable in `tensor`."""
-    return tensor * factor.to(tensor).reshape(-1, *[1] * (tensor.dim() - 1))
+def fold(tensor: Tensor, factor: Tensor, dimension: int = 0) -> Tensor:
+    """Rows of a weight, or entries of a vector, along a dimension, times their factors; differentiable in `tensor`."""
+    return tensor * factor.to(tensor).reshape(-1, *[1] * (tensor.dim() - 1 - dimension))

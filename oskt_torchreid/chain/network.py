@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import graph
 from ..errors import ChainError, GraphError
 from ..graph import ChannelGraph, FeaturePath
+from ..graph.keeping import Keep, in_words
 from ..graph.plans import parameters_left, ratio_plan
 from ..graph.structure import structure_of
 from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, compare, resolver, unwrapped
@@ -23,7 +24,13 @@ logger = logging.getLogger(__name__)
 WORTH_SAYING = 0.01  # of the parameters
 
 
-def trace(model: nn.Module, input_size: tuple[int, ...] | None = None, prove: bool = True) -> ChannelGraph:
+def trace(
+    model: nn.Module,
+    input_size: tuple[int, ...] | None = None,
+    prove: bool = True,
+    keep: Keep = (),
+    unknown: str = "keep",
+) -> ChannelGraph:
     """The channel graph of a re-id network: `graph.trace_module` with the classifiers, and only them, as results.
 
     Args:
@@ -33,23 +40,30 @@ def trace(model: nn.Module, input_size: tuple[int, ...] | None = None, prove: bo
             3x256x128.
         prove: prove the graph, as `oskt_torchreid.prove` does, once per structure in a process; torchreid's own
             backbones, which the test suite proves, are left out, and networks with tied weights, which have no chain.
+        keep: modules that stay whole, with the channels that they are given and give: modules of the network, their
+            names, or patterns of names.
+        unknown: of channels where it cannot be followed what code does to them: `keep` (they stay whole) or `refuse`.
 
     Raises:
+        ConfigError: `keep` names what the network does not have, or an `unknown` that there is not.
         GraphError: see `graph.trace_module`, and `prove`.
 
-    What no student will be rid of is logged as a warning: parameters that neither training nor evaluation touched
-    (`unseen` of the graph), and channels that cannot be merged (`immovable`), with their share of the parameters.
+    What no student will be rid of is logged as a warning: parts that stay whole (`kept` of the graph), parameters that
+    neither training nor evaluation touched (`unseen`), and channels that cannot be merged (`immovable`), with their
+    shares of the parameters.
     """
     model = unwrapped(model)
-    traced = traced_alone(model, input_size)
+    traced = traced_alone(model, input_size, keep, unknown)
     _report(model, traced)
-    if prove and not _is_stock(model) and not shared_tensors(model):
+    if prove and not (_is_stock(model) and not traced.keep) and not shared_tensors(model):
         with _logits_only(model):
             prove_once(model, traced)
     return traced
 
 
-def traced_alone(model: nn.Module, input_size: tuple[int, ...] | None = None) -> ChannelGraph:
+def traced_alone(
+    model: nn.Module, input_size: tuple[int, ...] | None = None, keep: Keep = (), unknown: str = "keep"
+) -> ChannelGraph:
     """`trace` without its proof and its warnings, for a network that was traced, or is a student of one that was."""
     model = unwrapped(model)
     graph.check_model(model)
@@ -57,11 +71,20 @@ def traced_alone(model: nn.Module, input_size: tuple[int, ...] | None = None) ->
         spec = resolver().identify(model)
         input_size = resolver().input_size(spec.name) if spec else DEFAULT_INPUT_SIZE
     with _logits_only(model):
-        return graph.trace_module(model, input_size)
+        return graph.trace_module(model, input_size, keep, unknown)
 
 
 def _report(model: nn.Module, traced: ChannelGraph) -> None:
     """Warns of what every student of a network has."""
+    if traced.kept:
+        logger.warning(
+            "parts of %s stay whole: %s; %.0f %% of the parameters are in them, or make or read their channels "
+            "(unknown='refuse' makes an error of parts that were not asked for; "
+            "oskt_torchreid.graph.register_rule says what an operator does to channels)",
+            type(model).__name__,
+            in_words(traced.kept),
+            100 * traced.kept_share,
+        )
     if traced.unseen:
         numbers = sum(traced.parameters[name] for name in traced.unseen)
         more = f" and {len(traced.unseen) - 3} more" if len(traced.unseen) > 3 else ""
@@ -95,7 +118,7 @@ def _is_stock(model: nn.Module) -> bool:
     return structure_of(model) == structure_of(resolver().skeleton(spec.name, spec.num_classes, spec.loss))
 
 
-def prove(model: nn.Module, input_size: tuple[int, ...] | None = None) -> Proof:
+def prove(model: nn.Module, input_size: tuple[int, ...] | None = None, keep: Keep = (), unknown: str = "keep") -> Proof:
     """Proves that students of a network compute what it does, where rows are equal inside every cluster.
 
     A copy of random weights and equal rows is made, and students of it of three widths, which must give the copy's
@@ -104,13 +127,16 @@ def prove(model: nn.Module, input_size: tuple[int, ...] | None = None) -> Proof:
     Args:
         model: see `trace`.
         input_size: see `trace`.
+        keep: see `trace`.
+        unknown: see `trace`.
 
     Raises:
+        ConfigError: see `trace`.
         GraphError: a network that cannot be traced, whose students differ, fail, or use its memory; the message names
             the first such module.
     """
     model = unwrapped(model)
-    traced = traced_alone(model, input_size)
+    traced = traced_alone(model, input_size, keep, unknown)
     absent = [name for name, tensor in state_of(model).items() if tensor.is_meta]
     if absent:
         raise GraphError(f"'{absent[0]}' is on the meta device, where nothing can run; give a network with weights")
@@ -133,20 +159,23 @@ def trace_features(skeleton: nn.Module, channels: ChannelGraph, tensors: Mapping
         return graph.feature_path(model, channels)
 
 
-def check_blocks(model: nn.Module, blocks: Mapping[str, int], input_size: tuple[int, ...]) -> None:
+def check_blocks(
+    model: nn.Module, blocks: Mapping[str, int], input_size: tuple[int, ...], keep: tuple[str, ...] = ()
+) -> None:
     """Raises `GraphError` unless modules have the heads and norm blocks of another network of the same shapes.
 
     Args:
         model: traced if there is anything to compare; on the meta device with zeros for its tensors. Not changed.
         blocks: of the other network, see `ChannelGraph.module_blocks`.
         input_size: `(channels, height, width)` of an image that it runs on.
+        keep: names of the modules that stay whole.
     """
     if not blocks:
         return
     state = model.state_dict()
     if any(tensor.is_meta for tensor in state.values()):
         model = graph.rebuild(model, {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in state.items()})
-    found = traced_alone(model, input_size).module_blocks
+    found = traced_alone(model, input_size, keep).module_blocks
     wrong = next((name for name in (*blocks, *found) if found.get(name) != blocks.get(name)), None)
     if wrong is not None:
         raise GraphError(

@@ -21,12 +21,13 @@ from torch.nn import functional
 
 from ..errors import GraphError
 from ..graph import Axis, ChannelGraph, adapt_code, rebuild
-from ..graph.building import twin_of
 from ..graph.guarded_run import RunError, SharedMemoryError, guarded_run, memory_of
+from ..graph.keeping import is_inside, what_to_keep
 from ..graph.locating import Located, Places, lifted, locate
 from ..graph.randomness import own_random_state
 from ..graph.structure import structure_of
 from ..graph.surgery.shell import student_shapes
+from ..graph.tracing import twin_of
 from .equal_rows import even_members, random_clusters, trial_widths, with_equal_rows
 from .layout import Layout
 from .narrowing import Narrowing, average_rows, rows_first
@@ -67,7 +68,7 @@ def prove_once(model: nn.Module, graph: ChannelGraph) -> None:
     """
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         return
-    key = structure_of(model), graph.input_size
+    key = structure_of(model), graph.input_size, graph.keep
     if key not in _PROVED:
         prove_graph(model, graph)
         _PROVED.add(key)
@@ -207,7 +208,7 @@ class _Trial:
             return float("inf") if whole is not None or found.shape == expected.shape else 0.0
         distances = [_distance(whole, expected)]
         if channels is not None and np.isin(channels, self._places.normalised).any():
-            members = layout.members[channels.reshape(-1)].max()
+            members = layout.members[channels[channels >= 0]].max()
             distances.append(_distance(whole / members**0.5, expected))
         return min(distances)
 
@@ -217,8 +218,8 @@ class _Trial:
         kind = type(self._teacher.get_submodule(error.module)).__name__
         return GraphError(
             f"a student of this network fails in {where[1]}, in module '{_shown(error.module)}', a {kind} ({error}): "
-            "its code keeps numbers of channels. Let it read them off its weights, or set them in students with "
-            f"oskt_torchreid.graph.register_attribute_rule({kind}, rule)"
+            f"its code keeps numbers of channels. {self._ways_out(error.module)}; or let it read them off its weights, "
+            f"or set them in students with oskt_torchreid.graph.register_attribute_rule({kind}, rule)"
         )
 
     def _first_difference(
@@ -245,8 +246,20 @@ class _Trial:
             f"a student of this network ({where[0]} width) does not compute in {where[1]} what its teacher does where "
             f"rows are equal: the first output that differs is that of module '{_shown(first)}', a {kind}, or what the "
             f"code before it makes of its input (in the end by {difference:.2g} of the outputs' deviation). Code that "
-            "counts channels, or uses their number, gives other results for merged ones"
+            f"counts channels, or uses their number, gives other results for merged ones. {self._ways_out(first)}; or "
+            "let it keep the number as a constant"
         )
+
+    def _ways_out(self, module: str) -> str:
+        """How a module is kept whole, as a sentence; one that is kept already is at odds with what comes before it."""
+        called = list(dict.fromkeys(call.module for call in self._places.evaluation))
+        before = reversed(called[: called.index(module)] if module in called else [])
+        others = [name for name in before if name and not module.startswith(f"{name}.")]
+        free = [name for name in (module, *others) if name and not is_inside(name, self._graph.keep)]
+        if not module or not free:
+            return "Put this code into a module of its own; keep=[module] keeps that whole and compresses the rest"
+        entries = [*self._graph.keep, *what_to_keep(self._teacher, free[0])]
+        return f"keep=[{', '.join(map(repr, entries))}] keeps it whole and compresses the rest"
 
 
 def _pictures(count: int, size: tuple[int, ...]) -> Tensor:
@@ -258,7 +271,16 @@ def _pictures(count: int, size: tuple[int, ...]) -> Tensor:
 
 
 def _positions(channels: np.ndarray, layout: Layout) -> Tensor:
-    return layout.map_of(Axis(channels[None])).teacher_to_student
+    """A student's position of each channel along an axis, `[length]`; constants (-1) are all in every student."""
+    known = channels >= 0
+    if not known.any():
+        return torch.arange(len(channels))
+    merged = layout.map_of(Axis(channels[known][None])).teacher_to_student.numpy()
+    stays = ~known
+    stays[known] = layout.members[channels[known]] > 0
+    positions = np.cumsum(stays) - 1
+    positions[known] = positions[known & stays][merged]
+    return torch.from_numpy(positions)
 
 
 def _copied(name: str, tensors: list[Tensor]) -> tuple[str, list[Tensor]]:

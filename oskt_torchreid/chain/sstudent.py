@@ -180,17 +180,18 @@ class SStudent(nn.Module):
         return {name: torch.from_numpy(labels).clone() for name, labels in self._chain.teacher_to_chain.items()}
 
     def to_chain(self, teacher: nn.Module) -> WeightChain:
-        """The chain as refined so far: its rows, the teacher's current vectors, the S-student's statistics (copies)."""
+        """The chain as refined so far, in copies: its rows, the S-student's statistics, the teacher's state."""
         state, shell, own = network.state_of(teacher), self.shell.state_dict(), self.own()
         chain = self._chain
         statistics = {name: shell[name] for name in chain.vectors if name in shell and name not in self._code_buffers}
         vectors = {name: state[name] for name in chain.vectors}
         rows = {name: rows_first(state[name], chain.graph.row_ties[name]) for name in chain.rows}
+        fixed = {name: state[name] for name in chain.fixed}
         if chain.trees:
-            return chain.with_tensors(rows, vectors, statistics, rows | own)  # what is shared is the teacher's
+            return chain.with_tensors(rows, vectors, statistics, rows | own, fixed)  # what is shared is the teacher's
         rows |= {name: own[name] for name in rows if name in own}
         vectors |= {name: own[name] for name in vectors if name in own}
-        return chain.with_tensors(rows, vectors, statistics)
+        return chain.with_tensors(rows, vectors, statistics, fixed=fixed)
 
 
 class RefinementLosses(NamedTuple):

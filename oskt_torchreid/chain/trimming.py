@@ -46,7 +46,7 @@ def trimmed(chain: WeightChain, widest: Width) -> WeightChain:
     plan = full_plan(chain.graph, widest)
     chain.check_range(plan)
     student = expand_to_plan(chain, plan)
-    graph = network.traced_alone(student, chain.input_size)
+    graph = network.traced_alone(student, chain.input_size, chain.graph.keep)
     channels = lineage.student_channels(chain.graph, chain.layout_of, graph)
     labels = {name: _first_of(channels[name], clusters) for name, clusters in chain.teacher_to_chain.items()}
     trees = {name: _cut(tree, channels[name]) for name, tree in chain.trees.items()}

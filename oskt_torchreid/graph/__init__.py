@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from . import rules  # noqa: F401  it registers the rules of operators
-from .building import trace_module
 from .calls import Call, Rule, register_rule
 from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
 from .plans import Width, balanced, check_plan, check_widths, full_plan, ratio_plan
-from .recording import Recording, spread
+from .recording import Recording
 from .rules.elementwise import keep, spatial
 from .scaling import FeaturePath, feature_path
+from .shadows import spread
 from .surgery.rebuild import adapt_code, rebuild, register_attribute_rule
 from .surgery.shell import shell
 from .tracer import Tracer, check_model
+from .tracing import trace_module
 
 __all__ = [
     "Axis",

@@ -1,73 +1,32 @@
-"""From one forward pass of a network to its channel graph: united ids, equal signatures, groups, coverage."""
+"""From a trace of a network to its channel graph: united ids, equal signatures, groups, coverage."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import GraphError
-from ..networks import DEFAULT_INPUT_SIZE, unwrapped
-from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
-from .modules import Attention, ChannelNorm, Reduction, Route, SplitPoint
-from .probing import find_routes
-from .recording import RecordedTie, Recording
-from .surgery.rebuild import rebuild
-from .tracer import Tracer, check_model, run
-from .trial import check_movements
-
-
-def trace_module(model: nn.Module, input_size: tuple[int, ...] = DEFAULT_INPUT_SIZE) -> ChannelGraph:
-    """Follows every channel of a network through a forward pass in training and one in evaluation.
-
-    Args:
-        model: any module that maps an image batch to features or class scores; not changed.
-        input_size: `(channels, height, width)` of the image to run it on; it only affects speed, unless the network is
-            made for one size.
-
-    Returns:
-        The channel graph; `print(graph.summary())` shows it.
-
-    Raises:
-        GraphError: an operator without a rule, a reduction over channels, weights that are computed on the fly, or code
-            that splits channels at fixed positions; the message says where and what to do.
-    """
-    model = unwrapped(model)
-    check_model(model)
-    twin = twin_of(model)
-    tracer = run_both(twin, input_size)
-    routes = find_routes(twin, tracer.frames.passages) if tracer.movements else []
-    graph = build_graph(twin, tracer, input_size, routes)
-    if tracer.movements or graph.splits or graph.reductions:
-        check_movements(
-            twin, graph, tracer.movements, lambda other, size: build_graph(other, run_both(other, size), size)
-        )
-    return graph
-
-
-def twin_of(model: nn.Module) -> nn.Module:
-    """A copy that shares a network's parameters: whatever its code changes while it runs, the network stays as it is.
-
-    Raises:
-        GraphError: a module that keeps something which cannot be copied.
-    """
-    own = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
-    state = model.state_dict(keep_vars=True)
-    return rebuild(model, {name: own[name] if name in own else tensor.detach() for name, tensor in state.items()})
-
-
-def run_both(model: nn.Module, input_size: tuple[int, ...]) -> Tracer:
-    """Traces a pass in training and one in evaluation: parts of a network that run in one mode alone are seen too."""
-    return run(model, input_size, run(model, input_size), training=False)
+from .channel_graph import Axis, ChannelGraph, Tie
+from .fixing import OUTPUT, fix_lengths, fix_modules, fix_products, fixed_reasons
+from .grouping import named_groups, signature_classes
+from .modules import Route
+from .notes import RecordedTie
+from .recording import Recording
+from .records import records_of
+from .sizes import PLAIN, Reading
 
 
 def build_graph(
-    model: nn.Module, recording: Recording, input_size: tuple[int, ...], routes: Sequence[Route] = ()
+    model: nn.Module,
+    recording: Recording,
+    input_size: tuple[int, ...],
+    routes: Sequence[Route] = (),
+    reading: Reading = PLAIN,
 ) -> ChannelGraph:
     """Turns a trace into a graph; `routes` are in the recording's provisional ids.
 
@@ -77,51 +36,50 @@ def build_graph(
     Raises:
         GraphError: a tensor that took part in the forward pass has an axis of unknown channels.
     """
+    state = model.state_dict(keep_vars=True)
+    _tie_kept(recording, state)
     channel_of = united(recording)
     recorded = [*recording.ties.values(), *_elementwise_ties(recording, channel_of)]
     channel_of, num_channels = _renumbered(channel_of, recorded)
     ties = _interned(recorded, channel_of)
-    fixed = _fixed_reasons(recording, ties, channel_of, num_channels)
-    _fix_modules(model, ties, fixed)
+    records = records_of(recording, recorded, channel_of, routes, reading)
+    fixed = fixed_reasons(recording, ties, channel_of, num_channels, reading)
+    fix_modules(model, ties, fixed)
+    fix_lengths(recording, records.attentions, channel_of, fixed)
+    fix_products(records, ties, fixed)
+    records = records.without_parts(fixed != "")
     gates = [(channel_of[gate], channel_of[fine]) for gate, fine in recording.gates]
-    reductions = _reductions(recording, channel_of)
-    norms = _norms(recording, channel_of)
-    attentions = _attentions(recording, recorded, channel_of)
     axes = [axis.channels for axis in dict.fromkeys(tie.axis for tie in ties)]
-    axes += [reduction.channels[None] for reduction in reductions]
-    axes += [norm.channels for norm in norms]
-    axes += [attention.channels for attention in attentions]
-    labels = _signature_classes(axes, gates, fixed, num_channels)
-    state = model.state_dict(keep_vars=True)
+    groups = named_groups(
+        signature_classes([*axes, *records.axes], gates, fixed, num_channels), ties, recording.matrices, fixed
+    )
     _check_coverage(recording, ties, {name: tuple(t.shape) for name, t in state.items() if t.is_floating_point()})
     rows = {tie.tensor: tie for tie in ties if tie.role == "row"}
     scores = recording.scores & recording.matrices & rows.keys()
     heads = frozenset(name for name in scores if all(fixed[rows[name].channels].ravel() == OUTPUT))
     unused = tuple(name for name, t in state.items() if t.dim() > 0 and name not in recording.touched)
-    groups = _named_groups(labels, ties, recording.matrices, fixed)
-    routes = _routes(routes, channel_of)
-    splits = _splits(recording, channel_of, {route.module for route in routes})
-    matrices = frozenset(recording.matrices)
-    size = tuple(input_size)
     parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    parts = (splits, routes, reductions, norms, attentions, parameters)
-    return ChannelGraph(tuple(ties), groups, matrices, heads, unused, size, *parts)
-
-
-OUTPUT = "output of the network"
+    matrices, size = frozenset(recording.matrices), tuple(input_size)
+    kept = {"keep": tuple(sorted(recording.keeping.modules)), "kept": tuple(recording.keeping.parts.values())}
+    found = {**records._asdict(), **kept, "parameters": parameters}
+    return ChannelGraph(tuple(ties), groups, matrices, heads, unused, size, **found)
 
 
 def united(recording: Recording) -> np.ndarray:
     """Smallest united id per provisional id: ids grow with execution, so channels come out in the network's order."""
-    count = recording.num_ids
-    pairs = (
-        np.concatenate([np.stack(pair) for pair in recording.unions], 1) if recording.unions else np.empty((2, 0), int)
-    )
-    links = coo_matrix((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=(count, count))
-    _, component = connected_components(links, directed=False)
-    smallest = np.full(component.max(initial=-1) + 1, count)
-    np.minimum.at(smallest, component, np.arange(count))
-    return smallest[component]
+    smallest = np.arange(recording.num_ids)
+    if not recording.unions:
+        return smallest
+    pairs = np.concatenate([np.stack(pair) for pair in recording.unions], 1)
+    among = np.zeros(recording.num_ids, bool)  # most ids of a large bare parameter are in no pair
+    among[pairs] = True
+    met, pairs = np.flatnonzero(among), (np.cumsum(among) - 1)[pairs]
+    links = coo_matrix((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=(len(met), len(met)))
+    count, component = connected_components(links, directed=False)
+    first = np.full(count, recording.num_ids)
+    np.minimum.at(first, component, met)
+    smallest[met] = first[component]
+    return smallest
 
 
 def graph_channels(recording: Recording, graph: ChannelGraph) -> np.ndarray:
@@ -135,10 +93,42 @@ def graph_channels(recording: Recording, graph: ChannelGraph) -> np.ndarray:
     return found[channel_of]
 
 
+def _tie_kept(recording: Recording, state: Mapping[str, Tensor]) -> None:
+    """Fixes the channels of tensors that stay whole; one that no layer has tied gets a channel per entry of axis 0.
+
+    A layer's weight that is also combined directly with activations, in a way that fixes an element, is one of them.
+    """
+    layers = {tie.tensor for tie in recording.ties.values()} & recording.elementwise.keys()
+    if layers:
+        channel_of = united(recording)
+        fixed = _among(channel_of, (ids for ids, _ in recording.fixed))
+        for name in layers:
+            if fixed[channel_of[recording.elementwise[name].numpy()]].any():
+                recording.keeping.tensors.setdefault(name, f"'{name}' is not a layer's alone")
+    for name, reason in recording.keeping.names_inside(state).items():
+        tensor, known = state[name], [tie for tie in recording.ties.values() if tie.tensor == name]
+        for ids in [torch.from_numpy(tie.ids) for tie in known]:
+            recording.fix(ids, reason)
+        if (elements := recording.elementwise.get(name)) is not None:
+            recording.fix(elements, reason)
+        if not known and tensor.dim() > 0 and tensor.is_floating_point():
+            recording.elementwise.pop(name, None)
+            recording.matrices.discard(name)
+            rows = recording.fresh(len(tensor))
+            recording.tie(tensor, 0, "row", rows)
+            recording.fix(rows, reason)
+
+
 def _elementwise_ties(recording: Recording, channel_of: np.ndarray) -> Iterable[RecordedTie]:
-    """A bare parameter's one axis of channels, read off its elements' ids; one with several is fixed."""
+    """A bare parameter's one axis of channels, read off its elements' ids; one with several is fixed.
+
+    One that meets no channels of a layer has none itself.
+    """
+    of_layers = _among(channel_of, (tie.ids for tie in recording.ties.values()))
     for name, ids in recording.elementwise.items():
         channels = channel_of[ids.numpy()]
+        if not of_layers[channels].any():
+            continue
         varying = [axis for axis in range(channels.ndim) if (channels != channels.take([0], axis)).any()]
         if len(varying) > 1:
             recording.fixed.append((channels.reshape(-1), f"'{name}' differs along several axes"))
@@ -147,9 +137,17 @@ def _elementwise_ties(recording: Recording, channel_of: np.ndarray) -> Iterable[
             yield RecordedTie(name, varying[0], "row", along.reshape(1, -1))
 
 
+def _among(channel_of: np.ndarray, parts: Iterable[np.ndarray]) -> np.ndarray:
+    """Whether each united id is the channel of one of some provisional ids, a mask of `channel_of`'s length."""
+    found = np.zeros(len(channel_of), bool)
+    for ids in parts:
+        found[channel_of[ids]] = True
+    return found
+
+
 def _renumbered(channel_of: np.ndarray, recorded: list[RecordedTie]) -> tuple[np.ndarray, int]:
     """Consecutive numbers for the channels that appear in a tie; -1 for ids that appear in none."""
-    used = np.unique(np.concatenate([channel_of[tie.ids].reshape(-1) for tie in recorded]))
+    used = np.flatnonzero(_among(channel_of, (tie.ids for tie in recorded)))
     number = np.full(len(channel_of) + 1, -1)
     number[used] = np.arange(len(used))
     return number[channel_of], len(used)
@@ -164,153 +162,6 @@ def _interned(recorded: list[RecordedTie], channel_of: np.ndarray) -> list[Tie]:
         axis = axes.setdefault((channels.shape, channels.tobytes()), Axis(channels))
         ties.append(Tie(tie.tensor, tie.dimension, tie.role, axis))
     return ties
-
-
-def _splits(recording: Recording, channel_of: np.ndarray, routed: set[str]) -> tuple[SplitPoint, ...]:
-    """Split points of known channels, except those of modules whose own code will not run in a student."""
-    return tuple(
-        SplitPoint(module, attribute, tuple(channel_of[part] for part in parts))
-        for module, attribute, parts in recording.splits
-        if module not in routed and all((channel_of[part] >= 0).all() for part in parts)
-    )
-
-
-def _routes(routes: Sequence[Route], channel_of: np.ndarray) -> tuple[Route, ...]:
-    """Routes of known channels."""
-    return tuple(
-        replace(route, sources=tuple(channel_of[source] for source in route.sources))
-        for route in routes
-        if all((channel_of[source] >= 0).all() for source in route.sources)
-    )
-
-
-def _reductions(recording: Recording, channel_of: np.ndarray) -> tuple[Reduction, ...]:
-    reductions = []
-    for module, (operator, ids) in recording.reductions.items():
-        channels = channel_of[ids.numpy()]
-        if (channels < 0).any():
-            raise GraphError(f"'{operator}' in module '{module}' reduces over channels that no layer produces")
-        reductions.append(Reduction(module, operator, channels))
-    return tuple(reductions)
-
-
-def _norms(recording: Recording, channel_of: np.ndarray) -> tuple[ChannelNorm, ...]:
-    """Norms over channels that some layer produces."""
-    found = (ChannelNorm(module, channel_of[ids]) for module, ids in recording.norms.items())
-    return tuple(norm for norm in found if (norm.channels >= 0).all())
-
-
-def _attentions(recording: Recording, recorded: list[RecordedTie], channel_of: np.ndarray) -> tuple[Attention, ...]:
-    """Attentions, with the rows that produced the ids of their queries and keys.
-
-    Provisional ids still distinguish queries, keys and values, which have been united since. Rows are given if linear
-    layers produce them and no other tensor (a norm of the queries) lies between these and the product.
-    """
-    attentions = []
-    for module, product in recording.attentions.items():
-        ids = np.concatenate([product.queries.reshape(-1), product.keys.reshape(-1)])
-        positions = {}
-        for tie in recorded:
-            if tie.role == "row":
-                found = np.flatnonzero(np.isin(tie.ids.reshape(-1), ids))
-                positions.update({tie.tensor: found} if len(found) else {})
-        linear = {name.rpartition(".")[0] for name in positions if name in recording.matrices}
-        if any(name.rpartition(".")[0] not in linear for name in positions):
-            positions = {}
-        channels = channel_of[product.queries]
-        if (channels < 0).any():
-            raise GraphError(f"attention in module '{module}' has queries and keys that no layer produces")
-        attentions.append(Attention(module, channels, positions, product.scale_follows))
-    return tuple(attentions)
-
-
-def _fix_modules(model: nn.Module, ties: Sequence[Tie], fixed: np.ndarray) -> None:
-    """Fixes, in place, the channels that the `fixed_modules` of a network's modules produce (names of their children).
-
-    With this attribute a network excludes channels from narrowing, such as the embedding in front of the first layer.
-    """
-    for name, module in model.named_modules():
-        for child in getattr(module, "fixed_modules", ()):
-            inside = f"{name}.{child}." if name else f"{child}."
-            for tie in ties:
-                if tie.role == "row" and tie.tensor.startswith(inside):
-                    fixed[tie.channels] = f"'{child}' is one of the network's fixed_modules"
-
-
-def _fixed_reasons(recording: Recording, ties: list[Tie], channel_of: np.ndarray, num_channels: int) -> np.ndarray:
-    """Why each channel is fixed, an object array `[num_channels]`; empty where it is not.
-
-    An output whose channels some layer consumes is a feature and may be narrowed; one that none consumes is a result.
-    """
-    reasons = np.full(num_channels, "", dtype=object)
-    for ids, reason in recording.fixed:
-        channels = channel_of[ids]
-        reasons[channels[channels >= 0]] = reason
-    consumed = np.zeros(num_channels, bool)
-    for tie in ties:
-        if tie.role == "column":
-            consumed[tie.channels.reshape(-1)] = True
-    for ids in recording.outputs:
-        channels = channel_of[ids]
-        channels = channels[channels >= 0]
-        reasons[channels[~consumed[channels]]] = OUTPUT
-    return reasons
-
-
-def _signature_classes(
-    axes: Sequence[np.ndarray], gates: list[tuple[np.ndarray, np.ndarray]], fixed: np.ndarray, num_channels: int
-) -> np.ndarray:
-    """Class per channel, `[num_channels]`: one class is refined by axes, gates and reasons until all agree.
-
-    Axes are the channels `[blocks, length]` of ties, reductions and norms.
-
-    Example with 4 channels: a tie of channels `[0, 1]` and one of `[[1, 2], [3, 3]]` (two convolution groups) give
-    the signatures {0: first}, {1: first, block 0}, {2: block 0}, {3: block 1 twice}, hence four classes.
-    """
-    labels = np.zeros(num_channels, np.int64)
-    for channels in axes:
-        blocks = np.repeat(np.arange(channels.shape[0]), channels.shape[1])
-        keys, counts = np.unique(channels.reshape(-1) * channels.shape[0] + blocks, return_counts=True)
-        touched, block = np.divmod(keys, channels.shape[0])
-        _refine(labels, touched, block * (counts.max(initial=0) + 1) + counts)
-    for gate, fine in gates:
-        pairs = np.unique(np.stack([fine, gate]), axis=1)
-        _refine(labels, *pairs[:, (pairs >= 0).all(0)])
-    reasons, reason = np.unique(fixed.astype(str), return_inverse=True)
-    _refine(labels, np.arange(num_channels), reason)
-    return labels
-
-
-def _refine(labels: np.ndarray, channels: np.ndarray, codes: np.ndarray) -> None:
-    """Splits classes, in place: a class is split if its channels received different codes, or none."""
-    while len(channels):
-        unique, first = np.unique(channels, return_index=True)
-        pair = labels[unique] * (codes.max() + 1) + codes[first]
-        labels[unique] = labels.max() + 1 + np.unique(pair, return_inverse=True)[1]
-        rest = np.setdiff1d(np.arange(len(channels)), first)
-        channels, codes = channels[rest], codes[rest]
-
-
-def _named_groups(labels: np.ndarray, ties: list[Tie], matrices: set[str], fixed: np.ndarray) -> tuple:
-    """Groups in the order of their first channels, each named after the module that first produces it."""
-    producer = np.full(len(labels), "", dtype=object)
-    for preferred in (False, True):  # a matrix, where there is one, overrides a vector
-        for tie in reversed(ties):
-            if tie.role == "row" and (tie.tensor in matrices) == preferred:
-                module = tie.tensor.rpartition(".")[0] or tie.tensor
-                names = [f"{module}[{block}]" for block in range(tie.blocks)] if tie.blocks > 1 else [module]
-                producer[tie.channels] = np.array(names, dtype=object)[:, None]
-    order = np.argsort(labels, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []
-    members.sort(key=lambda channels: channels[0])
-    names = [producer[channels[0]] for channels in members]
-    shared = {name for name, count in Counter(names).items() if count > 1}
-    seen: dict[str, int] = {}
-    groups = []
-    for name, channels in zip(names, members, strict=True):
-        seen[name] = seen.get(name, -1) + 1
-        groups.append(ChannelGroup(f"{name}:{seen[name]}" if name in shared else name, channels, fixed[channels[0]]))
-    return tuple(groups)
 
 
 def _check_coverage(recording: Recording, ties: list[Tie], shapes: dict[str, tuple[int, ...]]) -> None:

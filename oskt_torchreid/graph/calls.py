@@ -7,15 +7,15 @@ Most operators need none of their own: pass one of those in `rules` to `register
     from oskt_torchreid import graph
     graph.register_rule("mylib::swish", graph.keep)      # each output element has the channel of its input element
 
-An operator that receives channels and has no rule raises an error: if it were skipped, part of a network could stay at
-full width while every test of the outputs passes.
+An operator that receives channels and has no rule keeps them whole (`keeping.py`), which is said, or raises an error:
+if it were skipped, part of a network could stay at full width while every test of the outputs passes.
 
 Calls of modules are followed as well, to see what a module's own code does between the modules that it calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +27,10 @@ from torch import Tensor, nn
 from ..errors import ConfigError, GraphError, expect
 from ..networks import watched
 from ..registry import remembered
-from .recording import Frame, Recording
+from .keeping import ways_out
+from .notes import Frame
+from .recording import Recording
+from .sizes import input_channels
 
 
 class Call:
@@ -96,14 +99,12 @@ def rule_for(call: Call, module: str) -> Rule:
     """The rule of a call.
 
     Raises:
-        GraphError: there is none; the message names the operator, the module and the hook.
+        GraphError: there is none; the message names the operator and the module.
     """
     rule = _RULES.get(call.operator) or _RULES.get(call.operator.removesuffix("_"))
     if rule is None:
         raise GraphError(
-            f"operator '{call.operator}' in module '{module}' has no rule that says what it does to channels; add one "
-            f"with oskt_torchreid.graph.register_rule('{call.operator}', rule): graph.keep where every output element "
-            "has the channel of its input element, graph.spatial for pooling and the like, or your own"
+            f"operator '{call.operator}' in module '{module}' has no rule that says what it does to channels"
         )
     return rule
 
@@ -149,12 +150,24 @@ class Passage:
         return self.calls == other.calls and lengths == others
 
 
+def nested_tensors(outputs: Any) -> Iterable[Tensor]:
+    """The tensors in what a network returns: one, or lists, tuples and dictionaries of them, in order."""
+    if isinstance(outputs, Tensor):
+        yield outputs
+    elif isinstance(outputs, dict):
+        yield from nested_tensors(list(outputs.values()))
+    elif isinstance(outputs, (list, tuple)):
+        for output in outputs:
+            yield from nested_tensors(output)
+
+
 class Frames:
     """Follows the calls of modules, and records those whose own code moves channels."""
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self._passages: dict[str, Passage | None] = {}
+        self._unweighted: set[str] = set()
 
     @property
     def passages(self) -> list[Passage]:
@@ -168,24 +181,52 @@ class Frames:
 
     def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         given = args[0] if len(args) == 1 and not kwargs and torch.is_tensor(args[0]) else None
-        self._recording.running.append(Frame(name, given, [self._recording.plain_channels(given)]))
+        inputs = input_channels(self._recording, [*args, *kwargs.values()])
+        self._recording.running.append(Frame(name, given, [self._recording.plain_channels(given)], inputs))
+        kept = self._recording.keeping
+        if name in kept.modules and kept.inside is None:
+            kept.inside = kept.part(name)
+            self._recording.keep_whole(kept.inside, nested_tensors([args, kwargs]))
 
     def _leave(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
         frame = self._recording.running.pop()
+        kept = self._recording.keeping
+        if kept.inside is not None and kept.inside.module == name:
+            self._recording.keep_whole(kept.inside, nested_tensors(output))  # what it was given, and gives back
+            kept.inside = None
         channels = self._recording.plain_channels(output)
         if self._recording.running:
             self._recording.running[-1].calls.append(frame.name)
             self._recording.running[-1].sources.append(channels)
-        if frame.reduction is not None:
-            self._keep_reduction(frame, *frame.reduction)
+        if frame.reductions:
+            self._keep_reductions(frame)
         if frame.name in self._recording.movements:
             self._keep_passage(frame, None if channels is None else Passage.of(frame))
 
-    def _keep_reduction(self, frame: Frame, operator: str, ids: Tensor) -> None:
-        known, known_ids = self._recording.reductions.setdefault(frame.name, (operator, ids))
-        if frame.reads != 1 or operator != known or len(ids) != len(known_ids):
-            raise unweighted(operator, frame.name)
-        self._recording.unite(known_ids, ids)
+    def _keep_reductions(self, frame: Frame) -> None:
+        """A module that reduces its input, and does nothing else with it in any pass, is weighted; no other can be."""
+        (operator, ids, _), *others = frame.reductions
+        found = self._recording.reductions
+        known, known_ids = found.get(frame.name, (operator, ids))
+        weighted = frame.reads == 1 and not others and operator == known and len(ids) == len(known_ids)
+        if weighted and frame.name not in self._unweighted:
+            self._recording.unite(known_ids, ids)
+            found.setdefault(frame.name, (operator, ids))
+            return
+        self._unweighted.add(frame.name)
+        earlier = [(*found.pop(frame.name), "")] if frame.name in found else []
+        for reduction in (*earlier, *frame.reductions):
+            self._keep_unweighted(frame.name, *reduction)
+
+    def _keep_unweighted(self, module: str, operator: str, ids: Tensor, place: str) -> None:
+        """A mean counts channels as a norm does; those that are summed keep their width."""
+        if operator == "mean":
+            self._recording.norms.append((module, ids.reshape(1, -1).numpy()))
+            return
+        keeping = self._recording.keeping
+        if keeping.strict:
+            raise GraphError(f"{unweighted(operator, module)} ({place}); {ways_out(module, operator)}")
+        self._recording.fix(ids, keeping.part(module, operator, "summed over", place).reason)
 
     def _keep_passage(self, frame: Frame, passage: Passage | None) -> None:
         """A module that is called twice must do the same both times; the channels of the two calls are united."""
@@ -198,7 +239,7 @@ class Frames:
 
 
 def unweighted(operator: str, module: str) -> GraphError:
-    """The error of a reduction over channels that cannot be weighted."""
+    """The error of a sum over channels that cannot be weighted."""
     return GraphError(
         f"operator '{operator}' in module '{module}' reduces over channels: merged channels would count once instead "
         "of as often as they were merged. A mean or sum is weighted where it is the one use that a module makes of its "

@@ -22,7 +22,8 @@ from typing import Literal
 import numpy as np
 from tabulate import tabulate
 
-from .modules import Attention, ChannelNorm, Reduction, Route, SplitPoint
+from .keeping import Kept
+from .modules import Attention, ChannelNorm, Parts, Reduction, Route, SplitPoint
 
 Role = Literal["row", "column"]
 """A tensor's operator produces (or scales) the channels of a row, and consumes those of a column."""
@@ -120,6 +121,9 @@ class ChannelGraph:
         norms: modules that normalise over channels.
         attentions: modules that multiply queries with keys.
         parameters: how many numbers each parameter of the network has; empty in a graph of an earlier version's file.
+        parts: channels that modules' own code cuts into equal parts.
+        keep: names of the modules that were asked to stay whole.
+        kept: every part that stays whole, these modules included.
     """
 
     ties: tuple[Tie, ...]
@@ -134,6 +138,9 @@ class ChannelGraph:
     norms: tuple[ChannelNorm, ...] = ()
     attentions: tuple[Attention, ...] = ()
     parameters: Mapping[str, int] = field(default_factory=dict)
+    parts: tuple[Parts, ...] = ()
+    keep: tuple[str, ...] = ()
+    kept: tuple[Kept, ...] = ()
 
     @cached_property
     def axes(self) -> tuple[Axis, ...]:
@@ -178,12 +185,27 @@ class ChannelGraph:
         Example: of a matrix of 4 rows and 6 columns, 1 row and 2 columns are immovable: all but `3 * 4` of its 24
         numbers count.
         """
-        movable = dict.fromkeys((tie.tensor for tie in self.ties), 1.0)
+        return self._share(self.immovable, untied=1.0)
+
+    @cached_property
+    def whole(self) -> np.ndarray:
+        """Whether each channel is one of a part that is kept whole, shape `[num_channels]`."""
+        reasons = {part.reason for part in self.kept}
+        return np.array([group.fixed in reasons for group in self.groups], bool)[self.group_of_channel]
+
+    @cached_property
+    def kept_share(self) -> float:
+        """The share of the parameters that are in parts kept whole, or make or read the channels of such parts."""
+        return self._share(self.whole, untied=0.0)
+
+    def _share(self, channels: np.ndarray, untied: float) -> float:
+        """The share of the parameters that lie along chosen channels, a mask; or along none, of which `untied`."""
+        others = dict.fromkeys((tie.tensor for tie in self.ties), 1.0)
         for tie in self.ties:
-            movable[tie.tensor] *= 1 - float(self.immovable[tie.channels].mean())
+            others[tie.tensor] *= 1 - float(channels[tie.channels].mean())
         total = sum(self.parameters.values())
-        stays = sum(count * (1 - movable.get(name, 0.0)) for name, count in self.parameters.items())
-        return stays / total if total else 0.0
+        chosen = sum(count * (1 - others.get(name, 1 - untied)) for name, count in self.parameters.items())
+        return chosen / total if total else 0.0
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -236,13 +258,19 @@ class ChannelGraph:
 
     @cached_property
     def blocked_axes(self) -> list[np.ndarray]:
-        """Channels `[blocks, length]` of every axis that has several blocks; heads are blocks as well."""
+        """Channels `[blocks, length]` of every axis that has several blocks; heads and parts are blocks as well."""
         channels = [axis.channels for axis in self.axes]
         channels += [norm.channels for norm in self.norms]
         channels += [attention.channels for attention in self.attentions]
+        channels += [parts.channels for parts in self.parts]
         return [blocks for blocks in channels if len(blocks) > 1]
 
     @cached_property
-    def blocked_groups(self) -> list[list[np.ndarray]]:
-        """Indices of the groups in each block of each of `blocked_axes`."""
-        return [[np.unique(self.group_of_channel[block]) for block in channels] for channels in self.blocked_axes]
+    def blocked_groups(self) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+        """Per block of each of `blocked_axes`: indices of its groups, and how often it has their channels."""
+        return [[self._counted(block) for block in channels] for channels in self.blocked_axes]
+
+    def _counted(self, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        groups, positions = np.unique(self.group_of_channel[block], return_counts=True)
+        _, channels = np.unique(self.group_of_channel[np.unique(block)], return_counts=True)
+        return groups, positions // channels

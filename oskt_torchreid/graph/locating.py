@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..networks import watched
 from .building import graph_channels
 from .channel_graph import ChannelGraph
-from .recording import compact
+from .keeping import Keeping
+from .shadows import compact
 from .tracer import Tracer, nested_tensors, run
 
 
@@ -50,7 +51,7 @@ def locate(model: nn.Module, graph: ChannelGraph) -> Places:
         model: not changed.
         graph: its channel graph.
     """
-    tracer = Tracer(model)
+    tracer = Tracer(model, Keeping(graph.keep))
     found: list[list[tuple[str, list[Tensor | None]]]] = []
     for training in (True, False):
         returned: list[tuple[str, list[Tensor | None]]] = []
@@ -80,15 +81,15 @@ def lifted(tensor: Tensor, channels: np.ndarray, position_of: Callable[[np.ndarr
     Args:
         tensor: of the student.
         channels: see `Located`; of the teacher's.
-        position_of: for the channels along an axis, `[length]`: the student's position of each.
+        position_of: for the channels along an axis, `[length]`, -1 for a constant: the student's position of each.
 
     Returns:
-        The tensor in the teacher's shape; `None` where that cannot be told, as for channels mixed with images.
+        The tensor in the teacher's shape; `None` where that cannot be told.
 
     Example: channels `0 1 2` of which 0 and 2 share the first of a student's two slots: `[[5, 7]]` becomes
     `[[5, 7, 5]]`.
     """
-    if tensor.dim() != channels.ndim or (channels < 0).any():
+    if tensor.dim() != channels.ndim:
         return None
     varying = [axis for axis, size in enumerate(channels.shape) if size > 1]
     if not varying:

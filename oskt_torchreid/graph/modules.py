@@ -13,13 +13,27 @@ class SplitPoint:
 
     Attributes:
         module: name of the module.
-        attribute: name of the attribute; the teacher's value is the length of every part but the last.
+        attribute: name of the attribute, or `name[place]` of a tuple; the teacher's value is the length of every part
+            but the last, or of the only one.
         parts: channels of each part.
     """
 
     module: str
     attribute: str
     parts: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Parts, equally long in every student, that a module's own code cuts channels into, or compares with each other.
+
+    Attributes:
+        module: name of the module.
+        channels: channels of each part, shape `[parts, length]`.
+    """
+
+    module: str
+    channels: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)

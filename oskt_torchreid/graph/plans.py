@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from numbers import Integral, Real
 from typing import Protocol
@@ -201,18 +201,24 @@ def parameters_left(graph: ChannelGraph, widths: Mapping[str, int]) -> float:
     return sum(graph.parameters[name] * share for name, share in left.items()) / max(1, sum(graph.parameters.values()))
 
 
-def _lower(graph: ChannelGraph, blocks: list[np.ndarray], width: np.ndarray, least: np.ndarray) -> bool:
+Blocks = list[tuple[np.ndarray, np.ndarray]]
+"""Indices of the groups in each block of an axis, and how often it has each of their channels."""
+
+
+def _lower(graph: ChannelGraph, blocks: Blocks, width: np.ndarray, least: np.ndarray) -> bool:
     """Lowers widths, `[groups]`, in place, until the blocks of one axis agree; returns whether it had to."""
-    totals = [int(width[groups].sum()) for groups in blocks]
+    totals = [int(width[groups] @ times) for groups, times in blocks]
     if max(totals) == min(totals):
         return False
     size = np.array([group.size for group in graph.groups])
-    for groups, total in zip(blocks, totals, strict=True):
-        for _ in range(total - min(totals)):
+    for (groups, times), total in zip(blocks, totals, strict=True):
+        while total > min(totals):
             share = np.where(width[groups] > least[groups], width[groups] / size[groups], 0)
             if share.max() == 0:
                 raise _unequal(graph, blocks, {group.name: int(width[i]) for i, group in enumerate(graph.groups)})
-            width[groups[share.argmax()]] -= 1
+            chosen = share.argmax()
+            width[groups[chosen]] -= 1
+            total -= int(times[chosen])
     return True
 
 
@@ -249,13 +255,14 @@ def check_plan(graph: ChannelGraph, widths: Mapping[str, int]) -> None:
             raise _unequal(graph, blocks, widths)
 
 
-def _unequal(graph: ChannelGraph, blocks: list[np.ndarray], widths: Mapping[str, int]) -> WidthError:
-    """The error of blocks of different lengths; `blocks` are indices of the groups in each."""
-    lengths = [sum(widths[group.name] for group in _members(graph, block)) for block in blocks]
-    names = [" + ".join(f"'{group.name}'" for group in _members(graph, block)) for block in blocks]
+def _unequal(graph: ChannelGraph, blocks: Blocks, widths: Mapping[str, int]) -> WidthError:
+    """The error of blocks of different lengths."""
+    members = [([graph.groups[index] for index in groups], times) for groups, times in blocks]
+    lengths = [sum(widths[g.name] * int(n) for g, n in zip(*block, strict=True)) for block in members]
+    names = [_some(f"'{group.name}'" for group in groups) for groups, _ in members]
     narrow, wide = int(np.argmin(lengths)), int(np.argmax(lengths))
-    least = max(sum(_least(group) for group in _members(graph, block)) for block in blocks)
-    most = min(sum(group.size for group in _members(graph, block)) for block in blocks)
+    least = max(sum(_least(g) * int(n) for g, n in zip(*block, strict=True)) for block in members)
+    most = min(sum(g.size * int(n) for g, n in zip(*block, strict=True)) for block in members)
     return WidthError(
         "convolution groups, heads and blocks of a norm along one axis must be equally wide, but "
         f"{names[wide]} would get {lengths[wide]} channels and {names[narrow]} beside it {lengths[narrow]}; legal "
@@ -264,8 +271,9 @@ def _unequal(graph: ChannelGraph, blocks: list[np.ndarray], widths: Mapping[str,
     )
 
 
-def _members(graph: ChannelGraph, block: np.ndarray) -> Iterator[ChannelGroup]:
-    return (graph.groups[index] for index in block)
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return " + ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _least(group: ChannelGroup) -> int:

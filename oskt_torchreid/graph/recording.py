@@ -7,7 +7,6 @@ stride 0 along every axis along which it does not vary, and therefore nearly fre
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,53 +15,16 @@ from torch import Tensor, nn
 
 from ..errors import GraphError
 from .channel_graph import Role
-
-
-@dataclass(frozen=True, eq=False)
-class RecordedTie:
-    """A tie in provisional ids, before united channels have become one; `ids` is `[blocks, length]`."""
-
-    tensor: str
-    dimension: int
-    role: Role
-    ids: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class RecordedAttention:
-    """Provisional ids `[heads, head size]` of queries and keys, and whether the scale is the head's own."""
-
-    queries: np.ndarray
-    keys: np.ndarray
-    scale_follows: bool
-
-
-@dataclass(eq=False)
-class Frame:
-    """A module call that is running.
-
-    Attributes:
-        name: name of the module.
-        given: its input, if that is a single tensor and nothing else.
-        sources: ids along axis 1 of its input, then of the output of each module called by its own code; `None` for
-            anything but a single tensor whose channels lie along axis 1.
-        calls: names of the modules that its own code called, in order.
-        reads: how many operators read its input, those of the modules that it calls included.
-        reduction: operator, and ids of the input, if its own code reduces its input over channels.
-    """
-
-    name: str
-    given: Tensor | None
-    sources: list[Tensor | None]
-    calls: list[str] = field(default_factory=list)
-    reads: int = 0
-    reduction: tuple[str, Tensor] | None = None
+from .keeping import Keeping, Kept, NoRemedyError, memory, users_line
+from .notes import Frame, Makers, RecordedAttention, RecordedTie
+from .shadows import compact
 
 
 class Recording:
     """What a network does to channels while it runs: ties, unions, gates, fixed channels. Rules read it and add to it.
 
     Attributes:
+        transient: module and name of the buffers that are in no state dict, by their `id`.
         ties: recorded ties by `(tensor, axis, role)`, in order.
         elementwise: provisional ids, in the tensor's own shape, of every bare parameter that is combined directly with
             activations.
@@ -71,10 +33,21 @@ class Recording:
         fixed: pairs `(ids, reason)` of channels that must keep their width.
         matrices: weights of convolutions and linear layers.
         image_inputs: the matrices whose columns are the image's own channels.
+        keeping: the parts of the network that stay whole.
         movements: module name -> operator, where channels were split or reordered at positions chosen by code.
+        moved: module name -> the part of it that does so, and the ids of such channels.
         splits: `(module, attribute, ids of each part)` where a module's own integer says where channels are split.
-        norms: module name -> ids `[blocks, length]` that it normalises over.
-        attentions: module name -> the queries and keys that it multiplies.
+        parts: `(module, ids [parts, length])` that are equally long in every student, see `sizes.py`.
+        perhaps: parts that are equally long unless attributes, which are as long, say how long they are.
+        named_lengths: `(module, attribute, ids [length])` of what is as long as the attribute says.
+        norms: `(module, ids [blocks, length])` that it normalises over.
+        attentions: the queries and keys that modules multiply.
+        makers: by the `id` of an activation, see `makers.py`.
+        reads: `(makers, ids)` of activations that anything but a product over channels reads.
+        mixed: `(ids, reason)` of the inputs of modules with a rule's own parts that stay whole: see `sizes.Reading`.
+        copied: ids of channels of which a depthwise layer makes several rows.
+        stands_for: `(ids of bare parameters, ids of the rows that they are added to)`.
+        numbers: module name -> the numbers that its own code multiplies by or divides by (then their inverse).
         running: the module calls that are running, outermost first; the network itself is not among them.
         reductions: module -> operator and ids of its input, if its own code reduces that and does nothing else with it.
         touched: names of all state-dict tensors that reached an operator.
@@ -82,17 +55,24 @@ class Recording:
         results: the network's output tensors of the last pass.
         scores: matrices whose output for an image is one of the network's outputs, as it is.
         lengths: ids of all channels of which only evaluation takes the length, as in a feature that is normalised.
+        measured: `(ids, module)` of all channels of which a module takes the length in training.
         training: whether the pass is in training mode.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, keeping: Keeping | None = None) -> None:
+        self.keeping = keeping or Keeping()
         self._names: dict[int, str] = {}
         for name, tensor in model.state_dict(keep_vars=True).items():
             self._names.setdefault(id(tensor), name)
+        self.transient = {
+            id(module._buffers[key]): (name, key)
+            for name, module in model.named_modules()
+            for key in module._non_persistent_buffers_set
+        }
         self._shadows: dict[int, Tensor] = {}
+        self._bare: dict[str, tuple[int, int]] = {}
         self._alive: list[Tensor] = []  # an id() is only unique while its tensor lives
         self._model = model
-        self._adrift: dict[int, str] = {}
         self.num_ids = 0
         self.ties: dict[tuple[str, int, Role], RecordedTie] = {}
         self.elementwise: dict[str, Tensor] = {}
@@ -102,9 +82,19 @@ class Recording:
         self.matrices: set[str] = set()
         self.image_inputs: set[str] = set()
         self.movements: dict[str, str] = {}
+        self.moved: dict[str, tuple[Kept, list[Tensor]]] = {}
         self.splits: list[tuple[str, str, list[np.ndarray]]] = []
-        self.norms: dict[str, np.ndarray] = {}
-        self.attentions: dict[str, RecordedAttention] = {}
+        self.parts: list[tuple[str, np.ndarray]] = []
+        self.perhaps: list[tuple[str, np.ndarray]] = []
+        self.named_lengths: list[tuple[str, str, np.ndarray]] = []
+        self.norms: list[tuple[str, np.ndarray]] = []
+        self.attentions: list[RecordedAttention] = []
+        self.makers: dict[int, Makers] = {}
+        self.reads: list[tuple[frozenset[str], np.ndarray]] = []
+        self.mixed: list[tuple[np.ndarray, str]] = []
+        self.copied: list[Tensor] = []
+        self.stands_for: list[tuple[np.ndarray, np.ndarray]] = []
+        self.numbers: dict[str, list[float]] = {}
         self.running: list[Frame] = []
         self.reductions: dict[str, tuple[str, Tensor]] = {}
         self.touched: set[str] = set()
@@ -112,6 +102,7 @@ class Recording:
         self.results: list[Tensor] = []
         self.scores: set[str] = set()
         self.lengths: list[np.ndarray] = []
+        self.measured: list[tuple[np.ndarray, str]] = []
         self.training = True
         self._layer_of: dict[int, str] = {}
 
@@ -124,6 +115,10 @@ class Recording:
     def owner(self) -> str:
         """Name of the module whose own code is running; empty for the network itself."""
         return self.running[-1].name if self.running else ""
+
+    def submodule(self, name: str) -> nn.Module:
+        """A module of the network by its name."""
+        return self._model.get_submodule(name)
 
     def count_reads(self, tensors: Iterable[Tensor]) -> None:
         """Notes which running modules' inputs an operator reads."""
@@ -140,6 +135,26 @@ class Recording:
         """State-dict name of a parameter or buffer; `None` for an activation."""
         return None if tensor is None else self._names.get(id(tensor))
 
+    def known_shadow(self, value: Any) -> Tensor | None:
+        """As `shadow`, but a bare parameter has one only if it was combined with activations before."""
+        return self._shadows.get(id(value), self.elementwise.get(self._names.get(id(value), "")))
+
+    def is_bare(self, shadow: Tensor) -> bool:
+        """Whether a shadow consists of the elements of bare parameters alone."""
+        return bool(self.bare_names(shadow))
+
+    def bare_names(self, shadow: Tensor) -> list[str]:
+        """Names of the bare parameters that a shadow consists of; none if it has other elements as well."""
+        if not self._bare:
+            return []
+        names = list(self._bare)  # in the order of their ids
+        starts, stops = torch.tensor(list(self._bare.values())).t().contiguous()
+        ids = compact(shadow).reshape(-1).contiguous()
+        place = torch.searchsorted(starts, ids, right=True) - 1
+        if not ((place >= 0) & (ids < stops[place])).all():
+            return []
+        return [names[index] for index in torch.bincount(place).nonzero().reshape(-1).tolist()]
+
     def shadow(self, tensor: Any) -> Tensor | None:
         """Channel ids of a tensor's elements, in its shape; `None` where it carries no channels (images, constants).
 
@@ -153,6 +168,7 @@ class Recording:
         if name is None or tensor.numel() < 2 or not tensor.is_floating_point():
             return None
         if name not in self.elementwise:
+            self._bare[name] = self.num_ids, self.num_ids + tensor.numel()
             self.elementwise[name] = self.fresh(tensor.numel()).reshape(tensor.shape)
         return self.elementwise[name]
 
@@ -164,17 +180,66 @@ class Recording:
             return
         if shadow.shape != tensor.shape:
             shapes = f"{tuple(shadow.shape)} to a tensor of {tuple(tensor.shape)}"
-            raise GraphError(f"a rule gave channels of shape {shapes}; it must give one channel per element")
+            raise NoRemedyError(f"a rule gave channels of shape {shapes}; it must give one channel per element")
         self._shadows[id(tensor)] = shadow
 
-    def set_adrift(self, tensor: Tensor, module: str) -> None:
-        """Records that code of `module` wrote channels into this memory, which are not followed any further."""
-        self._alive.append(tensor)  # memory that is in use is not allocated again
-        self._adrift[tensor.untyped_storage().data_ptr()] = module
+    def giver(self, tensor: Tensor) -> Kept | None:
+        """The part that stays whole from which a tensor without channels comes; `None` for images and constants."""
+        return None if id(tensor) in self._shadows else self.keeping.giver(tensor)
 
-    def adrift(self, tensor: Tensor) -> str | None:
-        """The module that wrote channels into this memory, or into its source, where they could not be followed."""
-        return self._adrift.get(tensor.untyped_storage().data_ptr()) if self._adrift else None
+    def keep_whole(self, part: Kept, given: Iterable[Tensor], outputs: Iterable[Tensor] = ()) -> None:
+        """What a part is given keeps its channels, or its shape; what it puts out has none, as an image has none."""
+        self.keeping.note(part, self.module)
+        for tensor in given:
+            if (name := self.name_of(tensor)) is not None:
+                self.keeping.tensors.setdefault(name, part.reason)
+            elif (shadow := self._shadows.get(id(tensor))) is not None:
+                self.keeping.tensors.update(dict.fromkeys(self.bare_names(shadow), part.reason))
+                self.fix(shadow, part.reason)
+                self.note_read(tensor)
+        for tensor in outputs:
+            self.mark(tensor, None)
+            self.keeping.give(tensor, part)
+
+    def reason_beside(self, constant: Tensor, why: str) -> str:
+        """Why channels stay that lie beside a tensor without any: `why`, or the part that stays whole that gives it."""
+        part = self.giver(constant)
+        if part is None:
+            return why
+        self.keeping.note(part, self.module)
+        return part.reason
+
+    def columns_of(self, tensor: Tensor, axis: int) -> Tensor | None:
+        """Channels along the axis of a tensor that a layer reads, `[length]`; `None` for an image or a constant.
+
+        Those of a part that stays whole come to be here, and keep their width.
+        """
+        shadow = self.shadow(tensor)
+        if shadow is not None:
+            return self.axis_channels(shadow, axis)
+        part = self.giver(tensor)
+        if part is None:
+            return None
+        self.keeping.note(part, self.module)
+        columns = self.fresh(tensor.shape[axis])
+        self.fix(columns, part.reason)
+        return columns
+
+    def lengths_now(self) -> list[int]:
+        """How much is recorded; what a rule adds before it gives up is taken back by `take_back`."""
+        return [len(part) for part in self._additions]
+
+    def take_back(self, lengths: list[int]) -> None:
+        """Forgets what was recorded since `lengths_now`, but for marks."""
+        for part, length in zip(self._additions, lengths, strict=True):
+            while len(part) > length:
+                part.popitem() if isinstance(part, dict) else part.pop()
+
+    @property
+    def _additions(self) -> tuple[dict | list, ...]:
+        ties = self.ties, self.unions, self.gates, self.fixed, self.splits, self.lengths, self.attentions, self.norms
+        noted = self.reads, self.mixed, self.copied, self.stands_for, self.measured
+        return *ties, self.parts, self.perhaps, self.named_lengths, *noted
 
     def unite(self, left: Tensor, right: Tensor) -> None:
         """Channels at the same position after broadcasting become one."""
@@ -184,7 +249,7 @@ class Recording:
 
     def fix(self, ids: Tensor, reason: str) -> None:
         """These channels keep their width, and `reason` says why."""
-        self.fixed.append((torch.unique(compact(ids)).numpy(), reason))
+        self.fixed.append((compact(ids).reshape(-1).numpy(), reason))
 
     def axis_channels(self, shadow: Tensor, axis: int) -> Tensor:
         """Channels along one axis, shape `[length]`; channels that share a position there are united."""
@@ -220,7 +285,7 @@ class Recording:
         """The error for a weight that no name of the state dict stands for."""
         what = f"module '{self.module}' uses a weight of shape {tuple(weight.shape)}"
         if isinstance(weight, nn.Parameter):
-            return GraphError(
+            return NoRemedyError(
                 f"{what} past its own attributes, as code does that was made for one network alone (a function that "
                 "remembers a module, a compiled one); a copy would use the original's weights: write it as a method"
             )
@@ -228,6 +293,21 @@ class Recording:
             f"{what} that is computed in its forward; only weights in the state dict can be expanded; store the "
             "computed weight, or keep this module out of the network"
         )
+
+    def record_movement(self, operator: str, shadow: Tensor) -> None:
+        """Notes that the running module's own code takes these channels apart, or reorders them."""
+        if self.owner not in self.movements:
+            self.movements[self.owner] = operator
+            self.moved[self.owner] = Kept(self.owner, operator, users_line()), []
+        self.moved[self.owner][1].append(compact(shadow).reshape(-1))
+
+    def keep_movements(self, modules: Iterable[str]) -> None:
+        """Keeps the channels whole that the code of these modules takes apart or reorders."""
+        for name in modules:
+            part, moved = self.moved[name]
+            self.keeping.note(part, name)
+            for ids in moved:
+                self.fix(ids, part.reason)
 
     def rows(self, weight: Tensor, blocks: int = 1, axis: int = 0) -> Tensor:
         """Channels that a weight's rows produce, shape `[rows]`: fresh ones at the first call of its module."""
@@ -241,25 +321,55 @@ class Recording:
     def record_layer(self, weight: Tensor, rows: Tensor, output: Tensor) -> None:
         """Notes a layer that gives the image one number per row, `[rows]`, as classifiers do."""
         if output.numel() == len(rows):
-            self._layer_of[_memory(output)] = self.name_of(weight) or ""
+            self._layer_of[memory(output)] = self.name_of(weight) or ""
 
     def overwritten(self, tensor: Tensor) -> None:
         """Says that an operator changed a tensor in place."""
-        self._layer_of.pop(_memory(tensor), None)
+        self._layer_of.pop(memory(tensor), None)
 
     def note_scores(self, output: Tensor) -> None:
         """Notes the layer whose output is one of the network's, moved at most."""
-        layer = self._layer_of.get(_memory(output))
+        layer = self._layer_of.get(memory(output))
         if layer:
             self.scores.add(layer)
 
     def record_norm(self, ids: Tensor, blocks: int) -> None:
         """Notes that the running module normalises over these channels, block by block."""
-        self.norms.setdefault(self.module, ids.reshape(blocks, -1).numpy())
+        self.norms.append((self.owner, ids.reshape(blocks, -1).numpy()))
 
-    def record_attention(self, queries: Tensor, keys: Tensor, scale_follows: bool) -> None:
-        """Notes that the running module multiplies queries with keys, ids `[heads, head size]` each."""
-        self.attentions.setdefault(self.owner, RecordedAttention(queries.numpy(), keys.numpy(), scale_follows))
+    def record_attention(
+        self, queries: Tensor, keys: Tensor, scale_follows: bool, tensors: tuple[Tensor, Tensor]
+    ) -> None:
+        """Notes that the running module multiplies queries with keys.
+
+        Args:
+            queries: ids `[heads, head size]`.
+            keys: the same of the keys.
+            scale_follows: whether the scale is the head's own.
+            tensors: queries and keys themselves.
+        """
+        makers = [self.makers.get(id(tensor), self._bare_maker(tensor)) for tensor in tensors]
+        product = RecordedAttention(self.owner, queries.numpy(), keys.numpy(), scale_follows, (makers[0], makers[1]))
+        self.attentions.append(product)
+
+    def note_read(self, tensor: Tensor) -> None:
+        """Notes that an operator reads an activation, whose rows then cannot be multiplied by factors."""
+        makers, shadow = self.makers.get(id(tensor)), self._shadows.get(id(tensor))
+        if makers and shadow is not None:
+            self.reads.append((makers, compact(shadow).reshape(-1).numpy()))
+
+    def _bare_maker(self, tensor: Tensor) -> Makers:
+        name = self.name_of(tensor)
+        return frozenset((name,)) if name else None
+
+    def stand_for(self, bare: Tensor, rows: Tensor) -> None:
+        """Notes that elements of bare parameters are added to rows: what multiplies these multiplies them."""
+        bare, rows = torch.broadcast_tensors(compact(bare), compact(rows))
+        self.stands_for.append((bare.reshape(-1).numpy(), rows.reshape(-1).numpy()))
+
+    def note_number(self, number: float) -> None:
+        """Notes that the running module's own code multiplies by a number."""
+        self.numbers.setdefault(self.owner, []).append(number)
 
     def record_split(self, length: int, parts: list[Tensor]) -> bool:
         """Notes which integer attribute of the running module is the length of the parts; False if not exactly one."""
@@ -281,42 +391,5 @@ class Recording:
         frame = self.running[-1] if self.running else None
         if frame is None or frame.given is not tensor or frame.sources[0] is None:
             return False
-        frame.reduction = (operator, frame.sources[0])
+        frame.reductions.append((operator, frame.sources[0], users_line()))
         return True
-
-
-def _memory(tensor: Tensor) -> int:
-    """What identifies the memory of a tensor and of its views, on the meta device as well."""
-    return tensor.untyped_storage()._cdata
-
-
-# ---- shadows ---------------------------------------------------------------------------------------------------------
-
-
-def compact(shadow: Tensor) -> Tensor:
-    """The same shadow with every axis along which it was expanded (stride 0) cut to length 1."""
-    strides = shadow.stride()
-    sizes = [min(size, 1) if stride == 0 else size for size, stride in zip(shadow.shape, strides, strict=True)]
-    return shadow if sizes == list(shadow.shape) else shadow.as_strided(sizes, strides)
-
-
-def settled(shadow: Tensor) -> Tensor:
-    """The same shadow, expanded (stride 0) along every axis along which it does not vary."""
-    small = compact(shadow)
-    for axis in range(small.dim()):
-        first = small.narrow(axis, 0, 1)
-        if small.size(axis) > 1 and bool((small == first).all()):
-            small = first
-    return small.expand(shadow.shape)
-
-
-def extents(shadow: Tensor) -> list[int]:
-    """Lengths of the axes along which a shadow varies."""
-    return [size for size in compact(shadow).shape if size > 1]
-
-
-def spread(channels: Tensor, like: Tensor, axis: int) -> Tensor:
-    """`channels` (`[length]`) along one axis of `like`'s shape, expanded over all others."""
-    shape = [1] * like.dim()
-    shape[axis] = len(channels)
-    return channels.reshape(shape).expand(like.shape)

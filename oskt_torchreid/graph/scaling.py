@@ -23,8 +23,9 @@ from ..errors import GraphError
 from .building import graph_channels
 from .calls import Call
 from .channel_graph import ChannelGraph
-from .recording import compact
+from .keeping import Keeping
 from .relations import Relations, Unknown
+from .shadows import compact
 from .tracer import Tracer, run
 
 
@@ -33,7 +34,8 @@ class FeaturePath:
     """The feature of a network, and how factors on it are folded into the network's tensors.
 
     Attributes:
-        channels: channel per position of the feature, shape `[length]`.
+        channels: channel per position of the feature, shape `[length]`; -1 for a constant, and for what a part gives
+            that is kept whole.
         rows: tensors whose positions along their `row` axis are multiplied.
         columns: matrices whose columns (rows of a depthwise convolution, which has none) are divided.
         statistics: batch norms whose input carries the factors: `running_mean` and `running_var` follow.
@@ -60,8 +62,8 @@ def feature_path(model: nn.Module, graph: ChannelGraph) -> FeaturePath:
     relations = Relations()
     for head in graph.heads:
         relations.unscaled(("rows", head), f"the outputs of '{head}' are results")
-    run(model, graph.input_size, ScaleTracer(model, relations, "training"))
-    tracer = ScaleTracer(model, relations, "evaluation")
+    run(model, graph.input_size, ScaleTracer(model, relations, "training", graph.keep))
+    tracer = ScaleTracer(model, relations, "evaluation", graph.keep)
     run(model, graph.input_size, tracer, training=False)
     features = [relations.find(tracer.unknown(result)) for result in tracer.results if tracer.carries(result)]
     channels = _channels_of(tracer, graph)
@@ -79,14 +81,14 @@ def _members(relations: Relations, scaled: set[Unknown], kind: str) -> tuple[str
 
 
 def _channels_of(tracer: Tracer, graph: ChannelGraph) -> np.ndarray:
-    """Channel per position of the first result, found through the axes that both traces have tied."""
-    shadow = tracer.shadow(tracer.results[0])
-    if shadow is None or shadow.dim() != 2:
+    """Channel per position of the first result, found through the axes that both traces have tied; -1 for none."""
+    result = tracer.results[0]
+    shadow = tracer.shadow(result)
+    if result.dim() != 2 or (shadow is None and tracer.giver(result) is None):
         raise GraphError("in evaluation the network returns no feature [batch, length] that is made of channels")
-    channels = graph_channels(tracer, graph)[compact(shadow)[0].expand(shadow.shape[1]).numpy()]
-    if (channels < 0).any():
-        raise GraphError("in evaluation the network returns channels that training does not know")
-    return channels
+    if shadow is None:
+        return np.full(result.shape[1], -1)
+    return graph_channels(tracer, graph)[compact(shadow)[0].expand(shadow.shape[1]).numpy()]
 
 
 class ScaleTracer(Tracer):
@@ -97,10 +99,11 @@ class ScaleTracer(Tracer):
         relations: collects what is found; shared by several runs, which have the same tensors but different
             activations.
         run_name: distinguishes this run's activations from another's.
+        keep: names of the modules that stay whole.
     """
 
-    def __init__(self, model: nn.Module, relations: Relations, run_name: str) -> None:
-        super().__init__(model)
+    def __init__(self, model: nn.Module, relations: Relations, run_name: str, keep: tuple[str, ...] = ()) -> None:
+        super().__init__(model, Keeping(keep))
         self._relations = relations
         self._run_name = run_name
 
@@ -113,8 +116,16 @@ class ScaleTracer(Tracer):
         """Whether a tensor carries channels: an activation, or a bare parameter that was combined with one."""
         return id(tensor) in self._shadows or (torch.is_tensor(tensor) and self.name_of(tensor) in self.elementwise)
 
-    def _follow(self, call: Call) -> None:
-        super()._follow(call)
+    def _follow(self, call: Call) -> bool:
+        before = [tensor for tensor in call.tensors if self.carries(tensor)]
+        if super()._follow(call):
+            self._relate(call)
+            return True
+        for tensor in before:
+            self.stop(tensor, call)
+        return False
+
+    def _relate(self, call: Call) -> None:
         operator = call.operator.removesuffix("_")
         if operator in _LENGTHS and not self.training and not self.carries(call.output):
             return  # a feature is divided by its own length, scaled or not

@@ -9,7 +9,8 @@ import numpy as np
 from ..errors import GraphError
 from ..files.checks import is_possible_image
 from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
-from .modules import Attention, ChannelNorm, Reduction, Route, SplitPoint
+from .keeping import Kept
+from .modules import Attention, ChannelNorm, Parts, Reduction, Route, SplitPoint
 
 
 def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
@@ -17,8 +18,8 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
 
     Returns:
         `arrays`: `axes` (every distinct channel array, flattened and joined), `groups` (the groups' channels),
-        `splits`, `routes`, `reductions`, `norms`, `attentions` (theirs, in order) and `attended` (positions
-        of queries and keys); `description`: everything else, with the length of each part.
+        `splits`, `routes`, `reductions`, `norms`, `attentions`, `parts` (theirs, in order) and `attended`
+        (positions of queries and keys); `description`: everything else, with the length of each part.
     """
     number = {axis: index for index, axis in enumerate(graph.axes)}
     arrays = {
@@ -29,6 +30,7 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
         "reductions": _join(reduction.channels for reduction in graph.reductions),
         "norms": _join(norm.channels.reshape(-1) for norm in graph.norms),
         "attentions": _join(attention.channels.reshape(-1) for attention in graph.attentions),
+        "parts": _join(parts.channels.reshape(-1) for parts in graph.parts),
         "attended": _join(part for attention in graph.attentions for part in attention.positions.values()),
     }
     description = {
@@ -51,6 +53,9 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
             for a in graph.attentions
         ],
         "parameters": dict(graph.parameters),
+        "parts": [[parts.module, *parts.channels.shape] for parts in graph.parts],
+        "keep": list(graph.keep),
+        "kept": [[part.module, part.operator, part.why] for part in graph.kept],
     }
     return arrays, description
 
@@ -83,6 +88,9 @@ def from_arrays(arrays: Mapping[str, np.ndarray], description: Mapping) -> Chann
             _norms(arrays["norms"], description["norms"]),
             _attentions(arrays["attentions"], arrays["attended"], description["attentions"]),
             {str(name): int(count) for name, count in description.get("parameters", {}).items()},
+            _parts(arrays.get("parts", np.empty(0, np.int32)), description.get("parts", [])),
+            tuple(str(name) for name in description.get("keep", ())),
+            tuple(Kept(str(module), str(by), "", str(why)) for module, by, why in description.get("kept", ())),
         )
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError, IndexError) as error:
         raise GraphError(f"the stored channel graph is damaged ({type(error).__name__}: {error})") from error
@@ -141,6 +149,14 @@ def _norms(joined: np.ndarray, entries: list) -> tuple[ChannelNorm, ...]:
     )
 
 
+def _parts(joined: np.ndarray, entries: list) -> tuple[Parts, ...]:
+    cut = _cut(joined, [int(count) * int(length) for _, count, length in entries])
+    return tuple(
+        Parts(str(module), channels.reshape(int(count), int(length)))
+        for (module, count, length), channels in zip(entries, cut, strict=True)
+    )
+
+
 def _attentions(joined: np.ndarray, attended: np.ndarray, entries: list) -> tuple[Attention, ...]:
     heads = _cut(joined, [int(blocks) * int(length) for _, blocks, length, *_ in entries])
     parts = iter(_cut(attended, [int(length) for *_, lengths in entries for length in lengths.values()]))
@@ -168,6 +184,7 @@ def _check_ids(graph: ChannelGraph) -> None:
     named += [(reduction.module, reduction.channels) for reduction in graph.reductions]
     named += [(norm.module, norm.channels) for norm in graph.norms]
     named += [(attention.module, attention.channels) for attention in graph.attentions]
+    named += [(parts.module, parts.channels) for parts in graph.parts]
     for name, channels in named:
         if channels.size and not 0 <= channels.min() <= channels.max() < len(everything):
             raise GraphError(f"the stored channel graph is damaged ('{name}' names unknown channels)")

@@ -9,8 +9,9 @@ written in `rules`.
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,20 +21,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import GraphError
 from ..networks import DEFAULT_INPUT_SIZE, is_image_size, wrapper_attribute
-from .calls import Call, Frames, rule_for
+from .calls import Call, Frames, nested_tensors, rule_for
+from .keeping import Keeping, Kept, NoRemedyError, line_of, users_line, ways_out
+from .makers import makers_of, note_reads
 from .randomness import own_random_state
-from .recording import Recording, compact
+from .recording import Recording
+from .shadows import compact
+
+logger = logging.getLogger(__name__)
 
 
 class Tracer(Recording, TorchDispatchMode):
     """Applies the rule of every operator while a network runs.
 
+    Args:
+        model: the network that will run.
+        keeping: what stays whole; `None`: what has no rule.
+
     Attributes:
         frames: follows the calls of modules.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        Recording.__init__(self, model)
+    def __init__(self, model: nn.Module, keeping: Keeping | None = None) -> None:
+        Recording.__init__(self, model, keeping)
         TorchDispatchMode.__init__(self)
         self.frames = Frames(self)
 
@@ -41,23 +51,72 @@ class Tracer(Recording, TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # avoids the import of torch's compiler, which takes longer than any trace
 
-    def _follow(self, call: Call) -> None:
-        """Applies the rule of a call that receives channels; a rule that marks no output would lose them: an error."""
+    def _follow(self, call: Call) -> bool:
+        """Applies the rule of a call that receives channels, or keeps them whole; returns whether it has followed them.
+
+        Raises:
+            GraphError: there is no rule, or it gives up, and nothing may be kept that was not asked for; or a rule that
+                is at fault itself.
+        """
+        if self.keeping.inside is not None:
+            self.keep_whole(self.keeping.inside, call.tensors, call.outputs)
+            return False
+        before = self.lengths_now()
+        try:
+            self._apply_rule(call)
+        except NoRemedyError:
+            raise
+        except GraphError as error:
+            if self.keeping.strict:
+                raise GraphError(f"{error} ({users_line()}); {ways_out(self.owner, call.operator)}") from error
+            logger.debug("kept whole: %s", error)
+            self.take_back(before)
+            self.keep_whole(self.keeping.part(self.owner, call.operator), call.tensors, call.outputs)
+            return False
+        return True
+
+    def _apply_rule(self, call: Call) -> None:
+        """Applies the rule of a call. One that marks no output would lose channels: an error."""
         tracked = any(id(tensor) in self._shadows for tensor in call.tensors)
-        before = len(self._alive)
-        rule_for(call, self.module)(self, call)
+        given = self._giver_of(call)
+        if tracked and given and any(self.giver(t) and not t.is_floating_point() for t in call.tensors):
+            raise GraphError(
+                f"operator '{call.operator}' in module '{self.module}' takes channels at positions that are computed"
+            )
+        rule, before = rule_for(call, self.module), len(self._alive)
+        try:
+            rule(self, call)
+            makers = makers_of(self, call)
+            note_reads(self, call, makers)
+        except GraphError:
+            raise
+        except Exception as error:  # a call that the rule was not written for
+            what = f"the rule of operator '{call.operator}' in module '{self.module}'"
+            raise GraphError(f"{what} fails ({type(error).__name__}: {error})") from error
+        self.makers.update((id(output), makers) for output in call.outputs if id(output) in self._shadows)
+        if given and not tracked and self.keeping.has(given):
+            self._keep_untied(given, call)
         said = {id(tensor) for tensor in self._alive[before:]}
         results = [output for output in call.outputs if output.is_floating_point()]
-        if tracked and results and said.isdisjoint(map(id, results)) and not any(map(self.adrift, call.tensors)):
-            raise GraphError(
+        if tracked and results and said.isdisjoint(map(id, results)) and not any(map(self.giver, call.tensors)):
+            raise NoRemedyError(
                 f"the rule of operator '{call.operator}' in module '{self.module}' marks no output: its channels would "
                 "be lost; let it call recording.mark(call.output, ...)"
             )
+
+    def _keep_untied(self, part: Kept, call: Call) -> None:
+        """Parameters that are combined with what a part gives keep their shapes, but for those of layers."""
+        layers = {name for name, _, _ in self.ties}
+        names = [self.name_of(tensor) for tensor in call.tensors]
+        own = [tensor for tensor, name in zip(call.tensors, names, strict=True) if name and name not in layers]
+        if own:
+            self.keep_whole(part, own)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         output = function(*args, **kwargs)
         call = Call(function, args, kwargs, output)
+        self._count_factor(call)
         names = [self._names.get(id(tensor)) for tensor in call.tensors]
         self.touched.update(name for name in names if name)
         self.count_reads(call.tensors)
@@ -66,12 +125,26 @@ class Tracer(Recording, TorchDispatchMode):
                 self.overwritten(tensor)
         if any(name or id(tensor) in self._shadows for name, tensor in zip(names, call.tensors, strict=True)):
             self._follow(call)
-        lost = next(filter(None, map(self.adrift, call.tensors)), None)
-        if lost is not None:
+        part = self._giver_of(call)
+        if part is not None:
             for result in call.outputs:
                 if id(result) not in self._shadows:
-                    self.set_adrift(result, lost)
+                    self.keeping.give(result, part)
         return output
+
+    def _giver_of(self, call: Call) -> Kept | None:
+        """The part that stays whole which gives a call one of its tensors."""
+        return self.keeping.givers(tensor for tensor in call.tensors if id(tensor) not in self._shadows)
+
+    def _count_factor(self, call: Call) -> None:
+        """Notes the number that a tensor is multiplied with or divided by."""
+        if call.operator.removesuffix("_") not in ("mul", "div"):
+            return
+        number = call.args[1]
+        if torch.is_tensor(number) and number.dim() == 0 and not number.is_meta and self.name_of(number) is None:
+            number = number.item()
+        if isinstance(number, (int, float)) and number:
+            self.note_number(float(number if call.operator.startswith("mul") else 1 / number))
 
 
 _EVALUATED = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
@@ -125,14 +198,14 @@ def run(model: nn.Module, input_size: tuple[int, ...], tracer: Tracer | None = N
         if shadow is not None:
             tracer.outputs.append(torch.unique(compact(shadow)).numpy())
             tracer.note_scores(output)
-    if not tracer.outputs:
+    if not tracer.outputs and not any(map(tracer.giver, tracer.results)):
         raise GraphError("no output of the network depends on a convolution or linear layer: there is nothing to trace")
     return tracer
 
 
 def _traced(model: nn.Module, tracer: Tracer, image: Tensor) -> Any:
     try:
-        with tracer.frames.watching(model), torch.inference_mode(), tracer:
+        with tracer.frames.watching(model), torch.inference_mode(), attention_in_parts(), tracer:
             return model(image)
     except GraphError:
         raise
@@ -140,15 +213,15 @@ def _traced(model: nn.Module, tracer: Tracer, image: Tensor) -> Any:
         raise forward_error(model, image, tracer.module, error) from error
 
 
-def nested_tensors(outputs: Any) -> Iterable[Tensor]:
-    """The tensors in what a network returns: one, or lists, tuples and dictionaries of them, in order."""
-    if isinstance(outputs, Tensor):
-        yield outputs
-    elif isinstance(outputs, dict):
-        yield from nested_tensors(list(outputs.values()))
-    elif isinstance(outputs, (list, tuple)):
-        for output in outputs:
-            yield from nested_tensors(output)
+@contextlib.contextmanager
+def attention_in_parts() -> Iterator[None]:
+    """torch's attention modules compute what they do step by step, instead of by one operator of everything."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 # Words in messages of torch, and of networks' own checks, about shapes that do not fit.
@@ -199,7 +272,7 @@ def forward_error(forward: Callable[[Tensor], Any], image: Tensor, module: str, 
     """
     what = (
         f"the network fails on one image of {tuple(image.shape[1:])} in module '{module}' "
-        f"({type(error).__name__}: {error})"
+        f"({type(error).__name__}: {error}; {line_of(error.__traceback__)})"
     )
     if _runs(forward, image):
         return GraphError(

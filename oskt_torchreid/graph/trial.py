@@ -7,45 +7,73 @@ right for its widths exactly when every position of every axis receives the chan
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
 
 from ..errors import GraphError, WidthError
 from .channel_graph import ChannelGraph
+from .modules import Attention
 from .plans import balanced, occupied_places
 from .surgery.shell import shell, student_axis
 
-Follow = Callable[[nn.Module, tuple[int, ...]], ChannelGraph]
+Numbers = Mapping[str, list[float]]
+"""The numbers that each module's own code multiplies by."""
+Follow = Callable[[nn.Module], tuple[ChannelGraph, Numbers]]
 
 
-def check_movements(model: nn.Module, graph: ChannelGraph, movements: Mapping[str, str], follow: Follow) -> None:
+class MovementError(GraphError):
+    """Code that splits or reorders channels in a way that does not follow other widths."""
+
+
+def tried(
+    model: nn.Module, graph: ChannelGraph, movements: Mapping[str, str], numbers: Numbers, follow: Follow
+) -> ChannelGraph:
     """Builds a trial shell with uneven widths and traces it.
 
     Args:
         model: not changed.
         graph: its channel graph.
         movements: operator per module that splits or reorders channels, as the tracer recorded it.
-        follow: returns the channel graph of a network and an input size, without making this check in turn.
+        numbers: of the network.
+        follow: returns the channel graph of a network and its numbers, without making this check in turn.
+
+    Returns:
+        The graph, which now knows whether the scale of each attention follows the size of its heads.
 
     Raises:
-        GraphError: the network's code does not follow other widths; the message says where, and what is needed.
+        MovementError: the network's code does not follow other widths; the message says where, and what is needed.
     """
     try:
         widths = _uneven_plan(graph)
-        reason = _mismatch(shell(model, graph, widths), graph, widths, follow)
+        found, others = follow(shell(model, graph, widths))
+        reason = _mismatch(found, graph, widths)
     except (GraphError, WidthError) as error:
         reason = str(error)
     if reason is not None:
         raise _movement_error(movements, reason)
+    occupied = occupied_places(graph, widths)
+    attentions = [
+        replace(attention, scale_follows=attention.scale_follows or _follows(attention, occupied, numbers, others))
+        for attention in graph.attentions
+    ]
+    return replace(graph, attentions=tuple(attentions))
 
 
-def _mismatch(student: nn.Module, graph: ChannelGraph, widths: Mapping[str, int], follow: Follow) -> str | None:
+def _follows(attention: Attention, occupied: np.ndarray, numbers: Numbers, others: Numbers) -> bool:
+    """Whether what a module multiplies by changes as `head size ** -0.5` does in a narrower copy."""
+    before, after = numbers.get(attention.module, []), others.get(attention.module, [])
+    size, width = attention.channels.shape[1], int(occupied[attention.channels[0]].sum())
+    if len(before) != len(after) or size == width:
+        return False
+    changes = np.array([b / a for b, a in zip(after, before, strict=True)])
+    passes = 2  # the numbers are those of a pass in training and one in evaluation
+    return bool(np.isclose(changes.prod() ** (1 / passes), (width / size) ** -0.5))
+
+
+def _mismatch(found: ChannelGraph, graph: ChannelGraph, widths: Mapping[str, int]) -> str | None:
     """Why a narrower network does not have the planned channels in their positions; `None` if it does."""
-    try:
-        found = follow(student, graph.input_size)
-    except GraphError as error:
-        return str(error)
     occupied = occupied_places(graph, widths)
     reduced = {reduction.module: reduction.channels for reduction in found.reductions}
     pairs = [
@@ -76,10 +104,10 @@ def _uneven_plan(graph: ChannelGraph) -> dict[str, int]:
     return balanced(graph, widths)
 
 
-def _movement_error(movements: Mapping[str, str], reason: str) -> GraphError:
-    moves = [f"'{operator}' in '{module}'" for module, operator in movements.items()]
+def _movement_error(movements: Mapping[str, str], reason: str) -> MovementError:
+    moves = [f"'{operator}' in '{module or 'the network itself'}'" for module, operator in movements.items()]
     more = f" and {len(moves) - 3} more" if len(moves) > 3 else ""
-    return GraphError(
+    return MovementError(
         "the network's own code takes channels apart or reorders them at positions that do not follow its widths "
         f"({', '.join(moves[:3])}{more}): {reason}. Index buffers can stand in for code that does nothing but move "
         "channels between the modules that it calls, each with one tensor in and one out; put the moves into a module "

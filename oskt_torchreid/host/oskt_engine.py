@@ -17,6 +17,7 @@ from ..chain.chain import WeightChain
 from ..chain.losses import lambda_schedule, row_dispersion
 from ..chain.sstudent import Criterion, Refinement
 from ..errors import CheckpointError, ConfigError
+from ..graph.keeping import Keep
 from ..graph.plans import Width
 from ..graph.tracer import tracing_mode
 from ..networks import Outputs, parse_outputs
@@ -48,6 +49,8 @@ class OSKTEngine(TransferEngine):
         scheduler: `None` keeps the learning rate.
         chain: a chain of this teacher; `None`: clusters one of `width`.
         width: width ratio of the chain, if none is given.
+        keep: modules of the teacher that stay whole, if no chain is given, see `WeightChain.from_teacher`.
+        unknown: `keep` or `refuse`, see there.
         loss: re-id loss of teacher and S-student; `None`: label-smoothed cross-entropy.
         lambda_weight: final weight of the refining loss.
         lambda_shape: `constant` or `linear`, see `chain.losses.lambda_schedule`.
@@ -86,6 +89,8 @@ class OSKTEngine(TransferEngine):
         distil_from: str = "first",
         levels: int | Sequence[Width] = (),
         level_start: float = 0.3,
+        keep: Keep = (),
+        unknown: str = "keep",
         **options: Any,
     ) -> None:
         check_parts(datamanager, model, optimizer, scheduler, loss)
@@ -107,7 +112,12 @@ class OSKTEngine(TransferEngine):
         self._lambda = lambda_schedule(lambda_shape, lambda_weight)
         self.sstudent_weight = sstudent_weight
         if chain is None:
-            chain = WeightChain.from_teacher(model, width, input_size=(3, datamanager.height, datamanager.width))
+            size = (3, datamanager.height, datamanager.width)
+            chain = WeightChain.from_teacher(model, width, input_size=size, keep=keep, unknown=unknown)
+        elif keep:
+            raise ConfigError(
+                "keep is given with a chain, which says already what stays whole; make the chain with keep="
+            )
         refinement = Refinement(model, chain, vector_copies, within, levels)
         self.distil_weight, self.distil_temperature = distil_weight, distil_temperature
         self.level_start = level_start

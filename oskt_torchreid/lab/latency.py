@@ -10,7 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..chain.network import traced_alone
-from ..chain.student_file import load_student
+from ..chain.student_reading import load_student
 from ..config import Config, load_resolved
 from ..deploy import Latency
 from ..deploy.latency import Timed, check_backend

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 
 import numpy as np
@@ -15,7 +15,8 @@ from tqdm import tqdm
 from ..chain.network import trace
 from ..errors import ConfigError, GraphError
 from ..graph import ChannelGraph, ChannelGroup
-from ..graph.building import OUTPUT
+from ..graph.fixing import OUTPUT
+from ..graph.keeping import KEPT, in_words
 from ..graph.plans import parameters_left, ratio_plan
 from ..host import models
 from ..models import find_classifier
@@ -33,6 +34,33 @@ def support_table(names: Iterable[str]) -> str:
     """
     rows = [_row(name) for name in tqdm(list(names), disable=None, unit="backbone")]
     return tabulate(rows, headers=HEADERS, tablefmt="github", colalign=("left", *["right"] * 3, *["left"] * 3))
+
+
+FAMILY_HEADERS = ("network", "parameters", "channels", "groups", "width grid", "students", "in every student")
+Family = tuple[Callable[[], nn.Module], tuple[int, int, int]]
+"""What builds a network, and the image that it is traced with, `(channels, height, width)`."""
+
+
+def family_table(families: Mapping[str, Family]) -> str:
+    """A Markdown table of networks that are no registered models: each traced and proved, as `support_table`.
+
+    `in every student` is the share of the parameters that make or read channels which cannot be merged.
+    """
+    items = tqdm(list(families.items()), disable=None, unit="network")
+    rows = [_family_row(name, *family) for name, family in items]
+    return tabulate(rows, headers=FAMILY_HEADERS, tablefmt="github", colalign=("left", *["right"] * 3, *["left"] * 3))
+
+
+def _family_row(name: str, build: Callable[[], nn.Module], size: tuple[int, int, int]) -> tuple[str, ...]:
+    torch.manual_seed(0)
+    model = build()
+    params = human_count(sum(parameter.numel() for parameter in model.parameters()))
+    try:
+        graph = trace(model, size)
+    except GraphError as error:
+        return name, params, "-", "-", "-", f"none: {str(error).partition(';')[0][:80]}", "-"
+    whole = f"{graph.immovable_share:.1%}"
+    return name, params, str(graph.num_channels), str(len(graph.groups)), width_grid(graph), exactness(graph), whole
 
 
 def _row(name: str) -> tuple[str, ...]:
@@ -101,7 +129,7 @@ def exactness(graph: ChannelGraph) -> str:
     under = _counted(len(graph.norms), "norm", "over channels")
     folded = sum(bool(attention.positions) for attention in graph.attentions)
     reductions = Counter(reduction.operator for reduction in graph.reductions)
-    reasons = (group.fixed.partition(" in '")[0] for group in graph.groups if group.fixed and group.fixed != OUTPUT)
+    reasons = (_reason(group) for group in graph.groups if group.fixed and group.fixed != OUTPUT)
     notes = [
         f"exact where slots stand for equally many channels ({under})" if under else "exact",
         _counted(folded, "attention", "folded"),
@@ -112,6 +140,11 @@ def exactness(graph: ChannelGraph) -> str:
         *(f"{_counted(count, 'group')} whole: {reason}" for reason, count in Counter(reasons).items()),
     ]
     return "; ".join(note for note in notes if note)
+
+
+def _reason(group: ChannelGroup) -> str:
+    """Why a group is whole, without the place where it is: `gates several channels each in '3.se'` is too long."""
+    return group.fixed.removeprefix(KEPT).partition(" in ")[0].partition(" of '")[0]
 
 
 def _counted(count: int, what: str, done: str = "") -> str:
@@ -127,5 +160,6 @@ def unchanging(graph: ChannelGraph) -> str:
         f"{graph.immovable_share:.1%} of the parameters make or read them",
         f"half the width leaves {parameters_left(graph, ratio_plan(graph, 0.5)):.1%} of the parameters",
         f"unseen: {', '.join(graph.unseen)}" if graph.unseen else "",
+        f"whole ({graph.kept_share:.1%} of the parameters): {in_words(graph.kept)}" if graph.kept else "",
     ]
     return "; ".join(note for note in notes if note)

@@ -66,7 +66,7 @@ def left_out_keys(config: Config) -> dict[str, str]:
     engine, oskt, vkd = config.engine or config.loss.name, config.oskt, config.vkd
     reasons: dict[str, str] = {}
     if engine == "oskt" and oskt.chain:
-        refined = ("width", "clustering", "normalize_rows", "attention", "nested", "contributions")
+        refined = ("width", "keep", "unknown", "clustering", "normalize_rows", "attention", "nested", "contributions")
         keys = (*leaves(oskt.refine, "oskt.refine."), *(f"oskt.{key}" for key in refined))
         reasons |= dict.fromkeys(keys, "oskt.chain is given, so that nothing is refined")
     given = next((key for key in ("chain", "teacher") if oskt[key]), "") if engine == "oskt" else ""

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from ..chain.student_file import load_student
+from ..chain.student_reading import load_student
 from ..config import Config, merged
 from ..deploy import Exported, ExportedNetwork, export, open_exported
 from ..deploy.deployment import OUTPUTS, Deployment

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from oskt_torchreid import files
 from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.chain.expansion import expand
-from oskt_torchreid.chain.student_file import load_student, save_student
+from oskt_torchreid.chain.student_file import save_student
+from oskt_torchreid.chain.student_reading import load_student
 from oskt_torchreid.errors import OsktError
 from oskt_torchreid.files import weights
 from oskt_torchreid.graph import rebuild

@@ -32,6 +32,18 @@ OSKT: Node = {
     "width": Key(0.25, "chain width ratio, or a preset such as res50-s1", BetweenOrName(1e-6, 1)),
     "ladder": Key([], "several chains instead of one, from wide to narrow: [0.5, 0.25], or like=NAME for widths"),
     "chain": Key("", "refined chain file: no teacher and no refinement, only students, on any data"),
+    "keep": Key(
+        [],
+        "modules of the teacher that stay whole, with the channels that they are given and give: names, or patterns "
+        "such as 'layer4.*.se'",
+        if_twice="it is kept once",
+    ),
+    "unknown": Key(
+        "keep",
+        "channels of operators that no rule says anything about. keep: they stay whole, and the log says so; refuse: "
+        "an error",
+        OneOf("keep", "refuse"),
+    ),
     "clustering": Key(
         "ward",
         "how rows are clustered; balanced: equally large under layer and group norms; to compare: kmeans, random",

@@ -7,8 +7,12 @@ from torch import Tensor
 
 from ...errors import GraphError
 from ..calls import Call, Rule, register_families
-from ..recording import Recording, compact, extents, settled, spread
+from ..keeping import Kept, users_line
+from ..recording import Recording
+from ..shadows import compact, extents, settled, spread
+from ..sizes import blocks_of, held, note_length, note_parts, note_repeated, note_view
 from .elementwise import spatial
+from .whole import keep_whole
 
 
 def reshape(recording: Recording, call: Call) -> None:
@@ -19,8 +23,19 @@ def reshape(recording: Recording, call: Call) -> None:
         return
     moved = settled(shadow.reshape(call.output.shape))
     if extents(shadow) != extents(moved):
-        recording.movements.setdefault(recording.module, call.operator)
+        recording.record_movement(call.operator, shadow)
+    note_view(recording, _named_lengths(call), shadow, moved)
     recording.mark(call.output, moved)
+
+
+def _named_lengths(call: Call) -> list[int]:
+    """The lengths that a view was given, one per axis of its output; -1 for those that it was not."""
+    if call.operator in ("view", "_unsafe_view", "reshape"):
+        return list(call.args[1])
+    if call.operator == "unflatten":
+        axis, lengths = call.args[1] % call.args[0].dim(), list(call.args[2])
+        return [-1] * axis + lengths + [-1] * (call.args[0].dim() - axis - 1)
+    return []
 
 
 def move(recording: Recording, call: Call) -> None:
@@ -35,7 +50,8 @@ def move(recording: Recording, call: Call) -> None:
     moved = [settled(part) for part in (moved if isinstance(moved, (list, tuple)) else [moved])]
     moves = len(extents(shadow)) > 1 or any(not _same_channels(part, shadow) for part in moved)
     if moves and not _is_split(recording, call, moved):
-        recording.movements.setdefault(recording.module, call.operator)
+        recording.record_movement(call.operator, shadow)
+        _note_parts(recording, call, shadow, moved)
     for output, part in zip(call.outputs, moved, strict=True):
         recording.mark(output, part)
 
@@ -54,8 +70,54 @@ def _is_split(recording: Recording, call: Call, moved: list[Tensor]) -> bool:
     return recording.record_split(call.args[1], [part for part in parts if len(part) > 1])
 
 
+def _note_parts(recording: Recording, call: Call, shadow: Tensor, moved: list[Tensor]) -> None:
+    """Notes the lengths of parts that channels are cut into: equal ones (`chunk`), or those that the code named."""
+    whole, parts = blocks_of(shadow), [blocks_of(part) for part in moved]
+    if len({part.shape for part in parts}) == 1 and len(parts) > 1 and parts[0].shape[1] < whole.shape[1]:
+        note_parts(recording, torch.cat(parts))
+    if call.operator == "chunk":
+        held(recording, parts[0])
+    if call.operator == "slice" and len(whole) == 1:
+        front = call.arguments["start"] or 0
+        if 1 < front < whole.shape[1]:
+            note_length(recording, whole[:, :front])
+    if call.operator in ("split", "split_with_sizes", "slice"):
+        for part in parts:
+            if part.shape[1] < whole.shape[1]:
+                note_length(recording, part, whole[0] if call.operator == "split" else None)
+
+
+def index(recording: Recording, call: Call) -> None:
+    """Entries at given places: those of a parameter, such as a table of positions, are rows of the same channels."""
+    tensor, places = call.args[:2]
+    shadow = recording.shadow(tensor)
+    if shadow is None:
+        recording.mark(call.output, None)
+        return
+    taken = [axis for axis, place in enumerate(places) if place is not None]
+    if recording.name_of(tensor):
+        for axis in taken:
+            recording.unite(shadow, shadow.narrow(axis, 0, 1))
+            shadow = shadow.narrow(axis, 0, 1).expand(shadow.shape)
+    if any(compact(shadow).shape[axis] > 1 for axis in taken):
+        keep_whole(recording, call, [shadow], "picked one by one")
+        return
+    recording.mark(call.output, settled(shadow[tuple(slice(None) if p is None else p.cpu() for p in places)]))
+
+
+def look_up(recording: Recording, call: Call) -> None:
+    """An embedding: rows of a table, whose channels are along its second axis."""
+    shadow = recording.shadow(call.args[0])
+    if shadow is not None:
+        recording.unite(shadow, shadow[:1])
+        recording.mark(call.output, shadow[0].expand(call.output.shape))
+
+
 def concatenate(recording: Recording, call: Call) -> None:
-    """Concatenation: shadows are joined; a part without channels (a constant) gets new, fixed ones."""
+    """Concatenation: shadows are joined; a part without channels (a constant) gets fixed ones.
+
+    These are new where channels are joined one after the other, and its neighbours' where they lie side by side.
+    """
     parts = list(call.args[0])
     _join(recording, call, parts, [recording.shadow(part) for part in parts])
 
@@ -70,8 +132,16 @@ def stack(recording: Recording, call: Call) -> None:
 
 def _join(recording: Recording, call: Call, parts: list[Tensor], shadows: list[Tensor | None]) -> None:
     axis = call.arguments.get("dim", 0) % call.output.dim()
-    known = [_constant(recording, part, axis) if s is None else s for part, s in zip(parts, shadows, strict=True)]
+    beside = next((s.narrow(axis, 0, 1) for s in shadows if s is not None and _lies_across(s, axis)), None)
+    known = [
+        _constant(recording, part, axis, beside) if shadow is None else shadow
+        for part, shadow in zip(parts, shadows, strict=True)
+    ]
     compacted = [compact(shadow) for shadow in known]
+    blocks = [blocks_of(shadow) for shadow in known]
+    apart = [small.shape[axis] == 1 or small.shape[axis + 1 :].numel() > 1 for small in compacted]
+    if all(apart) and len({channels.shape[1] for channels in blocks}) == 1 and blocks[0].shape[1] > 1:
+        note_parts(recording, torch.cat(blocks))
     widest = [max(part.shape[d] for part in compacted) for d in range(call.output.dim())]
     joined = [
         part.expand(*(shadow.shape[d] if d == axis else widest[d] for d in range(part.dim())))
@@ -80,21 +150,36 @@ def _join(recording: Recording, call: Call, parts: list[Tensor], shadows: list[T
     recording.mark(call.output, torch.cat(joined, axis).expand(call.output.shape))
 
 
-def _constant(recording: Recording, part: Tensor, axis: int) -> Tensor:
-    """Fresh channels of a constant that is concatenated; they keep their width."""
-    shadow = spread(recording.fresh(part.shape[axis]), part, axis)
-    recording.fix(shadow, f"a constant is concatenated in '{recording.module}'")
-    return shadow
+def _lies_across(shadow: Tensor, axis: int) -> bool:
+    """Whether channels lie along other axes than the one along which tensors are joined."""
+    pattern = compact(shadow)
+    return pattern.shape[axis] == 1 and pattern.numel() > 1
+
+
+def _constant(recording: Recording, part: Tensor, axis: int, beside: Tensor | None) -> Tensor:
+    """Channels of a constant that is concatenated: fresh ones, or those beside it; they keep their width."""
+    reason = recording.reason_beside(part, f"a constant is concatenated in '{recording.module}'")
+    if beside is not None:
+        recording.fix(beside, reason)
+        return beside.expand(part.shape)
+    channels = recording.fresh(part.shape[axis])
+    if recording.giver(part) or not note_repeated(recording, part, axis, channels):
+        recording.fix(channels, reason)
+    return spread(channels, part, axis)
 
 
 def copy(recording: Recording, call: Call) -> None:
     """Writing channels into a part of another tensor: they are not followed any further, and keep their width.
 
-    This is enough for the parameters of a sampling grid; a layer that takes them as its input raises an error.
+    This is enough for the parameters of a sampling grid; a layer that takes them reads a part that stays whole.
     """
-    if recording.shadow(call.args[1]) is not None:
-        recording.set_adrift(call.args[0], recording.module)
-    _leave(recording, call.args[1], f"copied into a part of another tensor in '{recording.module}'")
+    target, source = call.args[:2]
+    reason = f"copied into a part of another tensor in '{recording.module}'"
+    if recording.shadow(source) is not None:
+        recording.keeping.give(target, Kept(recording.owner, call.operator, users_line()))
+    for tensor in (target, source):
+        _leave(recording, tensor, reason)
+    recording.mark(target, recording.shadow(target))
 
 
 def place(recording: Recording, call: Call) -> None:
@@ -127,9 +212,12 @@ def _leave(recording: Recording, tensor: Tensor, reason: str) -> None:
 _FAMILIES: dict[Rule, str] = {
     reshape: "view _unsafe_view reshape flatten unflatten view_as reshape_as",
     move: "permute transpose t movedim swapaxes expand expand_as squeeze unsqueeze slice select split split_with_sizes "
-    "chunk unbind narrow index_select repeat flip roll",
+    "chunk unbind narrow index_select repeat flip roll tile repeat_interleave adjoint mT numpy_T matrix_H "
+    "moveaxis swapdims",
     concatenate: "cat concat concatenate",
     stack: "stack",
+    index: "index",
+    look_up: "embedding",
     copy: "copy",
     place: "affine_grid_generator",
     sample: "grid_sampler grid_sampler_2d",

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...errors import GraphError
 from ..calls import Call, register_families
-from ..recording import Recording, compact
+from ..recording import Recording
+from ..shadows import compact, spread
 from .layers import channel_norm, norm_of_image
 
 
@@ -48,7 +49,7 @@ def _normalise(recording: Recording, call: Call, shadow: Tensor, axis: int, bloc
     for vector in vectors:
         recording.tie(vector, 0, "row", channels, blocks)
     recording.record_norm(channels, blocks)
-    recording.mark(call.outputs[0], shadow)
+    recording.mark(call.outputs[0], spread(channels, call.outputs[0], axis))
 
 
 register_families({layer_norm: "layer_norm native_layer_norm rms_norm", group_norm: "group_norm native_group_norm"})

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ...errors import GraphError, first_line
 from ...registry import remembered
 from ..channel_graph import ChannelGraph
+from ..sizes import number_of, set_number
 from .routing import (
     WEIGHT_BUFFER,
     Routed,
@@ -134,7 +135,7 @@ def adapt_code(student: nn.Module, graph: ChannelGraph, members: np.ndarray) -> 
     if (members == 1).all():
         return
     for split in graph.splits:
-        setattr(student.get_submodule(split.module), split.attribute, split_length(split, members > 0))
+        set_number(student.get_submodule(split.module), split.attribute, split_length(split, members > 0))
     like = next((p for p in student.parameters() if p.is_floating_point()), torch.empty(()))
     for route in graph.routes:
         orders = [None if order is None else order.to(like.device) for order in orders_of(route, members > 0)]
@@ -153,7 +154,7 @@ def describe_code(student: nn.Module, graph: ChannelGraph) -> dict:
     """How a student's code differs from its class's, in plain values for a file; indices and weights are buffers."""
     modules = dict(student.named_modules())
     return {
-        "splits": [[s.module, s.attribute, getattr(modules[s.module], s.attribute)] for s in graph.splits],
+        "splits": [[s.module, s.attribute, number_of(modules[s.module], s.attribute)] for s in graph.splits],
         "routes": [
             [name, list(module.route_calls), [list(reads) for reads in module.route_reads], module.ordered()]
             for name, module in modules.items()
@@ -178,7 +179,7 @@ def restore_code(model: nn.Module, code: Mapping, shapes: Mapping[str, tuple]) -
     try:
         for module, attribute, length in code.get("splits", ()):
             check_split(student.get_submodule(module), attribute)
-            setattr(student.get_submodule(module), attribute, int(length))
+            set_number(student.get_submodule(module), attribute, int(length))
         for name, calls, reads, ordered in code.get("routes", ()):
             names = [f"{name}.route_{number}" if has_order else "" for number, has_order in enumerate(ordered)]
             orders = [torch.empty(shapes[n], dtype=torch.int64) if n else None for n in names]
@@ -192,7 +193,7 @@ def restore_code(model: nn.Module, code: Mapping, shapes: Mapping[str, tuple]) -
 
 def check_split(module: nn.Module, attribute: str) -> None:
     """Raises `GraphError` unless a module has such a number: a file may replace nothing else."""
-    if type(vars(module).get(attribute)) is not int:
+    if number_of(module, attribute) is None:
         raise GraphError(f"{type(module).__name__} has no number '{attribute}' that says where channels part")
 
 
@@ -216,8 +217,8 @@ def check_code_fits(model: nn.Module, graph: ChannelGraph) -> None:
 
 def _convolution_attributes(module: nn.Conv1d | nn.Conv2d) -> None:
     rows, columns = module.weight.shape[:2]
-    if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
-        module.groups = rows
+    if module.groups > 1 and module.groups == module.in_channels:
+        module.groups = rows * module.in_channels // module.out_channels
     module.out_channels, module.in_channels = rows, columns * module.groups
 
 
@@ -250,6 +251,14 @@ def _group_norm_attributes(module: nn.GroupNorm) -> None:
         module.num_groups = module.num_channels if each_by_itself else module.num_groups
 
 
+def _attention_attributes(module: nn.MultiheadAttention) -> None:
+    joined = module.in_proj_weight is not None
+    module.embed_dim = (module.in_proj_weight if joined else module.q_proj_weight).shape[1]
+    module.head_dim = module.embed_dim // module.num_heads
+    module.kdim = module.embed_dim if joined else module.k_proj_weight.shape[1]
+    module.vdim = module.embed_dim if joined else module.v_proj_weight.shape[1]
+
+
 def _prelu_attributes(module: nn.PReLU) -> None:
     module.num_parameters = len(module.weight)
 
@@ -265,5 +274,6 @@ _ATTRIBUTE_RULES: dict[type[nn.Module], Callable[[Any], None]] = {
     nn.LayerNorm: _layer_norm_attributes,
     nn.RMSNorm: _layer_norm_attributes,
     nn.GroupNorm: _group_norm_attributes,
+    nn.MultiheadAttention: _attention_attributes,
     nn.PReLU: _prelu_attributes,
 }

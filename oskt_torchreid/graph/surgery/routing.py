@@ -37,7 +37,7 @@ class Routed(nn.Module):
         orders: Sequence[Tensor | None],
     ) -> None:
         super().__init__()
-        vars(self).update(vars(module))
+        vars(self).update({name: value for name, value in vars(module).items() if name != "forward"})
         self.route_calls = tuple(str(call) for call in calls)
         self.route_reads = tuple(tuple(int(source) for source in sources) for sources in reads)
         for number, order in enumerate(orders):

@@ -11,7 +11,8 @@ from torch import nn
 from ...baselines import DistillationEngine, baseline, make_baseline
 from ...chain.network import traced_alone
 from ...chain.relabelling import relabel
-from ...chain.student_file import load_student, save_student
+from ...chain.student_file import save_student
+from ...chain.student_reading import load_student
 from ...config import Config, leaves
 from ...config.nodes.oskt import DISTILLATION_KEYS, KD, KD_START
 from ...files import sha256

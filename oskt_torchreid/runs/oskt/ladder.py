@@ -71,7 +71,9 @@ def refine_rung(
 
     def work(continued: bool) -> Facts:
         teacher = expand_to_plan(above, above.widths)
-        measured = measured_contributions(trainer, teacher, trace(teacher, above.input_size), node)
+        measured = measured_contributions(
+            trainer, teacher, trace(teacher, above.input_size, keep=above.graph.keep), node
+        )
         chain = WeightChain.from_student(teacher, above, widths, contributions=measured, **choices)
         return refine(trainer, chain, teacher, node, stage.folder, continued, path)
 

@@ -17,7 +17,7 @@ from ...chain.expansion import width_plan
 from ...chain.ladder import nearest_rung
 from ...chain.nesting import tree_over
 from ...chain.network import trace
-from ...chain.student_file import load_student
+from ...chain.student_reading import load_student
 from ...config import Config
 from ...errors import CheckpointError, ConfigError, WidthError
 from ...files import load_checkpoint
@@ -100,13 +100,18 @@ def make_plan(config: Config, num_classes: int) -> RunPlan:
     if refine.max_epoch and refine.distil_weight and refine.distil_from == "first":
         distilled.append("oskt.refine.distil_weight")
     _check_distillation(distilled, known, num_classes)
-    graph = trace(teacher, (3, config.data.height, config.data.width))
+    graph = _traced(config, teacher)
     rungs = _rungs(teacher, graph, config.oskt.ladder) or (full_plan(graph, config.oskt.width),)
     stand_in = stand_in_chain(teacher, graph, rungs[-1])
     check_foldable(stand_in, config.oskt.distance)
     check_baselines({*config.oskt.controls, *_baselines(asked)}, teacher, graph)
     students = _plans_of(config, stand_in, teacher, asked, rungs)
     return RunPlan(teacher, graph, rungs[0], students, tuple(config.oskt.controls), rungs=rungs[1:])
+
+
+def _traced(config: Config, teacher: nn.Module) -> ChannelGraph:
+    size = 3, config.data.height, config.data.width
+    return trace(teacher, size, keep=config.oskt.keep, unknown=config.oskt.unknown)
 
 
 def check_start(config: Config) -> None:
@@ -148,21 +153,22 @@ def _teacher(config: Config, num_classes: int) -> tuple[nn.Module, int]:
     bare.model.pretrained = False  # weights that the checkpoint replaces are not fetched
     teacher = build_model(bare, num_classes)
     try:
-        return teacher, _load_teacher(teacher, path, (3, config.data.height, config.data.width), num_classes)
+        return teacher, _load_teacher(config, teacher, num_classes)
     except CheckpointError as error:
         raise CheckpointError(f"oskt.teacher cannot be the teacher '{config.model.name}': {error}") from error
 
 
-def _load_teacher(teacher: nn.Module, path: str, size: tuple[int, int, int], num_classes: int) -> int:
+def _load_teacher(config: Config, teacher: nn.Module, num_classes: int) -> int:
     """Loads a checkpoint; if only its classifier's identities differ, everything but the classifier.
 
     Returns:
         Identities of the checkpoint.
     """
+    path = config.oskt.teacher
     state, own = state_dict_of(load_checkpoint(path), path), teacher.state_dict()
     misshaped = [name for name in own if name in state and state[name].shape != own[name].shape]
     others = {name: len(state[name]) for name in misshaped if state[name].shape[1:] == own[name].shape[1:]}
-    owners = {name.rpartition(".")[0] for name in trace(teacher, size).heads} if others else set()
+    owners = {name.rpartition(".")[0] for name in _traced(config, teacher).heads} if others else set()
     if not others or own.keys() != state.keys() or not all(name.rpartition(".")[0] in owners for name in others):
         load_weights(teacher, path)
         return num_classes

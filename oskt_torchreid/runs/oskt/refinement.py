@@ -24,7 +24,9 @@ from ..compute import refining_compute
 from ..stages import Facts
 from ..trainer import EngineBuilder, Trainer, measured
 
-CLUSTERING_KEYS = ("oskt.clustering", "oskt.attention", "oskt.normalize_rows", "oskt.nested", "oskt.contributions")
+CLUSTERING_KEYS = tuple(
+    f"oskt.{key}" for key in ("keep", "unknown", "clustering", "attention", "normalize_rows", "nested", "contributions")
+)
 _TEACHER = "teacher."  # before the teacher's names in a checkpoint of refinement
 _NORMALIZE = {"auto": None, "yes": True, "no": False}
 

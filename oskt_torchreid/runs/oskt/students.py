@@ -12,7 +12,8 @@ from ...chain.chain import WeightChain
 from ...chain.expansion import expand_to_plan
 from ...chain.recalibration import recalibrate
 from ...chain.relabelling import relabel
-from ...chain.student_file import load_student, save_student
+from ...chain.student_file import save_student
+from ...chain.student_reading import load_student
 from ...config import Config, get
 from ...config.nodes.oskt import DISTILLATION_KEYS
 from ...host.compat import seed_everything

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...chain.student_file import load_student
+from ...chain.student_reading import load_student
 from ...config import Config, load_resolved, merged
 from ...config.loading import RESOLVED_NAME
 from ...errors import ConfigError

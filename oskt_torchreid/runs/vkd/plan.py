@@ -9,7 +9,7 @@ from torch import nn
 from ...chain.chain import WeightChain
 from ...chain.expansion import expand, expand_to_plan, width_plan
 from ...chain.network import trace
-from ...chain.student_file import StudentRecord
+from ...chain.student_record import StudentRecord
 from ...config import Config
 from ...errors import ConfigError, WidthError
 from ...host.compat import seed_everything
