@@ -9,7 +9,7 @@ import torch
 from families import ATTENTION, CONVOLUTIONAL, FAMILIES, HYBRID
 
 import oskt_torchreid as oskt
-from oskt_torchreid.graph.fixing import OUTPUT
+from oskt_torchreid.graph.grouping import OUTPUT
 
 QUICK = ("lcnet_050", "vit_tiny_patch16_224", "resmlp_12_224")
 """Seconds each; the others are slow tests."""

@@ -14,7 +14,7 @@ from oskt_torchreid import graph
 from oskt_torchreid.chain import network
 from oskt_torchreid.errors import WidthError
 from oskt_torchreid.graph.building import build_graph
-from oskt_torchreid.graph.fixing import OUTPUT
+from oskt_torchreid.graph.grouping import OUTPUT
 from oskt_torchreid.graph.plans import balanced, check_plan
 from oskt_torchreid.graph.storage import to_arrays
 from oskt_torchreid.graph.surgery import rebuild

@@ -126,6 +126,10 @@ ODD = {
     "parameter": (lambda self, x: x + self.row.cumsum(0), {"row": nn.Parameter(torch.rand(8, 1, 1))}),
     "computed weight": (standardised, {"other": conv(8, 8)}),
     "weight norm": (lambda self, x: self.normed(x), {"normed": parametrizations.weight_norm(conv(8, 8))}),
+    "matrix behind": (
+        lambda self, x: maps_of(tokens_of(x.cumsum(1)) @ self.matrix),
+        {"matrix": nn.Parameter(torch.eye(8))},
+    ),
     "norm behind": (lambda self, x: self.norm(x.cumsum(1)), {"norm": nn.BatchNorm2d(8)}),
     "slopes behind": (lambda self, x: self.slopes(x.cumsum(1)), {"slopes": nn.PReLU(8)}),
     "norm around": (lambda self, x: self.norm(self.norm(x).cumsum(1)), {"norm": nn.BatchNorm2d(8)}),

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 import oskt_torchreid as oskt
-from oskt_torchreid.graph.fixing import OUTPUT
+from oskt_torchreid.graph.grouping import OUTPUT
 
 IMAGE = (3, 8, 8)
 

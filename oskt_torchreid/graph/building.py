@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import GraphError
 from .channel_graph import Axis, ChannelGraph, Tie
-from .fixing import OUTPUT, fix_lengths, fix_modules, fix_products, fixed_reasons
-from .grouping import named_groups, signature_classes
+from .grouping import OUTPUT, fix_lengths, fix_modules, fix_products, fixed_reasons, named_groups, signature_classes
 from .modules import Route
 from .notes import RecordedTie
 from .recording import Recording

@@ -95,13 +95,18 @@ def register_families(families: Mapping[Rule, str]) -> None:
             register_rule(operator, rule)
 
 
+def find_rule(operator: str) -> Rule | None:
+    """The rule of an operator or of its variant in place; `None` if there is none."""
+    return _RULES.get(operator) or _RULES.get(operator.removesuffix("_"))
+
+
 def rule_for(call: Call, module: str) -> Rule:
     """The rule of a call.
 
     Raises:
         GraphError: there is none; the message names the operator and the module.
     """
-    rule = _RULES.get(call.operator) or _RULES.get(call.operator.removesuffix("_"))
+    rule = find_rule(call.operator)
     if rule is None:
         raise GraphError(
             f"operator '{call.operator}' in module '{module}' has no rule that says what it does to channels"
@@ -225,7 +230,7 @@ class Frames:
             return
         keeping = self._recording.keeping
         if keeping.strict:
-            raise GraphError(f"{unweighted(operator, module)} ({place}); {ways_out(module, operator)}")
+            raise GraphError(f"{unweighted(operator, module)} ({place}); {ways_out(module, operator, True)}")
         self._recording.fix(ids, keeping.part(module, operator, "summed over", place).reason)
 
     def _keep_passage(self, frame: Frame, passage: Passage | None) -> None:

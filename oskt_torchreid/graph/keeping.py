@@ -261,13 +261,18 @@ def _innermost(frames: list[tuple[str, int]]) -> str:
     return f"{name}:{line}" if name else ""
 
 
-def ways_out(module: str, operator: str) -> str:
-    """What to do about an operator that cannot be followed, as part of a message."""
+_HOOK = "oskt_torchreid.graph.register_rule"
+
+
+def ways_out(module: str, operator: str, has_rule: bool = False) -> str:
+    """What to do about an operator that cannot be followed, as part of a message; one with a rule gets no other."""
     own = "in a module of its own keep=[module] keeps it whole"
     own = f"keep=['{module}'] keeps this module whole" if module else own
+    what = f"or put the code into an operator of its own and say what that does to channels: {_HOOK}('mylib::name'"
+    what = what if has_rule else f"or say what it does to channels: {_HOOK}('{operator}'"
     return (
-        f"{own} and compresses the rest, unknown='keep' does so for every such operator; or say what it does to "
-        f"channels: oskt_torchreid.graph.register_rule('{operator}', rule), with graph.keep where every output element "
-        "has the channel of its input element, graph.spatial for pooling and the like, or a rule of your own; numbers "
-        "of channels that a module keeps are corrected by oskt_torchreid.graph.register_attribute_rule(kind, rule)"
+        f"{own} and compresses the rest, unknown='keep' does so for every such operator; {what}, rule), with graph.keep "
+        "where every output element has the channel of its input element, graph.spatial for pooling and the like, or a "
+        "rule of your own; numbers of channels that a module keeps are corrected by "
+        "oskt_torchreid.graph.register_attribute_rule(kind, rule)"
     )

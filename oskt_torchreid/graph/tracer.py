@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import GraphError
 from ..networks import DEFAULT_INPUT_SIZE, is_image_size, wrapper_attribute
-from .calls import Call, Frames, nested_tensors, rule_for
+from .calls import Call, Frames, find_rule, nested_tensors, rule_for
 from .keeping import Keeping, Kept, NoRemedyError, line_of, users_line, ways_out
 from .makers import makers_of, note_reads
 from .randomness import own_random_state
@@ -68,7 +68,8 @@ class Tracer(Recording, TorchDispatchMode):
             raise
         except GraphError as error:
             if self.keeping.strict:
-                raise GraphError(f"{error} ({users_line()}); {ways_out(self.owner, call.operator)}") from error
+                remedies = ways_out(self.owner, call.operator, find_rule(call.operator) is not None)
+                raise GraphError(f"{error} ({users_line()}); {remedies}") from error
             logger.debug("kept whole: %s", error)
             self.take_back(before)
             self.keep_whole(self.keeping.part(self.owner, call.operator), call.tensors, call.outputs)

@@ -82,7 +82,7 @@ def trace_module(
         if strict:
             part = next((part for part, _ in tracer.moved.values()), Kept(next(iter(_suspects(tracer)), "")))
             place = f" ({part.place})" if part.place else ""
-            raise MovementError(f"{error}{place}; {ways_out(part.module, part.operator)}") from error
+            raise MovementError(f"{error}{place}; {ways_out(part.module, part.operator, True)}") from error
         logger.debug("channels that code moves: %s", error)
         try:
             if tracer.moved:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..chain.network import trace
 from ..errors import ConfigError, GraphError
 from ..graph import ChannelGraph, ChannelGroup
-from ..graph.fixing import OUTPUT
+from ..graph.grouping import OUTPUT
 from ..graph.keeping import KEPT, in_words
 from ..graph.plans import parameters_left, ratio_plan
 from ..host import models

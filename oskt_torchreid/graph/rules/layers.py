@@ -33,7 +33,7 @@ def convolution(recording: Recording, call: Call) -> None:
         recording.copied += [columns] if len(rows) > len(columns) else []
     else:
         rows = recording.rows(weight, groups)
-        _consume(recording, call, columns, groups)
+        _consume(recording, weight, columns, groups)
     _finish_layer(recording, call, bias, rows, axis=1)
 
 
@@ -46,7 +46,7 @@ def transposed_convolution(recording: Recording, call: Call) -> None:
         rows = columns
     else:
         rows = recording.rows(weight, groups, axis=1)
-        _consume(recording, call, columns, groups, axis=0)
+        _consume(recording, weight, columns, groups, axis=0)
     _finish_layer(recording, call, bias, rows, axis=1)
 
 
@@ -58,29 +58,30 @@ def linear(recording: Recording, call: Call) -> None:
         _mix_positions(recording, call, shadow, inputs.dim() - 1, moving=False)
         return
     rows = recording.rows(weight)
-    _consume(recording, call, recording.columns_of(inputs, inputs.dim() - 1), 1)
+    _consume(recording, weight, recording.columns_of(inputs, inputs.dim() - 1), 1)
     _finish_layer(recording, call, bias, rows, axis=-1)
 
 
-def linear_in_place(recording: Recording, call: Call, shadow: Tensor, weight: Tensor, axis: int) -> None:
+def linear_in_place(recording: Recording, call: Call, inputs: Tensor, weight: Tensor, axis: int) -> None:
     """A product with a matrix that is a parameter, `[columns, rows]` at the right, `[rows, columns]` at the left.
 
     Args:
         recording: of the network.
         call: of the product.
-        shadow: of the other side.
+        inputs: the other side.
         weight: the parameter.
-        axis: of the other side, that is summed over: -1 where the parameter is at the right, else -2.
+        axis: of the inputs, that is summed over: -1 where the parameter is at the right, else -2.
     """
     for tensor in call.tensors:
         recording.note_read(tensor)
-    if _reads_positions(shadow, shadow.dim() + axis):
-        _mix_positions(recording, call, shadow, shadow.dim() + axis, moving=False)
+    shadow = recording.shadow(inputs)
+    if shadow is not None and _reads_positions(shadow, inputs.dim() + axis):
+        _mix_positions(recording, call, shadow, inputs.dim() + axis, moving=False)
         return
     recording.matrices.add(recording.name_of(weight) or "")
     of_rows = 1 if axis == -1 else 0
     rows = recording.rows(weight, axis=of_rows)
-    recording.tie(weight, 1 - of_rows, "column", recording.axis_channels(shadow, shadow.dim() + axis))
+    _consume(recording, weight, recording.columns_of(inputs, inputs.dim() + axis), 1, 1 - of_rows)
     recording.mark(call.output, spread(rows, call.output, call.output.dim() + axis))
 
 
@@ -108,8 +109,7 @@ def _same_for_all(recording: Recording, weight: Tensor) -> bool:
     return constant and weight.shape[1] == 1 and bool((weight == weight[:1]).all())
 
 
-def _consume(recording: Recording, call: Call, columns: Tensor | None, blocks: int, axis: int = 1) -> None:
-    weight = call.arguments["weight"]
+def _consume(recording: Recording, weight: Tensor, columns: Tensor | None, blocks: int, axis: int = 1) -> None:
     if columns is None:
         recording.image_inputs.add(recording.name_of(weight) or "")
     else:

@@ -92,8 +92,9 @@ def _is_layer(recording: Recording, call: Call, left: Tensor, right: Tensor) -> 
     """Whether one side is a matrix of the network's own, a layer without a module; follows it then."""
     for weight, inputs, axis in ((right, left, -1), (left, right, -2)):
         shadow = recording.shadow(inputs)
-        if recording.name_of(weight) and weight.dim() == 2 and shadow is not None and not recording.is_bare(shadow):
-            linear_in_place(recording, call, shadow, weight, axis)
+        given = recording.giver(inputs) is not None if shadow is None else not recording.is_bare(shadow)
+        if recording.name_of(weight) and weight.dim() == 2 and given:
+            linear_in_place(recording, call, inputs, weight, axis)
             return True
     return False
 
