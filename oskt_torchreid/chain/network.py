@@ -98,6 +98,16 @@ def _report(model: nn.Module, traced: ChannelGraph) -> None:
             numbers,
         )
     if traced.immovable_share >= WORTH_SAYING:
+        shares = 100 * traced.immovable_share, 100 * parameters_left(traced, ratio_plan(traced, 0.5))
+        if not traced.immovable.any():
+            logger.warning(
+                "%.0f %% of the parameters of %s belong to positions instead of channels: a student of half the width has "
+                "%.0f %% of the parameters",
+                shares[0],
+                type(model).__name__,
+                shares[1],
+            )
+            return
         logger.warning(
             "%d of the %d channels of %s cannot be merged, whatever width is asked for, and %.0f %% of the parameters "
             "make or read them: a student of half the width has %.0f %% of the parameters (graph.summary() lists "
@@ -105,8 +115,7 @@ def _report(model: nn.Module, traced: ChannelGraph) -> None:
             traced.immovable.sum(),
             traced.num_channels,
             type(model).__name__,
-            100 * traced.immovable_share,
-            100 * parameters_left(traced, ratio_plan(traced, 0.5)),
+            *shares,
         )
 
 
