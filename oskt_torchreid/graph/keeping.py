@@ -271,8 +271,8 @@ def ways_out(module: str, operator: str, has_rule: bool = False) -> str:
     what = f"or put the code into an operator of its own and say what that does to channels: {_HOOK}('mylib::name'"
     what = what if has_rule else f"or say what it does to channels: {_HOOK}('{operator}'"
     return (
-        f"{own} and compresses the rest, unknown='keep' does so for every such operator; {what}, rule), with graph.keep "
-        "where every output element has the channel of its input element, graph.spatial for pooling and the like, or a "
-        "rule of your own; numbers of channels that a module keeps are corrected by "
+        f"{own} and compresses the rest, unknown='keep' does so for every such operator; {what}, rule), with "
+        "graph.keep where every output element has the channel of its input element, graph.spatial for pooling and the "
+        "like, or a rule of your own; numbers of channels that a module keeps are corrected by "
         "oskt_torchreid.graph.register_attribute_rule(kind, rule)"
     )

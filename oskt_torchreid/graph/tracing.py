@@ -6,16 +6,14 @@ What none makes right stays whole: the channels that code moves, of as few modul
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 from torch import nn
 
 from ..networks import DEFAULT_INPUT_SIZE, unwrapped
 from .building import build_graph
 from .channel_graph import ChannelGraph
-from .keeping import Keep, Keeping, Kept, check_unknown, modules_to_keep, recorded_keep, ways_out
+from .keeping import Keep, Keeping, Kept, check_unknown, is_inside, modules_to_keep, recorded_keep, ways_out
 from .probing import find_routes
-from .recording import Recording
 from .sizes import readings
 from .surgery.rebuild import rebuild
 from .tracer import Tracer, check_model, run
@@ -54,86 +52,104 @@ def trace_module(
     model = unwrapped(model)
     check_model(model)
     check_unknown(unknown)
-    asked, strict = modules_to_keep(model, keep) or recorded_keep(model), unknown == "refuse"
-    twin = twin_of(model)
-    tracer = run_both(twin, input_size, Keeping(asked, strict))
-    routes = find_routes(twin, tracer.frames.passages) if tracer.movements else []
+    asked = modules_to_keep(model, keep) or recorded_keep(model)
+    traced = _Traced(twin_of(model), input_size, asked, strict=unknown == "refuse")
+    try:
+        return traced.read()
+    except MovementError as error:
+        if unknown == "refuse":
+            raise traced.refusal(error) from error
+        logger.debug("channels that code moves: %s", error)
+        try:
+            return traced.read_with_movers_whole(error)
+        except MovementError as other:
+            modules = [name for name in traced.suspects if not is_inside(name, asked)]
+            if not modules:
+                raise error from other
+            return trace_module(model, input_size, [*asked, *modules])
 
-    def follow(other: nn.Module) -> tuple[ChannelGraph, dict[str, list[float]]]:
-        recording = run_both(other, input_size, Keeping(asked, strict))
-        return build_graph(other, recording, input_size), recording.numbers
 
-    def read() -> ChannelGraph:
-        """The graph of the first way of understanding the numbers in the code that is right."""
+class _Traced:
+    """A network's trace, and the ways of understanding it.
+
+    Args:
+        model: not changed.
+        input_size: of the image.
+        asked: names of the modules that stay whole.
+        strict: whether what cannot be followed is an error.
+    """
+
+    def __init__(self, model: nn.Module, input_size: tuple[int, ...], asked: tuple[str, ...], strict: bool) -> None:
+        self._model, self._size, self._asked, self._strict = model, input_size, asked, strict
+        self._tracer = run_both(model, input_size, Keeping(asked, strict))
+        moves = bool(self._tracer.movements)
+        self._routes = find_routes(model, self._tracer.frames.passages) if moves else []
+
+    @property
+    def suspects(self) -> list[str]:
+        """Modules whose own code moves channels, or, if none does, in whose code numbers of channels may stand."""
+        tracer = self._tracer
+        if any(tracer.moved):
+            return [name for name in tracer.moved if name]
+        named = [place[0] for places in (tracer.parts, tracer.splits, tracer.named_lengths) for place in places]
+        named += [*(product.module for product in tracer.attentions), *tracer.reductions]
+        return [name for name in dict.fromkeys(named) if name]
+
+    def read(self) -> ChannelGraph:
+        """The graph of the first way of understanding the numbers in the code that is right.
+
+        Raises:
+            MovementError: none is; what is wrong with the most likely one.
+        """
         errors = []
-        for reading in readings(tracer):
-            graph = build_graph(twin, tracer, input_size, routes, reading)
-            if not (tracer.movements or graph.splits or graph.reductions or graph.attentions or graph.parts):
+        for reading in readings(self._tracer):
+            graph = build_graph(self._model, self._tracer, self._size, self._routes, reading)
+            numbers = graph.splits or graph.reductions or graph.attentions or graph.parts
+            if not (self._tracer.movements or numbers):
                 return graph
             try:
-                return tried(twin, graph, tracer.movements, tracer.numbers, follow)
+                return tried(self._model, graph, self._tracer.movements, self._tracer.numbers, self._follow)
             except MovementError as error:
                 errors.append(error)
         raise errors[0]
 
-    try:
-        return read()
-    except MovementError as error:
-        if strict:
-            part = next((part for part, _ in tracer.moved.values()), Kept(next(iter(_suspects(tracer)), "")))
-            place = f" ({part.place})" if part.place else ""
-            raise MovementError(f"{error}{place}; {ways_out(part.module, part.operator, True)}") from error
-        logger.debug("channels that code moves: %s", error)
-        try:
-            if tracer.moved:
-                return _with_movers_whole(twin, tracer, {route.module for route in routes}, read)
-        except MovementError as other:
-            logger.debug("whole channels are not enough: %s", other)
-        modules = _suspects(tracer)
-        if not modules:
-            raise
-        return trace_module(model, input_size, [*asked, *modules])
+    def _follow(self, other: nn.Module) -> tuple[ChannelGraph, dict[str, list[float]]]:
+        recording = run_both(other, self._size, Keeping(self._asked, self._strict))
+        return build_graph(other, recording, self._size), recording.numbers
 
+    def read_with_movers_whole(self, error: MovementError) -> ChannelGraph:
+        """The graph in which channels that code moves stay whole, of as few modules as possible.
 
-def _suspects(recording: Recording) -> list[str]:
-    """Modules whose own code moves channels, or, where none does, in whose code numbers of channels may stand."""
-    if any(recording.moved):
-        return [name for name in recording.moved if name]
-    named = [place[0] for places in (recording.parts, recording.splits, recording.named_lengths) for place in places]
-    named += [*(product.module for product in recording.attentions), *recording.reductions]
-    return [name for name in dict.fromkeys(named) if name]
+        Modules of one class move channels alike. Those of each class alone are tried first, then all whose code no
+        index buffers can stand in for, then all.
 
+        Raises:
+            MovementError: none is right; `error` if no code moves channels.
+        """
+        tracer = self._tracer
+        kinds: dict[type, list[str]] = {}
+        for name in tracer.moved:
+            kinds.setdefault(type(self._model.get_submodule(name)), []).append(name)
+        alone = list(kinds.values()) if 1 < len(kinds) <= _KINDS else []
+        routed = {route.module for route in self._routes}
+        unrouted = [name for name in tracer.moved if name not in routed]
+        for movers in filter(None, (*alone, unrouted, list(tracer.moved))):
+            before, parts = tracer.lengths_now(), dict(tracer.keeping.parts)
+            tracer.keep_movements(movers)
+            try:
+                return self.read()
+            except MovementError as other:
+                logger.debug("%s whole is not enough: %s", movers, other)
+                error = other
+                tracer.take_back(before)
+                tracer.keeping.parts = parts
+        raise error
 
-def _with_movers_whole(
-    model: nn.Module, tracer: Tracer, routed: set[str], read: Callable[[], ChannelGraph]
-) -> ChannelGraph:
-    """The graph in which channels that code moves stay whole, of as few modules as possible.
-
-    Modules of one class move channels alike. Those of each class alone are tried first, then all whose code no index
-    buffers can stand in for, then all.
-
-    Args:
-        model: not changed.
-        tracer: its trace, to which the fixed channels are added.
-        routed: names of the modules that index buffers can stand in for.
-        read: gives the graph, or raises `MovementError` if the network's code does not follow it.
-    """
-    kinds: dict[type, list[str]] = {}
-    for name in tracer.moved:
-        kinds.setdefault(type(model.get_submodule(name)), []).append(name)
-    alone = list(kinds.values()) if 1 < len(kinds) <= _KINDS else []
-    unrouted = [name for name in tracer.moved if name not in routed]
-    for movers in filter(None, (*alone, unrouted)):
-        before, parts = tracer.lengths_now(), dict(tracer.keeping.parts)
-        tracer.keep_movements(movers)
-        try:
-            return read()
-        except MovementError as error:
-            logger.debug("%s whole is not enough: %s", movers, error)
-            tracer.take_back(before)
-            tracer.keeping.parts = parts
-    tracer.keep_movements(tracer.moved)
-    return read()
+    def refusal(self, error: MovementError) -> MovementError:
+        """The error of `read`, with the place of the code and what can be done."""
+        part = next((part for part, _ in self._tracer.moved.values()), Kept(next(iter(self.suspects), "")))
+        place = f" ({part.place})" if part.place else ""
+        return MovementError(f"{error}{place}; {ways_out(part.module, part.operator, True)}")
 
 
 def twin_of(model: nn.Module) -> nn.Module:
