@@ -101,8 +101,8 @@ def _report(model: nn.Module, traced: ChannelGraph) -> None:
         shares = 100 * traced.immovable_share, 100 * parameters_left(traced, ratio_plan(traced, 0.5))
         if not traced.immovable.any():
             logger.warning(
-                "%.0f %% of the parameters of %s belong to positions instead of channels: a student of half the width has "
-                "%.0f %% of the parameters",
+                "%.0f %% of the parameters of %s belong to positions instead of channels: a student of half the width "
+                "has %.0f %% of the parameters",
                 shares[0],
                 type(model).__name__,
                 shares[1],
