@@ -26,7 +26,9 @@ def around(forward, width=8, **parts):
 
 def whole(model):
     """Why groups of several channels keep their width in the proved graph of a network, by name."""
-    groups = [group for group in oskt.trace(model, IMAGE).groups if group.size > 1 and group.fixed != OUTPUT]
+    graph = oskt.trace(model, IMAGE)
+    assert not graph.unseen, "what lies along positions is used as well"
+    groups = [group for group in graph.groups if group.size > 1 and group.fixed != OUTPUT]
     return {group.name: group.fixed for group in groups if group.fixed}
 
 
