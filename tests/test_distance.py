@@ -153,7 +153,13 @@ def test_the_worked_example():
         assert torch.allclose(tensor, moved.get(name, plain.state_dict()[name])), name
 
 
-@pytest.mark.parametrize("tail", [torch.relu, lambda x: x, lambda x: x * 2, lambda x: torch.cat([x, x], 1)[:, 2:6]])
+def blurred(x):
+    return functional.conv2d(x, torch.ones(x.shape[1], 1, 3, 3).to(x), padding=1, groups=x.shape[1])
+
+
+@pytest.mark.parametrize(
+    "tail", [torch.relu, lambda x: x, lambda x: x * 2, lambda x: torch.cat([x, x], 1)[:, 2:6], blurred]
+)
 def test_what_passes_factors_on(tail):
     assert labelled(small(tail), [0, 1, 0, 1]).features.obstacle == ""
 
@@ -176,6 +182,25 @@ def test_what_does_not(tail, operator):
         oskt.expand(chain, {"last": 3}, distance="teacher")
     assert len(oskt.chain.feature_scale(chain, {**chain.graph.sizes, "last": 3}, "teacher")) == 3
     assert oskt.expand(chain, {"last": 4}, distance="teacher"), "nothing is merged, so nothing is scaled"
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_layer_over_positions(bias):
+    """It sums each channel over positions, which factors pass, but not where it adds a number to all channels."""
+
+    def forward(self, images):
+        feature = self.mix(self.norm(self.first(images)).flatten(2)).mean(2)
+        return self.classifier(feature) if self.training else feature
+
+    torch.manual_seed(0)
+    parts = {"first": conv(3, 6), "norm": nn.BatchNorm2d(6), "mix": nn.Linear(64, 9, bias)}
+    model = Network(forward, **parts, classifier=nn.Linear(6, 2))
+    path = WeightChain.from_teacher(model, 0.5, input_size=IMAGE).features
+    if bias:
+        assert "'linear' in module 'mix'" in path.obstacle
+    else:
+        assert (path.rows, path.columns) == (("norm.bias", "norm.weight"), ("classifier.weight",))
+        check_distances(model, IMAGE)
 
 
 def test_a_gate_keeps_its_place():

@@ -132,8 +132,9 @@ class ScaleTracer(Tracer):
         if operator.endswith("_as") and not self.carries(call.args[0]):
             return  # only the shape is taken from a tensor that carries channels
         tracked = [tensor for tensor in call.tensors if self.carries(tensor)]
-        if tracked:
-            _SCALE_RULES.get(operator, _stop)(self, call, tracked)
+        if tracked:  # an operator that gives none of them mixes channels, or takes their sum
+            passes = any(map(self.carries, call.outputs))
+            (_SCALE_RULES.get(operator, _stop) if passes else _stop)(self, call, tracked)
 
     def stop(self, tensor: Tensor, call: Call) -> None:
         """This operator does not pass factors on, so that a tensor carries none."""
@@ -193,8 +194,14 @@ def _multiply(tracer: ScaleTracer, call: Call, tracked: list[Tensor]) -> None:
 
 
 def _layer(tracer: ScaleTracer, call: Call, tracked: list[Tensor]) -> None:
-    """Convolution and linear layer: rows give the output its factor, columns remove the input's."""
+    """Convolution and linear layer: rows give the output its factor, columns remove the input's.
+
+    One over positions, or of a constant kernel, passes factors on if it adds nothing.
+    """
     image, weight, bias = (call.arguments[name] for name in ("input", "weight", "bias"))
+    if tracer.name_of(weight) is None or tracer.name_of(weight) in tracer.untied:
+        (_keep if bias is None else _stop)(tracer, call, tracked)
+        return
     rows = _rows(tracer, weight, bias)
     tracer._relations.equal(rows, tracer.unknown(call.output))
     if tracer.carries(image):
