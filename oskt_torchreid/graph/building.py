@@ -171,7 +171,7 @@ def _check_coverage(recording: Recording, ties: list[Tie], shapes: dict[str, tup
         length, expected = shapes[tie.tensor][tie.dimension], tie.shaped(tie.channels.shape[1])
         if length != expected:
             raise GraphError(f"axis {tie.dimension} of '{tie.tensor}' has {length} positions, its tie {expected}")
-    for name in sorted((recording.touched & shapes.keys()) - (recording.without_channels - tied.keys())):
+    for name in sorted((recording.touched & shapes.keys()) - (recording.untied - tied.keys())):
         shape = shapes[name]
         depthwise = name in recording.matrices and len(shape) > 2 and shape[1] == 1
         one_sided = depthwise or name in recording.image_inputs or name not in recording.matrices

@@ -99,7 +99,7 @@ class Notes:
         running: the module calls that are running, outermost first; the network itself is not among them.
         reductions: module -> operator and ids of its input, if its own code reduces that and does nothing else with it.
         touched: names of all state-dict tensors that reached an operator.
-        without_channels: names of those whose numbers belong to positions, or to the image; they keep their shape.
+        untied: names of those whose numbers belong to positions, or to the image; they keep their shape.
         outputs: ids of the network's outputs.
         results: the network's output tensors of the last pass.
         scores: matrices whose output for an image is one of the network's outputs, as it is.
@@ -134,7 +134,7 @@ class Notes:
         self.running: list[Frame] = []
         self.reductions: dict[str, tuple[str, Tensor]] = {}
         self.touched: set[str] = set()
-        self.without_channels: set[str] = set()
+        self.untied: set[str] = set()
         self.outputs: list[np.ndarray] = []
         self.results: list[Tensor] = []
         self.scores: set[str] = set()

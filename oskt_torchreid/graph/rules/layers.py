@@ -94,7 +94,7 @@ def _reads_positions(shadow: Tensor, axis: int) -> bool:
 def _mix_positions(recording: Recording, call: Call, shadow: Tensor, axis: int, moving: bool) -> None:
     """A layer that reads positions as its columns: channels pass, unless its kernel moves along them."""
     tensors = [call.arguments.get(name) for name in ("input", "weight", "bias", "self", "mat2", "other")]
-    recording.without_channels.update(recording.name_of(tensor) or "" for tensor in tensors if tensor is not None)
+    recording.untied.update(recording.name_of(tensor) or "" for tensor in tensors if tensor is not None)
     passed = compact(shadow).narrow(axis, 0, 1)
     fits = all(size in (1, other) for size, other in zip(passed.shape, call.output.shape, strict=True))
     if moving or not fits:
@@ -145,7 +145,7 @@ def norm_of_image(recording: Recording, call: Call) -> None:
     """A norm of the image itself: its vectors lie along no channels, and keep their shape."""
     part = recording.giver(call.arguments["input"])
     if part is None:
-        recording.without_channels.update(recording.name_of(tensor) or "" for tensor in call.tensors)
+        recording.untied.update(recording.name_of(tensor) or "" for tensor in call.tensors)
     else:
         recording.keep_whole(part, call.tensors)
 
