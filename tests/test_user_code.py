@@ -17,6 +17,7 @@ from test_tools import tool
 
 import oskt_torchreid as oskt
 from oskt_torchreid import registry, user_code
+from oskt_torchreid.baselines import BASELINES
 from oskt_torchreid.config import import_for_file, load_config, load_resolved, save_resolved
 from oskt_torchreid.errors import ChainError, CheckpointError, ConfigError
 from oskt_torchreid.host import data as host_data
@@ -36,7 +37,8 @@ def undone(monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(user_code, "_IMPORTED", {})
     monkeypatch.setattr(registry, "_REGISTRATIONS", list(registry._REGISTRATIONS))
-    tables = [host_data._datasets(kind) for kind in ("image", "video")]
+    monkeypatch.setattr(registry, "_BASELINE_NAMES", list(registry._BASELINE_NAMES))
+    tables = [BASELINES, *(host_data._datasets(kind) for kind in ("image", "video"))]
     before = [dict(table) for table in tables]
     yield
     for name in set(sys.modules) - modules:
