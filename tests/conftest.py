@@ -12,6 +12,8 @@ import torch
 from small_networks import TinyNet
 
 import oskt_torchreid as oskt
+from oskt_torchreid import registry
+from oskt_torchreid.baselines import BASELINES
 from oskt_torchreid.datasets import synthped, synthped_video
 from oskt_torchreid.host import models
 from oskt_torchreid.host.compat import host_table, torchreid
@@ -25,6 +27,7 @@ torch.set_num_threads(1)
 torch.ones(1, requires_grad=True).backward()
 
 SYNTHETIC = (synthped, synthped_video)
+REGISTER_DATA = {"image": torchreid.data.register_image_dataset, "video": torchreid.data.register_video_dataset}
 
 # Looking for cycles among all imported objects again and again took 17 of 200 s.
 gc.freeze()
@@ -60,15 +63,19 @@ def tiny_net():
 
 
 @pytest.fixture(autouse=True)
-def registered_models():
-    """Names of models that a test registers end with it."""
+def registered_names():
+    """Models, data sets, engines and baselines that a test registers end with it."""
     factory = host_table(torchreid.models.build_model, "__model_factory")
-    before = set(factory)
+    data = (host_table(register, f"__{kind}_datasets") for kind, register in REGISTER_DATA.items())
+    tables = [factory, *data, registry._ENGINES, BASELINES]
+    before, names, calls = [dict(table) for table in tables], list(registry._BASELINE_NAMES), registry.registrations()
     yield
-    if added := factory.keys() - before:
-        for name in added:
-            del factory[name]
+    if factory != before[0]:
         models.skeleton.cache_clear()
+    for table, rows in zip(tables, before, strict=True):
+        table.clear()
+        table.update(rows)
+    registry._BASELINE_NAMES[:], registry._REGISTRATIONS[:] = names, calls
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ class Accumulated(torch.autograd.Function):
         return gradient.flip(1).cumsum(1).flip(1)
 
 
-@torch.library.custom_op("oskt_tests::reversed", mutates_args=())
+@torch.library.custom_op("odd_operators::reversed", mutates_args=())
 def reverse_outside(maps: torch.Tensor) -> torch.Tensor:
     """An operator of a library, which leaves torch."""
     return torch.from_numpy(maps.numpy()[:, ::-1].copy())

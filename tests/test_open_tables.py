@@ -5,8 +5,8 @@ import copy
 import pytest
 from runs import SMALL
 
-from oskt_torchreid import register_engine, registry
-from oskt_torchreid.baselines import BASELINES, Baseline, baseline, register_baseline
+from oskt_torchreid import register_engine
+from oskt_torchreid.baselines import Baseline, baseline, register_baseline
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.host.engine import TransferEngine
@@ -21,14 +21,6 @@ oskt:
 """
 
 
-@pytest.fixture
-def tables(monkeypatch):
-    """The tables are as they were after a test."""
-    monkeypatch.setattr("oskt_torchreid.baselines.BASELINES", dict(BASELINES))
-    monkeypatch.setattr(registry, "_BASELINE_NAMES", list(registry._BASELINE_NAMES))
-    monkeypatch.setattr(registry, "_ENGINES", dict(registry._ENGINES))
-
-
 def written(folder, text, *options):
     (folder / "run.yaml").write_text(text)
     rest = [word for word in SMALL if not word.startswith(("engine", "oskt.students", "model.name"))]
@@ -40,7 +32,7 @@ def narrow(teacher, graph, widths):
     return baseline("first").make(copy.deepcopy(teacher), graph, widths)
 
 
-def test_a_baseline_of_ones_own_runs_from_yaml(tables, tiny_net, data_root, tmp_path):
+def test_a_baseline_of_ones_own_runs_from_yaml(tiny_net, data_root, tmp_path):
     options = (f"data.root={data_root}", f"data.save_dir={tmp_path / 'run'}")
     with pytest.raises(ConfigError, match="'whole'; did you mean|unknown key 'oskt.control_lr.whole'"):
         written(tmp_path, YAML, *options)
@@ -54,7 +46,7 @@ def test_a_baseline_of_ones_own_runs_from_yaml(tables, tiny_net, data_root, tmp_
         written(tmp_path, YAML, "oskt.control_lr.whole=-1", *options)
 
 
-def test_an_engine_of_ones_own_runs_from_yaml(tables, tiny_net, data_root, tmp_path):
+def test_an_engine_of_ones_own_runs_from_yaml(tiny_net, data_root, tmp_path):
     batches = []
 
     class Counting(TransferEngine):

@@ -86,6 +86,30 @@ def chosen(self, x):
     return torch.where(x > 0.5, self.one(x), torch.addcmul(self.shift, self.factor, x))
 
 
+def limited(self, x):
+    """Powers, limits and remainders by channel."""
+    limited = torch.clamp((x + 1).pow(self.power), min=self.low).clamp(0, 6)
+    return torch.hypot(limited, torch.fmod(x, self.low + 1)) ** self.low
+
+
+def shaped_alike(self, x):
+    """Other channels in the shape of these, and so as many of them."""
+    return self.along(x.flatten(2)).view_as(x) + self.other(x).reshape_as(x)
+
+
+def encoded(self, x):
+    """Two layers with as many heads as channels in a head."""
+    return self.encoder(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+
+
+def own_heads(self, x):
+    """As many heads as channels in a head, named by attributes."""
+    b, c, h, w = x.shape
+    tokens = self.qkv(x.flatten(2).transpose(1, 2)).reshape(b, h * w, 3, self.heads, self.size)
+    joined = functional.scaled_dot_product_attention(*tokens.permute(2, 0, 3, 1, 4)).transpose(1, 2)
+    return joined.reshape(b, h * w, self.heads * self.size).transpose(1, 2).reshape(b, -1, h, w)
+
+
 class Blur(nn.Module):
     def __init__(self, channels):
         super().__init__()
@@ -130,6 +154,11 @@ MOVING = {
     "blur": (lambda self, x: self.blur(x), lambda: {"blur": Blur(8)}),
     "pairs": (pairs, lambda: {"twice": conv(8, 16, groups=8), "gate": conv(16, 16), "back": conv(16, 8)}),
     "windows": (windows, lambda: {"norm": nn.LayerNorm(8)}),
+    "limits": (
+        limited,
+        lambda: {"power": nn.Parameter(torch.rand(8, 1, 1) + 1), "low": nn.Parameter(torch.rand(8, 1, 1) + 0.1)},
+    ),
+    "shaped alike": (shaped_alike, lambda: {"along": nn.Conv1d(8, 8, 3, padding=1), "other": conv(8, 8)}),
 }
 
 
@@ -141,6 +170,22 @@ def test_all_channels_move(name):
     student = oskt.expand(oskt.WeightChain.from_teacher(model, 0.5, input_size=IMAGE), 0.5)
     assert student.first.weight.shape[0] == 4
     assert student(torch.randn(2, *IMAGE)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("forward", [encoded, own_heads])
+def test_as_many_heads_as_channels_in_a_head(forward):
+    """Two numbers that are equal: students have as many heads as their teacher, of fewer channels."""
+    layer = {"d_model": 16, "nhead": 4, "dim_feedforward": 12, "batch_first": True}
+    parts = {"encoder": nn.TransformerEncoder(nn.TransformerEncoderLayer(**layer), 2, enable_nested_tensor=False)}
+    model = around(forward, width=16, **(parts if forward is encoded else {"qkv": nn.Linear(16, 48)}))
+    model.heads, model.size = 4, 4
+    assert whole(model) == {}
+    student = oskt.expand(oskt.WeightChain.from_teacher(model, 0.5, input_size=IMAGE), 0.5)
+    assert student.first.weight.shape[0] == 8
+    if forward is encoded:
+        assert {layer.self_attn.num_heads for layer in student.encoder.layers} == {4}
+    else:
+        assert (student.heads, student.size) == (4, 2)
 
 
 def test_a_constant_of_equal_values_is_cut_in_a_file_too(tmp_path):

@@ -16,8 +16,7 @@ from runs import tiny
 from test_tools import tool
 
 import oskt_torchreid as oskt
-from oskt_torchreid import registry, user_code
-from oskt_torchreid.baselines import BASELINES
+from oskt_torchreid import user_code
 from oskt_torchreid.config import import_for_file, load_config, load_resolved, save_resolved
 from oskt_torchreid.errors import ChainError, CheckpointError, ConfigError
 from oskt_torchreid.host import data as host_data
@@ -32,21 +31,14 @@ NUMBERS = itertools.count()
 
 @pytest.fixture(autouse=True)
 def undone(monkeypatch):
-    """Python's modules and path, and what is registered, are as they were after a test."""
+    """Python's modules and path are as they were after a test."""
     modules = set(sys.modules)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(user_code, "_IMPORTED", {})
-    monkeypatch.setattr(registry, "_REGISTRATIONS", list(registry._REGISTRATIONS))
-    monkeypatch.setattr(registry, "_BASELINE_NAMES", list(registry._BASELINE_NAMES))
-    tables = [BASELINES, *(host_data._datasets(kind) for kind in ("image", "video"))]
-    before = [dict(table) for table in tables]
     yield
     for name in set(sys.modules) - modules:
         if not name.startswith(("torch", "oskt_torchreid")):
             del sys.modules[name]
-    for table, rows in zip(tables, before, strict=True):
-        table.clear()
-        table.update(rows)
 
 
 @pytest.fixture

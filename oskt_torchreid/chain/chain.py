@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ChainError, ConfigError, GraphError, OsktError, WidthError, expect
 from ..graph import ChannelGraph, FeaturePath
-from ..graph.keeping import Keep
+from ..graph.keeping import Keep, check_unknown, in_words
 from ..graph.plans import Width, check_plan, full_plan, show_ratio
 from ..graph.surgery.rebuild import check_code_fits
 from ..graph.tracer import check_model
@@ -125,10 +125,8 @@ class WeightChain:
         state = network.weights_of(teacher)
         if graph is None:
             graph = network.trace(teacher, input_size, keep=keep, unknown=unknown)
-        elif keep:
-            raise ConfigError("keep is given with a graph, which says already what stays whole; trace it with keep=")
-        elif input_size is not None and graph.input_size != input_size:
-            raise GraphError(f"input_size is {input_size!r}, but the graph was traced at {graph.input_size}; give one")
+        else:
+            _check_graph(graph, input_size, keep, unknown)
         if contributions is not None:
             check_contributions(graph, contributions)
         widths = full_plan(graph, width)
@@ -400,6 +398,20 @@ class WeightChain:
             chain = cls(**chain_file.attributes_of(tensors, metadata, model))
             chain.validate()
         return chain
+
+
+def _check_graph(graph: ChannelGraph, input_size: tuple[int, ...] | None, keep: Keep, unknown: str) -> None:
+    """Checks that what is asked for beside a graph does not contradict it."""
+    check_unknown(unknown)
+    if keep:
+        raise ConfigError("keep is given with a graph, which says already what stays whole; trace it with keep=")
+    if unknown == "refuse" and any(part.operator for part in graph.kept):
+        raise ConfigError(
+            f"unknown is 'refuse', and the graph that is given keeps parts whole: {in_words(graph.kept)}; trace it "
+            "with unknown='refuse', or give no graph"
+        )
+    if input_size is not None and graph.input_size != input_size:
+        raise GraphError(f"input_size is {input_size!r}, but the graph was traced at {graph.input_size}; give one")
 
 
 def _check_kind(nested: bool, clustering: str | Clustering, contributions: Mapping[str, Contributions] | None) -> None:

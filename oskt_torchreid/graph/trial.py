@@ -6,7 +6,7 @@ right for its widths exactly when every position of every axis receives the chan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import GraphError, WidthError
 from .channel_graph import ChannelGraph
-from .modules import Attention
+from .modules import Attention, ChannelNorm
 from .plans import balanced, occupied_places
 from .surgery.shell import shell, student_axis
 
@@ -84,17 +84,46 @@ def _mismatch(found: ChannelGraph, graph: ChannelGraph, widths: Mapping[str, int
     for tie in graph.ties:
         if (other := found.ties_by_key.get(tie.key)) is not None:
             pairs.append(np.stack([student_axis(tie.axis, occupied).reshape(-1), other.channels.reshape(-1)]))
+    for records, others in ((graph.attentions, found.attentions), (graph.norms, found.norms)):
+        blocks = _blocks_by_module(others)
+        for module, planned in _blocks_by_module(records, occupied).items():
+            if [len(block) for block in planned] != [len(block) for block in blocks.get(module, planned)]:
+                return f"'{module or 'the network itself'}' of a narrower copy has other heads, or groups"
+            pairs += [np.stack(pair) for pair in zip(planned, blocks.get(module, ()), strict=False)]
     different = np.unique(np.concatenate(pairs, axis=1), axis=1)
     one_to_one = all(len(side) == len(np.unique(side)) for side in different)
     return None if one_to_one else "a narrower copy sends channels to other positions"
 
 
+def _blocks_by_module(
+    records: Iterable[Attention | ChannelNorm], occupied: np.ndarray | None = None
+) -> dict[str, list[np.ndarray]]:
+    """Channels of each head, or of what is normalised together, by module; those that a copy has, if `occupied`."""
+    found: dict[str, list[np.ndarray]] = {}
+    for record in records:
+        blocks = [block if occupied is None else block[occupied[block]] for block in record.channels]
+        found.setdefault(record.module, []).extend(blocks)
+    return found
+
+
 def _uneven_plan(graph: ChannelGraph) -> dict[str, int]:
     """A plan with different ratios for different producers, so that code that needs equal ratios fails.
 
-    No group is narrowed to one channel: a convolution of one channel is both depthwise and dense.
+    As few groups as possible are narrowed to one channel: a convolution of one channel is both depthwise and dense,
+    and queries, keys and values of one channel per head can be each other's.
     """
-    ratios = (0.4, 0.6, 0.5)
+    plans = []
+    for ratios in _RATIOS:
+        plans.append(_plan_of_ratios(graph, ratios))
+        if not _narrowed_to_one(graph, plans[-1]):
+            break
+    return min(plans, key=lambda plan: _narrowed_to_one(graph, plan))
+
+
+_RATIOS = ((0.4, 0.6, 0.5), (0.6, 0.75, 0.7))
+
+
+def _plan_of_ratios(graph: ChannelGraph, ratios: Sequence[float]) -> dict[str, int]:
     producers: dict[str, int] = {}
     widths = {}
     for group in graph.groups:
@@ -102,6 +131,10 @@ def _uneven_plan(graph: ChannelGraph) -> dict[str, int]:
         ratio = ratios[producers.setdefault(producer, len(producers)) % len(ratios)]
         widths[group.name] = group.size if group.fixed else max(min(2, group.size), round(group.size * ratio))
     return balanced(graph, widths)
+
+
+def _narrowed_to_one(graph: ChannelGraph, plan: Mapping[str, int]) -> int:
+    return sum(plan[group.name] == 1 < group.size for group in graph.groups)
 
 
 def _movement_error(movements: Mapping[str, str], reason: str) -> MovementError:

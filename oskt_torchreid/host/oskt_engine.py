@@ -94,20 +94,10 @@ class OSKTEngine(TransferEngine):
         **options: Any,
     ) -> None:
         check_parts(datamanager, model, optimizer, scheduler, loss)
-        check_number("lambda_weight", lambda_weight)
-        check_number("sstudent_weight", sstudent_weight)
-        check_number("within", within)
-        check_number("distil_weight", distil_weight)
+        weights = {"lambda_weight": lambda_weight, "sstudent_weight": sstudent_weight, "within": within}
+        _check_numbers(distil_from, level_start, distil_temperature, distil_weight=distil_weight, **weights)
         if chain is not None and not isinstance(chain, WeightChain):
             raise ConfigError(f"chain is {chain!r:.100}; give a WeightChain, such as WeightChain.load(path) reads")
-        check_number("distil_temperature", distil_temperature)
-        check_number("level_start", level_start)
-        if distil_temperature == 0 or level_start > 1:
-            raise ConfigError(
-                f"distil_temperature is {distil_temperature}, level_start {level_start}; allowed: above 0, and 0 to 1"
-            )
-        if distil_from not in ("first", "now"):
-            raise ConfigError(f"distil_from is {distil_from!r}; allowed: first, now")
         model = unwrapped(model)
         self._lambda = lambda_schedule(lambda_shape, lambda_weight)
         self.sstudent_weight = sstudent_weight
@@ -229,6 +219,18 @@ class OSKTEngine(TransferEngine):
         logger.info("epoch %d: row dispersion %.4f", self.epoch + 1, self.dispersion)
         if self.writer is not None:
             self.writer.add_scalar("Train/row_dispersion", self.dispersion, self.epoch)
+
+
+def _check_numbers(distil_from: str, level_start: float, distil_temperature: float, **weights: float) -> None:
+    """Raises `ConfigError` for what an engine's numbers, and what is learned from, cannot be."""
+    for name, value in {**weights, "distil_temperature": distil_temperature, "level_start": level_start}.items():
+        check_number(name, value)
+    if distil_temperature == 0 or level_start > 1:
+        raise ConfigError(
+            f"distil_temperature is {distil_temperature}, level_start {level_start}; allowed: above 0, and 0 to 1"
+        )
+    if distil_from not in ("first", "now"):
+        raise ConfigError(f"distil_from is {distil_from!r}; allowed: first, now")
 
 
 register_engine("oskt", OSKTEngine)

@@ -82,13 +82,13 @@ def multiply(recording: Recording, call: Call) -> None:
 
 
 def meet_all(recording: Recording, call: Call) -> None:
-    """Of three tensors, a choice by a condition or a sum with a product: channels at the same position become one."""
-    sides = [(side, recording.shadow(side)) for side in call.args[:3]]
+    """Up to three tensors, such as a choice by a condition, a sum with a product, or limits: as `meet`."""
+    sides = [(side, recording.shadow(side)) for side in call.tensors]
     shadows = [shadow for _, shadow in sides if shadow is not None]
     for shadow in shadows[1:]:
         recording.unite(shadows[0], shadow)
     most = max(shadows, key=lambda shadow: compact(shadow).numel())
-    for constant in (side for side, shadow in sides if shadow is None and torch.is_tensor(side)):
+    for constant in (side for side, shadow in sides if shadow is None):
         _lie_beside(recording, most, constant)
     recording.mark(call.output, compact(most).expand(call.output.shape))
 
@@ -181,7 +181,7 @@ def _last_axis(shadow: Tensor) -> int:
 
 _FAMILIES: dict[Rule, str] = {
     keep: "relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus "
-    "clamp clamp_min clamp_max exp log sqrt rsqrt abs neg square pow reciprocal dropout feature_dropout alpha_dropout "
+    "exp log sqrt rsqrt abs neg square reciprocal dropout feature_dropout alpha_dropout "
     "clone contiguous detach alias lift_fresh to _to_copy type_as zeros_like ones_like full_like empty_like rand_like "
     "randn_like bernoulli uniform normal fill zero rrelu logical_not isnan erf sin cos floor round sign nan_to_num "
     "hardshrink softshrink log1p expm1 log2 logit",
@@ -192,8 +192,9 @@ _FAMILIES: dict[Rule, str] = {
     sequence: "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d reflection_pad1d replication_pad1d "
     "upsample_linear1d upsample_nearest1d",
     padding: "pad constant_pad_nd",
-    meet: "add sub rsub maximum minimum masked_fill gt ge lt le eq ne logical_and logical_or",
-    meet_all: "where addcmul addcdiv lerp",
+    meet: "add sub rsub maximum minimum fmax fmin pow fmod remainder atan2 hypot logaddexp copysign masked_fill gt ge "
+    "lt le eq ne logical_and logical_or",
+    meet_all: "where addcmul addcdiv lerp clamp clamp_min clamp_max",
     multiply: "mul div",
 }
 register_families(_FAMILIES)

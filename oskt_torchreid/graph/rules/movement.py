@@ -25,7 +25,16 @@ def reshape(recording: Recording, call: Call) -> None:
     if extents(shadow) != extents(moved):
         recording.record_movement(call.operator, shadow)
     note_view(recording, _named_lengths(call), shadow, moved)
+    if call.operator in ("view_as", "reshape_as"):
+        _note_alike(recording, moved, recording.shadow(call.args[1]))
     recording.mark(call.output, moved)
+
+
+def _note_alike(recording: Recording, shadow: Tensor, other: Tensor | None) -> None:
+    """Notes that channels are as many, in every student, as those of the tensor whose shape they are given."""
+    sides = [blocks_of(side)[:1] for side in (shadow, other) if side is not None]
+    if len(sides) == 2 and sides[0].shape == sides[1].shape and not torch.equal(*sides):
+        note_parts(recording, torch.cat(sides))
 
 
 def _named_lengths(call: Call) -> list[int]:
