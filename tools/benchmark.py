@@ -130,7 +130,7 @@ def run_ablation(arguments: argparse.Namespace) -> None:
 
 def run_controls(arguments: argparse.Namespace) -> None:
     """Runs VKD with its controls over several seeds and prints the report."""
-    config = load_config(arguments.config_file, arguments.options)
+    config = load_config(arguments.config_file, arguments.options, imports=arguments.imports)
     logging.basicConfig(level=logging.WARNING)
     folder = measure_controls(config, arguments.seeds, arguments.processes)
     print((folder / set_controls.MARKDOWN_NAME).read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,6 +22,7 @@ COLOURS = "viridis"  # even in lightness, for colour-blind readers and for print
 OPACITY = 0.55
 _LUMINANCE = (0.299, 0.587, 0.114)
 _CELL, _GAP, _LETTER = 1.25, 0.35, 0.085  # inches: a frame's height, between groups of frames, a letter of a title
+_LINE = 12  # letters of a line of a title
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +56,10 @@ def heat_map_sheet(rows: Sequence[HeatMapRow], path: str | Path, title: str = ""
         raise ConfigError(f"heat maps on a sheet need one shape and the same networks, got {len(shapes)} kinds")
     ((count, height, width, _), networks) = shapes.pop()
     names = ("frame", *networks)
-    # The name of a network is above a frame and needs space.
-    cell = max(_CELL * width / height, _LETTER * max(map(len, names)))
-    size = (1.9 + count * (len(names) * cell + _GAP), 1.0 + len(rows) * _CELL * 1.06)
+    # The name of a network is above a frame and needs space: a line per word, if words are long.
+    titles = ["\n".join(wrap(name, _LINE, break_long_words=False)) for name in names]
+    cell = max(_CELL * width / height, _LETTER * max(len(line) for text in titles for line in text.split("\n")))
+    size = (1.9 + count * (len(names) * cell + _GAP), 1.2 + len(rows) * _CELL * 1.06)
     layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, hspace=0.02, wspace=0.02)
     figure = Figure(figsize=size, dpi=150, layout=layout)
     FigureCanvasAgg(figure)  # draws without a display and without changing pyplot's state
@@ -70,7 +73,7 @@ def heat_map_sheet(rows: Sequence[HeatMapRow], path: str | Path, title: str = ""
     for line, row in zip(grid, rows, strict=True):
         _fill(line, row, names)
     for place, axes in enumerate(grid[0]):
-        axes.set_title((*names, "")[place % (len(names) + 1)], fontsize=8)
+        axes.set_title((*titles, "")[place % (len(names) + 1)], fontsize=8)
     bar = figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), ax=grid, fraction=0.03, pad=0.01, aspect=30)
     bar.set_ticks((0, 1), labels=("least", "most"), fontsize=8)
     with atomic(path) as temporary:
