@@ -256,7 +256,7 @@ class Layout:
         self.fade = np.empty(graph.num_channels)
         for group, own, width in zip(graph.groups, labels, asked, strict=True):
             self.fade[group.channels] = fade_of_width(int(own.max()) + 1, width, group.size)
-        self._occupied = occupied_places(graph, widths)
+        self.occupied = occupied_places(graph, widths)
         self._position = np.empty(graph.num_channels, np.int64)  # per channel, for the axis that is being mapped
         self._axes: dict[Axis, AxisMap] = {}
 
@@ -280,7 +280,7 @@ class Layout:
     def map_of(self, axis: Axis) -> AxisMap:
         """The map of any axis of channels, such as a feature's."""
         channels = axis.channels.reshape(-1)
-        student_position = np.cumsum(self._occupied[channels]) - 1
+        student_position = np.cumsum(self.occupied[channels]) - 1
         length = (int(student_position[-1]) + 1) // axis.blocks  # blocks of a checked plan are equally long
         leading = None if self._leads is None else torch.from_numpy(self._leads[channels])
         return AxisMap(axis.blocks, length, torch.from_numpy(student_position[self._seats(channels)]), leading)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import files
+from ..deploy.lifting import bare
 from ..errors import CheckpointError, ConfigError, expect
 from ..graph import rebuild
 from ..networks import resolver, unwrapped
@@ -38,8 +39,8 @@ def save_student(student: nn.Module, path: str | Path, half: bool = False) -> No
 def _check_written(written: Path, path: Path, student: nn.Module, content: dict) -> None:
     """Raises `CheckpointError` unless a written file gives a student back."""
     try:
-        loaded = load_student(written, None if _is_registered(content["oskt"]["name"]) else rebuild(student, {}).cpu())
-        state = loaded.state_dict()
+        model = None if _is_registered(content["oskt"]["name"]) else rebuild(bare(student), {}).cpu()
+        state = bare(load_student(written, model)).state_dict()
         different = [
             name
             for name, tensor in content["state_dict"].items()
@@ -88,6 +89,7 @@ def file_content(student: nn.Module, half: bool = False) -> dict:
     """
     student = unwrapped(student)
     record = getattr(student, "student_record", None)
+    student = bare(student)
     if not isinstance(record, StudentRecord):
         raise CheckpointError(f"this {type(student).__name__} was not made by expand; save it with torch.save instead")
     return {"state_dict": _file_state(student, half), "oskt": record.to_dict()}

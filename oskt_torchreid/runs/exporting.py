@@ -14,6 +14,7 @@ from ..chain.student_reading import load_student
 from ..config import Config, merged
 from ..deploy import Exported, ExportedNetwork, export, open_exported
 from ..deploy.deployment import OUTPUTS, Deployment
+from ..deploy.lifting import FEATURES
 from ..deploy.quantization import CALIBRATION_IMAGES
 from ..errors import CheckpointError, ConfigError
 from ..files import load_checkpoint, weights
@@ -81,7 +82,7 @@ def export_with_data(
         config: whole tree; `data` says size, mean and std, its sources give images to calibrate with, its first
             target is evaluated.
         calibration_images: how many training images show the ranges of activations for `int8`, spread over the set.
-        **options: `format`, `precision`, `output`, `normalize`, `opset` of `deploy.export`.
+        **options: `format`, `precision`, `output`, `feature`, `normalize`, `opset` of `deploy.export`.
 
     Raises:
         OsktError: see `deploy.export` and `host.data.build_datamanager`.
@@ -106,6 +107,7 @@ def export_with_data(
         (3, data.height, data.width),
         normalized=options.get("normalize", False),
         output=options.get("output", OUTPUTS[0]),
+        feature=options.get("feature", FEATURES[0]),
     )
     before = trainer.evaluate(deployment.network)["mAP"]
     after = trainer.evaluate(ExportedNetwork(open_exported(exported.path, exported.format)))["mAP"]
