@@ -114,15 +114,15 @@ def export(
         The written file, and how far its features are from the network's.
 
     Raises:
-        ConfigError: a format, precision, output, feature, opset or size that does not exist, scores of a network that gives
-            features, a missing package, int8 without images.
+        ConfigError: a format, precision, output, feature, opset or size that does not exist, scores of a network that
+            gives features, a missing package, int8 without images.
         FeatureError: a network whose features cannot be lifted.
         ExportError: several outputs, a path that cannot be written, an operator that the format does not have, or
             features that differ.
 
-    The file says how to feed it: `input_size`, `mean`, `std`, `color`, `interpolation`, `output`,
-    `feature_dim`, `l2_normalized`, `precision` and `network`, and of a student `chain`, `lifting` and `feature`, each JSON, in ONNX as `metadata_props`, in OpenVINO as
-    `rt_info` under `oskt`, in TorchScript as the extra file `metadata.json`.
+    The file says how to feed it: `input_size`, `mean`, `std`, `color`, `interpolation`, `output`, `feature_dim`,
+    `l2_normalized`, `precision` and `network`, and of a student `chain`, `lifting` and `feature`. Each is JSON, in ONNX
+    as `metadata_props`, in OpenVINO as `rt_info` under `oskt`, in TorchScript as the extra file `metadata.json`.
     """
     path = Path(path)
     format = check_request(path, format, precision, opset)
