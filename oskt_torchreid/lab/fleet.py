@@ -109,7 +109,7 @@ def _fleet(state: str, seen: dict[str, Seen]) -> Fleet:
 
 
 def _teachers(folder: Path, config: Config, trainer: Trainer) -> Iterator[tuple[str, nn.Module]]:
-    teacher = load_network(str(folder / "teacher" / TEACHER_NAME), config=config)
+    teacher = load_network(str(folder / "teacher" / TEACHER_NAME), config=config, num_classes=trainer.num_classes)
     yield TEACHER, teacher
     refined = refined_teacher(teacher, get(config, "oskt.refine"), folder / "refine")
     if refined is not None:

@@ -38,7 +38,7 @@ class ExportReport(NamedTuple):
     map_after: float | None = None
 
 
-def load_network(source: str, model_name: str = "", config: Config | None = None) -> nn.Module:
+def load_network(source: str, model_name: str = "", config: Config | None = None, num_classes: int = 1) -> nn.Module:
     """The network of a file, or the one that a registered name builds.
 
     Args:
@@ -46,6 +46,8 @@ def load_network(source: str, model_name: str = "", config: Config | None = None
         model_name: registered name of the network whose checkpoint it is; a student's file needs none, unless its
             teacher was not registered.
         config: whole tree whose `model` node builds the network of a checkpoint, where no name is given.
+
+        num_classes: of its classifier, whose weights are not taken from a checkpoint.
 
     Raises:
         ConfigError: neither a file nor a registered name, or a checkpoint without the name of its network.
@@ -65,7 +67,7 @@ def load_network(source: str, model_name: str = "", config: Config | None = None
         return load_student(path, model=models.build(model_name, 1) if model_name else None)
     if not (model_name or config):
         raise ConfigError(f"'{source}' does not say what network it is of; name it: --model osnet_x1_0")
-    model = models.build(model_name, 1) if model_name else build_model(_untrained(config), 1)
+    model = models.build(model_name, num_classes) if model_name else build_model(_untrained(config), num_classes)
     names = [*model.state_dict(), *weights.state_dict_of(content, path)]
     weights.load_weights(model, path, ignore=[name for name in names if is_classifier(name)])
     return model
