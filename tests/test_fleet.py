@@ -7,14 +7,16 @@ import json
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from runs import tiny
+from runs import configured, tiny
 from test_tools import tool
+from torch.nn import functional
 
 import oskt_torchreid as oskt
 from oskt_torchreid.errors import CheckpointError, ConfigError
 from oskt_torchreid.host import models
 from oskt_torchreid.lab.fleet import FINETUNED, RECALIBRATED, REFINED, TEACHER, UNTRAINED, Fleet, measure_fleet
 from oskt_torchreid.runs import run
+from oskt_torchreid.runs.trainer import Trainer
 
 OPTIONS = ("oskt.students=['width=0.5','width=1.0']", "oskt.recalibrate=2")
 
@@ -66,3 +68,28 @@ def test_runs_without_a_fleet(folder, tiny_net, tmp_path, data_root):
     with pytest.raises(CheckpointError, match="student.pth' is not of the chain '.*chain.safetensors'; run"):
         measure_fleet(folder)
     student.write_bytes(kept)
+
+
+def test_fine_tuned_students_that_share_a_gallery(tiny_net, data_root, tmp_path):
+    """Held to the widest student's features, a narrow one ends nearer to them."""
+    apart = {}
+    for weight in (0.0, 5.0):
+        folder = tmp_path / f"{weight:g}"
+        stages = ("oskt.refine.max_epoch=2", "oskt.finetune.max_epoch=8", "oskt.finetune.lr=0.01")
+        config = tiny(data_root, folder, *OPTIONS, *stages, "oskt.nested=True", f"oskt.finetune.compatible={weight}")
+        run(config)
+        trainer, chain = Trainer(config), oskt.WeightChain.load(folder / "chain.safetensors")
+        student = oskt.load_student(folder / "students" / "width=0.5" / "student.pth")
+        gallery = [trainer.features(network)[1] for network in (student, oskt.expand(chain, 1.0))]
+        alike = functional.cosine_similarity(oskt.lift(gallery[0], student), gallery[1])
+        apart[weight] = float((1 - alike).mean())
+    assert apart[5.0] < 0.7 * apart[0.0]
+
+
+def test_what_cannot_share_a_gallery_is_refused_first(data_root, tmp_path):
+    weight = "oskt.finetune.compatible=1.0"
+    with pytest.raises(ConfigError, match="oskt.finetune.compatible is 1, but 'pcb_p4' has 4 classifiers"):
+        run(tiny(data_root, tmp_path, weight, "model.name=pcb_p4", "data.height=64"))
+    with pytest.raises(ConfigError, match="oskt.finetune.compatible is 1 and oskt.distance 'teacher'"):
+        run(configured(data_root, tmp_path, weight, "oskt.distance=teacher"))
+    assert not list(tmp_path.glob("**/*.pth"))

@@ -43,6 +43,7 @@ class StudentOfChain:
         self._config, self._trainer, self._plan = config, trainer, plan
         self._node = get(config, "oskt.finetune")
         self._distils = config.oskt.distillation.of_chain
+        self._compatible = self._node.compatible
         self._distillation: Distillation | None = None
         keys = (*EXPANSION_KEYS, "oskt.distillation.of_chain", *(DISTILLATION_KEYS if self._distils else ()))
         recipe = trainer.recipe("oskt.finetune", *keys, widths=plan.widths, **{"the chain": chain_key})
@@ -64,9 +65,10 @@ class StudentOfChain:
         how = {"distance": oskt.distance, "statistics": oskt.statistics, "vectors_over": over}
         network = expand_to_plan(chain, self._plan.widths, **how)
         making = {"expand_seconds": time.perf_counter() - start}
-        if self._distils:
+        if self._distils or self._compatible:
             widest = expand_to_plan(chain, chain.graph.sizes)
-            self._distillation = Distillation(oskt.distillation, widest, chain.graph)
+            how = self._distils, self._compatible
+            self._distillation = Distillation(oskt.distillation, widest, chain.graph, *how)
         return relabel(network, chain.graph.heads, self._trainer.num_classes), making
 
     def work(self, network: nn.Module, making: Facts) -> Callable[[bool], Facts]:
