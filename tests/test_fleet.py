@@ -12,6 +12,7 @@ from test_tools import tool
 from torch.nn import functional
 
 import oskt_torchreid as oskt
+from oskt_torchreid.deploy import Lifted
 from oskt_torchreid.errors import CheckpointError, ConfigError
 from oskt_torchreid.host import models
 from oskt_torchreid.lab.fleet import FINETUNED, RECALIBRATED, REFINED, TEACHER, UNTRAINED, Fleet, measure_fleet
@@ -93,3 +94,16 @@ def test_what_cannot_share_a_gallery_is_refused_first(data_root, tmp_path):
     with pytest.raises(ConfigError, match="oskt.finetune.compatible is 1 and oskt.distance 'teacher'"):
         run(configured(data_root, tmp_path, weight, "oskt.distance=teacher"))
     assert not list(tmp_path.glob("**/*.pth"))
+
+
+def test_students_with_their_teachers_features_from_a_configuration(tiny_net, data_root, tmp_path):
+    config = tiny(data_root, tmp_path, *OPTIONS, "oskt.feature=teacher")
+    rows = {row.name: row for row in run(config).rows}
+    student = oskt.load_student(tmp_path / "students" / "width=0.5" / "student.pth")
+    assert isinstance(student, Lifted) and student.student_record.feature == "teacher"
+    assert rows["width=0.5"].map_after == Trainer(config).evaluate(student)["mAP"]
+    assert rows["width=0.5"].params < rows["width=1.0"].params, "a gather has no parameters"
+    (tuned,) = (fleet for fleet in measure_fleet(tmp_path) if fleet.state == FINETUNED)
+    assert np.diag(tuned.mean_ap).tolist() == tuned.own.tolist(), "they are lifted already"
+    with pytest.raises(ConfigError, match="oskt.feature is 'teacher' and oskt.distance 'chain'"):
+        run(tiny(data_root, tmp_path, "oskt.feature=teacher", "oskt.distance=chain"))

@@ -127,6 +127,12 @@ OSKT: Node = {
         "whose distances students' features have before fine-tuning: chain, teacher",
         OneOf("none", "chain", "teacher"),
     ),
+    "feature": Key(
+        "own",
+        "features of students: own, an entry per slot; teacher: lifted to the teacher's length, so that students of "
+        "all widths share one gallery",
+        OneOf("own", "teacher"),
+    ),
     "recalibrate": Key(
         24, "batches of training images that re-estimate norm statistics before fine-tuning; 0: none", AtLeast(0)
     ),

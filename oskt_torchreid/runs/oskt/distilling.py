@@ -35,6 +35,22 @@ def check_distillation(distilled: Sequence[str], known: int, num_classes: int) -
         )
 
 
+def check_liftable(config: Config, asked: Sequence[StudentSpec], graph: ChannelGraph) -> None:
+    """Raises `ConfigError` for students with their teacher's features, of a network whose features cannot be lifted."""
+    if config.oskt.feature != "teacher" or not any(spec.of_chain for spec in asked):
+        return
+    if not len(graph.feature):
+        raise ConfigError(
+            f"oskt.feature is 'teacher', but '{config.model.name}' returns several features, or none that is made of "
+            "channels; set oskt.feature=own"
+        )
+    if config.oskt.distance != "none":
+        raise ConfigError(
+            f"oskt.feature is 'teacher' and oskt.distance '{config.oskt.distance}'; lifted features have the teacher's "
+            "distances as they are: set oskt.distance=none"
+        )
+
+
 def check_compatible(config: Config, asked: Sequence[StudentSpec], graph: ChannelGraph) -> None:
     """Raises `ConfigError` for students that shall share a gallery, of a network whose features cannot be lifted."""
     weight = config.oskt.finetune.compatible

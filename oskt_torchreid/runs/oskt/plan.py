@@ -29,7 +29,7 @@ from ...host.models import build as build_registered
 from ...models import bare_name, build_model
 from ...models import load_weights as load_any_weights
 from .baselines import check_baselines
-from .distilling import check_compatible, check_distillation, distilled_names
+from .distilling import check_compatible, check_distillation, check_liftable, distilled_names
 from .ladder import plan_rungs
 from .specification import StudentSpec, chosen_widths, latency_measure, students_of
 
@@ -102,6 +102,7 @@ def make_plan(config: Config, num_classes: int) -> RunPlan:
         distilled.append("oskt.refine.distil_weight")
     check_distillation(distilled, known, num_classes)
     graph = _traced(config, teacher)
+    check_liftable(config, asked, graph)
     check_compatible(config, asked, graph)
     rungs = _rungs(teacher, graph, config.oskt.ladder) or (full_plan(graph, config.oskt.width),)
     stand_in = stand_in_chain(teacher, graph, rungs[-1])
@@ -258,6 +259,7 @@ def _plan_of_chain(config: Config, num_classes: int) -> RunPlan:
         load_weights(teacher, oskt.teacher)
         check_baselines(baselines, teacher, chain.graph)
     check_distillation(distilled_names(config, (), asked), spec.num_classes, num_classes)
+    check_liftable(config, asked, chain.graph)
     check_compatible(config, asked, chain.graph)
     check_foldable(chain, oskt.distance)
     students = _plans_of(config, chain, teacher, asked, (chain.widths,))

@@ -16,6 +16,7 @@ from ...chain.student_file import save_student
 from ...chain.student_reading import load_student
 from ...config import Config, get
 from ...config.nodes.oskt import DISTILLATION_KEYS
+from ...deploy.lifting import lifted
 from ...host.compat import seed_everything
 from ..stages import Facts
 from ..trainer import Trainer
@@ -24,7 +25,7 @@ from .plan import StudentPlan
 
 EXPANDED_NAME = "expanded.pth"
 EXPANSION_KEYS = tuple(
-    f"oskt.{key}" for key in ("distance", "statistics", "vectors_over", "recalibrate", "attention", "curves")
+    f"oskt.{key}" for key in ("distance", "statistics", "vectors_over", "recalibrate", "attention", "feature", "curves")
 )
 
 
@@ -83,13 +84,20 @@ class StudentOfChain:
         def work(continued: bool) -> Facts:
             if batches:
                 recalibrate(network, trainer.datamanager(self._node.batch_size).train_loader, batches)
-            save_student(network, folder / EXPANDED_NAME)
-            before = trainer.evaluate(network)
+            save_student(self._shown(network), folder / EXPANDED_NAME)
+            before = trainer.evaluate(self._shown(network))
             facts = finetuned(trainer, network, self._node, folder, continued, self._distillation)
-            save_student(network.cpu().eval(), folder / STUDENT_NAME, half=self._plan.spec.is_half)
+            shown = self._shown(network.cpu().eval())
+            if shown is not network:
+                facts["after"] = trainer.evaluate(shown, folder)
+            save_student(shown.cpu(), folder / STUDENT_NAME, half=self._plan.spec.is_half)
             return {"before": before, **making, **facts}
 
         return work
+
+    def _shown(self, network: nn.Module) -> nn.Module:
+        """The student as it is evaluated and saved: its features lifted, if that is asked for."""
+        return lifted(network) if self._config.oskt.feature == "teacher" else network
 
     def evaluated(self, facts: Facts) -> Facts:
         """The facts of the existing student, measured again."""
