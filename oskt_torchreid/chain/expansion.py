@@ -20,7 +20,6 @@ from .chain import WeightChain
 from .counting import Costs
 from .distance import check_distance, scale_features
 from .layout import Layout
-from .lifting import lifting_of
 from .likeness import Like, plan_like
 from .narrowing import Narrowing, check_vectors_over
 from .student_file import file_size
@@ -196,7 +195,7 @@ def expand_to_plan(
     for module in student.modules() if statistics == "initial" else ():
         if callable(reset := getattr(module, "reset_running_stats", None)):
             reset()
-    return attach_record(student, chain.graph, chain.spec, distance, chain.fingerprint, lifting_of(layout))
+    return attach_record(student, chain.graph, chain.spec, distance, chain.fingerprint, layout.lifting)
 
 
 def _check_chain(chain: object) -> None:

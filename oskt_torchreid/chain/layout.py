@@ -256,7 +256,7 @@ class Layout:
         self.fade = np.empty(graph.num_channels)
         for group, own, width in zip(graph.groups, labels, asked, strict=True):
             self.fade[group.channels] = fade_of_width(int(own.max()) + 1, width, group.size)
-        self.occupied = occupied_places(graph, widths)
+        self._occupied = occupied_places(graph, widths)
         self._position = np.empty(graph.num_channels, np.int64)  # per channel, for the axis that is being mapped
         self._axes: dict[Axis, AxisMap] = {}
 
@@ -271,6 +271,25 @@ class Layout:
         np.add.at(sums, self._merged_into, values)
         return sums
 
+    @cached_property
+    def lifting(self) -> np.ndarray:
+        """The entry of the student's feature that stands for each entry of the teacher's, `[teacher's length]`.
+
+        Empty where the network has several features, or none. Example: the feature has the channels 0..3, and a student
+        of width 3 the slots `(0, 2)`, `(1)` and `(3)`: its feature `[a, b, c]` stands for `[a, b, a, c]`, by the
+        indices `0 1 0 2`.
+        """
+        channels = self.graph.feature
+        moving = channels >= 0  # the others are in every student
+        there = ~moving
+        there[moving] = self._occupied[channels[moving]]
+        position = np.cumsum(there) - 1
+        lifting = position.copy()
+        if moving.any():
+            axis = self.map_of(Axis(channels[None, moving]))
+            lifting[moving] = position[moving & there][axis.teacher_to_student.numpy()]
+        return lifting
+
     def axis(self, tie: Tie) -> AxisMap:
         """The map of the axis that a tie lies along."""
         if tie.axis not in self._axes:
@@ -280,7 +299,7 @@ class Layout:
     def map_of(self, axis: Axis) -> AxisMap:
         """The map of any axis of channels, such as a feature's."""
         channels = axis.channels.reshape(-1)
-        student_position = np.cumsum(self.occupied[channels]) - 1
+        student_position = np.cumsum(self._occupied[channels]) - 1
         length = (int(student_position[-1]) + 1) // axis.blocks  # blocks of a checked plan are equally long
         leading = None if self._leads is None else torch.from_numpy(self._leads[channels])
         return AxisMap(axis.blocks, length, torch.from_numpy(student_position[self._seats(channels)]), leading)

@@ -74,7 +74,7 @@ def lifted(student: nn.Module) -> Lifted:
     """
     student = bare(unwrapped(student))
     lifting_of_student(student)
-    classifiers = evaluated_classifiers(student, student.student_record.input_size)
+    classifiers = evaluated_classifiers(student, vars(student)["student_record"].input_size)
     return Lifted(student, *classifiers[:1])
 
 

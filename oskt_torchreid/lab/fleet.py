@@ -127,7 +127,7 @@ def _students(folder: Path, config: Config, specs: list[StudentSpec]) -> Iterato
         yield UNTRAINED, spec.text, expand(chain, **spec.arguments())
         for state, name in made.items():
             student = load_student(place / name)
-            if student.student_record.chain != chain.fingerprint:
+            if origin_of(student).chain != chain.fingerprint:
                 raise CheckpointError(
                     f"'{place / name}' is not of the chain '{folder / CHAIN_NAME}'; run the configuration again"
                 )

@@ -15,6 +15,7 @@ from ...chain.student_file import save_student
 from ...chain.student_reading import load_student
 from ...config import Config, leaves
 from ...config.nodes.oskt import DISTILLATION_KEYS, KD, KD_START
+from ...deploy.lifting import lifting_of_student
 from ...files import sha256
 from ...graph import ChannelGraph
 from ...host.compat import seed_everything
@@ -51,7 +52,7 @@ class Distillation(NamedTuple):
 
     def engine(self, datamanager: Any, model: nn.Module, *arguments: Any, **options: Any) -> DistillationEngine:
         """The engine that trains a student by distillation, as the node says."""
-        lifting = model.student_record.lifting if self.compatible else ()
+        lifting = lifting_of_student(model) if self.compatible else ()
         return DistillationEngine(
             datamanager,
             model,

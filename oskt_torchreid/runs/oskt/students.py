@@ -68,8 +68,7 @@ class StudentOfChain:
         making = {"expand_seconds": time.perf_counter() - start}
         if self._distils or self._compatible:
             widest = expand_to_plan(chain, chain.graph.sizes)
-            how = self._distils, self._compatible
-            self._distillation = Distillation(oskt.distillation, widest, chain.graph, *how)
+            self._distillation = Distillation(oskt.distillation, widest, chain.graph, self._distils, self._compatible)
         return relabel(network, chain.graph.heads, self._trainer.num_classes), making
 
     def work(self, network: nn.Module, making: Facts) -> Callable[[bool], Facts]:
