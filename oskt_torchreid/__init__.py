@@ -12,7 +12,7 @@ from typing import Any
 
 from . import chain, deploy, errors, graph
 from .chain import Ladder, Refinement, WeightChain, expand, load_student, prove, recalibrate, save_student, trace
-from .deploy import export
+from .deploy import export, lift, lifted, rank
 from .errors import MissingTorchreidError, OsktError
 from .registry import register_engine
 
@@ -40,9 +40,12 @@ __all__ = [
     "expand",
     "export",
     "graph",
+    "lift",
+    "lifted",
     "load_student",
     "models",
     "prove",
+    "rank",
     "recalibrate",
     "register_backbone",
     "register_engine",

@@ -8,6 +8,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "ExportError",
+    "FeatureError",
     "GraphError",
     "MissingTorchreidError",
     "OsktError",
@@ -80,6 +81,10 @@ class ZooError(OsktError, ValueError):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as KeyboardInterrupt is SIGINT: not an error, and the same command resumes where it stopped."""
+
+
+class FeatureError(OsktError, ValueError):
+    """Features that cannot be lifted, or that are not of one chain and cannot be compared."""
 
 
 class ExportError(OsktError, RuntimeError):

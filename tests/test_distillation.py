@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from oskt_torchreid.baselines import DistillationEngine, make_baseline
-from oskt_torchreid.baselines.distillation import norm_direction_loss, read_classifiers
+from oskt_torchreid.baselines.distillation import compatible_loss, norm_direction_loss, read_classifiers
 from oskt_torchreid.chain.network import trace
 from oskt_torchreid.config import load_config
 from oskt_torchreid.errors import ConfigError
@@ -68,6 +68,19 @@ def test_norm_and_direction_by_hand(length, expected):
     torch.testing.assert_close(student.grad, torch.tensor([[along, across, 0, 0]]))
 
 
+def test_compatible_features_by_hand():
+    """`(3, 4)` lifted by `0 1 0 1` against `(3, 4, 0, 0)`, and one that agrees but for its length."""
+    lifted = torch.tensor([[3.0, 4, 3, 4], [2, 0, 2, 0]])
+    teacher = torch.tensor([[3.0, 4, 0, 0], [1, 0, 1, 0]])
+    assert float(compatible_loss(lifted, teacher)) == pytest.approx((1 - 25 / (50**0.5 * 5)) / 2)
+
+
+@pytest.mark.parametrize(("name", "lifting"), [("osnet_x0_25", []), ("pcb_p4", [0] * 512)])
+def test_features_that_cannot_be_held_to_a_teachers(datamanager, name, lifting):
+    with pytest.raises(ConfigError, match="cannot be held to a teacher's by a lifting of"):
+        make_engine(datamanager, name, weight_compatible=1.0, lifting=lifting)
+
+
 def test_norm_and_direction_is_a_mean_over_images():
     student = torch.tensor([[2.0, 0], [0, 1]])
     directions = torch.tensor([[1.0, 0], [1, 0]])
@@ -107,16 +120,20 @@ def test_terms_of_a_step(datamanager):
     assert not any(parameter.grad is not None for parameter in teacher.parameters())
 
 
-@pytest.mark.parametrize(("term", "weight"), [("loss_kl", "weight_kl"), ("loss_nd", "weight_nd")])
+TERMS = [("loss_kl", "weight_kl"), ("loss_nd", "weight_nd"), ("loss_c", "weight_compatible")]
+
+
+@pytest.mark.parametrize(("term", "weight"), TERMS)
 def test_a_term_is_lowered_by_its_weight(datamanager, term, weight):
     batch, last = None, {}
-    for value in (0.0, 10.0):
-        engine, _, _ = make_engine(datamanager, **{"weight_kl": 0.0, "weight_nd": 0.0, weight: value})
+    for value in (1e-9, 10.0):
+        weights = {"weight_kl": 0.0, "weight_nd": 0.0, weight: value}
+        engine, student, _ = make_engine(datamanager, **weights, lifting=[entry // 2 for entry in range(512)])
         engine.epoch = 6
         batch = batch or next(iter(engine.train_loader))
         for _ in range(8):
             last[value] = engine.forward_backward(batch)[term]
-    assert last[10.0] < last[0.0]
+    assert last[10.0] < last[1e-9]
 
 
 @pytest.mark.parametrize(("name", "loss"), [("pcb_p4", "softmax"), ("oskt_resnet18", "triplet")])

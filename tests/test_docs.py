@@ -30,6 +30,7 @@ PAGES = [
     "distributed",
     "export",
     "families",
+    "fleet",
     "how-to",
     "method",
     "performance",

@@ -12,6 +12,7 @@ from torch import nn
 from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.chain.expansion import expand_to_plan
 from oskt_torchreid.chain.network import trace
+from oskt_torchreid.deploy import Lifted
 from oskt_torchreid.graph import Axis, ChannelGraph
 from oskt_torchreid.graph.plans import balanced
 from oskt_torchreid.graph.tracer import tracing_mode
@@ -72,6 +73,11 @@ def logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return torch.cat(output if isinstance(output, (list, tuple)) else [output], dim=1)
 
 
+def feature_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(images)
+
+
 def plans(graph: ChannelGraph, chain: WeightChain) -> dict[str, dict[str, int]]:
     narrow = chain.widths
     middle = balanced(graph, {name: (width + graph.sizes[name]) // 2 for name, width in narrow.items()})
@@ -79,7 +85,10 @@ def plans(graph: ChannelGraph, chain: WeightChain) -> dict[str, dict[str, int]]:
 
 
 def identity_errors(name: str, dtype: torch.dtype) -> tuple[dict[str, float], float]:
-    """Worst output difference at each width, and what the collapse itself changed, both over the output's spread."""
+    """Worst difference of outputs and of lifted features at each width, and what the collapse itself changed.
+
+    All are over the outputs' spread.
+    """
     model = build(name).to(dtype)
     images = torch.randn(2, *input_size(name), dtype=dtype)
     graph = trace(model, input_size(name))
@@ -88,11 +97,14 @@ def identity_errors(name: str, dtype: torch.dtype) -> tuple[dict[str, float], fl
     collapse(model, graph, labels)
     expected = logits(model, images)
     spread = expected.std()
+    features = feature_of(model, images)
     chain = WeightChain.from_labels(model, graph, labels)
     errors = {}
     for kind, widths in plans(graph, chain).items():
         student = expand_to_plan(chain, widths)
         errors[kind] = float((logits(student, images) - expected).abs().max() / spread)
+        lifted = feature_of(Lifted(student), images)
+        errors[f"{kind}, lifted"] = float((lifted - features).abs().max() / features.std())
     return errors, float((before - expected).abs().max() / spread)
 
 

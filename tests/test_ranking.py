@@ -7,25 +7,25 @@ import torch
 from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.host import ranking
 from oskt_torchreid.host.compat import torchreid
-from oskt_torchreid.host.ranking import rank, rank_features
+from oskt_torchreid.host.ranking import rank_distances, rank_features
 from oskt_torchreid.host.reranking import Reranking
 
 
 def test_four_entries_by_hand():
     distances, pids = [[0.1, 0.2, 0.3, 0.4]], [2, 1, 1, 3]
-    cmc, mean_ap = rank(distances, [1], pids)
+    cmc, mean_ap = rank_distances(distances, [1], pids)
     assert cmc.tolist() == [0, 1, 1, 1] and mean_ap == pytest.approx((1 / 2 + 2 / 3) / 2)
-    cmc, mean_ap = rank(distances, [1], pids, ap="trapezoid")
+    cmc, mean_ap = rank_distances(distances, [1], pids, ap="trapezoid")
     assert cmc.tolist() == [0, 1, 1, 1] and mean_ap == pytest.approx(5 / 12)
 
 
 def test_own_camera_is_left_out_and_queries_without_match_count_for_nothing():
     distances = [[0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]]
     # The first query's first place is of its own camera; the second has no other match, the third none.
-    cmc, mean_ap = rank(distances, [1, 2, 3], [1, 2, 1, 2], [0, 0, 0], [0, 0, 1, 0], max_rank=2)
+    cmc, mean_ap = rank_distances(distances, [1, 2, 3], [1, 2, 1, 2], [0, 0, 0], [0, 0, 1, 0], max_rank=2)
     assert cmc.tolist() == [0, 1] and mean_ap == pytest.approx(1 / 2)
     without_cameras = ((1 + 2 / 3) / 2 + (1 / 2 + 1 / 2) / 2) / 2
-    assert rank(distances, [1, 2, 3], [1, 2, 1, 2]).mean_ap == pytest.approx(without_cameras)
+    assert rank_distances(distances, [1, 2, 3], [1, 2, 1, 2]).mean_ap == pytest.approx(without_cameras)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -40,10 +40,10 @@ def test_torchreids_numbers(seed, tied, monkeypatch):
     limits = ((9, queries), (7, gallery), (3, queries), (3, gallery))
     labels = [random.integers(0, limit, count) for limit, count in limits]
     cmc, mean_ap = torchreid.metrics.evaluate_rank(distances, *labels, use_cython=False)
-    found = rank(torch.from_numpy(distances), *labels)
+    found = rank_distances(torch.from_numpy(distances), *labels)
     np.testing.assert_allclose(found.cmc, cmc, atol=1e-6)
     assert found.mean_ap == pytest.approx(mean_ap, abs=1e-6)
-    trapezoid = rank(distances, *labels, ap="trapezoid")
+    trapezoid = rank_distances(distances, *labels, ap="trapezoid")
     assert np.array_equal(trapezoid.cmc, found.cmc) and trapezoid.mean_ap != pytest.approx(found.mean_ap, abs=1e-3)
 
 
@@ -60,7 +60,9 @@ def test_features_in_parts_give_torchreids_numbers(metric, monkeypatch):
     found = rank_features(queries, gallery, labels, metric, ("interpolated", "trapezoid"))
     np.testing.assert_allclose(found["interpolated"].cmc, cmc, atol=1e-6)
     assert found["interpolated"].mean_ap == pytest.approx(mean_ap, abs=1e-6)
-    assert found["trapezoid"].mean_ap == pytest.approx(rank(distances, *labels, ap="trapezoid").mean_ap, abs=1e-6)
+    assert found["trapezoid"].mean_ap == pytest.approx(
+        rank_distances(distances, *labels, ap="trapezoid").mean_ap, abs=1e-6
+    )
     assert found["interpolated"].at(1) == cmc[0] and found["interpolated"].at(50) == cmc[-1]
 
 
@@ -105,9 +107,9 @@ def test_settings_that_cannot_be():
 def test_bad_data(change, message):
     given = {"distmat": [[0.1, 0.2, 0.3, 0.4]], "q_pids": [1], "g_pids": [1, 2, 1, 2]}
     with pytest.raises(DataError, match=message):
-        rank(**{**given, **change})
+        rank_distances(**{**given, **change})
 
 
 def test_unknown_average_precision():
     with pytest.raises(ConfigError, match="average precision is 'area'; allowed: interpolated, trapezoid"):
-        rank([[0.0]], [1], [1], ap="area")
+        rank_distances([[0.0]], [1], [1], ap="area")

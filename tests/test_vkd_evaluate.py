@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.host.compat import quiet, torchreid
-from oskt_torchreid.host.ranking import rank
+from oskt_torchreid.host.ranking import rank_distances
 from oskt_torchreid.vkd.evaluate import SideFeatures, evaluate_protocols, extract_side, protocol_table
 
 
@@ -116,7 +116,7 @@ def test_distances_are_cosine():
     sides = [SideFeatures(f, f, np.arange(len(f)) % 3, np.full(len(f), len(f))) for f in (query, gallery)]
     found = evaluate_protocols(*sides, ("V2V",))["V2V"]
     distances = 1 - functional.normalize(query) @ functional.normalize(gallery).t()
-    assert found["mAP_interpolated"] == pytest.approx(rank(distances, *(s.pids for s in sides)).mean_ap)
+    assert found["mAP_interpolated"] == pytest.approx(rank_distances(distances, *(s.pids for s in sides)).mean_ap)
 
 
 @pytest.mark.parametrize(

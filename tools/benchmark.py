@@ -8,6 +8,7 @@ python tools/benchmark.py vkd-ablation --config-file configs/vkd_synthped.yaml
 python tools/benchmark.py vkd-controls --config-file configs/vkd_synthped.yaml
 python tools/benchmark.py vkd         one step of distillation against a teacher's forward pass and a student's step
 python tools/benchmark.py latency log/oskt_osnet
+python tools/benchmark.py fleet log/oskt_osnet   queries of every width against galleries of every other
 python tools/benchmark.py rank        evaluation at the sizes of Market-1501 and MSMT17, against torchreid's
 python tools/benchmark.py untrained log/oskt_osnet/chain.safetensors --config-file configs/oskt_osnet.yaml
 """
@@ -32,7 +33,7 @@ from oskt_torchreid.deploy.latency import BACKENDS, DEVICES  # noqa: E402
 from oskt_torchreid.errors import OsktError  # noqa: E402
 from oskt_torchreid.host.termination import status_of  # noqa: E402
 from oskt_torchreid.lab import ablation_report as ablation  # noqa: E402
-from oskt_torchreid.lab import benchmark, benchmark_rank, benchmark_sets, benchmark_views, set_controls
+from oskt_torchreid.lab import benchmark, benchmark_rank, benchmark_sets, benchmark_views, fleet, set_controls
 from oskt_torchreid.lab.ablation import TERMS, ablate
 from oskt_torchreid.lab.comparison import run_comparison  # noqa: E402
 from oskt_torchreid.lab.comparison.report import MARKDOWN_NAME  # noqa: E402
@@ -166,6 +167,15 @@ def show_latency(arguments: argparse.Namespace) -> None:
     print(f"written to {arguments.output or arguments.folder}")
 
 
+def run_fleet(arguments: argparse.Namespace) -> None:
+    """Prints the mAP of every pair of a run's networks, and writes table and picture into the run's folder."""
+    fleets = fleet.measure_fleet(arguments.folder)
+    folder = Path(arguments.output or arguments.folder)
+    fleet.write_fleet(folder, fleets, Path(arguments.folder).name)
+    print((folder / fleet.MARKDOWN_NAME).read_text(encoding="utf-8"))
+    print(f"written to {folder}")
+
+
 def show_rank(arguments: argparse.Namespace) -> None:
     """Prints the cost of ranking against torchreid's, and of a large gallery."""
     market, msmt = benchmark_rank.MARKET1501, benchmark_rank.MSMT17
@@ -261,6 +271,10 @@ def _add_deployment_costs(commands: "argparse._SubParsersAction") -> None:
     latency.add_argument("--rounds", type=positive, default=15, help="timed batches of each kind (default: 15)")
     latency.add_argument("--output", default="", help="folder for table and picture (default: the run's)")
     latency.set_defaults(run=show_latency)
+    mixed = commands.add_parser("fleet", help="queries of every width of a run against galleries of every other")
+    mixed.add_argument("folder", help="that tools/main.py wrote")
+    mixed.add_argument("--output", default="", help="folder for table and picture (default: the run's)")
+    mixed.set_defaults(run=run_fleet)
     ranked = commands.add_parser("rank", help="evaluation at the sizes of Market-1501 and MSMT17")
     ranked.add_argument("--no-large", action="store_true", help="leave out the size of MSMT17")
     ranked.add_argument("--rerank", action="store_true", help="also k-reciprocal re-ranking at Market-1501's size")

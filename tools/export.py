@@ -22,6 +22,7 @@ import oskt_torchreid as oskt  # noqa: E402
 from oskt_torchreid.cli import parse_with_imports, positive  # noqa: E402
 from oskt_torchreid.config import import_for_file, load_config  # noqa: E402
 from oskt_torchreid.deploy.export import FORMATS, OPSET, PRECISIONS, check_request  # noqa: E402
+from oskt_torchreid.deploy.lifting import FEATURES  # noqa: E402
 from oskt_torchreid.deploy.quantization import CALIBRATION_IMAGES  # noqa: E402
 from oskt_torchreid.host.models import builder_of  # noqa: E402
 from oskt_torchreid.host.termination import status_of  # noqa: E402
@@ -44,6 +45,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help="default: fp32")
     parser.add_argument("--scores", action="store_true", help="class scores of a network that gives them in evaluation")
+    parser.add_argument(
+        "--feature",
+        default=FEATURES[0],
+        choices=FEATURES,
+        help="teacher: lifted, so that students of all widths share one gallery (default: own)",
+    )
     parser.add_argument("--normalize", action="store_true", help="divide features by their L2 norm inside of the file")
     parser.add_argument("--size", type=positive, nargs=2, metavar=("H", "W"), help="default: the network's own")
     parser.add_argument("--opset", type=positive, default=OPSET, help=f"of ONNX's operators (default: {OPSET})")
@@ -81,7 +88,7 @@ def run_export(arguments: argparse.Namespace) -> None:
     check_request(Path(arguments.output), arguments.format, arguments.precision, arguments.opset)
     config = configured(arguments)
     network = load_network(arguments.source, arguments.model, config)
-    options = {name: getattr(arguments, name) for name in ("format", "precision", "normalize", "opset")}
+    options = {name: getattr(arguments, name) for name in ("format", "precision", "feature", "normalize", "opset")}
     options["output"] = "scores" if arguments.scores else "feature"
     if config is None:
         size = (3, *arguments.size) if arguments.size else None

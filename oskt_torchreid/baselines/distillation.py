@@ -9,13 +9,16 @@ the teacher's own feature `t`:
     L_nd = mean over images of  1 - s . e_c / max(|s|, |t|)
 
 A student's feature is narrower than its teacher's, so a linear layer lengthens it. It is trained along and left behind.
+
+A student of a chain can be held to its teacher's gallery besides, by `w_c * L_c`: `L_c = mean over images of
+1 - cos(lifted s, t)`, of the feature lifted to the teacher's places (`deploy/lifting.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +55,19 @@ def norm_direction_loss(student: Tensor, teacher: Tensor, directions: Tensor) ->
     """
     lengths = torch.maximum(student.norm(dim=1), teacher.norm(dim=1)).clamp(min=1e-12)
     return (1 - (student * directions).sum(dim=1) / lengths).mean()
+
+
+def compatible_loss(lifted: Tensor, teacher: Tensor) -> Tensor:
+    """`mean over images of 1 - cos(lifted s, t)`: 0 where queries and gallery are alike, whoever makes them.
+
+    Args:
+        lifted: features of the student in the teacher's places, `[batch, channels]`.
+        teacher: features `t`, `[batch, channels]`.
+
+    Example with 4 channels: `s = (3, 4)`, lifted by `0 1 0 1` to `(3, 4, 3, 4)`, and `t = (3, 4, 0, 0)` give
+    `1 - 25 / (sqrt(50) * 5)`.
+    """
+    return (1 - functional.cosine_similarity(lifted, teacher)).mean()
 
 
 class Reading(NamedTuple):
@@ -107,7 +123,7 @@ class DistilledStudent(nn.Module):
 
 
 class DistillationEngine(TransferEngine):
-    """Trains a student under a frozen teacher by `L_reid + w_kl * ramp * L_kl + w_nd * L_nd`.
+    """Trains a student under a frozen teacher by `L_reid + w_kl * ramp * L_kl + w_nd * L_nd + w_c * L_c`.
 
     Evaluation and checkpoints concern the student; the teacher is copied and not changed.
 
@@ -121,11 +137,14 @@ class DistillationEngine(TransferEngine):
         heads: names of the classifiers' weights (`ChannelGraph.heads`).
         weight_kl: weight of the divergence of class scores.
         weight_nd: weight of the norm and direction loss.
+        weight_compatible: weight of what holds lifted features to the teacher's.
+        lifting: entry of the student's feature that stands for each of the teacher's; needed for that weight.
         temperature: of the class scores.
         **options: of `TransferEngine`.
 
     Raises:
-        ConfigError: a negative weight, or a teacher of other classes.
+        ConfigError: a negative weight, a teacher of other classes, or several classifiers, or no lifting, where
+            features are held to the teacher's.
     """
 
     model: DistilledStudent
@@ -141,13 +160,15 @@ class DistillationEngine(TransferEngine):
         heads: frozenset[str],
         weight_kl: float = 1.0,
         weight_nd: float = 1.0,
+        weight_compatible: float = 0.0,
+        lifting: Sequence[int] = (),
         temperature: float = TEMPERATURE,
         **options: Any,
     ) -> None:
-        if min(weight_kl, weight_nd) < 0 or temperature <= 0:
+        if min(weight_kl, weight_nd, weight_compatible) < 0 or temperature <= 0:
             raise ConfigError(
-                f"distillation has weights {weight_kl} and {weight_nd} at temperature {temperature}; allowed: weights "
-                "of at least 0, a temperature above 0"
+                f"distillation has weights {weight_kl}, {weight_nd} and {weight_compatible} at temperature "
+                f"{temperature}; allowed: weights of at least 0, a temperature above 0"
             )
         model, teacher = unwrapped(model), unwrapped(teacher)
         weights = teacher.state_dict(), model.state_dict()
@@ -158,30 +179,48 @@ class DistillationEngine(TransferEngine):
         if optimizer is not None:
             add_to_optimizer(optimizer, distilled.projections)
         super().__init__(datamanager, distilled, optimizer, scheduler, **options)
+        if weight_compatible and (len(heads) != 1 or len(lifting) != lengths[0][1]):
+            raise ConfigError(
+                f"features of {len(heads)} classifier(s) of {[whole for _, whole in lengths]} entries cannot be held "
+                f"to a teacher's by a lifting of {len(lifting)}; set weight_compatible to 0"
+            )
         self.weight_kl, self.weight_nd, self.temperature = weight_kl, weight_nd, temperature
+        self.weight_compatible, self._lifting = weight_compatible, torch.tensor(lifting).to(self.device)
         self.teacher = copy.deepcopy(teacher).to(self.device).to(memory_format=self.memory_format)
         self.heads = heads
         self._directions: list[Tensor] = []
 
     def compute_losses(self, images: Tensor, pids: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """The three terms of a batch."""
-        if not self._directions:
+        """The terms of a batch."""
+        if self.weight_nd and not self._directions:
             self._directions = [functional.normalize(means, dim=1) for means in self.class_means()]
         with read_classifiers(self.model.student, self.heads) as readings:
             outputs = parse_outputs(self.outputs_of(images), True, self.model.loss)
         students, teachers = [readings[name] for name in sorted(self.heads)], self._teachers_readings(images)
         outputs, students, teachers, pids = whole_batch((outputs, students, teachers, pids))
         loss, summary = self.loss(outputs, pids)
-        divergence = self._mean(
-            kd_loss(s.logits, t.logits, self.temperature) for s, t in zip(students, teachers, strict=True)
-        )
-        parts = zip(students, teachers, self.model.projections, self._directions, strict=True)
-        direction = self._mean(
-            norm_direction_loss(project(s.features), t.features, means[pids]) for s, t, project, means in parts
-        )
-        ramp = min(1.0, self.progress / RAMP_SHARE)
-        summary |= {"loss_kl": divergence.item(), "loss_nd": direction.item()}
-        return loss + self.weight_kl * ramp * divergence + self.weight_nd * direction, summary
+        terms = self._terms(students, teachers, pids)
+        weights = {"loss_kl": self.weight_kl * min(1.0, self.progress / RAMP_SHARE), "loss_nd": self.weight_nd}
+        weights["loss_c"] = self.weight_compatible
+        for name, term in terms.items():
+            loss = loss + weights[name] * term
+        return loss, summary | {name: term.item() for name, term in terms.items()}
+
+    def _terms(self, students: list[Reading], teachers: list[Reading], pids: Tensor) -> dict[str, Tensor]:
+        """The terms of the teacher that have a weight, by name."""
+        terms = {}
+        if self.weight_kl:
+            pairs = zip(students, teachers, strict=True)
+            terms["loss_kl"] = self._mean(kd_loss(s.logits, t.logits, self.temperature) for s, t in pairs)
+        if self.weight_nd:
+            parts = zip(students, teachers, self.model.projections, self._directions, strict=True)
+            terms["loss_nd"] = self._mean(
+                norm_direction_loss(project(s.features), t.features, means[pids]) for s, t, project, means in parts
+            )
+        if self.weight_compatible:
+            ((student,), (teacher,)) = students, teachers
+            terms["loss_c"] = compatible_loss(student.features[:, self._lifting], teacher.features)
+        return terms
 
     def method_state(self) -> dict[str, Any]:
         """The teacher's class means, which are taken once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -257,6 +259,21 @@ class WeightChain:
     def cluster_rows(self) -> dict[str, Tensor]:
         """Chain row of each cluster per matrix, `[K, columns, ...]`."""
         return {name: self.own.get(name, rows) for name, rows in self.rows.items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that tell this chain from others: of its labels, and of all that is trained in it.
+
+        Features of students of two chains cannot be compared, even if both have one teacher: each chain was refined
+        with an S-student of its own.
+        """
+        digest = hashlib.sha256()
+        for name, labels in sorted(self.teacher_to_chain.items()):
+            digest.update(name.encode() + labels.astype(np.int64).tobytes())
+        for tensors in (self.rows, self.vectors, self.own, self.fixed):
+            for name, tensor in sorted(tensors.items()):
+                digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @cached_property
     def features(self) -> FeaturePath:

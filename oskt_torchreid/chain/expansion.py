@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..deploy.latency import measure_latency
+from ..deploy.lifting import FEATURES, lifted
 from ..errors import ChainError, ConfigError, WidthError
 from ..graph import adapt_code, rebuild
 from ..graph.plans import Width, full_plan
@@ -60,6 +61,7 @@ def expand(
     distance: str = "none",
     statistics: str = "own",
     vectors_over: str | None = None,
+    feature: str = "own",
 ) -> nn.Module:
     """Makes a student from a chain, without training (paper: weight chain expansion).
 
@@ -83,6 +85,8 @@ def expand(
             teacher's, or `initial` ones, see `expand_to_plan`.
         vectors_over: with own statistics, whose mean of norm parameters and biases a slot has: `clusters` or `slots`;
             by default as the chain says, see `WeightChain`.
+        feature: `own`, an entry per slot; or `teacher`, an entry for each of the teacher's, so that students of all
+            widths share one gallery: the student is returned inside of a `deploy.Lifted`.
 
     Returns:
         A module of the teacher's class in evaluation mode, sharing no memory with the chain. With `like`, its state
@@ -92,13 +96,17 @@ def expand(
         ChainError: anything other than a chain.
         WidthError: a width outside of [chain, teacher], a budget that no student meets, another depth or family, or not
             exactly one kind of request.
-        ConfigError: an unknown model name, attention, distance, statistics or vectors_over.
+        ConfigError: an unknown model name, attention, distance, statistics, vectors_over or feature.
         GraphError: a network whose features cannot be scaled, see `distance.py`.
+        FeatureError: a network whose features cannot be lifted, or that shall be scaled as well.
     """
+    if feature not in FEATURES:
+        raise ConfigError(f"feature is {feature!r:.100}; allowed: {', '.join(FEATURES)}")
     choice = choose_widths(
         chain, width, params=params, flops=flops, size=size, latency=latency, like=like, measure=measure
     )
-    return expand_to_plan(chain, choice.widths, attention, distance, statistics, vectors_over)
+    student = expand_to_plan(chain, choice.widths, attention, distance, statistics, vectors_over)
+    return lifted(student) if feature == "teacher" else student
 
 
 def width_plan(chain: WeightChain, width: Width | None = None, **how: Any) -> dict[str, int]:
@@ -187,7 +195,7 @@ def expand_to_plan(
     for module in student.modules() if statistics == "initial" else ():
         if callable(reset := getattr(module, "reset_running_stats", None)):
             reset()
-    return attach_record(student, chain.graph, chain.spec, distance)
+    return attach_record(student, chain.graph, chain.spec, distance, chain.fingerprint, layout.lifting)
 
 
 def _check_chain(chain: object) -> None:

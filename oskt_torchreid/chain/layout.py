@@ -271,6 +271,25 @@ class Layout:
         np.add.at(sums, self._merged_into, values)
         return sums
 
+    @cached_property
+    def lifting(self) -> np.ndarray:
+        """The entry of the student's feature that stands for each entry of the teacher's, `[teacher's length]`.
+
+        Empty where the network has several features, or none. Example: the feature has the channels 0..3, and a student
+        of width 3 the slots `(0, 2)`, `(1)` and `(3)`: its feature `[a, b, c]` stands for `[a, b, a, c]`, by the
+        indices `0 1 0 2`.
+        """
+        channels = self.graph.feature
+        moving = channels >= 0  # the others are in every student
+        there = ~moving
+        there[moving] = self._occupied[channels[moving]]
+        position = np.cumsum(there) - 1
+        lifting = position.copy()
+        if moving.any():
+            axis = self.map_of(Axis(channels[None, moving]))
+            lifting[moving] = position[moving & there][axis.teacher_to_student.numpy()]
+        return lifting
+
     def axis(self, tie: Tie) -> AxisMap:
         """The map of the axis that a tie lies along."""
         if tie.axis not in self._axes:

@@ -38,8 +38,8 @@ def save_student(student: nn.Module, path: str | Path, half: bool = False) -> No
 def _check_written(written: Path, path: Path, student: nn.Module, content: dict) -> None:
     """Raises `CheckpointError` unless a written file gives a student back."""
     try:
-        loaded = load_student(written, None if _is_registered(content["oskt"]["name"]) else rebuild(student, {}).cpu())
-        state = loaded.state_dict()
+        model = None if _is_registered(content["oskt"]["name"]) else rebuild(_inner(student), {}).cpu()
+        state = _inner(load_student(written, model)).state_dict()
         different = [
             name
             for name, tensor in content["state_dict"].items()
@@ -90,7 +90,13 @@ def file_content(student: nn.Module, half: bool = False) -> dict:
     record = getattr(student, "student_record", None)
     if not isinstance(record, StudentRecord):
         raise CheckpointError(f"this {type(student).__name__} was not made by expand; save it with torch.save instead")
-    return {"state_dict": _file_state(student, half), "oskt": record.to_dict()}
+    return {"state_dict": _file_state(_inner(student), half), "oskt": record.to_dict()}
+
+
+def _inner(student: nn.Module) -> nn.Module:
+    """The student that a lifted one has inside (`deploy/lifting.py`), whose tensors a file holds; any other itself."""
+    record: StudentRecord = vars(student)["student_record"]
+    return student.get_submodule("student") if record.feature == "teacher" else student
 
 
 def _file_state(network: nn.Module, half: bool = False) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import files
+from ..deploy.lifting import lifted
 from ..errors import CheckpointError, ConfigError, GraphError, expect
 from ..files import weights
 from ..graph import rebuild
@@ -66,7 +67,8 @@ def load_student(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     modules = dict(student.named_modules())
     if lost := next((name for name in record.keep if name not in modules), ""):
         raise CheckpointError(f"'{path}' keeps '{lost}' whole, which {type(student).__name__} does not have")
-    return record.attach(student)
+    record.attach(student)
+    return lifted(student) if record.feature == "teacher" else student
 
 
 def _check_blocks(student: nn.Module, record: StudentRecord, path: str | Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ..deploy.lifting import FEATURES
 from ..errors import CheckpointError
 from ..files.checks import is_possible_image, is_possible_model
 from ..graph import ChannelGraph
@@ -30,6 +32,10 @@ class StudentRecord:
         input_size: `(channels, height, width)` of the image that the teacher was traced with.
         blocks: heads of each attention and blocks of each norm over channels, see `ChannelGraph.module_blocks`.
         keep: names of the modules that were asked to stay whole.
+        chain: fingerprint of the chain that it was expanded from; empty: of none.
+        lifting: the entry of its feature that stands for each of its teacher's, see `deploy/lifting.py`; empty where
+            it has several features.
+        feature: `own`, or `teacher` where its features are lifted.
     """
 
     name: str = ""
@@ -41,6 +47,9 @@ class StudentRecord:
     input_size: tuple[int, ...] = DEFAULT_INPUT_SIZE
     blocks: dict[str, int] = field(default_factory=dict)
     keep: tuple[str, ...] = ()
+    chain: str = ""
+    lifting: tuple[int, ...] = ()
+    feature: str = "own"
 
     def attach(self, student: nn.Module) -> nn.Module:
         """Gives a student, in place, its record and the attribute that holds its feature's length."""
@@ -58,11 +67,14 @@ class StudentRecord:
     def is_possible(self) -> bool:
         """Whether the numbers are possible for a network."""
         sizes = is_possible_image(self.input_size) and is_possible_model(self.num_classes, (self.name, self.loss))
-        return sizes and self.feature_dim >= 0 and self.distance in DISTANCES
+        entries = set(self.lifting)
+        lifted = entries == set(range(len(entries))) and (self.feature == "own" or bool(entries and self.chain))
+        names = self.distance in DISTANCES and self.feature in FEATURES
+        return sizes and names and lifted and self.feature_dim >= 0
 
     def to_dict(self) -> dict:
         """Plain values, for a file."""
-        return {"format": "oskt-student", **asdict(self), "keep": list(self.keep)}
+        return {"format": "oskt-student", **asdict(self), "keep": list(self.keep), "lifting": list(self.lifting)}
 
     @classmethod
     def from_dict(cls, content: Any, path: str | Path) -> StudentRecord:
@@ -74,7 +86,18 @@ class StudentRecord:
                 size = tuple(int(length) for length in content.get("input_size", cls.input_size))
                 blocks = {str(name): int(count) for name, count in content.get("blocks", {}).items()}
                 keep = tuple(str(name) for name in content.get("keep", ()))
-                record = cls(str(content["name"]), *numbers, content["code"], distance, size, blocks, keep)
+                record = cls(
+                    str(content["name"]),
+                    *numbers,
+                    content["code"],
+                    distance,
+                    size,
+                    blocks,
+                    keep,
+                    str(content.get("chain", "")),
+                    tuple(int(entry) for entry in content.get("lifting", ())),
+                    str(content.get("feature", cls.feature)),
+                )
                 if record.is_possible():
                     return record
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
@@ -91,7 +114,14 @@ def _below(parent: str, module: str) -> str:
     return f"{parent}.{module}" if module else parent
 
 
-def attach_record(student: nn.Module, graph: ChannelGraph, spec: ModelSpec | None, distance: str = "none") -> nn.Module:
+def attach_record(
+    student: nn.Module,
+    graph: ChannelGraph,
+    spec: ModelSpec | None,
+    distance: str = "none",
+    chain: str = "",
+    lifting: Iterable[int] = (),
+) -> nn.Module:
     """Gives a narrowed network, in place, the record that `save_student` needs, and returns it.
 
     Args:
@@ -99,6 +129,8 @@ def attach_record(student: nn.Module, graph: ChannelGraph, spec: ModelSpec | Non
         graph: the teacher's channel graph.
         spec: how the teacher is built by its registered name; `None` where it has none.
         distance: whose distances its features were scaled to.
+        chain: see `StudentRecord`.
+        lifting: see `StudentRecord`.
     """
     lengths = {student.get_parameter(name).shape[1] for name in graph.heads}
     feature_dim = lengths.pop() if len(graph.heads) == 1 else 0
@@ -111,5 +143,7 @@ def attach_record(student: nn.Module, graph: ChannelGraph, spec: ModelSpec | Non
         input_size=graph.input_size,
         blocks=graph.module_blocks,
         keep=graph.keep,
+        chain=chain,
+        lifting=tuple(map(int, lifting)),
     )
     return record.attach(student)

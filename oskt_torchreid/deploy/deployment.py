@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.nn import functional
 from ..errors import ConfigError, ExportError
 from ..networks import DEFAULT_INPUT_SIZE, is_image_size, parse_outputs, resolver, unwrapped
 from .classifiers import evaluated_classifiers, fails
+from .lifting import FEATURES, Lifted, bare, lifting_of_student
 
 INPUT, OUTPUT = "images", "features"
 OUTPUTS = ("feature", "scores")
@@ -29,12 +30,22 @@ class Deployed(nn.Module):
         network: any module; a copy of it, in single precision on the CPU, is kept.
         normalized: divide each feature by its L2 norm.
         without: names of classifiers that are left out, so that the output is what they would be given.
+        lifting: the entry of the output that each entry of a lifted feature is, see `lifting.py`; `None`: as it is.
     """
 
-    def __init__(self, network: nn.Module, normalized: bool = False, without: Sequence[str] = ()) -> None:
+    lifting: Tensor | None
+
+    def __init__(
+        self,
+        network: nn.Module,
+        normalized: bool = False,
+        without: Sequence[str] = (),
+        lifting: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         self.network = copy.deepcopy(unwrapped(network)).cpu().float()
         self.normalized = normalized
+        self.register_buffer("lifting", None if lifting is None else torch.tensor(lifting), persistent=False)
         for name in without:
             self.network.set_submodule(name, nn.Identity())
         self.eval()
@@ -44,6 +55,8 @@ class Deployed(nn.Module):
         """Maps images `[batch, channels, height, width]` to features `[batch, length]`; branches are joined."""
         branches = parse_outputs(self.network(images), training=False).features
         features = torch.cat(branches, 1) if len(branches) > 1 else branches[0]
+        if self.lifting is not None:
+            features = features.index_select(1, self.lifting)
         return functional.normalize(features, dim=1) if self.normalized else features
 
 
@@ -60,6 +73,7 @@ class Deployment:
         feature_dim: length of a feature, or the number of scores.
         output: which tensor of the network it is, in words.
         kind: `feature` or `scores`.
+        origin: of a student, its chain, the lifting of its own feature, and whether the file gives lifted ones.
     """
 
     network: Deployed
@@ -70,6 +84,7 @@ class Deployment:
     feature_dim: int
     output: str = ""
     kind: str = OUTPUTS[0]
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -80,6 +95,7 @@ class Deployment:
         std: Sequence[float] = IMAGENET_STD,
         normalized: bool = False,
         output: str = OUTPUTS[0],
+        feature: str = FEATURES[0],
     ) -> Deployment:
         """Checks everything and runs the network once.
 
@@ -91,10 +107,12 @@ class Deployment:
             normalized: divide each feature by its L2 norm.
             output: `feature`, what the classifier is given where evaluation runs one, as networks of torchvision and
                 timm do, else what the network returns; or `scores`, the classifier's.
+            feature: of a student, `own`, or `teacher`: lifted, as a student of `expand(..., feature="teacher")` has it.
 
         Raises:
             ConfigError: no network, an impossible size, an unknown output, scores of a network that gives none in
                 evaluation, or a mean or std that does not fit it.
+            FeatureError: a network whose features cannot be lifted.
             ExportError: a network that fails on an image, gives several tensors, no features, or NaN.
         """
         model = unwrapped(model)
@@ -102,6 +120,8 @@ class Deployment:
             raise ConfigError(f"output of an export is {output!r:.100}; allowed: {', '.join(OUTPUTS)}")
         if not isinstance(model, nn.Module):
             raise ConfigError(f"what is exported is a {type(model).__name__}; give a network (torch.nn.Module)")
+        feature, model = ("teacher" if isinstance(model, Lifted) else feature), bare(model)
+        lifting = _lifting(model, feature, output)
         record = getattr(model, "student_record", None)
         spec = None if record else resolver().identify(model)
         name = record.name if record else spec.name if spec else ""
@@ -114,10 +134,12 @@ class Deployment:
                 f"{type(model).__name__} gives no class scores in evaluation that can be told from features; export "
                 "output='feature'"
             )
-        network = Deployed(model, normalized, classifiers if output == "feature" else ())
+        network = Deployed(model, normalized, classifiers if output == "feature" else (), lifting)
         mean, std = (tuple(float(value) for value in values) for values in (mean, std))
         length = _feature_dim(network, type(model).__name__, size)
-        return cls(network, name, size, mean, std, length, _in_words(output, classifiers), output)
+        words = "a lifted feature, in the places of the teacher's" if lifting else _in_words(output, classifiers)
+        origin = _origin(record, feature) if output == "feature" else {}
+        return cls(network, name, size, mean, std, length, words, output, origin)
 
     def metadata(self, precision: str) -> dict[str, str]:
         """The metadata that a client needs, as JSON text per name."""
@@ -132,8 +154,27 @@ class Deployment:
             "feature_dim": self.feature_dim,
             "l2_normalized": self.network.normalized,
             "precision": precision,
+            **self.origin,
         }
         return {name: json.dumps(value) for name, value in metadata.items()}
+
+
+def _lifting(model: nn.Module, feature: str, output: str) -> tuple[int, ...] | None:
+    """How a network's features are lifted; `None` where they are not."""
+    if feature not in FEATURES:
+        raise ConfigError(f"feature of an export is {feature!r:.100}; allowed: {', '.join(FEATURES)}")
+    if feature == "own":
+        return None
+    if output == "scores":
+        raise ConfigError("class scores are not lifted; export output='feature', or feature='own'")
+    return lifting_of_student(model)
+
+
+def _origin(record: Any, feature: str) -> dict[str, Any]:
+    """What a client needs to compare features of several widths, where a network is a student of a chain."""
+    if not (record and record.chain and record.lifting):
+        return {}
+    return {"chain": record.chain, "lifting": list(record.lifting), "feature": feature}
 
 
 def _in_words(output: str, classifiers: Sequence[str]) -> str:

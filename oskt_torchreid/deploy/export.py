@@ -77,6 +77,7 @@ def export(
     *,
     precision: str = "fp32",
     output: str = "feature",
+    feature: str = "own",
     normalize: bool = False,
     input_size: Sequence[int] | None = None,
     mean: Sequence[float] = IMAGENET_MEAN,
@@ -99,6 +100,8 @@ def export(
             `quantization`. Images and features are single precision in all three.
         output: `feature`: what the network returns in evaluation, or, where that is class scores, the tensor before its
             classifier; `scores`: these.
+        feature: of a student, `own`, or `teacher`: lifted, so that files of all widths of one chain, and the refined
+            teacher's, share one gallery.
         normalize: put the division of each feature by its L2 norm into the file.
         input_size: `(channels, height, width)`; by default what the student or the registered model is made for.
         mean: of pixels in `[0, 1]`, for clients to subtract; kept in the file, not applied by it.
@@ -111,18 +114,19 @@ def export(
         The written file, and how far its features are from the network's.
 
     Raises:
-        ConfigError: a format, precision, output, opset or size that does not exist, scores of a network that gives
-            features, a missing package, int8 without images.
+        ConfigError: a format, precision, output, feature, opset or size that does not exist, scores of a network that
+            gives features, a missing package, int8 without images.
+        FeatureError: a network whose features cannot be lifted.
         ExportError: several outputs, a path that cannot be written, an operator that the format does not have, or
             features that differ.
 
-    The file says how to feed it: `input_size`, `mean`, `std`, `color`, `interpolation`, `output`,
-    `feature_dim`, `l2_normalized`, `precision` and `network`, each JSON, in ONNX as `metadata_props`, in OpenVINO as
-    `rt_info` under `oskt`, in TorchScript as the extra file `metadata.json`.
+    The file says how to feed it: `input_size`, `mean`, `std`, `color`, `interpolation`, `output`, `feature_dim`,
+    `l2_normalized`, `precision` and `network`, and of a student `chain`, `lifting` and `feature`. Each is JSON, in ONNX
+    as `metadata_props`, in OpenVINO as `rt_info` under `oskt`, in TorchScript as the extra file `metadata.json`.
     """
     path = Path(path)
     format = check_request(path, format, precision, opset)
-    deployment = Deployment.of(model, input_size, mean, std, normalize, output)
+    deployment = Deployment.of(model, input_size, mean, std, normalize, output, feature)
     batches = []
     if precision == "int8" or calibration is not None:
         batches = calibration_batches(calibration, deployment.input_size, calibration_images)

@@ -17,6 +17,7 @@ from .modules import Route
 from .notes import RecordedTie
 from .recording import Recording
 from .records import records_of
+from .shadows import compact
 from .sizes import PLAIN, Reading
 
 
@@ -60,7 +61,8 @@ def build_graph(
     parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
     matrices, size = frozenset(recording.matrices), tuple(input_size)
     kept = {"keep": tuple(sorted(recording.keeping.modules)), "kept": tuple(recording.keeping.parts.values())}
-    found = {**records._asdict(), **kept, "parameters": parameters}
+    feature = _feature(recording, channel_of, [tie for tie in ties if tie.tensor in heads])
+    found = {**records._asdict(), **kept, "parameters": parameters, "feature": feature}
     return ChannelGraph(tuple(ties), groups, matrices, heads, unused, size, **found)
 
 
@@ -161,6 +163,20 @@ def _interned(recorded: list[RecordedTie], channel_of: np.ndarray) -> list[Tie]:
         axis = axes.setdefault((channels.shape, channels.tobytes()), Axis(channels))
         ties.append(Tie(tie.tensor, tie.dimension, tie.role, axis))
     return ties
+
+
+def _feature(recording: Recording, channel_of: np.ndarray, of_heads: list[Tie]) -> np.ndarray:
+    """Channel per position of what the last pass returned, or of what the classifier was given that returned it."""
+    if len(recording.results) != 1 or recording.results[0].dim() != 2:
+        return np.empty(0, np.int64)
+    (result,) = recording.results
+    shadow, length = recording.shadow(result), result.shape[1]
+    if shadow is None:
+        return np.full(length, -1)
+    channels = channel_of[compact(shadow)[0].expand(length).numpy()]
+    scored = [tie.tensor for tie in of_heads if tie.role == "row" and np.array_equal(tie.channels[0], channels)]
+    read = [tie.channels[0] for tie in of_heads if tie.role == "column" and tie.tensor in scored]
+    return read[0] if read else channels if not scored else np.empty(0, np.int64)
 
 
 def _check_coverage(recording: Recording, ties: list[Tie], shapes: dict[str, tuple[int, ...]]) -> None:

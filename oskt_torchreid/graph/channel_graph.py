@@ -124,6 +124,9 @@ class ChannelGraph:
         parts: channels that modules' own code cuts into equal parts.
         keep: names of the modules that were asked to stay whole.
         kept: every part that stays whole, these modules included.
+        feature: channel per position of the feature, `[length]`; -1 for what is in every student. Where evaluation
+            returns class scores, the feature is what their classifier is given. Empty where there are several features,
+            or none `[batch, length]`, and in a graph of an earlier version's file.
     """
 
     ties: tuple[Tie, ...]
@@ -141,6 +144,7 @@ class ChannelGraph:
     parts: tuple[Parts, ...] = ()
     keep: tuple[str, ...] = ()
     kept: tuple[Kept, ...] = ()
+    feature: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     @cached_property
     def axes(self) -> tuple[Axis, ...]:

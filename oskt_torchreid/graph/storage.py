@@ -12,14 +12,16 @@ from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
 from .keeping import Kept
 from .modules import Attention, ChannelNorm, Parts, Reduction, Route, SplitPoint
 
+_NOTHING = np.empty(0, np.int32)
+
 
 def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
     """Splits a graph into arrays and a JSON-able description.
 
     Returns:
         `arrays`: `axes` (every distinct channel array, flattened and joined), `groups` (the groups' channels),
-        `splits`, `routes`, `reductions`, `norms`, `attentions`, `parts` (theirs, in order) and `attended`
-        (positions of queries and keys); `description`: everything else, with the length of each part.
+        `splits`, `routes`, `reductions`, `norms`, `attentions`, `parts` (theirs, in order), `attended`
+        (positions of queries and keys) and `feature`; `description`: everything else, with the length of each part.
     """
     number = {axis: index for index, axis in enumerate(graph.axes)}
     arrays = {
@@ -32,6 +34,7 @@ def to_arrays(graph: ChannelGraph) -> tuple[dict[str, np.ndarray], dict]:
         "attentions": _join(attention.channels.reshape(-1) for attention in graph.attentions),
         "parts": _join(parts.channels.reshape(-1) for parts in graph.parts),
         "attended": _join(part for attention in graph.attentions for part in attention.positions.values()),
+        "feature": _join([graph.feature]),
     }
     description = {
         "axes": [list(axis.channels.shape) for axis in graph.axes],
@@ -88,9 +91,10 @@ def from_arrays(arrays: Mapping[str, np.ndarray], description: Mapping) -> Chann
             _norms(arrays["norms"], description["norms"]),
             _attentions(arrays["attentions"], arrays["attended"], description["attentions"]),
             {str(name): int(count) for name, count in description.get("parameters", {}).items()},
-            _parts(arrays.get("parts", np.empty(0, np.int32)), description.get("parts", [])),
+            _parts(arrays.get("parts", _NOTHING), description.get("parts", [])),
             tuple(str(name) for name in description.get("keep", ())),
             tuple(Kept(str(module), str(by), "", str(why)) for module, by, why in description.get("kept", ())),
+            arrays.get("feature", _NOTHING),
         )
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError, IndexError) as error:
         raise GraphError(f"the stored channel graph is damaged ({type(error).__name__}: {error})") from error
@@ -185,6 +189,7 @@ def _check_ids(graph: ChannelGraph) -> None:
     named += [(norm.module, norm.channels) for norm in graph.norms]
     named += [(attention.module, attention.channels) for attention in graph.attentions]
     named += [(parts.module, parts.channels) for parts in graph.parts]
+    named += [("the feature", graph.feature[graph.feature != -1])]
     for name, channels in named:
         if channels.size and not 0 <= channels.min() <= channels.max() < len(everything):
             raise GraphError(f"the stored channel graph is damaged ('{name}' names unknown channels)")

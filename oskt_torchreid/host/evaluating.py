@@ -11,10 +11,11 @@ from tqdm import tqdm
 
 from .compat import quiet, torchreid
 from .distributed import features_by_shares
-from .evaluation import Rankings, evaluate_target
+from .evaluation import Rankings, evaluate_target, target_features
 from .interfaces import EngineData
 from .progress import batch_bar
 from .random_state import random_state, set_random_state
+from .ranking import Labels
 from .resumable import ResumableEngine
 
 _TEST = inspect.signature(torchreid.engine.Engine.test)
@@ -77,6 +78,12 @@ class EvaluatingEngine(ResumableEngine):
         if self._run_folder is not None:
             first = next(iter(self.results.values()))
             self.curve.append({"epoch": self.epoch + 1, "mAP": first["mAP"], "rank1": first["rank1"]})
+
+    def features(self) -> tuple[Tensor, Tensor, Labels]:
+        """Features of the first target's queries and gallery in evaluation, on the CPU, and their labels."""
+        parts = next(iter(self.test_loader.values()))
+        self.set_model_mode("eval")
+        return target_features(self, parts["query"], parts["gallery"])
 
     def _evaluate(
         self, dataset_name: str = "", query_loader: Any = None, gallery_loader: Any = None, **settings: Any

@@ -95,11 +95,9 @@ def evaluate_target(
     Returns:
         The plain ranking, and the re-ranked one if requested.
     """
-    queries, q_pids, q_camids = _features(engine, query_loader)
-    gallery, g_pids, g_camids = _features(engine, gallery_loader)
+    queries, gallery, labels = target_features(engine, query_loader, gallery_loader)
     if normalize_feature:
         queries, gallery = functional.normalize(queries), functional.normalize(gallery)
-    labels = (q_pids, g_pids, q_camids, g_camids)
     whole = visrank or use_metric_cuhk03
     distances = distance_matrix(queries, gallery, dist_metric) if whole else None
     parts = distance_parts(queries, gallery, dist_metric, engine.device) if distances is None else _parts_of(distances)
@@ -116,6 +114,16 @@ def evaluate_target(
     if visrank and distances is not None and is_rank_zero():
         _visualize(engine, dataset_name, distances, save_dir, visrank_topk)
     return Rankings(plain, reranked)
+
+
+@torch.no_grad()
+def target_features(
+    engine: Extractor, query_loader: Iterable[Any], gallery_loader: Iterable[Any]
+) -> tuple[Tensor, Tensor, Labels]:
+    """Features `[images, channels]` of a target's queries and gallery, on the CPU, and their labels."""
+    queries, q_pids, q_camids = _features(engine, query_loader)
+    gallery, g_pids, g_camids = _features(engine, gallery_loader)
+    return queries, gallery, (q_pids, g_pids, q_camids, g_camids)
 
 
 def _parts_of(distances: np.ndarray) -> Iterable[QueryPart]:

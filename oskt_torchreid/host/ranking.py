@@ -41,7 +41,7 @@ class Ranking(NamedTuple):
         return float(self.cmc[min(place, len(self.cmc)) - 1])
 
 
-def rank(
+def rank_distances(
     distmat: Any,
     q_pids: Any,
     g_pids: Any,
@@ -99,14 +99,14 @@ def rank_features(
     max_rank: int = MAX_RANK,
     device: torch.device | str = "cpu",
 ) -> dict[str, Ranking]:
-    """`rank` for features, without ever holding the whole distance matrix.
+    """`rank_distances` for features, without ever holding the whole distance matrix.
 
     Args:
         queries: features `[queries, channels]`.
         gallery: features `[gallery, channels]`.
-        labels: identities and cameras as in `rank`: `(q_pids, g_pids, q_camids, g_camids)`.
+        labels: identities and cameras as in `rank_distances`: `(q_pids, g_pids, q_camids, g_camids)`.
         metric: `euclidean` (squared) or `cosine` (1 - similarity), torchreid's.
-        aps: average precisions, see `rank`; each further one costs almost nothing.
+        aps: average precisions, see `rank_distances`; each further one costs almost nothing.
         max_rank: longest CMC curve.
         device: where distances are computed and ranked.
 
@@ -115,7 +115,7 @@ def rank_features(
 
     Raises:
         ConfigError: unknown average precision or metric.
-        DataError: see `rank`.
+        DataError: see `rank_distances`.
     """
     if 0 in (len(queries), len(gallery)):
         raise DataError(f"there are {len(queries)} queries and {len(gallery)} gallery entries; at least one of each")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..host.compat import torchreid
-from ..host.ranking import INTERPOLATED, Labels, Ranking, distance_matrix, rank, rank_features, rank_parts
+from ..host.ranking import INTERPOLATED, Labels, Ranking, distance_matrix, rank_distances, rank_features, rank_parts
 from ..host.reranking import Reranking
 from .benchmark import in_fresh_process, process_memory
 
@@ -70,7 +70,7 @@ def compare_with_torchreid(size: GallerySize = MARKET1501_SIZE) -> list[RankCost
     queries, gallery, labels = made_up_sides(size)
     distances = distance_matrix(queries, gallery, "euclidean")
     theirs = _timed("torchreid, Python", lambda: torchreid.metrics.evaluate_rank(distances, *labels, use_cython=False))
-    ours = _timed("this package", lambda: rank(distances, *labels))
+    ours = _timed("this package", lambda: rank_distances(distances, *labels))
     start = time.perf_counter()
     np.argsort(distances, axis=1)
     return [theirs, ours, RankCost("argsort alone", time.perf_counter() - start, 0, 0, 0)]

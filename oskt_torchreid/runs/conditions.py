@@ -189,7 +189,8 @@ def _of_students(config: Config) -> Reasons:
     students = students_of(config)
     of_chain = any(spec.of_chain for spec in students)
     if not of_chain:
-        names = ("distance", "statistics", "vectors_over", "recalibrate", "distillation.of_chain")
+        names = ["distance", "statistics", "vectors_over", "feature", "recalibrate"]
+        names += ["distillation.of_chain", "finetune.compatible"]
         keys = [f"oskt.{name}" for name in names]
         yield from _each("oskt.students has no student of the chain", *keys)
     trained = [*(spec.method for spec in students), *oskt.controls]

@@ -14,6 +14,7 @@ from ..chain.student_reading import load_student
 from ..config import Config, merged
 from ..deploy import Exported, ExportedNetwork, export, open_exported
 from ..deploy.deployment import OUTPUTS, Deployment
+from ..deploy.lifting import FEATURES
 from ..deploy.quantization import CALIBRATION_IMAGES
 from ..errors import CheckpointError, ConfigError
 from ..files import load_checkpoint, weights
@@ -37,7 +38,7 @@ class ExportReport(NamedTuple):
     map_after: float | None = None
 
 
-def load_network(source: str, model_name: str = "", config: Config | None = None) -> nn.Module:
+def load_network(source: str, model_name: str = "", config: Config | None = None, num_classes: int = 1) -> nn.Module:
     """The network of a file, or the one that a registered name builds.
 
     Args:
@@ -45,6 +46,8 @@ def load_network(source: str, model_name: str = "", config: Config | None = None
         model_name: registered name of the network whose checkpoint it is; a student's file needs none, unless its
             teacher was not registered.
         config: whole tree whose `model` node builds the network of a checkpoint, where no name is given.
+
+        num_classes: of its classifier, whose weights are not taken from a checkpoint.
 
     Raises:
         ConfigError: neither a file nor a registered name, or a checkpoint without the name of its network.
@@ -64,7 +67,7 @@ def load_network(source: str, model_name: str = "", config: Config | None = None
         return load_student(path, model=models.build(model_name, 1) if model_name else None)
     if not (model_name or config):
         raise ConfigError(f"'{source}' does not say what network it is of; name it: --model osnet_x1_0")
-    model = models.build(model_name, 1) if model_name else build_model(_untrained(config), 1)
+    model = models.build(model_name, num_classes) if model_name else build_model(_untrained(config), num_classes)
     names = [*model.state_dict(), *weights.state_dict_of(content, path)]
     weights.load_weights(model, path, ignore=[name for name in names if is_classifier(name)])
     return model
@@ -81,7 +84,7 @@ def export_with_data(
         config: whole tree; `data` says size, mean and std, its sources give images to calibrate with, its first
             target is evaluated.
         calibration_images: how many training images show the ranges of activations for `int8`, spread over the set.
-        **options: `format`, `precision`, `output`, `normalize`, `opset` of `deploy.export`.
+        **options: `format`, `precision`, `output`, `feature`, `normalize`, `opset` of `deploy.export`.
 
     Raises:
         OsktError: see `deploy.export` and `host.data.build_datamanager`.
@@ -106,6 +109,7 @@ def export_with_data(
         (3, data.height, data.width),
         normalized=options.get("normalize", False),
         output=options.get("output", OUTPUTS[0]),
+        feature=options.get("feature", FEATURES[0]),
     )
     before = trainer.evaluate(deployment.network)["mAP"]
     after = trainer.evaluate(ExportedNetwork(open_exported(exported.path, exported.format)))["mAP"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..chain.counting import multiply_adds
 from ..config import Config, Effect, get, save_resolved, settings
@@ -25,6 +25,7 @@ from ..host.engine import TransferEngine
 from ..host.interfaces import DataManager
 from ..host.losses import loss_from_config
 from ..host.optimization import build_optimizer, build_scheduler
+from ..host.ranking import Labels
 from .conditions import idle_keys
 from .oskt.specification import students_of
 from .recipes import Recipe
@@ -225,6 +226,16 @@ class Trainer:
         engine = TransferEngine(self.first_datamanager, model, use_gpu=self.config.use_gpu, channels_last=channels_last)
         engine.test(**self._test_settings(), **self._extras(folder))
         return measured(engine)
+
+    def features(self, model: nn.Module) -> tuple[Tensor, Tensor, Labels]:
+        """Features of the first target's queries and gallery, and their labels: identities and cameras of both.
+
+        Args:
+            model: not changed, but moved to the device.
+        """
+        channels_last = self.config.train.channels_last
+        engine = TransferEngine(self.first_datamanager, model, use_gpu=self.config.use_gpu, channels_last=channels_last)
+        return engine.features()
 
     def _extras(self, folder: Path | None) -> dict[str, Any]:
         """Evaluations that torchreid makes on request only."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from ..host.ranking import INTERPOLATED, distance_matrix, rank
+from ..host.ranking import INTERPOLATED, distance_matrix, rank_distances
 from .evaluate import FRAMES_AT_ONCE, Embed, SideFeatures, check_protocols, evaluate_protocols, features_of_batches
 from .index import IdentityIndex
 from .views import STRATEGIES, evenly_spaced
@@ -237,7 +237,7 @@ def _mean_ap(rounds: Sequence[_Round], strategy: str, count: int, random: np.ran
         ]
         tracklets, frames = (np.stack(part) for part in zip(*drawn, strict=True))
         distances = distance_matrix(each.images, each.pool.set_embeddings(tracklets, frames), "cosine")
-        values.append(rank(distances, each.pids, each.pool.pids).mean_ap)
+        values.append(rank_distances(distances, each.pids, each.pool.pids).mean_ap)
     return float(np.average(values, weights=[each.weight for each in rounds]))
 
 

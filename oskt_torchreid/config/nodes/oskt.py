@@ -127,10 +127,24 @@ OSKT: Node = {
         "whose distances students' features have before fine-tuning: chain, teacher",
         OneOf("none", "chain", "teacher"),
     ),
+    "feature": Key(
+        "own",
+        "features of students: own, an entry per slot; teacher: lifted to the teacher's length, so that students of "
+        "all widths share one gallery",
+        OneOf("own", "teacher"),
+    ),
     "recalibrate": Key(
         24, "batches of training images that re-estimate norm statistics before fine-tuning; 0: none", AtLeast(0)
     ),
-    "finetune": stage_node(max_epoch=60, lr=3.5e-4),
+    "finetune": {
+        **stage_node(max_epoch=60, lr=3.5e-4),
+        "compatible": Key(
+            0.0,
+            "weight of what holds lifted features of the chain's students to its widest student's, so that students "
+            "of all widths still share one gallery; 0: each on its own",
+            AtLeast(0),
+        ),
+    },
     "processes": Key(
         1,
         "networks trained at a time (controls during the refinement); more useful than threads",

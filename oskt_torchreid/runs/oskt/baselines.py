@@ -15,6 +15,7 @@ from ...chain.student_file import save_student
 from ...chain.student_reading import load_student
 from ...config import Config, leaves
 from ...config.nodes.oskt import DISTILLATION_KEYS, KD, KD_START
+from ...deploy.lifting import lifting_of_student
 from ...files import sha256
 from ...graph import ChannelGraph
 from ...host.compat import seed_everything
@@ -34,20 +35,34 @@ class Distillation(NamedTuple):
         node: `oskt.distillation`.
         teacher: not changed.
         graph: the teacher's channel graph.
+        taught: whether it learns from class scores and directions, as the node says.
+        compatible: weight of what holds its lifted features to the teacher's.
     """
 
     node: Config
     teacher: nn.Module
     graph: ChannelGraph
+    taught: bool = True
+    compatible: float = 0.0
 
-    def engine(self, *arguments: Any, **options: Any) -> DistillationEngine:
+    @property
+    def weight_nd(self) -> float:
+        """Weight of the norm and direction loss, which needs the teacher's class means."""
+        return self.node.weight_nd if self.taught else 0.0
+
+    def engine(self, datamanager: Any, model: nn.Module, *arguments: Any, **options: Any) -> DistillationEngine:
         """The engine that trains a student by distillation, as the node says."""
+        lifting = lifting_of_student(model) if self.compatible else ()
         return DistillationEngine(
+            datamanager,
+            model,
             *arguments,
             teacher=self.teacher,
             heads=self.graph.heads,
-            weight_kl=self.node.weight_kl,
-            weight_nd=self.node.weight_nd,
+            weight_kl=self.node.weight_kl if self.taught else 0.0,
+            weight_nd=self.weight_nd,
+            weight_compatible=self.compatible,
+            lifting=lifting,
             temperature=self.node.temperature,
             **options,
         )
@@ -108,6 +123,7 @@ def run_baseline(
 def _schedule_of(node: Config, method: str) -> dict[str, Any]:
     """The settings of a training under their keys; values may differ from the configuration's."""
     schedule = leaves(node, "oskt.finetune.")
+    del schedule["oskt.finetune.compatible"]  # there is nothing that it could be compatible with
     return {f"oskt.control_lr.{method}": schedule.pop("oskt.finetune.lr"), **schedule}
 
 
@@ -176,7 +192,7 @@ def finetuned(
         after = trainer.evaluate(network, folder)
         return {"after": after, "finetune_seconds": 0.0, "training_flops": 0.0, "curve": []}
     engine: EngineBuilder = TransferEngine if distillation is None else distillation.engine
-    learning = (distillation.teacher, distillation.node.weight_nd > 0) if distillation else ()
+    learning = (distillation.teacher, distillation.weight_nd > 0) if distillation else ()
     compute = training_compute(trainer, node, network, *learning)
     trained = trainer.train(network, node, folder, continued, engine, curve=trainer.config.oskt.curves)
     curve = [(point["epoch"], point["mAP"]) for point in trained.curve]

@@ -29,6 +29,7 @@ from ...host.models import build as build_registered
 from ...models import bare_name, build_model
 from ...models import load_weights as load_any_weights
 from .baselines import check_baselines
+from .distilling import check_compatible, check_distillation, check_liftable, distilled_names
 from .ladder import plan_rungs
 from .specification import StudentSpec, chosen_widths, latency_measure, students_of
 
@@ -95,12 +96,14 @@ def make_plan(config: Config, num_classes: int) -> RunPlan:
         baseline(name)
     asked = _checked_students(config)
     teacher, known = _teacher(config, num_classes)
-    distilled = _distilled(config, config.oskt.controls, asked)
+    distilled = distilled_names(config, config.oskt.controls, asked)
     refine = config.oskt.refine
     if refine.max_epoch and refine.distil_weight and refine.distil_from == "first":
         distilled.append("oskt.refine.distil_weight")
-    _check_distillation(distilled, known, num_classes)
+    check_distillation(distilled, known, num_classes)
     graph = _traced(config, teacher)
+    check_liftable(config, asked, graph)
+    check_compatible(config, asked, graph)
     rungs = _rungs(teacher, graph, config.oskt.ladder) or (full_plan(graph, config.oskt.width),)
     stand_in = stand_in_chain(teacher, graph, rungs[-1])
     check_foldable(stand_in, config.oskt.distance)
@@ -255,7 +258,9 @@ def _plan_of_chain(config: Config, num_classes: int) -> RunPlan:
         teacher = build_registered(spec.name, spec.num_classes, spec.loss)
         load_weights(teacher, oskt.teacher)
         check_baselines(baselines, teacher, chain.graph)
-    _check_distillation(_distilled(config, (), asked), spec.num_classes, num_classes)
+    check_distillation(distilled_names(config, (), asked), spec.num_classes, num_classes)
+    check_liftable(config, asked, chain.graph)
+    check_compatible(config, asked, chain.graph)
     check_foldable(chain, oskt.distance)
     students = _plans_of(config, chain, teacher, asked, (chain.widths,))
     return RunPlan(teacher, chain.graph, chain.widths, students, (), chain)
@@ -263,28 +268,6 @@ def _plan_of_chain(config: Config, num_classes: int) -> RunPlan:
 
 def _baselines(students: Sequence[StudentSpec]) -> set[str]:
     return {spec.method for spec in students if spec.of_baseline}
-
-
-def _distilled(config: Config, controls: Sequence[str], students: Sequence[StudentSpec]) -> list[str]:
-    """Names of the networks that learn from class scores of the teacher, or of the chain's widest student."""
-    named = [name for name in controls if baseline(name).distils]
-    of_chain = config.oskt.distillation.of_chain
-    return [*named, *(spec.text for spec in students if spec.distils or (of_chain and spec.of_chain))]
-
-
-def _check_distillation(distilled: Sequence[str], known: int, num_classes: int) -> None:
-    """Raises `ConfigError` for a network that would learn from class scores of other identities.
-
-    Args:
-        distilled: names of such networks.
-        known: identities that the teacher's classifier was trained on.
-        num_classes: identities of the data.
-    """
-    if distilled and known != num_classes:
-        raise ConfigError(
-            f"'{distilled[0]}' is trained by class scores of its teacher, which has {known} identities, but the data "
-            f"have {num_classes}; drop it, or distil on the teacher's own identities"
-        )
 
 
 def _widths(config: Config, chain: WeightChain, wanted: Sequence[StudentSpec]) -> dict[str, dict[str, int]]:

@@ -121,13 +121,28 @@ def evaluated_refinement(trainer: Trainer, teacher: nn.Module, node: Config, fol
         folder: with the checkpoint of the last epoch.
         facts: as they were.
     """
-    path = folder / "model" / f"model.pth.tar-{node.max_epoch}"
     kept = {name: value for name, value in facts.items() if name != "refined_teacher"}
+    refined = refined_teacher(teacher, node, folder)
+    return kept if refined is None else {**kept, "refined_teacher": trainer.evaluate(refined)}
+
+
+def refined_teacher(teacher: nn.Module, node: Config, folder: Path) -> nn.Module | None:
+    """The teacher as a finished refinement left it; `None` if its weights are gone.
+
+    Args:
+        teacher: as it was before; not changed.
+        node: `oskt.refine`.
+        folder: of the refinement, with the checkpoint of the last epoch.
+
+    Raises:
+        CheckpointError: weights of another network.
+    """
+    path = folder / "model" / f"model.pth.tar-{node.max_epoch}"
     if not path.is_file():
-        return kept
+        return None
     state = state_dict_of(load_checkpoint(path), path)
     refined = copy.deepcopy(teacher)
     own = {name.removeprefix(_TEACHER): tensor for name, tensor in state.items() if name.startswith(_TEACHER)}
     check_state_dict(own, refined.state_dict(), f"'{path}'", type(teacher).__name__)
     refined.load_state_dict(own)
-    return {**kept, "refined_teacher": trainer.evaluate(refined)}
+    return refined

@@ -16,6 +16,7 @@ from ...chain.student_file import save_student
 from ...chain.student_reading import load_student
 from ...config import Config, get
 from ...config.nodes.oskt import DISTILLATION_KEYS
+from ...deploy.lifting import lifted
 from ...host.compat import seed_everything
 from ..stages import Facts
 from ..trainer import Trainer
@@ -24,7 +25,7 @@ from .plan import StudentPlan
 
 EXPANDED_NAME = "expanded.pth"
 EXPANSION_KEYS = tuple(
-    f"oskt.{key}" for key in ("distance", "statistics", "vectors_over", "recalibrate", "attention", "curves")
+    f"oskt.{key}" for key in ("distance", "statistics", "vectors_over", "recalibrate", "attention", "feature", "curves")
 )
 
 
@@ -43,6 +44,7 @@ class StudentOfChain:
         self._config, self._trainer, self._plan = config, trainer, plan
         self._node = get(config, "oskt.finetune")
         self._distils = config.oskt.distillation.of_chain
+        self._compatible = self._node.compatible
         self._distillation: Distillation | None = None
         keys = (*EXPANSION_KEYS, "oskt.distillation.of_chain", *(DISTILLATION_KEYS if self._distils else ()))
         recipe = trainer.recipe("oskt.finetune", *keys, widths=plan.widths, **{"the chain": chain_key})
@@ -64,9 +66,9 @@ class StudentOfChain:
         how = {"distance": oskt.distance, "statistics": oskt.statistics, "vectors_over": over}
         network = expand_to_plan(chain, self._plan.widths, **how)
         making = {"expand_seconds": time.perf_counter() - start}
-        if self._distils:
+        if self._distils or self._compatible:
             widest = expand_to_plan(chain, chain.graph.sizes)
-            self._distillation = Distillation(oskt.distillation, widest, chain.graph)
+            self._distillation = Distillation(oskt.distillation, widest, chain.graph, self._distils, self._compatible)
         return relabel(network, chain.graph.heads, self._trainer.num_classes), making
 
     def work(self, network: nn.Module, making: Facts) -> Callable[[bool], Facts]:
@@ -81,13 +83,20 @@ class StudentOfChain:
         def work(continued: bool) -> Facts:
             if batches:
                 recalibrate(network, trainer.datamanager(self._node.batch_size).train_loader, batches)
-            save_student(network, folder / EXPANDED_NAME)
-            before = trainer.evaluate(network)
+            save_student(self._shown(network), folder / EXPANDED_NAME)
+            before = trainer.evaluate(self._shown(network))
             facts = finetuned(trainer, network, self._node, folder, continued, self._distillation)
-            save_student(network.cpu().eval(), folder / STUDENT_NAME, half=self._plan.spec.is_half)
+            shown = self._shown(network.cpu().eval())
+            if shown is not network:
+                facts["after"] = trainer.evaluate(shown, folder)
+            save_student(shown.cpu(), folder / STUDENT_NAME, half=self._plan.spec.is_half)
             return {"before": before, **making, **facts}
 
         return work
+
+    def _shown(self, network: nn.Module) -> nn.Module:
+        """The student as it is evaluated and saved: its features lifted, if that is asked for."""
+        return lifted(network) if self._config.oskt.feature == "teacher" else network
 
     def evaluated(self, facts: Facts) -> Facts:
         """The facts of the existing student, measured again."""
