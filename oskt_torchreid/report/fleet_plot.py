@@ -25,7 +25,7 @@ def fleet_maps(maps: Mapping[str, np.ndarray], names: Sequence[str], path: str |
         title: title of the picture; empty: none.
     """
     size = 1.6 + 0.62 * len(names)
-    figure = Figure(figsize=(size * len(maps) + 1.2, size + 1.6), dpi=150, layout="constrained")
+    figure = Figure(figsize=(size * len(maps) + 1.2, size + 1.25), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     everything = np.concatenate([values.reshape(-1) for values in maps.values()])
     low, high = float(everything.min()), float(everything.max())
