@@ -12,7 +12,7 @@ from typing import Any
 
 from . import chain, deploy, errors, graph
 from .chain import Ladder, Refinement, WeightChain, expand, load_student, prove, recalibrate, save_student, trace
-from .deploy import export, lift, lifted, rank
+from .deploy import calibrate_threshold, export, lift, lifted, rank
 from .errors import MissingTorchreidError, OsktError
 from .registry import register_engine
 
@@ -34,6 +34,7 @@ __all__ = [
     "VKDEngine",
     "WeightChain",
     "baselines",
+    "calibrate_threshold",
     "chain",
     "deploy",
     "errors",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from small_networks import TinyNet
 
-from oskt_torchreid.deploy import threshold
+import oskt_torchreid as oskt
+from oskt_torchreid.deploy import read_metadata, threshold
 from oskt_torchreid.deploy.threshold import Calibration, calibrate
-from oskt_torchreid.errors import DataError
+from oskt_torchreid.errors import CheckpointError, DataError
 
 
 def at_angles(*degrees):
@@ -100,3 +102,52 @@ def test_a_calibration_in_plain_values():
 def test_what_cannot_be_calibrated(features, pids, camids, rates, message):
     with pytest.raises(DataError, match=message):
         calibrate(features, pids, camids, rates=rates)
+
+
+# ---- with a network ------------------------------------------------------------------------------------------------
+
+
+def batches():
+    generator = torch.Generator().manual_seed(0)
+    for pid in range(6):
+        images = torch.randn(1, 3, 32, 16, generator=generator) + 0.5 * torch.randn(4, 3, 32, 16, generator=generator)
+        yield {"img": images, "pid": torch.full((4,), pid), "camid": torch.arange(4)}
+
+
+def test_thresholds_are_kept_with_a_student(tmp_path):
+    pytest.importorskip("onnxscript")
+    teacher = TinyNet(5).eval()
+    student = oskt.expand(oskt.WeightChain.from_teacher(teacher, 0.5, input_size=(3, 32, 16)), 0.75).train()
+    found = oskt.calibrate_threshold(student, batches(), "six", rates=(0.1, 0.01), repeats=20)
+    assert student.training and found.data == "six" and found.identities == 6
+    student.eval()
+    data = list(batches())
+    features = torch.cat([student(batch["img"]) for batch in data]).detach()
+    pids = torch.cat([batch["pid"] for batch in data]).numpy()
+    cameras = torch.cat([batch["camid"] for batch in data]).numpy()
+    assert found == calibrate(features, pids, cameras, "six", rates=(0.1, 0.01), repeats=20)
+    oskt.save_student(student, tmp_path / "student.pth")
+    loaded = oskt.load_student(tmp_path / "student.pth", model=teacher)
+    assert Calibration.from_dict(loaded.student_record.thresholds) == found
+    exported = oskt.export(loaded, tmp_path / "student.onnx")
+    assert Calibration.from_dict(read_metadata(exported.path, "onnx")["thresholds"]) == found
+    lifted = oskt.export(loaded, tmp_path / "lifted.onnx", feature="teacher")
+    assert "thresholds" not in read_metadata(lifted.path, "onnx"), "they are those of its own features"
+    whole = oskt.lifted(loaded)
+    assert whole.student_record.thresholds == {}
+    again = oskt.calibrate_threshold(whole, batches(), "six", rates=(0.1,), repeats=0)
+    assert loaded.student_record.thresholds == found.to_dict() and whole.student_record.thresholds == again.to_dict()
+    again_exported = oskt.export(whole, tmp_path / "whole.onnx")
+    assert Calibration.from_dict(read_metadata(again_exported.path, "onnx")["thresholds"]) == again
+    content = torch.load(tmp_path / "student.pth", weights_only=True)
+    torch.save({**content, "oskt": {**content["oskt"], "thresholds": {"data": 3}}}, tmp_path / "damaged.pth")
+    with pytest.raises(CheckpointError, match="no student of this package"):
+        oskt.load_student(tmp_path / "damaged.pth", model=teacher)
+
+
+def test_any_network_and_loaders_of_something_else():
+    assert oskt.calibrate_threshold(TinyNet(5), batches(), rates=(0.1,), repeats=0).thresholds
+    with pytest.raises(DataError, match="the loader gave no batch"):
+        oskt.calibrate_threshold(TinyNet(5), [])
+    with pytest.raises(DataError, match="its items must be dicts"):
+        oskt.calibrate_threshold(TinyNet(5), [torch.zeros(2, 3, 32, 16)])

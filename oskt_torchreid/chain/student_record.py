@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..deploy.lifting import FEATURES
+from ..deploy.threshold import Calibration
 from ..errors import CheckpointError
 from ..files.checks import is_possible_image, is_possible_model
 from ..graph import ChannelGraph
@@ -36,6 +37,7 @@ class StudentRecord:
         lifting: the entry of its feature that stands for each of its teacher's, see `deploy/lifting.py`; empty where
             it has several features.
         feature: `own`, or `teacher` where its features are lifted.
+        thresholds: of these features, see `deploy/threshold.py`; empty: not measured.
     """
 
     name: str = ""
@@ -50,6 +52,7 @@ class StudentRecord:
     chain: str = ""
     lifting: tuple[int, ...] = ()
     feature: str = "own"
+    thresholds: dict = field(default_factory=dict)
 
     def attach(self, student: nn.Module) -> nn.Module:
         """Gives a student, in place, its record and the attribute that holds its feature's length."""
@@ -97,6 +100,7 @@ class StudentRecord:
                     str(content.get("chain", "")),
                     tuple(int(entry) for entry in content.get("lifting", ())),
                     str(content.get("feature", cls.feature)),
+                    Calibration.from_dict(known).to_dict() if (known := content.get("thresholds")) else {},
                 )
                 if record.is_possible():
                     return record

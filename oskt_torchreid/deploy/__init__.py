@@ -7,8 +7,10 @@ from .latency import Latency, measure_latency
 from .lifting import Lifted, lifted
 from .parity import Parity
 from .runtimes import ExportedNetwork, open_exported, read_metadata
+from .threshold import Calibration, Threshold, calibrate, calibrate_threshold
 
 __all__ = [
+    "Calibration",
     "Deployment",
     "Exported",
     "ExportedNetwork",
@@ -16,6 +18,9 @@ __all__ = [
     "Lifted",
     "Parity",
     "Ranked",
+    "Threshold",
+    "calibrate",
+    "calibrate_threshold",
     "export",
     "lift",
     "lifted",

@@ -120,9 +120,9 @@ class Deployment:
             raise ConfigError(f"output of an export is {output!r:.100}; allowed: {', '.join(OUTPUTS)}")
         if not isinstance(model, nn.Module):
             raise ConfigError(f"what is exported is a {type(model).__name__}; give a network (torch.nn.Module)")
+        record = getattr(model, "student_record", None)
         feature, model = ("teacher" if isinstance(model, Lifted) else feature), bare(model)
         lifting = _lifting(model, feature, output)
-        record = getattr(model, "student_record", None)
         spec = None if record else resolver().identify(model)
         name = record.name if record else spec.name if spec else ""
         known = record.input_size if record else resolver().input_size(name) if name else DEFAULT_INPUT_SIZE
@@ -172,9 +172,12 @@ def _lifting(model: nn.Module, feature: str, output: str) -> tuple[int, ...] | N
 
 def _origin(record: Any, feature: str) -> dict[str, Any]:
     """What a client needs to compare features of several widths, where a network is a student of a chain."""
-    if not (record and record.chain and record.lifting):
+    if not record:
         return {}
-    return {"chain": record.chain, "lifting": list(record.lifting), "feature": feature}
+    thresholds = {"thresholds": record.thresholds} if record.thresholds and record.feature == feature else {}
+    if not (record.chain and record.lifting):
+        return thresholds
+    return {"chain": record.chain, "lifting": list(record.lifting), "feature": feature, **thresholds}
 
 
 def _in_words(output: str, classifiers: Sequence[str]) -> str:

@@ -13,16 +13,19 @@ impostor may be accepted: the threshold lies above 0.5, and accepts one genuine 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from ..batches import batches_of, check_items
 from ..errors import DataError
+from ..graph.tracer import tracing_mode
+from ..networks import parse_outputs, unwrapped
 
 RATES = (1e-2, 1e-3, 1e-4)
 REPEATS = 200
@@ -134,6 +137,41 @@ def calibrate(
     numbers = np.stack([found, low, high], 2).reshape(-1, 6)  # similarity and TAR, each with both ends
     thresholds = tuple(Threshold(rate, *map(float, row)) for rate, row in zip(possible, numbers, strict=True))
     return Calibration(data, pairs.identities, len(pairs.genuine), pairs.impostors, thresholds)
+
+
+def calibrate_threshold(
+    network: nn.Module, loader: Iterable[Any], data: str = "", rates: Sequence[float] = RATES, **how: Any
+) -> Calibration:
+    """Thresholds of a network on the pictures of a loader, kept with it: in its file, and in exports of it.
+
+    Args:
+        network: a student, whose record has the thresholds afterwards, or any network; otherwise not changed. What is
+            trained later has other thresholds.
+        loader: batches of torchreid's form, dicts with `img`, `pid` and `camid`, of identities that the network was not
+            trained on.
+        data: name of the data set.
+        rates: false accept rates, see `calibrate`.
+        **how: `repeats` and `seed` of `calibrate`.
+
+    Raises:
+        DataError: see `calibrate`, or a loader of something else.
+    """
+    network = unwrapped(network)
+    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+    features, pids, camids = [], [], []
+    with tracing_mode(network, training=False), torch.inference_mode():
+        for batch in batches_of(loader):
+            check_items(batch)
+            branches = parse_outputs(network(batch["img"].to(device)), training=False).features
+            features.append(torch.cat([branch.float().cpu() for branch in branches], 1))
+            pids += batch["pid"].tolist()
+            camids += torch.as_tensor(batch["camid"]).tolist()
+    if not features:
+        raise DataError("the loader gave no batch; give pictures of identities that the network was not trained on")
+    found = calibrate(torch.cat(features), pids, camids, data, rates, **how)
+    if (record := vars(network).get("student_record")) is not None:
+        vars(network)["student_record"] = replace(record, thresholds=found.to_dict())
+    return found
 
 
 @dataclass(frozen=True, eq=False)
