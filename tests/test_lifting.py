@@ -8,6 +8,7 @@ import torch
 from small_networks import Network, conv
 from test_identity import collapse, feature_of, random_labels
 from torch import nn
+from torch.nn import functional
 from torchvision.models import resnet18
 from vits import IMAGE as VIT_IMAGE
 from vits import equal_labels, tiny
@@ -34,6 +35,18 @@ def several(self, images):
     maps = self.second(self.first(images).relu()).relu()
     scores = self.classifier(maps.mean((2, 3)))
     return scores if self.training else [maps.mean((2, 3)), maps.amax((2, 3))]
+
+
+def normalised(self, images):
+    pooled = self.second(self.first(images).relu()).relu().mean((2, 3))
+    return self.classifier(pooled) if self.training else functional.normalize(pooled)
+
+
+def parts_normalised(self, images):
+    maps = self.second(self.first(images).relu()).relu()
+    if self.training:
+        return self.classifier(maps.mean((2, 3)))
+    return functional.normalize(torch.stack([maps.mean((2, 3)), maps.amax((2, 3))], 2)).flatten(1)
 
 
 def small(forward, length):
@@ -79,6 +92,19 @@ def test_lifted_features_are_the_teachers_where_rows_are_equal(name):
         own = feature_of(network.student, images)
         assert isinstance(network, Lifted) and own.shape[1] < expected.shape[1]
         torch.testing.assert_close(feature_of(network, images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_feature_of_unit_length():
+    """Merged channels count once in its length: lifted, it has the teacher's direction."""
+    model = small(normalised, 8)
+    graph = trace_module(model, IMAGE)
+    labels = random_labels(graph)
+    collapse(model, graph, labels)
+    chain = WeightChain.from_labels(model, graph, labels)
+    images = torch.randn(3, *IMAGE)
+    found = feature_of(oskt.expand(chain, chain.widths, feature="teacher"), images)
+    assert float((found.norm(dim=1) - 1).abs().min()) > 1e-2
+    torch.testing.assert_close(functional.normalize(found), feature_of(model, images), rtol=1e-4, atol=1e-5)
 
 
 def test_a_worked_example():
@@ -143,6 +169,8 @@ def test_what_cannot_be_lifted_says_why():
     chain = chain_of(model := small(several, 8))
     with pytest.raises(FeatureError, match="returns several features, .*join them in a module around the teacher"):
         oskt.expand(chain, 0.75, feature="teacher")
+    with pytest.raises(FeatureError, match="whose parts are divided by their lengths one by one"):
+        oskt.expand(chain_of(small(parts_normalised, 8)), 0.75, feature="teacher")
     with pytest.raises(FeatureError, match="this Network was not expanded from a chain"):
         lifted(model)
     graph = trace_module(plain_model := small(plain, 8), IMAGE)

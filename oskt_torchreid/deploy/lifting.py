@@ -96,8 +96,9 @@ def lifting_of_student(student: nn.Module) -> tuple[int, ...]:
         raise FeatureError(f"this {name} was not expanded from a chain: its features cannot be lifted to a teacher's")
     if not record.lifting:
         raise FeatureError(
-            f"this {name} returns several features, or one that is not made of channels: it cannot be lifted; join "
-            "them in a module around the teacher, and make the chain of that"
+            f"this {name} returns several features, or one whose parts are divided by their lengths one by one, or "
+            "that is not made of channels: it cannot be lifted; join them, or normalise all at once, in a module "
+            "around the teacher, and make the chain of that"
         )
     if record.distance != "none":
         raise FeatureError(

@@ -166,7 +166,11 @@ def _interned(recorded: list[RecordedTie], channel_of: np.ndarray) -> list[Tie]:
 
 
 def _feature(recording: Recording, channel_of: np.ndarray, of_heads: list[Tie]) -> np.ndarray:
-    """Channel per position of what the last pass returned, or of what the classifier was given that returned it."""
+    """Channel per position of what the last pass returned, or of what the classifier was given that returned it.
+
+    None of a feature whose parts are normalised one by one: merged channels count once in a part's length, and a
+    student's parts have other shares of the feature than its teacher's.
+    """
     if len(recording.results) != 1 or recording.results[0].dim() != 2:
         return np.empty(0, np.int64)
     (result,) = recording.results
@@ -174,6 +178,9 @@ def _feature(recording: Recording, channel_of: np.ndarray, of_heads: list[Tie]) 
     if shadow is None:
         return np.full(length, -1)
     channels = channel_of[compact(shadow)[0].expand(length).numpy()]
+    normalised = [values for ids, values in recording.lengths if np.isin(channel_of[ids], channels).any()]
+    if any(values != length for values in normalised):
+        return np.empty(0, np.int64)
     scored = [tie.tensor for tie in of_heads if tie.role == "row" and np.array_equal(tie.channels[0], channels)]
     read = [tie.channels[0] for tie in of_heads if tie.role == "column" and tie.tensor in scored]
     return read[0] if read else channels if not scored else np.empty(0, np.int64)

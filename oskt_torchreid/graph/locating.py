@@ -63,7 +63,7 @@ def locate(model: nn.Module, graph: ChannelGraph) -> Places:
     def located(name: str, shadows: list[Tensor | None]) -> Located:
         return Located(name, tuple(None if s is None else channels[compact(s).numpy()] for s in shadows))
 
-    normalised = np.unique(np.concatenate([np.empty(0, int), *(channels[ids] for ids in tracer.lengths)]))
+    normalised = np.unique(np.concatenate([np.empty(0, int), *(channels[ids] for ids, _ in tracer.lengths)]))
     passes = [[located(*call) for call in calls] for calls in found]
     return Places(passes[0], passes[1], normalised[normalised >= 0])
 

@@ -103,7 +103,8 @@ class Notes:
         outputs: ids of the network's outputs.
         results: the network's output tensors of the last pass.
         scores: matrices whose output for an image is one of the network's outputs, as it is.
-        lengths: ids of all channels of which only evaluation takes the length, as in a feature that is normalised.
+        lengths: ids of channels of which only evaluation takes the length, as in a feature that is normalised, and of
+            how many values each length is.
         measured: `(ids, module)` of all channels of which a module takes the length in training.
         training: whether the pass is in training mode.
     """
@@ -138,7 +139,7 @@ class Notes:
         self.outputs: list[np.ndarray] = []
         self.results: list[Tensor] = []
         self.scores: set[str] = set()
-        self.lengths: list[np.ndarray] = []
+        self.lengths: list[tuple[np.ndarray, int]] = []
         self.measured: list[tuple[np.ndarray, str]] = []
         self.training = True
 

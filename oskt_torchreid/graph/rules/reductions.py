@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -99,7 +101,8 @@ def length(recording: Recording, call: Call) -> None:
     if recording.training:
         recording.measured.append((torch.unique(compact(shadow)).numpy(), recording.module))
     else:
-        recording.lengths.append(torch.unique(compact(shadow)).numpy())
+        values = math.prod(shadow.shape[axis] for axis in axes)
+        recording.lengths.append((torch.unique(compact(shadow)).numpy(), values))
     recording.mark(call.output, None)
 
 

@@ -41,8 +41,8 @@ def check_liftable(config: Config, asked: Sequence[StudentSpec], graph: ChannelG
         return
     if not len(graph.feature):
         raise ConfigError(
-            f"oskt.feature is 'teacher', but '{config.model.name}' returns several features, or none that is made of "
-            "channels; set oskt.feature=own"
+            f"oskt.feature is 'teacher', but '{config.model.name}' returns several features, or one whose parts are "
+            "normalised one by one; set oskt.feature=own"
         )
     if config.oskt.distance != "none":
         raise ConfigError(
