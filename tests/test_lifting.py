@@ -167,7 +167,7 @@ def test_exports_say_how_features_are_lifted(suffix, tmp_path):
 
 def test_what_cannot_be_lifted_says_why():
     chain = chain_of(model := small(several, 8))
-    with pytest.raises(FeatureError, match="returns several features, .*join them in a module around the teacher"):
+    with pytest.raises(FeatureError, match="returns several features, .*join them, .* in a module around the teacher"):
         oskt.expand(chain, 0.75, feature="teacher")
     with pytest.raises(FeatureError, match="whose parts are divided by their lengths one by one"):
         oskt.expand(chain_of(small(parts_normalised, 8)), 0.75, feature="teacher")
