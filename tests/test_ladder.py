@@ -304,6 +304,7 @@ HOW = {
     "distance": "teacher",
     "statistics": "initial",
     "vectors_over": "slots",
+    "feature": "teacher",
     "measure": lambda network, size: None,
 }
 

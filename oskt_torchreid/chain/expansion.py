@@ -100,13 +100,10 @@ def expand(
         GraphError: a network whose features cannot be scaled, see `distance.py`.
         FeatureError: a network whose features cannot be lifted, or that shall be scaled as well.
     """
-    if feature not in FEATURES:
-        raise ConfigError(f"feature is {feature!r:.100}; allowed: {', '.join(FEATURES)}")
     choice = choose_widths(
         chain, width, params=params, flops=flops, size=size, latency=latency, like=like, measure=measure
     )
-    student = expand_to_plan(chain, choice.widths, attention, distance, statistics, vectors_over)
-    return lifted(student) if feature == "teacher" else student
+    return expand_to_plan(chain, choice.widths, attention, distance, statistics, vectors_over, feature)
 
 
 def width_plan(chain: WeightChain, width: Width | None = None, **how: Any) -> dict[str, int]:
@@ -154,6 +151,7 @@ def expand_to_plan(
     distance: str = "none",
     statistics: str = "own",
     vectors_over: str | None = None,
+    feature: str = "own",
 ) -> nn.Module:
     """A student of exactly these widths.
 
@@ -166,17 +164,21 @@ def expand_to_plan(
             teacher's, averaged over members; `initial`: 0 and 1, as in the authors' code, not usable before fine-tuning
             or `recalibrate`.
         vectors_over: `clusters` or `slots`, see `expand`; other statistics than `own` go with `slots`.
+        feature: `own` or `teacher`, see `expand`.
 
     Returns:
         A module of the teacher's class, on the CPU, in evaluation mode.
 
     Raises:
-        ConfigError: unknown statistics, distance, attention or vectors_over.
+        ConfigError: unknown statistics, distance, attention, vectors_over or feature.
+        FeatureError: features that cannot be lifted.
         ChainError: anything other than a chain.
         WidthError: a width out of range.
     """
     if statistics not in STATISTICS:
         raise ConfigError(f"statistics is '{statistics}'; allowed: {', '.join(STATISTICS)}")
+    if feature not in FEATURES:
+        raise ConfigError(f"feature is {feature!r:.100}; allowed: {', '.join(FEATURES)}")
     if distance != "none":
         check_distance(distance)
     _check_chain(chain)
@@ -195,7 +197,8 @@ def expand_to_plan(
     for module in student.modules() if statistics == "initial" else ():
         if callable(reset := getattr(module, "reset_running_stats", None)):
             reset()
-    return attach_record(student, chain.graph, chain.spec, distance, chain.fingerprint, layout.lifting)
+    attach_record(student, chain.graph, chain.spec, distance, chain.fingerprint, layout.lifting)
+    return lifted(student) if feature == "teacher" else student
 
 
 def _check_chain(chain: object) -> None:

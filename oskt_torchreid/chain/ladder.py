@@ -67,12 +67,16 @@ class Ladder:
         attention: str | None = None,
         statistics: str = "own",
         vectors_over: str | None = None,
+        feature: str = "own",
         **options: Any,
     ) -> nn.Module:
-        """A student of the nearest chain; arguments and errors as of `oskt.expand`, ratios of the first teacher's."""
+        """A student of the nearest chain; arguments and errors as of `oskt.expand`, ratios of the first teacher's.
+
+        Features are lifted to the teacher of the chain that the student is of: students of two chains share no gallery.
+        """
         widths = width_plan(self.span, *args, **options)
         chain = self.nearest(widths)
-        return expand_to_plan(chain, widths, attention, distance, statistics, vectors_over)
+        return expand_to_plan(chain, widths, attention, distance, statistics, vectors_over, feature)
 
     def nearest(self, widths: Widths) -> WeightChain:
         """The widest chain that gives these widths.
