@@ -96,9 +96,8 @@ class Calibration:
     def from_dict(cls, content: dict[str, Any]) -> Calibration:
         """Inverse of `to_dict`; raises `KeyError`, `TypeError` or `ValueError` for anything else."""
         rows = [{name: float(value) for name, value in row.items()} for row in content["thresholds"]]
-        thresholds = tuple(Threshold(**row) for row in rows)
-        counts = (int(content[name]) for name in ("identities", "genuine", "impostors"))
-        return cls(str(content["data"]), *counts, thresholds)
+        identities, genuine, impostors = (int(content[name]) for name in ("identities", "genuine", "impostors"))
+        return cls(str(content["data"]), identities, genuine, impostors, tuple(Threshold(**row) for row in rows))
 
 
 def calibrate(
