@@ -68,13 +68,13 @@ def registered_names():
     factory = host_table(torchreid.models.build_model, "__model_factory")
     data = (host_table(register, f"__{kind}_datasets") for kind, register in REGISTER_DATA.items())
     tables = [factory, *data, registry._ENGINES, BASELINES]
-    before, names, calls = [dict(table) for table in tables], list(registry._BASELINE_NAMES), registry.registrations()
+    before, names, calls = [set(table) for table in tables], list(registry._BASELINE_NAMES), registry.registrations()
     yield
-    if factory != before[0]:
+    if factory.keys() != before[0]:
         models.skeleton.cache_clear()
-    for table, rows in zip(tables, before, strict=True):
-        table.clear()
-        table.update(rows)
+    for table, known in zip(tables, before, strict=True):
+        for name in table.keys() - known:
+            del table[name]
     registry._BASELINE_NAMES[:], registry._REGISTRATIONS[:] = names, calls
 
 
