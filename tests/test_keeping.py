@@ -12,7 +12,7 @@ import torch
 from runs import configured
 from small_networks import IMAGE, Head, Network, conv
 from test_tools import tool
-from torch import nn
+from torch import library, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
@@ -56,7 +56,7 @@ class Accumulated(torch.autograd.Function):
         return gradient.flip(1).cumsum(1).flip(1)
 
 
-@torch.library.custom_op("odd_operators::reversed", mutates_args=())
+@library.custom_op("odd_operators::reversed", mutates_args=())
 def reverse_outside(maps: torch.Tensor) -> torch.Tensor:
     """An operator of a library, which leaves torch."""
     return torch.from_numpy(maps.numpy()[:, ::-1].copy())

@@ -110,8 +110,7 @@ class WeightChain:
             vectors_over: `clusters` or `slots`, see the attribute.
             keep: modules that stay whole, with the channels that they are given and give: modules of the teacher, their
                 names, or patterns of names.
-            unknown: of channels where it cannot be followed what code does to them: `keep` (they stay whole, and a
-                warning says so) or `refuse` (an error).
+            unknown: of channels where it cannot be followed what code does to them: `keep` them whole, or `refuse`.
 
         Raises:
             ConfigError: an unknown clustering, attention, vectors_over or unknown, a nested chain with a clustering
@@ -121,9 +120,7 @@ class WeightChain:
             ChainError: weights that are absent or not finite.
         """
         teacher = unwrapped(teacher)
-        check_attention(attention)
-        check_vectors_over(vectors_over)
-        _check_kind(nested, clustering, contributions)
+        _check_choices(attention, vectors_over, nested, clustering, contributions)
         state = network.weights_of(teacher)
         if graph is None:
             graph = network.trace(teacher, input_size, keep=keep, unknown=unknown)
@@ -135,10 +132,7 @@ class WeightChain:
         network.check_graph_fits(graph, state)
         normalize = bool(graph.attentions) if normalize_rows is None else normalize_rows
         trees, importance = cluster_trees(graph, state, normalize, contributions) if nested else ({}, {})
-        if trees:
-            labels = dict(zip(trees, cut_trees(list(trees.values()), [widths[name] for name in trees]), strict=True))
-        else:
-            labels = cluster_teacher(graph, state, widths, normalize, clustering)
+        labels = _cut(trees, widths) if trees else cluster_teacher(graph, state, widths, normalize, clustering)
         return cls.from_labels(teacher, graph, labels, attention, trees, importance, vectors_over)
 
     @classmethod
@@ -431,8 +425,21 @@ def _check_graph(graph: ChannelGraph, input_size: tuple[int, ...] | None, keep: 
         raise GraphError(f"input_size is {input_size!r}, but the graph was traced at {graph.input_size}; give one")
 
 
-def _check_kind(nested: bool, clustering: str | Clustering, contributions: Mapping[str, Contributions] | None) -> None:
-    """Raises a typed error for a clustering that a nested chain cannot have, or that only a nested one can."""
+def _cut(trees: Mapping[str, Tree], widths: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Cluster of each channel per group name, `[N]`: the cuts of trees at some widths."""
+    return dict(zip(trees, cut_trees(list(trees.values()), [widths[name] for name in trees]), strict=True))
+
+
+def _check_choices(
+    attention: str,
+    vectors_over: str,
+    nested: bool,
+    clustering: str | Clustering,
+    contributions: Mapping[str, Contributions] | None,
+) -> None:
+    """Raises a typed error for choices that there are not, and for a clustering that does not go with the others."""
+    check_attention(attention)
+    check_vectors_over(vectors_over)
     if nested and clustering != "ward":
         raise ConfigError(f"clustering of a nested chain is {clustering!r}; it needs a tree, so give 'ward'")
     if contributions is not None and not nested:

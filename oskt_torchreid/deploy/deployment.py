@@ -142,7 +142,11 @@ class Deployment:
         return cls(network, name, size, mean, std, length, words, output, origin)
 
     def metadata(self, precision: str) -> dict[str, str]:
-        """The metadata that a client needs, as JSON text per name."""
+        """The metadata that a client needs, as JSON text per name.
+
+        `network`, `input_size`, `mean`, `std`, `color`, `interpolation`, `output`, `feature_dim`, `l2_normalized` and
+        `precision`; of a student of a chain also `chain`, `lifting`, `feature`, and `thresholds` if they were measured.
+        """
         metadata: dict[str, Any] = {
             "network": self.name,
             "input_size": list(self.input_size),

@@ -102,7 +102,7 @@ def export(
             classifier; `scores`: these.
         feature: of a student, `own`, or `teacher`: lifted, so that files of all widths of one chain, and the refined
             teacher's, share one gallery.
-        normalize: put the division of each feature by its L2 norm into the file.
+        normalize: divide each feature by its L2 norm.
         input_size: `(channels, height, width)`; by default what the student or the registered model is made for.
         mean: of pixels in `[0, 1]`, for clients to subtract; kept in the file, not applied by it.
         std: for clients to divide by afterwards; kept likewise.
@@ -114,15 +114,13 @@ def export(
         The written file, and how far its features are from the network's.
 
     Raises:
-        ConfigError: a format, precision, output, feature, opset or size that does not exist, scores of a network that
-            gives features, a missing package, int8 without images.
+        ConfigError: a choice that does not exist, scores of a network without, a missing package, int8 without images.
         FeatureError: a network whose features cannot be lifted.
         ExportError: several outputs, a path that cannot be written, an operator that the format does not have, or
             features that differ.
 
-    The file says how to feed it: `input_size`, `mean`, `std`, `color`, `interpolation`, `output`, `feature_dim`,
-    `l2_normalized`, `precision` and `network`, and of a student `chain`, `lifting` and `feature`. Each is JSON, in ONNX
-    as `metadata_props`, in OpenVINO as `rt_info` under `oskt`, in TorchScript as the extra file `metadata.json`.
+    The file says how to feed it, see `Deployment.metadata`: in ONNX as `metadata_props`, in OpenVINO as `rt_info` under
+    `oskt`, in TorchScript as the extra file `metadata.json`.
     """
     path = Path(path)
     format = check_request(path, format, precision, opset)
