@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import resource
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -375,3 +378,27 @@ def test_an_int8_file_that_is_larger_than_in_fp32_says_so(tmp_path):
     shrunk = oskt.export(small, tmp_path / "shrunk.onnx", precision="int8", input_size=SIZE, calibration=[images(8)])
     assert shrunk.size > whole.size and "it is larger than in fp32 (" in str(shrunk)
     assert "larger" not in str(whole) and whole.plain_size is None
+
+
+def test_a_process_outlives_openvino(tmp_path):
+    """Two networks that are open at once, and closed in the same order: afterwards signals are handled as before."""
+    pytest.importorskip("openvino")
+    script = """
+        import faulthandler, gc, signal
+        import torch
+        import oskt_torchreid as oskt
+        faulthandler.enable()  # signals have a stack of their own
+        layers = torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+        exported = oskt.export(torch.nn.Sequential(*layers).eval(), "network.xml", input_size=(3, 16, 8))
+        opened = [oskt.deploy.open_exported(exported.path, exported.format) for _ in range(3)]
+        while opened:
+            opened.pop(0)(torch.rand(1, 3, 16, 8).numpy())
+            gc.collect()
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            print("interrupted")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert (ended.returncode, ended.stdout[-12:]) == (0, "interrupted\n"), ended.stderr[-1000:]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from ..errors import ConfigError
 
@@ -55,3 +57,14 @@ def silence() -> Iterator[None]:
     finally:
         for each, level in zip(loggers, levels, strict=True):
             each.setLevel(level)
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO's core, one for as long as the process lives.
+
+    Each core gives the thread another stack for signals, and takes the one before it back when it ends. Of two that end
+    in the order in which they began, the second takes back what the first has freed: then Ctrl-C, or the end of a
+    worker process, is a segmentation fault.
+    """
+    return package("openvino", "OpenVINO").Core()

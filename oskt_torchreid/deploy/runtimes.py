@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, ExportError
 from .deployment import INPUT
-from .packages import package, silence
+from .packages import openvino_core, package, silence
 from .parity import Run
 
 METADATA_FILE = "metadata.json"  # inside of a TorchScript archive
@@ -72,11 +72,10 @@ def run_openvino(model: str | bytes, threads: int = 0) -> Run:
 
     Operators compute in single precision: otherwise OpenVINO would use bfloat16 if the processor supports it.
     """
-    openvino = package("openvino", "backend 'openvino'")
     settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": "f32"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
-    core = openvino.Core()
+    core = openvino_core()
     compiled = core.compile_model(core.read_model(model), "CPU", settings)
     request = compiled.create_infer_request()
     return lambda images: request.infer({0: images})[0].copy()
@@ -99,7 +98,7 @@ def read_metadata(path: str | Path, format: str) -> dict[str, Any]:
         properties = package("onnx", "format 'onnx'").load(str(path), load_external_data=False).metadata_props
         texts = {entry.key: entry.value for entry in properties}
     elif format == "openvino":
-        model = package("openvino", "format 'openvino'").Core().read_model(str(path))
+        model = openvino_core().read_model(str(path))
         entries = model.get_rt_info([SECTION]).value.items()
         texts = {name: entry if isinstance(entry, str) else entry.value for name, entry in entries}
     else:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import ExportError
 from .deployment import Deployment
 from .onnx_format import OPSET, describe, to_half, to_onnx
-from .packages import package, silence
+from .packages import openvino_core, package, silence
 from .quantization import to_int8
 from .runtimes import METADATA_FILE, SECTION
 
@@ -63,7 +63,7 @@ def write_openvino(path: Path, conversion: Conversion, precision: str) -> None:
     openvino = package("openvino", "format 'openvino'")
     model = conversion.onnx_model("fp32" if precision == "fp16" else precision)
     try:
-        converted = openvino.Core().read_model(model.SerializeToString())
+        converted = openvino_core().read_model(model.SerializeToString())
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ExportError(f"OpenVINO cannot read the network ({reason}); export it to onnx or torchscript") from error
