@@ -11,6 +11,10 @@ VERSION = re.search(r'^__version__ = "(.+)"$', INIT.read_text(encoding="utf-8"),
 EXPORT = ["onnx", "onnxruntime", "onnxscript", "openvino"]
 BASELINES = ["torch_pruning"]
 ANALYSIS = ["grad-cam"]
+ELSEWHERE = {"oskt_command": "tools/oskt_command", "oskt_torchreid.configs": "configs"}
+"""What is installed beside the package: the door of the console script, and the configurations."""
+TESTS = ["pytest", "pytest-xdist", "hypothesis", "nbclient", "ipykernel", "mkdocs-material"]
+RELEASE = ["build", "twine", "setuptools", "wheel"]
 STYLE = ["ruff", "mypy", "types-PyYAML", "types-tabulate"]
 
 setup(
@@ -20,8 +24,15 @@ setup(
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
     license="MIT",
-    packages=find_packages(include=["oskt_torchreid", "oskt_torchreid.*"]),
-    package_data={"oskt_torchreid": ["py.typed"], "oskt_torchreid.zoo": ["catalogue.yaml"]},
+    packages=[*find_packages(include=["oskt_torchreid", "oskt_torchreid.*"]), *ELSEWHERE],
+    package_dir=ELSEWHERE,
+    package_data={
+        "oskt_torchreid": ["py.typed"],
+        "oskt_torchreid.report": ["page.html"],
+        "oskt_torchreid.zoo": ["catalogue.yaml"],
+        "oskt_torchreid.configs": ["*.yaml", "**/*.yaml"],
+    },
+    entry_points={"console_scripts": ["oskt = oskt_command:main"]},
     project_urls={
         "OSKT (ICCV 2025)": "https://arxiv.org/abs/2511.06016",
         "VKD (ECCV 2020)": "https://arxiv.org/abs/2007.04174",
@@ -47,11 +58,14 @@ setup(
         "imageio",
         "six",
         "pillow",
+        "jinja2",
+        "shtab",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis", *STYLE, "timm", *EXPORT, *BASELINES, *ANALYSIS],
+        "test": [*TESTS, *RELEASE, *STYLE, "timm", *EXPORT, *BASELINES, *ANALYSIS],
         "export": EXPORT,
-        "clients": ["boxmot"],
+        "clients": ["boxmot", "ultralytics", "reid>=0.1.0rc1"],
+        "gallery": ["faiss-cpu"],
         "baselines": BASELINES,
         "analysis": ANALYSIS,
     },

@@ -23,7 +23,7 @@ except MissingTorchreidError as _reason:
 else:
     _missing = None
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Ladder",

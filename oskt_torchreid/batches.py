@@ -64,6 +64,10 @@ def check_items(batch: Any, num_classes: int | None = None) -> None:
         )
 
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of each colour from 0 to 1: what torchreid normalises images by unless it is told otherwise."""
+
+
 def images_of(batch: Any, number: int) -> Tensor:
     """The images of a batch: a tensor, a dict with one under `img` (torchreid), or a tuple that begins with one.
 

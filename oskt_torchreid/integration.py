@@ -1,7 +1,7 @@
 """Registers engines, model names and data sets with torchreid; and the attributes that need torchreid."""
 
 from . import baselines, models, vkd, zoo
-from .datasets import atrw, market1501, synthped, synthped_video, veri776
+from .datasets import atrw, crops, market1501, synthped, synthped_video, veri776
 from .host import image_engines  # noqa: F401  registers them
 from .host.engine import publish
 from .host.oskt_engine import OSKTEngine
@@ -17,7 +17,7 @@ __all__ = ["OSKTEngine", "SetModel", "VKDEngine", "baselines", "models", "regist
 install_reader()
 register_all()
 register_set_models()
-for dataset in (market1501, synthped, synthped_video, veri776, atrw):
+for dataset in (crops, market1501, synthped, synthped_video, veri776, atrw):
     dataset.register()
 publish("build_engine", build_engine)
 publish("ImageOSKTEngine", OSKTEngine)

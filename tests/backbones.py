@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
 import torch
 from torch import nn
 
@@ -21,6 +24,20 @@ def stock_names() -> list[str]:
     """Names that torchreid itself registers, and the stock networks with gates."""
     wrappers = ("oskt_", "neck_", "vkd_", "vit_")
     return [name for name in models.model_names() if not name.startswith(wrappers)]
+
+
+EVERY_NETWORK = os.environ.get("OSKT_NETWORKS") == "all"
+REST = pytest.mark.skipif(not EVERY_NETWORK, reason="takes long: OSKT_NETWORKS=all tries every network")
+_DEEPER = (
+    *("resnet34", "resnet101", "resnet152", "resnext101_32x8d", "resnet101_bam", "se_resnet101", "se_resnet152"),
+    *("se_resnext101_32x4d", "densenet161", "densenet169", "densenet201"),
+)
+"""Other networks of the table with more of the same blocks."""
+
+
+def every_stock_name() -> list:
+    """All stock names as parameters; the deeper of two alike are left out unless every network is asked for."""
+    return [pytest.param(name, marks=[REST] if name in _DEEPER else []) for name in stock_names()]
 
 
 # One of every way in which channels are tied together: residuals, groups, gates, concatenations, split norms, routes,

@@ -14,7 +14,7 @@ from small_networks import TinyNet
 import oskt_torchreid as oskt
 from oskt_torchreid import registry
 from oskt_torchreid.baselines import BASELINES
-from oskt_torchreid.datasets import synthped, synthped_video
+from oskt_torchreid.datasets import crops, synthped, synthped_video
 from oskt_torchreid.host import models
 from oskt_torchreid.host.compat import host_table, torchreid
 
@@ -44,8 +44,9 @@ def seeded():
 
 @pytest.fixture(autouse=True)
 def registered_settings():
-    """After every test the registered synthetic data sets draw what they draw at first, whatever a run configured."""
+    """After every test data sets with settings are what they are at first, whatever a run configured."""
     yield
+    crops.configure(crops.CropSettings())
     for module in SYNTHETIC:
         for variant, settings in module.VARIANTS.items():
             module.configure(settings, variant)

@@ -25,6 +25,7 @@ SMALL = [
     "oskt.finetune.batch_size=16",
     "oskt.students=['width=0.5']",
     "use_gpu=False",
+    "page=False",
 ]
 
 

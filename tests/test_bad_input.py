@@ -1,4 +1,4 @@
-"""Mistakes as a user meets them at `tools/main.py`: one line that says what is wrong, and nothing half written."""
+"""Mistakes as a user meets them at `oskt run`: one line that says what is wrong, and nothing half written."""
 
 import io
 import re
@@ -37,7 +37,7 @@ def untrained(monkeypatch):
 
 @pytest.fixture
 def command():
-    """`tools/main.py` as a function of its words."""
+    """`oskt run` as a function of its words."""
     return tool("main").main
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from backbones import build, input_size, one_of_each_kind
+from backbones import REST, build, input_size, one_of_each_kind
 from small_networks import HalfAndHalf, Head, conv, of_everything
 from test_identity import logits, plans
 from torch import nn
@@ -107,7 +107,7 @@ def test_kmeans_merges_rows_and_sums_columns():
 
 
 # HACNN's attention is a mean over all channels, which leaving some out changes.
-OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in one_of_each_kind() if name not in (*NAMES, "hacnn")]
+OTHERS = [pytest.param(name, marks=REST) for name in one_of_each_kind() if name not in (*NAMES, "hacnn")]
 
 
 @pytest.mark.parametrize("name", [*NAMES, *OTHERS])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,8 @@ import pytest
 import torch
 from backbones import NUM_CLASSES
 from chains import arbitrary_chain
+from hypothesis import given
+from hypothesis import strategies as st
 from small_networks import Head, Network, TinyNet, conv
 from torch import nn
 
@@ -21,7 +24,7 @@ from oskt_torchreid.chain.budgets import _bisect, parse_amount, ratios_of, show_
 from oskt_torchreid.chain.counting import Costs
 from oskt_torchreid.chain.expansion import choose_widths, expand_to_plan
 from oskt_torchreid.deploy import measure_latency
-from oskt_torchreid.errors import ConfigError, WidthError
+from oskt_torchreid.errors import ConfigError, ExportError, WidthError
 from oskt_torchreid.graph.plans import check_plan, ratio_plan, rounded_down, show_ratio
 from oskt_torchreid.host import models
 
@@ -36,6 +39,12 @@ def chain(request):
 @pytest.fixture(scope="module")
 def small():
     return arbitrary_chain(models.build("osnet_x0_25", NUM_CLASSES), 0.5, SIZE)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """For what is exported, which takes long for networks of many layers, however small."""
+    return arbitrary_chain(TinyNet(NUM_CLASSES), 0.5, SIZE)
 
 
 # ---- counted budgets ---------------------------------------------------------------------------------------------
@@ -97,13 +106,16 @@ def test_a_choice_says_what_it_costs(small, caplog):
     [
         (
             {"params": 1000},
-            r"params=1000 cannot be met: .* from 56.1k \(the chain's own widths, ratio 0.5\) to 202k \(th",
+            r"params=1000 cannot be met: .* from 56.2k \(the chain's own widths, ratio 0.5\) to 202k \(th",
         ),
         ({"flops": "1k"}, r"flops='1k' cannot be met: .* from [\d.]+M .* to [\d.]+M"),
         ({"size": "1kB"}, r"size='1kB' cannot be met: .* from \d+kB .* to [\d.]+MB"),
-        ({"params": "1 furlong"}, "params='1 furlong' is no budget; .* one of the units k, M, G, such as params='1M'"),
+        (
+            {"params": "1 furlong"},
+            "params='1 furlong' is no budget; .* one of the units k, K, M, G, T, such as params='1M'",
+        ),
         ({"flops": -5}, "flops=-5 is no budget"),
-        ({"size": "4Mb"}, "size='4Mb' is no budget; .* kB, KB, MB, GB, KiB, MiB, GiB"),
+        ({"size": "4Mb"}, "size='4Mb' is no budget; .* k, K, M, G, T, B, kB, KB, MB, GB, KiB, MiB, GiB"),
         ({"latency": "0ms"}, "latency='0ms' is no budget; .* us, ms, s"),
         ({"params": "nan"}, "params='nan' is no budget"),
         ({"params": 1e6, "flops": 1e6}, r"in exactly one way, not 2 \(params, flops\)"),
@@ -137,6 +149,25 @@ def test_amounts_are_shown():
     shown = [show_amount("params", 2_193_616), show_amount("size", 999_900), show_amount("flops", 12)]
     assert shown == ["2.19M", "1.00MB", "12"] and show_amount("latency", 4.8712) == "4.87ms"
     assert show_amount("latency", 1234) == "1.23s"
+
+
+@pytest.mark.parametrize("way", ["params", "flops", "size"])
+def test_the_budget_that_a_refusal_advises_is_met(small, way):
+    with pytest.raises(WidthError) as refused:
+        oskt.expand(small, **{way: "1k"})
+    advised = str(refused.value).partition("ask for at least ")[2].partition(",")[0]
+    assert choose_widths(small, **{way: advised}).ratio < 0.6
+
+
+@given(st.floats(1e-2, 1e14), st.sampled_from(["params", "latency"]))
+def test_an_amount_that_is_enough_is_never_below(amount, way):
+    shown = parse_amount(way, show_amount(way, amount, at_least=True))
+    assert amount * (1 - 1e-9) <= shown <= max(amount * 1.0101, amount + 1 if way == "params" else 0)
+
+
+def test_units_as_people_write_them():
+    assert parse_amount("params", "300K") == parse_amount("params", "300k") == 3e5
+    assert parse_amount("size", "0.8 MB") == parse_amount("size", "800K") == parse_amount("size", "800kB") == 8e5
 
 
 def test_ratios_are_those_at_which_widths_change(small):
@@ -288,22 +319,57 @@ def test_doubtful_measurements_are_repeated(small):
 
 
 def test_latency_that_cannot_be_met(small):
-    with pytest.raises(WidthError, match=r"latency='1ms' cannot be met: .* from 5\.79ms .* to 20\.5ms"):
+    with pytest.raises(WidthError, match=r"latency='1ms' cannot be met: .* from 5\.8ms .* to 20\.5ms"):
         oskt.expand(small, latency="1ms", measure=by_params)
 
 
-def test_latency_is_measured_here(small):
-    student = expand_to_plan(small, small.widths)
+def test_latency_is_measured_here(tiny):
+    student = expand_to_plan(tiny, tiny.widths)
     student.train()
     threads = torch.get_num_threads()
-    seen = measure_latency(student, SIZE, batch=2, threads=1, warmup=1, repeats=5)
+    seen = measure_latency(student, SIZE, batch=2, threads=1, backend="pytorch", warmup=1, repeats=5)
     assert 0 < seen.median_ms < 5000 and seen.spread_ms >= 0 and (seen.batch, seen.repeats) == (2, 5)
     assert f"{seen.median_ms:.3g} ms (quartiles" in str(seen) and "2 image(s) by pytorch on cpu, 1 thread(s)" in str(
         seen
     )
     assert student.training and torch.get_num_threads() == threads
-    choice = choose_widths(small, latency="1000s")
-    assert choice.widths == small.graph.sizes and 0 < choice.cost < 1e6
+    choice = choose_widths(tiny, latency="1000s")
+    assert choice.widths == tiny.graph.sizes and 0 < choice.cost < 1e6
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_runtime_is_measured_where_there_is_one(tiny, monkeypatch, installed):
+    """PyTorch's own time for small networks hardly depends on their width; the output says what measured."""
+    if installed:
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    else:
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    expected = "onnxruntime" if installed else "pytorch"
+    assert measure_latency(expand_to_plan(tiny, tiny.widths), SIZE, repeats=1).backend == expected
+    choice = choose_widths(tiny, latency="1000s")
+    assert choice.source == f"by {expected}" and f" by {expected} (" in str(choice)
+
+
+class Weighing(nn.Module):
+    """Its code depends on values, which no exporter follows."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Conv2d(3, 8, 1)
+
+    def forward(self, images):
+        return (self.last(images) if images.sum() > 0 else self.last(-images)).mean((2, 3))
+
+
+def test_what_no_runtime_takes_is_measured_by_pytorch(caplog):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    with caplog.at_level(logging.INFO, "oskt_torchreid.deploy.latency"):
+        assert measure_latency(Weighing(), SIZE, repeats=1).backend == "pytorch"
+    assert "measured by PyTorch, for ONNX Runtime cannot run it: Weighing cannot be traced" in caplog.text
+    with pytest.raises(ExportError, match="Weighing cannot be traced"):
+        measure_latency(Weighing(), SIZE, backend="onnxruntime", repeats=1)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

@@ -11,7 +11,7 @@ from oskt_torchreid.chain import WeightChain
 from oskt_torchreid.config import Effect, get, leaves, load_config, merged
 from oskt_torchreid.config.tree import every_key
 from oskt_torchreid.datasets.synthped import SynthPed
-from oskt_torchreid.errors import ConfigError
+from oskt_torchreid.errors import ConfigError, WidthError
 from oskt_torchreid.host.data import has_splits, register_image_dataset
 from oskt_torchreid.lab.untrained import untrained_table
 from oskt_torchreid.runs import run
@@ -270,3 +270,9 @@ def test_the_table_of_untrained_students_is_repeatable(finished, data_root, tmp_
     chain = WeightChain.load(finished / "chain.safetensors")
     tables = [untrained_table(tiny(data_root, tmp_path), chain, ["width=0.5"], batches=2) for _ in range(2)]
     assert tables[0] == tables[1] and "width=0.5" in tables[0]
+
+
+def test_an_unknown_width_is_known_before_anything_is_drawn(tmp_path):
+    with pytest.raises(WidthError, match="unknown width 'abc'; give a ratio such as 0.5"):
+        run(tiny(tmp_path / "data", tmp_path / "run", "oskt.width=abc"))
+    assert not (tmp_path / "data").exists() and not (tmp_path / "run").exists()

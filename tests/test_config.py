@@ -10,7 +10,7 @@ from oskt_torchreid.chain.narrowing import ATTENTIONS
 from oskt_torchreid.config import default_config, digest, get, load_config, save_resolved
 from oskt_torchreid.config.tree import every_key
 from oskt_torchreid.datasets.checks import HOW
-from oskt_torchreid.deploy.latency import BACKENDS, DEVICES
+from oskt_torchreid.deploy.latency import AUTO, BACKENDS, DEVICES
 from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.host.optimization import SCHEDULES
 from oskt_torchreid.host.ranking import METRICS
@@ -88,7 +88,7 @@ def test_bad_options(option, message):
         ("oskt.attention", ATTENTIONS),
         ("oskt.statistics", STATISTICS),
         ("oskt.distance", DISTANCES),
-        ("oskt.latency.backend", BACKENDS),
+        ("oskt.latency.backend", (AUTO, *BACKENDS)),
         ("oskt.latency.device", DEVICES),
     ],
 )

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from backbones import NUM_CLASSES, input_size, one_of_each_kind
+from backbones import NUM_CLASSES, REST, input_size, one_of_each_kind
 from chains import arbitrary_chain
 from small_networks import IMAGE, Head, Network, of_everything
 from torch import nn
@@ -63,7 +63,9 @@ def test_counts_are_those_of_built_students(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SLOW_NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("resnet50_ibn_a", "pcb_p4") else [REST]) for name in SLOW_NAMES]
+)
 def test_counts_are_those_of_built_students_of_larger_networks(name, tmp_path):
     """At one width in between, where everything is uneven."""
     chain = arbitrary_chain(make(name), 0.3, size_of(name))
@@ -110,7 +112,7 @@ def test_the_chain_is_left_as_it_was():
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in chain.model.modules())
 
 
-@pytest.mark.slow
+@REST
 @pytest.mark.parametrize("name", [name for name in one_of_each_kind() if name not in (*NAMES, *SLOW_NAMES, *ROUTED)])
 def test_shapes_of_every_kind_of_backbone(name):
     chain = arbitrary_chain(models.build(name, NUM_CLASSES), 0.25, input_size(name))

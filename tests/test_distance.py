@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from backbones import build, calibrate, input_size, one_of_each_kind
+from backbones import REST, build, calibrate, input_size, one_of_each_kind
 from small_networks import Network, conv
 from tensors import same_tensors
 from test_identity import collapse, logits, random_labels
@@ -81,7 +81,7 @@ SAME_END = ("resnext50_32x4d", "se_resnet50", "resnet50_ibn_a", "inceptionv4", "
 OTHERS = [name for name in one_of_each_kind() if name not in (*SOME, *NOT_FOLDABLE, *SAME_END, "hacnn")]
 
 
-@pytest.mark.slow
+@REST
 @pytest.mark.parametrize("name", OTHERS)
 def test_distances_of_every_kind_of_backbone(name):
     check_distances(build(name), input_size(name))
@@ -126,6 +126,24 @@ def small(tail):
     torch.manual_seed(0)
     parts = {"first": conv(3, 4), "last": conv(4, 4), "norm": nn.BatchNorm2d(4), "classifier": nn.Linear(4, 2)}
     return Network(forward, **parts).eval()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_feature_that_a_layer_makes_of_the_image(skip):
+    """Rows of the first layer carry factors like those of any other."""
+
+    def forward(self, images):
+        feature = self.first(images)
+        if skip:
+            feature = feature + self.norm(self.last(torch.relu(feature)))
+        feature = feature.mean((2, 3))
+        return self.classifier(feature) if self.training else feature
+
+    torch.manual_seed(0)
+    parts = {"first": nn.Conv2d(3, 8, 3), "last": conv(8, 8), "norm": nn.BatchNorm2d(8), "classifier": nn.Linear(8, 2)}
+    check_distances(
+        Network(forward, **(parts if skip else {name: parts[name] for name in ("first", "classifier")})), IMAGE
+    )
 
 
 def labelled(model, clusters):

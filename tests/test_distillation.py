@@ -173,3 +173,10 @@ def test_a_teacher_of_other_identities(datamanager):
     stranger = models.build("osnet_x0_25", 3)
     with pytest.raises(ConfigError, match="'classifier.weight' of the student has 6 classes, its teacher's 3"):
         make_engine(datamanager, teacher=stranger)
+
+
+def test_a_teacher_of_other_identities_gives_features(datamanager):
+    """Without terms of class scores or class means, who the teacher knew does not matter."""
+    weights = {"weight_kl": 0.0, "weight_nd": 0.0, "weight_compatible": 1.0, "lifting": [0] * 512}
+    engine, _, _ = make_engine(datamanager, teacher=models.build("osnet_x0_25", 3), **weights)
+    assert engine.forward_backward(next(iter(engine.train_loader)))["loss_c"] > 0

@@ -69,6 +69,8 @@ def test_a_file_computes_and_says_what_the_network_does(tmp_path, kind):
     check_same(model.eval(), exported, 1e-5)
     assert read_metadata(exported.path, kind) == {
         "network": "",
+        "input": "float",
+        "layout": "NCHW",
         "input_size": [3, 32, 16],
         "mean": [0.1, 0.2, 0.3],
         "std": [1.0, 2.0, 3.0],
@@ -388,6 +390,7 @@ def test_a_process_outlives_openvino(tmp_path):
         import torch
         import oskt_torchreid as oskt
         faulthandler.enable()  # signals have a stack of their own
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs in the background ignore
         layers = torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
         exported = oskt.export(torch.nn.Sequential(*layers).eval(), "network.xml", input_size=(3, 16, 8))
         opened = [oskt.deploy.open_exported(exported.path, exported.format) for _ in range(3)]

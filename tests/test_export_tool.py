@@ -75,6 +75,24 @@ def test_map_of_network_and_file(precision, folder, data_root, tmp_path, capsys)
     assert read_metadata(tmp_path / "student.onnx", "onnx")["input_size"] == [3, 32, 16]
 
 
+def test_a_file_of_pixels_in_eight_bits_within_a_budget(folder, data_root, tmp_path, capsys):
+    """What importers of accelerators ask for, in one command; the mAP is that of the file as it is fed."""
+    options = ["--options", *TINY, f"data.root={data_root}", f"data.save_dir={tmp_path}"]
+    command = [str(folder / "student.pth"), "-o", str(tmp_path / "student.onnx"), "--precision", "int8", "--layers"]
+    fed = ["--input", "uint8", "--inputs", "static", "--batch", "2", "--max-drop", "0.01", "--calibration-images", "8"]
+    assert COMMAND.main([*command, *fed, *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    before, after = map(float, re.search(r"([\d.]+) of the network, ([\d.]+) of the file", lines[-1]).groups())
+    assert before - after < 0.1
+    table = [line.split() for line in lines if re.fullmatch(r"\S+\s+[\d.]+\s+[\d.]+", line)]
+    errors = [float(relative) for _, relative, _ in table]
+    assert len(table) > 3 and errors == sorted(errors, reverse=True)
+    kept = re.search(r"kept in fp16: ([^;]*)", lines[0])
+    assert kept is None or set(kept[1].split(", ")) <= {name for name, *_ in table}
+    said = read_metadata(tmp_path / "student.onnx", "onnx")
+    assert (said["input"], said["layout"], said["batch"], said["precision"]) == ("uint8", "NHWC", 2, "int8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -84,7 +102,14 @@ def test_map_of_network_and_file(precision, folder, data_root, tmp_path, capsys)
         (["teacher.pth", "-o", "net.onnx"], "error: 'teacher.pth' does not say what network it is of; name it: --mod"),
         (["teacher.pth", "--model", "resnet18", "-o", "net.onnx"], "error: 'teacher.pth' does not fit ResNet"),
         (["chain.safetensors", "-o", "net.onnx"], "error: 'chain.safetensors' is a chain, not a network"),
-        (["student.pth", "-o", "net.onnx", "--precision", "int8"], "error: precision 'int8' needs real images"),
+        (["student.pth", "-o", "net.onnx", "--precision", "int8"], "error: --precision int8 needs real images"),
+        (["student.pth", "-o", "net.torchscript", "--opset", "20"], "error: opset is about ONNX's operators"),
+        (["student.pth", "-o", "net.xml", "--format", "onnx"], "error: the suffix of 'net.xml' stands for openvino"),
+        (["student.pth", "-o", "net.onnx", "--max-drop", "0.5"], "error: --max-drop is measured on a data set; give"),
+        (
+            ["student.pth", "-o", "net.torchscript", "--inputs", "static"],
+            "error: TorchScript has no fixed batch; choose the format onnx or openvino",
+        ),
         (["student.pth", "-o", "student.pth/net.onnx"], "error: 'student.pth/net.onnx' cannot be written"),
         (["--table", "osnet_x0_26"], "error: unknown model 'osnet_x0_26'"),
     ],

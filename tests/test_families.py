@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from backbones import REST
 from families import ATTENTION, CONVOLUTIONAL, FAMILIES, HYBRID
 
 import oskt_torchreid as oskt
@@ -49,8 +50,15 @@ NOTHING_MOVES = ("resnetv2_50x1_bit",)
 """All weights but the classifier's are computed from others: a student of it is as large as it."""
 
 
+LARGE = ("resnetv2_50x1_bit", "dm_nfnet_f0")
+ALWAYS = {*QUICK, *IN_PARTS, *sorted(FAMILIES)[::9]} - {*LARGE}
+"""What every run of the suite tries: nearly all that have parts kept whole, and every ninth of the list. All others are
+in docs/families.md, which `oskt graph --support` proves."""
+
+
 def marked(names):
-    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    slow = {name: [] if name in QUICK else [pytest.mark.slow] for name in names}
+    return [pytest.param(name, marks=slow[name] + ([] if name in ALWAYS else [REST])) for name in names]
 
 
 def test_the_list_is_long_and_of_all_kinds() -> None:

@@ -1,4 +1,4 @@
-"""Queries of every width of a run against galleries of every other."""
+"""A fleet of a run's networks: queries of every width against galleries of every other, and thresholds."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from torch.nn import functional
 
 import oskt_torchreid as oskt
 from oskt_torchreid.deploy import Lifted
+from oskt_torchreid.deploy.threshold import Calibration
 from oskt_torchreid.errors import CheckpointError, ConfigError
 from oskt_torchreid.host import models
 from oskt_torchreid.lab.fleet import FINETUNED, RECALIBRATED, REFINED, TEACHER, UNTRAINED, Fleet, measure_fleet
+from oskt_torchreid.lab.thresholds import measure_thresholds
 from oskt_torchreid.runs import run
 from oskt_torchreid.runs.trainer import Trainer
 
@@ -45,6 +47,47 @@ def test_every_pair_of_a_runs_networks(folder, capsys):
     assert all(np.array_equal(each, before[0]) for each in before), "teachers are the same in all"
     assert printed.strip().startswith((folder / "fleet.md").read_text().strip()[:200])
     assert imread(folder / "fleet.png").std() > 0.05
+
+
+# ---- thresholds ----------------------------------------------------------------------------------------------------
+
+
+def test_thresholds_of_a_run(folder, capsys):
+    files = [folder / "students" / name / "student.pth" for name in ("width=0.5", "width=1.0")]
+    before = [path.read_bytes() for path in files]
+    assert tool("benchmark").main(["threshold", str(folder), "--rates", "0.2", "0.1", "--no-keep"]) == 0
+    assert [path.read_bytes() for path in files] == before and "into the files" not in capsys.readouterr().out
+    assert tool("benchmark").main(["threshold", str(folder), "--rates", "0.2", "0.1"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith((folder / "thresholds.md").read_text()[:300])
+    assert "## One threshold for the fleet" in printed
+    content = json.loads((folder / "thresholds.json").read_text())
+    assert content["names"] == [REFINED, "width=0.5", "width=1.0"] and content["rates"] == [0.2, 0.1]
+    for name, path in zip(content["names"][1:], files, strict=True):
+        kept = oskt.load_student(path).student_record.thresholds
+        alone = content["networks"][name]
+        expected = {"own": alone["own"], "teacher": alone["lifted"], "fleet": content["fleet"]}
+        assert kept == {kind: Calibration.from_dict(each).to_dict() for kind, each in expected.items()}
+    assert imread(folder / "thresholds.png").std() > 0.05
+    assert np.shape(content["curves"])[:2] == (3, 2)
+
+
+def test_the_fleets_threshold_lets_no_more_pass(folder):
+    found = measure_thresholds(folder, (0.2, 0.05), repeats=30)
+    assert found.fleet.data == found.data and len(found.fleet.thresholds) == 2
+    for place, each in enumerate(found.fleet.thresholds):
+        assert each.similarity == pytest.approx(found.similarity[place].max())
+        assert (found.far[place] <= each.far).all() and found.far[place].max() > 0
+        assert each.tar == found.tar[place].min() and each.low <= each.similarity <= each.high
+        for number, calibration in enumerate(found.lifted):
+            own = calibration.thresholds[place]
+            assert own.similarity == pytest.approx(found.similarity[place, number, number])
+            assert found.tar[place, number, number] <= own.tar
+    widest = [found.names.index(name) for name in (REFINED, "width=1.0")]
+    assert found.own[widest[0]] == found.lifted[widest[0]], "a teacher's features are as long as a teacher's"
+
+
+# ---- what is lost --------------------------------------------------------------------------------------------------
 
 
 def test_what_a_pair_loses():
@@ -89,7 +132,7 @@ def test_fine_tuned_students_that_share_a_gallery(tiny_net, data_root, tmp_path)
 
 def test_what_cannot_share_a_gallery_is_refused_first(data_root, tmp_path):
     weight = "oskt.finetune.compatible=1.0"
-    with pytest.raises(ConfigError, match="oskt.finetune.compatible is 1, but 'pcb_p4' has 4 classifiers"):
+    with pytest.raises(ConfigError, match="oskt.finetune.compatible is 1, but 'pcb_p4' returns several features"):
         run(tiny(data_root, tmp_path, weight, "model.name=pcb_p4", "data.height=64"))
     with pytest.raises(ConfigError, match="oskt.finetune.compatible is 1 and oskt.distance 'teacher'"):
         run(configured(data_root, tmp_path, weight, "oskt.distance=teacher"))

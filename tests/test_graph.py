@@ -252,14 +252,18 @@ def test_image_size_does_not_change_the_graph():
 
 
 def test_tracing_again_gives_the_same_graph_quickly():
-    """ResNet-50 at its own size, in a second; its own seconds, and the best, for other work only ever adds some."""
-    model = models.build("resnet50", 5)
-    seconds, found = [], []
+    """ResNet-50 at its own size, beside passes of two images; the best of both, for other work only ever adds time."""
+    model, images = models.build("resnet50", 5).eval(), torch.zeros(2, 3, 256, 128)
+    seconds, passes, found = [], [], []
     for _ in range(3):
         start = time.process_time()
         found.append(network.trace(model, (3, 256, 128)))
-        seconds.append(time.process_time() - start)
-    assert min(seconds) <= 1.0, seconds
+        traced = time.process_time()
+        with torch.no_grad():
+            model(images)
+        seconds.append(traced - start)
+        passes.append(time.process_time() - traced)
+    assert min(seconds) <= 5 * min(passes), (seconds, passes)
     assert all(to_arrays(other)[1] == to_arrays(found[0])[1] for other in found[1:])
 
 

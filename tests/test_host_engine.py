@@ -260,7 +260,7 @@ def test_evaluation_agrees_with_torchreid(datamanager, config, capsys):
     theirs.train_loader = engine.train_loader
     assert theirs.test(normalize_feature=True) == pytest.approx(found["rank1"])
     assert f"mAP: {found['mAP']:.1%}" in capsys.readouterr().out
-    assert list(found) == ["mAP", "rank1", "rank5", "rank10", "rank20"]
+    assert list(found) == ["mAP", "mINP", "rank1", "rank5", "rank10", "rank20"]
     assert 0 < found["rank1"] <= found["rank5"] <= found["rank20"] <= 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from backbones import build, input_size, stock_names
+from backbones import build, every_stock_name, input_size, stock_names
 from tensors import same_tensors
 from torch import nn
 from torch.nn import functional
@@ -133,7 +133,7 @@ PARTS_APART = ("hacnn", "pcb_p6", "pcb_p4")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", stock_names())
+@pytest.mark.parametrize("name", every_stock_name())
 def test_identity(name: str) -> None:
     errors, changed = identity_errors(name, torch.float32)
     assert ("chain, lifted" in errors) == (name not in PARTS_APART)
@@ -142,7 +142,7 @@ def test_identity(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", stock_names())
+@pytest.mark.parametrize("name", every_stock_name())
 def test_every_width_is_the_sstudent(name: str) -> None:
     """Whatever the teacher: a chain's rows are equal within clusters, and so are its clusters' vectors."""
     errors = sstudent_errors(name)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from backbones import build, input_size, one_of_each_kind
+from backbones import REST, build, input_size, one_of_each_kind
 from runs import TINY
 from small_networks import of_everything
 from tensors import same_tensors
@@ -91,7 +91,7 @@ def test_identity_of_a_chain_of_a_student(name):
     check_identity(name, torch.float64, 1e-10)
 
 
-@pytest.mark.slow
+@REST
 @pytest.mark.parametrize("name", [name for name in one_of_each_kind() if name not in (*SOME, *LARGE)])
 def test_identity_of_a_chain_of_a_student_of_every_kind_of_backbone(name):
     """In single precision, which is several times as fast."""

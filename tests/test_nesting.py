@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from backbones import REST
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.cluster.hierarchy import linkage
@@ -114,7 +115,10 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+OFTEN = [name for name in NETWORKS if name != "resnext50_32x4d"]
+
+
+@pytest.fixture(scope="module", params=[*OFTEN, pytest.param("resnext50_32x4d", marks=REST)])
 def teacher(request):
     torch.manual_seed(0)
     model = build_registered(request.param, 5).eval()

@@ -13,19 +13,32 @@ from oskt_torchreid.host.reranking import Reranking
 
 def test_four_entries_by_hand():
     distances, pids = [[0.1, 0.2, 0.3, 0.4]], [2, 1, 1, 3]
-    cmc, mean_ap = rank_distances(distances, [1], pids)
+    cmc, mean_ap, mean_inp = rank_distances(distances, [1], pids)
     assert cmc.tolist() == [0, 1, 1, 1] and mean_ap == pytest.approx((1 / 2 + 2 / 3) / 2)
-    cmc, mean_ap = rank_distances(distances, [1], pids, ap="trapezoid")
-    assert cmc.tolist() == [0, 1, 1, 1] and mean_ap == pytest.approx(5 / 12)
+    assert mean_inp == pytest.approx(2 / 3), "two matches, the last in the third place"
+    cmc, mean_ap, mean_inp = rank_distances(distances, [1], pids, ap="trapezoid")
+    assert cmc.tolist() == [0, 1, 1, 1] and mean_ap == pytest.approx(5 / 12) and mean_inp == pytest.approx(2 / 3)
 
 
 def test_own_camera_is_left_out_and_queries_without_match_count_for_nothing():
     distances = [[0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]]
     # The first query's first place is of its own camera; the second has no other match, the third none.
-    cmc, mean_ap = rank_distances(distances, [1, 2, 3], [1, 2, 1, 2], [0, 0, 0], [0, 0, 1, 0], max_rank=2)
-    assert cmc.tolist() == [0, 1] and mean_ap == pytest.approx(1 / 2)
+    cmc, mean_ap, mean_inp = rank_distances(distances, [1, 2, 3], [1, 2, 1, 2], [0, 0, 0], [0, 0, 1, 0], max_rank=2)
+    assert cmc.tolist() == [0, 1] and mean_ap == pytest.approx(1 / 2) and mean_inp == pytest.approx(1 / 2)
     without_cameras = ((1 + 2 / 3) / 2 + (1 / 2 + 1 / 2) / 2) / 2
     assert rank_distances(distances, [1, 2, 3], [1, 2, 1, 2]).mean_ap == pytest.approx(without_cameras)
+
+
+def mean_inp_by_definition(distances, q_pids, g_pids, q_camids, g_camids):
+    """Query by query: how many matches there are, as a share of the place of the last one."""
+    shares = []
+    for row, pid, camid in zip(distances, q_pids, q_camids, strict=True):
+        order = np.argsort(row)
+        kept = order[(g_pids[order] != pid) | (g_camids[order] != camid)]
+        places = np.flatnonzero(g_pids[kept] == pid) + 1
+        if len(places):
+            shares.append(len(places) / places[-1])
+    return np.mean(shares)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -41,6 +54,7 @@ def test_torchreids_numbers(seed, tied, monkeypatch):
     labels = [random.integers(0, limit, count) for limit, count in limits]
     cmc, mean_ap = torchreid.metrics.evaluate_rank(distances, *labels, use_cython=False)
     found = rank_distances(torch.from_numpy(distances), *labels)
+    assert found.mean_inp == pytest.approx(mean_inp_by_definition(distances, *labels))
     np.testing.assert_allclose(found.cmc, cmc, atol=1e-6)
     assert found.mean_ap == pytest.approx(mean_ap, abs=1e-6)
     trapezoid = rank_distances(distances, *labels, ap="trapezoid")

@@ -63,9 +63,9 @@ def test_every_scenario_has_a_recipe():
     assert sorted(names) == sorted(path.stem for path in RECIPES)
 
 
-def test_the_readme_lists_every_recipe():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [path.stem for path in RECIPES if f"| `{path.stem}` |" not in readme] == []
+def test_the_page_lists_every_recipe():
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert [path.stem for path in RECIPES if f"| `{path.stem}` |" not in page] == []
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -239,7 +239,10 @@ def test_a_dry_run_builds_the_refinements_engine_as_the_run_does(tiny_net, data_
         "half_resolution_epochs=1",
         "distil_weight=0.1",
     )
-    config = tiny(data_root, tmp_path, *(f"oskt.refine.{option}" for option in options), "train.channels_last=True")
+    # Not the tiny network: torch 2.14 on AMD writes beyond its memory for strided 1x1 convolutions of the image then.
+    further = ("train.channels_last=True", "model.name=osnet_x0_25", "oskt.width=0.5", "oskt.students=['width=0.5']")
+    further += ("data.height=64", "data.width=32")
+    config = tiny(data_root, tmp_path, *(f"oskt.refine.{option}" for option in options), *further)
     run_dry(config)
     run(config)
     of_dry, of_run = ({key: value for key, value in one.items() if key not in ("chain", "loss")} for one in seen)

@@ -17,7 +17,7 @@ MADE = {"api", "configuration", "changelog"}  # of docstrings and of keys; the l
 PAGES = [path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")) if path.stem not in MADE]
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
 NODES = {key.rsplit(".", count)[0] for key in every_key() for count in range(key.count(".") + 1)}
-OTHER_FILES = ("jpg", "json", "md", "png", "safetensors", "txt", "yaml")
+OTHER_FILES = ("csv", "html", "jpg", "json", "md", "png", "safetensors", "txt", "yaml")
 
 
 def name_of(path: Path) -> str:

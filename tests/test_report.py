@@ -141,3 +141,13 @@ def test_several_targets_and_reranked_numbers():
     assert row.reranked == {"mAP": 0.855, "rank1": 0.91} and row.on("cuhk03").reranked["mAP"] == 0.377
     one = dataclasses.replace(row, targets={"market1501": {"mAP": 0.801, "rank1": 0.9}})
     assert text_table([one]) == text_table([ROWS[2]])
+
+
+def test_what_it_costs_to_find_all():
+    """mINP has a column where it was measured, of what was trained last."""
+    before = {"synthped": {"mAP": 0.5, "rank1": 0.6, "mINP": 0.2}}
+    untrained = dataclasses.replace(ROWS[2], targets_before=before)
+    trained = dataclasses.replace(untrained, targets={"synthped": {"mAP": 0.7, "rank1": 0.8, "mINP": 0.413}})
+    lines = text_table([trained, untrained, ROWS[2]]).splitlines()
+    assert lines[0].split()[-4:] == ["rank-1", "mINP", "epochs", "seconds"]
+    assert [line.split()[-3] for line in lines[2:]] == ["41.3", "20.0", "-"]

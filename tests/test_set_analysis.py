@@ -106,7 +106,7 @@ def test_mistakes_are_said(finished, tiny_net, tmp_path, monkeypatch, capsys):
     assert command(["gallery", str(finished), "--options", "engine=oskt"]) == 2
     assert f"error: '{finished}' is a run of engine 'oskt'; this looks into" in capsys.readouterr().err
     shutil.copy(finished / "config.yaml", tmp_path)
-    with pytest.raises(ConfigError, match=r"is not finished: there is no 'teacher/network.pth'; run tools/main.py"):
+    with pytest.raises(ConfigError, match=r"is not finished: there is no 'teacher/network.pth'; run oskt run"):
         open_run(tmp_path)
 
 

@@ -16,7 +16,7 @@ from oskt_torchreid.datasets.tracklet_layout import TRACKLET_LAYOUT, tracklet_fi
 from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.host.compat import quiet, torchreid
 from oskt_torchreid.host.data import dataset_class
-from oskt_torchreid.runs.trainer import configure_synthetic
+from oskt_torchreid.runs.trainer import configure_data
 
 SIZE = {"height": 32, "width": 16, "train_identities": 4, "test_identities": 18, "cameras": 3, "walks": 2, "frames": 2}
 SETTINGS = video_preset("quick", **SIZE)
@@ -185,7 +185,7 @@ def test_train_identities_count_from_zero(shared_root):
 def test_configuration_decides_what_is_drawn():
     options = ["synthped_video.num_train=8", "synthped_video.tracklets=3", "synthped_video.frames=5", "data.height=64"]
     names = ["data.type=video", "data.sources=['synthped_video']", "data.targets=['synthped_video']"]
-    configure_synthetic(load_config(options=[*options, *names, "synthped_video.seed=4", "data.width=32"]))
+    configure_data(load_config(options=[*options, *names, "synthped_video.seed=4", "data.width=32"]))
     expected = {"height": 64, "width": 32, "seed": 4, "train_identities": 8, "walks": 3, "frames": 5}
     for name, kind in (("synthped_video", "quick"), ("synthped_video_medium", "medium")):
         drawn = with_settings(synthped_video.SynthPedVideo, name, video_preset(kind, **expected))

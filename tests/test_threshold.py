@@ -8,7 +8,7 @@ import torch
 from small_networks import TinyNet
 
 import oskt_torchreid as oskt
-from oskt_torchreid.deploy import read_metadata, threshold
+from oskt_torchreid.deploy import pairs, read_metadata
 from oskt_torchreid.deploy.threshold import Calibration, calibrate
 from oskt_torchreid.errors import CheckpointError, DataError
 
@@ -44,8 +44,8 @@ def test_rates_are_kept_and_parts_are_everything(monkeypatch, cameras):
     random = np.random.default_rng(0)
     pids, camids = random.integers(0, 30, 400), random.integers(0, 3, 400)
     features = random.standard_normal((30, 8))[pids] + 0.8 * random.standard_normal((400, 8))
-    monkeypatch.setattr(threshold, "_ROWS", 37)
-    monkeypatch.setattr(threshold, "_SAMPLE", 20_000)
+    monkeypatch.setattr(pairs, "_ROWS", 37)
+    monkeypatch.setattr(pairs, "_SAMPLE", 20_000)
     found = calibrate(features, pids, camids if cameras else None, "made", rates=(1e-3, 1e-2))
     vectors = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
     first, second = np.triu_indices(400, 1)
@@ -128,21 +128,38 @@ def test_thresholds_are_kept_with_a_student(tmp_path):
     assert found == calibrate(features, pids, cameras, "six", rates=(0.1, 0.01), repeats=20)
     oskt.save_student(student, tmp_path / "student.pth")
     loaded = oskt.load_student(tmp_path / "student.pth", model=teacher)
-    assert Calibration.from_dict(loaded.student_record.thresholds) == found
+    assert Calibration.from_dict(loaded.student_record.thresholds["own"]) == found
     exported = oskt.export(loaded, tmp_path / "student.onnx")
     assert Calibration.from_dict(read_metadata(exported.path, "onnx")["thresholds"]) == found
     lifted = oskt.export(loaded, tmp_path / "lifted.onnx", feature="teacher")
     assert "thresholds" not in read_metadata(lifted.path, "onnx"), "they are those of its own features"
     whole = oskt.lifted(loaded)
-    assert whole.student_record.thresholds == {}
     again = oskt.calibrate_threshold(whole, batches(), "six", rates=(0.1,), repeats=0)
-    assert loaded.student_record.thresholds == found.to_dict() and whole.student_record.thresholds == again.to_dict()
-    again_exported = oskt.export(whole, tmp_path / "whole.onnx")
-    assert Calibration.from_dict(read_metadata(again_exported.path, "onnx")["thresholds"]) == again
+    both = {"own": found.to_dict(), "teacher": again.to_dict()}
+    assert loaded.student_record.thresholds == both and whole.student_record.thresholds == both
+    for network in (whole, loaded):
+        again_exported = oskt.export(network, tmp_path / "whole.onnx", feature="teacher")
+        assert Calibration.from_dict(read_metadata(again_exported.path, "onnx")["thresholds"]) == again
     content = torch.load(tmp_path / "student.pth", weights_only=True)
-    torch.save({**content, "oskt": {**content["oskt"], "thresholds": {"data": 3}}}, tmp_path / "damaged.pth")
-    with pytest.raises(CheckpointError, match="no student of this package"):
-        oskt.load_student(tmp_path / "damaged.pth", model=teacher)
+    torch.save({**content, "oskt": {**content["oskt"], "thresholds": {"own": {"data": 3}}}}, tmp_path / "damaged.pth")
+    torch.save({**content, "oskt": {**content["oskt"], "thresholds": {"none": found.to_dict()}}}, tmp_path / "odd.pth")
+    for name in ("damaged", "odd"):
+        with pytest.raises(CheckpointError, match="no student of this package"):
+            oskt.load_student(tmp_path / f"{name}.pth", model=teacher)
+
+
+def test_two_networks():
+    """Queries by one and a gallery by another: every picture by the first against every other by the second."""
+    first, second = at_angles(0, 20, 50, 90), at_angles(0, 30, 50, 80)
+    found = pairs.pairs_of(first, [0, 0, 1, 1], None, 0.5, second)
+    degrees = np.round(np.rad2deg(np.arccos(found.genuine))).astype(int)
+    assert sorted(degrees) == [20, 30, 30, 40], "0-30, 20-0, 50-80 and 90-50"
+    assert found.impostors == 8 and len(found.high) == 8
+    highest = np.round(np.rad2deg(np.arccos(found.high))).astype(int)
+    assert highest.tolist() == [20, 30, 50, 50, 60, 60, 80, 90], "50-30, 20-50, 0-50, 50-0, 20-80, 90-30, 0-80, 90-0"
+    assert found.rates_at(np.cos(np.deg2rad(35))) == (2 / 8, 3 / 4)
+    with pytest.raises(DataError, match=r"features have the shape \(4, 2\), the others have \(2, 2\)"):
+        pairs.pairs_of(first, [0, 0, 1, 1], None, 0.5, second[:2])
 
 
 def test_any_network_and_loaders_of_something_else():

@@ -133,7 +133,8 @@ class DistillationEngine(TransferEngine):
         model: the student; it is trained.
         optimizer: over the student's parameters; the projections' are added to its first group.
         scheduler: `None` keeps the learning rate.
-        teacher: a network with the same classifiers, trained on the same identities.
+        teacher: a network with the same classifiers; trained on the same identities, unless it only gives features
+            (`weight_kl` and `weight_nd` 0).
         heads: names of the classifiers' weights (`ChannelGraph.heads`).
         weight_kl: weight of the divergence of class scores.
         weight_nd: weight of the norm and direction loss.
@@ -172,7 +173,7 @@ class DistillationEngine(TransferEngine):
             )
         model, teacher = unwrapped(model), unwrapped(teacher)
         weights = teacher.state_dict(), model.state_dict()
-        for name in sorted(heads):
+        for name in sorted(heads) if weight_kl or weight_nd else ():
             _check_classes(name, *[state[name] for state in weights])
         lengths = [(weights[1][name].shape[1], weights[0][name].shape[1]) for name in sorted(heads)]
         distilled = DistilledStudent(model, lengths)

@@ -8,6 +8,7 @@ from .distance import feature_scale
 from .expansion import Measure, choose_widths, expand, expand_to_plan, width_plan
 from .ladder import Ladder
 from .likeness import Like
+from .measured import MeasuredTable
 from .network import prove, trace
 from .proof import Proof
 from .recalibration import recalibrate
@@ -24,6 +25,7 @@ __all__ = [
     "Ladder",
     "Like",
     "Measure",
+    "MeasuredTable",
     "Proof",
     "Refinement",
     "RefinementLosses",

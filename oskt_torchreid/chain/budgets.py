@@ -26,8 +26,8 @@ from .chain import WeightChain
 
 logger = logging.getLogger(__name__)
 
-_COUNT = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
-_BYTES = {"": 1, "B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_COUNT = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_BYTES = {**_COUNT, "B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _MILLISECONDS = {"": 1, "us": 1e-3, "ms": 1, "s": 1e3}
 UNITS = {"params": _COUNT, "flops": _COUNT, "size": _BYTES, "latency": _MILLISECONDS}
 EXAMPLES = {"params": "1M", "flops": "200M", "size": "4MB", "latency": "5ms"}
@@ -53,6 +53,7 @@ class Choice:
         cost: what the widths cost in the same unit.
         half: whether `cost` is the size of a file in half precision.
         held: number of groups that are wider in the chain than the ratio.
+        source: what measured latencies, in words.
     """
 
     widths: dict[str, int]
@@ -62,6 +63,7 @@ class Choice:
     cost: float | None = None
     half: bool = False
     held: int = 0
+    source: str = ""
 
     def __str__(self) -> str:
         if self.budget is None or self.cost is None or self.ratio is None:
@@ -72,7 +74,9 @@ class Choice:
             below = "the teacher's own width" if self.ratio == 1 else "the closest below the budget"
             note = ", within 5 % of the budget" if share >= CLOSE_ENOUGH else f", {below}"
         shown = (show_amount(self.way, amount) for amount in (self.cost, self.budget))
-        return f"width ratio {show_ratio(self.ratio)}{held}: {self.way} {' of '.join(shown)} ({share:.1%}{note})"
+        source = f" {self.source}" if self.source else ""
+        amounts = " of ".join(shown)
+        return f"width ratio {show_ratio(self.ratio)}{held}: {self.way} {amounts}{source} ({share:.1%}{note})"
 
 
 def ratios_of(chain: WeightChain) -> np.ndarray:
@@ -115,7 +119,8 @@ def widest_within(chain: WeightChain, way: str, budget: float | str, cost: Cost)
     ratios = ratios_of(chain)
     costs = _Memory(chain, ratios, cost)
     if costs(0) > amount:
-        smallest, largest = (show_amount(way, costs(index)) for index in (0, len(ratios) - 1))
+        smallest = show_amount(way, costs(0), at_least=True)  # what is advised is enough
+        largest = show_amount(way, costs(len(ratios) - 1))
         raise WidthError(
             f"{way}={budget!r} cannot be met: students of this chain have from {smallest} (the chain's own widths, "
             f"ratio {show_ratio(ratios[0])}) to {largest} (the teacher's width); ask for at least {smallest}, or "
@@ -173,9 +178,9 @@ def parse_amount(way: str, budget: float | str) -> float:
 
     Args:
         way: `params`, `flops`, `size` or `latency`.
-        budget: a number, or a number with a unit: k, M, G for counts; kB, MB, GB (powers of 1000) or KiB, MiB, GiB for
-            sizes, followed by `fp16` for files in half precision; us, ms, s for latencies. Without a unit a latency is
-            in milliseconds.
+        budget: a number, or a number with a unit: k, M, G, T for counts; kB, MB, GB (powers of 1000, also without B) or
+            KiB, MiB, GiB for sizes, followed by `fp16` for files in half precision; us, ms, s for latencies. Without a
+            unit a latency is in milliseconds.
 
     Raises:
         WidthError: no such amount, or not above zero.
@@ -202,10 +207,15 @@ def in_half_precision(budget: float | str) -> bool:
     return str(budget).endswith(HALF)
 
 
-def show_amount(way: str, amount: float) -> str:
-    """An amount with three digits and a unit: 2193616 parameters -> '2.19M'."""
-    units = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
+def show_amount(way: str, amount: float, at_least: bool = False) -> str:
+    """An amount with three digits and a unit: 2193616 parameters -> '2.19M', `at_least` that '2.20M'."""
+    units = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+    if at_least and 0 < amount < math.inf:
+        digit = 10.0 ** (math.floor(math.log10(amount)) - 2)
+        amount = max(math.ceil(amount / digit - 1e-9) * digit, math.ceil(amount) if way != "latency" else 0.0)
     if way == "latency":
+        if amount == math.inf:
+            return "what was not measured"
         return f"{amount:.3g}ms" if amount < 999.5 else f"{amount / 1e3:.3g}s"
     unit = max((name for name, scale in units.items() if amount >= 0.9995 * scale), key=units.__getitem__, default="")
     digits = f"{amount / units[unit]:#.3g}".rstrip(".") if unit else f"{amount:.0f}"

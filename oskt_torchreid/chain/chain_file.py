@@ -171,7 +171,7 @@ def _skeleton(spec: ModelSpec | None, model: nn.Module | None, graph: ChannelGra
     if spec is None:
         raise ChainError(
             "its teacher is not a registered model; pass the teacher's network: WeightChain.load(path, model=...), or "
-            "the name that it is registered under, also to tools/expand.py: --model NAME"
+            "the name that it is registered under, also to oskt expand: --model NAME"
         )
     return network.new_skeleton(spec)
 

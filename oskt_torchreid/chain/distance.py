@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, GraphError
+from ..graph.factors import ChannelFactors
 from ..graph.plans import occupied_places
 from ..graph.surgery.shell import student_axis
 from ..registry import nearest
@@ -115,52 +116,11 @@ def scale_features(tensors: Mapping[str, Tensor], chain: WeightChain, layout: La
     if (_along(factors, path.channels, 1) == 1).all():
         return
     check_foldable(chain, distance)
-    fold = _Fold(tensors, chain, layout, factors)
+    occupied = occupied_places(chain.graph, layout.widths)
+    fold = ChannelFactors(chain.graph, tensors, factors, lambda axis: student_axis(axis, occupied))
     for name in path.rows:
         fold.multiply_rows(name)
     for name in path.columns:
         fold.divide_columns(name)
     for module in path.statistics:
-        fold.scale_statistics(module)
-
-
-class _Fold:
-    """Factors per channel, applied to axes of tensors in place."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], chain: WeightChain, layout: Layout, factors: np.ndarray) -> None:
-        self._tensors = tensors
-        self._chain = chain
-        self._occupied = occupied_places(chain.graph, layout.widths)
-        self._factors = factors
-
-    def multiply_rows(self, name: str) -> None:
-        tensor, factors = self._along_rows(name)
-        tensor.mul_(factors)
-
-    def divide_columns(self, name: str) -> None:
-        """Columns of each convolution group; a depthwise convolution has only rows, one per channel."""
-        tie = self._chain.graph.column_ties.get(name)
-        if tie is None:
-            tensor, factors = self._along_rows(name)
-            tensor.div_(factors)
-            return
-        tensor = self._tensors[name]
-        factors = torch.from_numpy(self._factors[student_axis(tie.axis, self._occupied)]).to(tensor)
-        blocked = tensor.view(tie.blocks, -1, tensor.shape[1], tensor[0, 0].numel())
-        blocked.div_(factors[:, None, :, None])
-
-    def scale_statistics(self, module: str) -> None:
-        """`(s x - s m) / sqrt(s^2 (v + eps))` is the norm's output for `x`: its variance becomes that less eps."""
-        mean, factors = self._along_rows(f"{module}.running_mean")
-        variance = self._tensors[f"{module}.running_var"]
-        eps = vars(self._chain.model.get_submodule(module))["eps"]
-        mean.mul_(factors)
-        variance.add_(eps).mul_(factors.square()).sub_(eps).clamp_(min=0)
-
-    def _along_rows(self, name: str) -> tuple[Tensor, Tensor]:
-        """A tensor, and its factors in a shape that broadcasts."""
-        tensor, tie = self._tensors[name], self._chain.graph.row_ties[name]
-        factors = torch.from_numpy(self._factors[student_axis(tie.axis, self._occupied)].reshape(-1)).to(tensor)
-        shape = [1] * tensor.dim()
-        shape[tie.dimension] = len(factors)
-        return tensor, factors.reshape(shape)
+        fold.scale_statistics(module, vars(chain.model.get_submodule(module))["eps"])

@@ -21,6 +21,7 @@ from .counting import Costs
 from .distance import check_distance, scale_features
 from .layout import Layout
 from .likeness import Like, plan_like
+from .measured import MeasuredTable
 from .narrowing import Narrowing, check_vectors_over
 from .student_file import file_size
 from .student_record import attach_record
@@ -56,7 +57,7 @@ def expand(
     size: float | str | None = None,
     latency: float | str | None = None,
     like: Like | None = None,
-    measure: Measure | None = None,
+    measure: Measure | MeasuredTable | None = None,
     attention: str | None = None,
     distance: str = "none",
     statistics: str = "own",
@@ -75,7 +76,8 @@ def expand(
         latency: the same for the milliseconds of a batch on this machine, measured: `"5ms"`.
         like: a registered model name, a network, or a state dict, whose shapes the student gets.
         measure: how latency is measured, a function of network and input size; by default
-            `deploy.measure_latency` (`functools.partial` of it sets batch, threads, device or backend).
+            `deploy.measure_latency` (`functools.partial` of it sets batch, threads, device or backend). Or a
+            `MeasuredTable` of what was measured elsewhere.
         attention: `folded` (merged queries and keys are made exact) or `paper` (they are not corrected); by default as
             the chain was made.
         distance: whose retrieval distances the features have before fine-tuning. `teacher`: those of the teacher,
@@ -120,7 +122,7 @@ def choose_widths(
     size: float | str | None = None,
     latency: float | str | None = None,
     like: Like | None = None,
-    measure: Measure | None = None,
+    measure: Measure | MeasuredTable | None = None,
 ) -> Choice:
     """The widths that `expand` would give a student, and what they cost; same arguments and errors."""
     asked = {"width": width, "params": params, "flops": flops, "size": size, "latency": latency, "like": like}
@@ -131,8 +133,7 @@ def choose_widths(
             "params='1M', flops='200M', size='4MB', latency='5ms' or like='osnet_x0_5'"
         )
     _check_chain(chain)
-    if measure is not None and not callable(measure):
-        raise ConfigError(f"measure is {measure!r:.100}; give a function of network and input size")
+    check_measure(measure)
     if like is not None:
         return Choice(plan_like(chain, like), "like")
     if width is not None:
@@ -141,7 +142,8 @@ def choose_widths(
         return Choice(plan, "width", None if isinstance(width, (str, Mapping)) else float(width))
     budgets = {"params": params, "flops": flops, "size": size, "latency": latency}
     ((way, budget),) = ((way, budget) for way, budget in budgets.items() if budget is not None)
-    return widest_within(chain, way, budget, _costs(chain, way, budget, measure or measure_latency))
+    cost = cost_of(chain, way, budget, measure)
+    return replace(widest_within(chain, way, budget, cost), source=getattr(cost, "source", ""))
 
 
 def expand_to_plan(
@@ -238,29 +240,66 @@ def _of_clusters(chain: WeightChain, narrowing: Narrowing, vectors: Mapping[str,
 # ---- costs -----------------------------------------------------------------------------------------------------------
 
 
-def _costs(chain: WeightChain, way: str, budget: float | str, measure: Measure) -> Cost:
-    """What a student of some widths costs, in the unit of the budget."""
+def cost_of(chain: WeightChain, way: str, budget: float | str, measure: Measure | MeasuredTable | None = None) -> Cost:
+    """What a student of some widths costs, in the unit of a budget; of a latency its `source` says what measured it.
+
+    Args:
+        chain: not changed.
+        way: `params`, `flops`, `size` or `latency`.
+        budget: which says in what precision a size is meant, and near which latency measurements are repeated.
+        measure: of a latency, see `expand`.
+
+    Raises:
+        WidthError: no such amount.
+        ConfigError: a `measure` that is neither a function nor a table.
+    """
     amount = parse_amount(way, budget)
+    check_measure(measure)
+    if way == "latency":
+        here = measure or measure_latency
+        return here.costs(chain) if isinstance(here, MeasuredTable) else _MeasuredHere(chain, here, amount)
     if way == "size":
         half = in_half_precision(budget)
         return lambda plan: file_size(expand_to_plan(chain, plan), half)
-    if way == "latency":
-        return lambda plan: _latency(expand_to_plan(chain, plan), chain.input_size, measure, amount)
     costs = Costs(chain)
     return lambda plan: int(getattr(costs.count([plan]), way)[0])
 
 
-def _latency(student: nn.Module, input_size: tuple[int, ...], measure: Measure, budget: float) -> float:
-    """Milliseconds; other work on the machine only ever adds time, so of uncertain measurements the smallest counts."""
-    medians: list[float] = []
-    doubtful = True
-    while doubtful and len(medians) < ATTEMPTS:
-        latency = measure(student, input_size)
-        if not (hasattr(latency, "median_ms") and hasattr(latency, "spread_ms")):
-            raise ConfigError(
-                f"measure gave {latency!r:.100}; it must give median_ms and spread_ms, as measure_latency"
-            )
-        logger.info("measured: %s", latency)
-        medians.append(latency.median_ms)
-        doubtful = min(medians) > budget >= min(medians) - latency.spread_ms
-    return min(medians)
+def check_measure(measure: object) -> None:
+    """Raises `ConfigError` for what cannot say how long a network takes."""
+    if measure is not None and not (callable(measure) or isinstance(measure, MeasuredTable)):
+        raise ConfigError(f"measure is {measure!r:.100}; give a function of network and input size, or a MeasuredTable")
+
+
+class _MeasuredHere:
+    """Milliseconds of students of some widths, by a function that measures them.
+
+    Args:
+        chain: of the students.
+        measure: of a network and the size of its images.
+        budget: in milliseconds.
+
+    Attributes:
+        source: what measured them, in words; empty before the first.
+    """
+
+    def __init__(self, chain: WeightChain, measure: Measure, budget: float) -> None:
+        self._chain, self._measure, self._budget = chain, measure, budget
+        self.source = ""
+
+    def __call__(self, plan: dict[str, int]) -> float:
+        """Other work on the machine only ever adds time, so of uncertain measurements the smallest counts."""
+        student = expand_to_plan(self._chain, plan)
+        medians: list[float] = []
+        doubtful = True
+        while doubtful and len(medians) < ATTEMPTS:
+            latency = self._measure(student, self._chain.input_size)
+            if not (hasattr(latency, "median_ms") and hasattr(latency, "spread_ms")):
+                raise ConfigError(
+                    f"measure gave {latency!r:.100}; it must give median_ms and spread_ms, as measure_latency"
+                )
+            logger.info("measured: %s", latency)
+            self.source = f"by {backend}" if (backend := getattr(latency, "backend", "")) else ""
+            medians.append(latency.median_ms)
+            doubtful = min(medians) > self._budget >= min(medians) - latency.spread_ms
+        return min(medians)

@@ -81,8 +81,7 @@ def _check_blocks(student: nn.Module, record: StudentRecord, path: str | Path) -
 def _skeleton(record: StudentRecord, path: str | Path) -> nn.Module:
     if not record.name:
         raise CheckpointError(
-            f"the teacher of '{path}' is not a registered model; pass its network: model=..., "
-            "tools/export.py --model NAME"
+            f"the teacher of '{path}' is not a registered model; pass its network: model=..., oskt export --model NAME"
         )
     try:
         return resolver().skeleton(record.name, record.num_classes, record.loss)

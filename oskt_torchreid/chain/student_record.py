@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..deploy.lifting import FEATURES
-from ..deploy.threshold import Calibration
+from ..deploy.threshold import KINDS, Calibration
 from ..errors import CheckpointError
 from ..files.checks import is_possible_image, is_possible_model
 from ..graph import ChannelGraph
@@ -37,7 +37,8 @@ class StudentRecord:
         lifting: the entry of its feature that stands for each of its teacher's, see `deploy/lifting.py`; empty where
             it has several features.
         feature: `own`, or `teacher` where its features are lifted.
-        thresholds: of these features, see `deploy/threshold.py`; empty: not measured.
+        thresholds: see `deploy/threshold.py`, by what they are for: `own` features, those of the `teacher`'s length, or
+            a whole `fleet`, whatever the widths that are compared; empty: not measured.
     """
 
     name: str = ""
@@ -100,13 +101,19 @@ class StudentRecord:
                     str(content.get("chain", "")),
                     tuple(int(entry) for entry in content.get("lifting", ())),
                     str(content.get("feature", cls.feature)),
-                    Calibration.from_dict(known).to_dict() if (known := content.get("thresholds")) else {},
+                    {kind: _thresholds(kind, known) for kind, known in content.get("thresholds", {}).items()},
                 )
                 if record.is_possible():
                     return record
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
             pass
         raise CheckpointError(f"'{path}' is no student of this package (no valid 'oskt' entry); see save_student")
+
+
+def _thresholds(kind: str, content: dict) -> dict:
+    if kind not in KINDS:
+        raise ValueError(kind)
+    return Calibration.from_dict(content).to_dict()
 
 
 def _moved(entry: str | list, parent: str) -> str | list:

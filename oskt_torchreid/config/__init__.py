@@ -7,6 +7,7 @@ from .effects import settings
 from .imports import import_for_file
 from .keys import Effect
 from .loading import default_config, digest, get, given_keys, load_config, load_resolved, merged, save_resolved
+from .shipped import config_path, shipped_configs
 from .tree import leaves
 from .yaml_files import read_yaml
 
@@ -17,6 +18,7 @@ __all__ = [
     "Config",
     "Effect",
     "check_config",
+    "config_path",
     "default_config",
     "digest",
     "get",
@@ -29,4 +31,5 @@ __all__ = [
     "read_yaml",
     "save_resolved",
     "settings",
+    "shipped_configs",
 ]

@@ -10,6 +10,7 @@ from ..errors import ConfigError
 from ..registry import nearest
 
 INFINITY = float("inf")
+LONGEST_SIDE = 4096  # of an image, in pixels
 Scalar = bool | int | float | str
 Value = Scalar | Sequence[Scalar]
 """The value of a key: a word, a number, a truth value, or a list of these."""
@@ -96,6 +97,19 @@ class BetweenOrName(Between):
         """Raises ConfigError for numbers out of range."""
         if not isinstance(value, str):
             super().check(key, value)
+
+
+class Folder:
+    """A path, not an empty one, which is what a shell makes of a variable that is not set."""
+
+    def check(self, key: str, value: Value) -> None:
+        """Raises ConfigError for an empty word."""
+        if not str(value).strip():
+            raise ConfigError(f"{key} is empty; give a folder, '.' for the one you are in")
+
+    def in_words(self) -> str:
+        """That it is not empty."""
+        return "not empty"
 
 
 @dataclass(frozen=True)

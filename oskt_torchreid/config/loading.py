@@ -23,6 +23,7 @@ from ..user_code import import_user_code
 from .allowed import BetweenOrName, Value
 from .checking import check_config, check_value
 from .imports import IMPORTS_KEY, RESOLVED_NAME, checked_imports
+from .shipped import config_path
 from .tree import default_tree, every_key, leaves
 from .yaml_files import read_yaml
 
@@ -44,8 +45,9 @@ def load_config(
     """Reads a run's configuration, and imports the user code that it names, before any other key is read.
 
     Args:
-        config_file: YAML with differences from the defaults; empty for none. Its key `base` names one file or several,
-            relative to it, whose values come first.
+        config_file: YAML with differences from the defaults, or the name of one that comes with the package, see
+            `config_path`; empty for none. Its key `base` names one file or several, relative to it, whose values come
+            first.
         options: trailing command line words, `KEY VALUE` pairs and `KEY=VALUE` in any mixture; later ones win.
         flags: dotted key -> value, as command line flags give them; None and empty values are skipped.
         imports: files and modules besides those of the key `imports`, see `import_user_code`.
@@ -57,7 +59,7 @@ def load_config(
         ConfigError: missing or malformed file, unknown key, wrong type, value out of range, or user code that cannot be
             imported.
     """
-    layers = _with_bases(Path(config_file)) if config_file else []
+    layers = _with_bases(config_path(config_file)) if config_file else []
     import_user_code(imports)
     imported = import_user_code([*_named_imports(layers, options), *imports])
     config = default_config()
@@ -226,7 +228,7 @@ def _unknown(key: str, source: str) -> None:
     # The right name under the wrong parent is as common a slip as a mistyped name.
     moved = [leaf for leaf in known if leaf.split(".")[-1] == last]
     hint = f"; did you mean {' or '.join(map(repr, moved[:3]))}?" if moved else nearest(key, known)
-    raise ConfigError(f"unknown key '{key}' in {source}{hint or '; see the README for the keys'}")
+    raise ConfigError(f"unknown key '{key}' in {source}{hint or '; `oskt config` lists them'}")
 
 
 def _coerce(value: Any, default: Value, key: str, source: str) -> Value:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from .allowed import Value
 from .keys import NEITHER, Key, Node, Tree, defaults_of, rows_of
 from .nodes.comparison import COMPARISON
-from .nodes.data import CUHK03, DATA, FEW_SHOT, MARKET1501, SAMPLER, SYNTHPED, SYNTHPED_VIDEO, VALIDATION, VIDEO
+from .nodes.data import CROPS, CUHK03, DATA, FEW_SHOT, MARKET1501, SAMPLER, SYNTHPED, SYNTHPED_VIDEO, VALIDATION, VIDEO
 from .nodes.oskt import OSKT
 from .nodes.testing import TEST
 from .nodes.training import ADAM, LOSS, MODEL, RMSPROP, SGD, TRAIN
@@ -41,9 +41,11 @@ OWN: Node = {
         "engines, baselines",
         effect=NEITHER,
     ),
+    "page": Key(True, "write report.html into the run's folder at its end", effect=NEITHER),
     "comparison": COMPARISON,
     "few_shot": FEW_SHOT,
     "validation": VALIDATION,
+    "crops": CROPS,
     "synthped": SYNTHPED,
     "synthped_video": SYNTHPED_VIDEO,
 }

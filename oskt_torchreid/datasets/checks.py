@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..errors import ConfigError, DataError
 from ..host.pictures import damage_of
@@ -67,7 +67,9 @@ def check_matches(datamanager: Any, no_camera: bool = False) -> None:
         raise DataError(
             f"no query of data set '{target}' has a match: of {len(query)} queries and {len(gallery)} gallery entries "
             f"{shared} identities are in both, and none of these was seen by two cameras (query and gallery have "
-            f"cameras {_cameras(query)} and {_cameras(gallery)}); check identities and cameras of the file names"
+            f"cameras {_cameras(query)} and {_cameras(gallery)}, numbered from 0). A query's own camera is left out of "
+            "its ranking; check who is who and which camera saw them, or, where cameras are not known, leave them out: "
+            "crops.cameras=none for a folder, no column 'camera' in a table, vkd.no_camera=True for views"
         )
 
 

@@ -12,7 +12,7 @@ import shutil
 import time
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..errors import DataError
 from ..files import read_json, write_json

@@ -1,6 +1,7 @@
 """Networks as they are deployed."""
 
 from .deployment import Deployment
+from .eight_bits import EightBits, LayerError
 from .export import Exported, export
 from .gallery import Ranked, lift, rank
 from .latency import Latency, measure_latency
@@ -12,9 +13,11 @@ from .threshold import Calibration, Threshold, calibrate, calibrate_threshold
 __all__ = [
     "Calibration",
     "Deployment",
+    "EightBits",
     "Exported",
     "ExportedNetwork",
     "Latency",
+    "LayerError",
     "Lifted",
     "Parity",
     "Ranked",

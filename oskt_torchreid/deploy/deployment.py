@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..batches import IMAGENET_MEAN, IMAGENET_STD
 from ..errors import ConfigError, ExportError
 from ..networks import DEFAULT_INPUT_SIZE, is_image_size, parse_outputs, resolver, unwrapped
 from .classifiers import evaluated_classifiers, fails
+from .feeding import INPUTS, Feeding
 from .lifting import FEATURES, Lifted, bare, lifting_of_student
 
 INPUT, OUTPUT = "images", "features"
 OUTPUTS = ("feature", "scores")
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchreid's own default
 
 
 class Deployed(nn.Module):
@@ -31,6 +32,7 @@ class Deployed(nn.Module):
         normalized: divide each feature by its L2 norm.
         without: names of classifiers that are left out, so that the output is what they would be given.
         lifting: the entry of the output that each entry of a lifted feature is, see `lifting.py`; `None`: as it is.
+        first: what comes before the network, see `Feeding.first`.
     """
 
     lifting: Tensor | None
@@ -41,9 +43,11 @@ class Deployed(nn.Module):
         normalized: bool = False,
         without: Sequence[str] = (),
         lifting: Sequence[int] | None = None,
+        first: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.network = copy.deepcopy(unwrapped(network)).cpu().float()
+        self.first = first or nn.Identity()
         self.normalized = normalized
         self.register_buffer("lifting", None if lifting is None else torch.tensor(lifting), persistent=False)
         for name in without:
@@ -52,8 +56,8 @@ class Deployed(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps images `[batch, channels, height, width]` to features `[batch, length]`; branches are joined."""
-        branches = parse_outputs(self.network(images), training=False).features
+        """Maps images, as `first` takes them, to features `[batch, length]`; branches are joined."""
+        branches = parse_outputs(self.network(self.first(images)), training=False).features
         features = torch.cat(branches, 1) if len(branches) > 1 else branches[0]
         if self.lifting is not None:
             features = features.index_select(1, self.lifting)
@@ -67,9 +71,7 @@ class Deployment:
     Attributes:
         network: maps images to features.
         name: registered name of the network, or of the teacher that a student comes from; empty: it has none.
-        input_size: `(channels, height, width)` of an image.
-        mean: per channel, of pixels in `[0, 1]`; subtracted first.
-        std: per channel; divided by afterwards.
+        feeding: of the network.
         feature_dim: length of a feature, or the number of scores.
         output: which tensor of the network it is, in words.
         kind: `feature` or `scores`.
@@ -78,9 +80,7 @@ class Deployment:
 
     network: Deployed
     name: str
-    input_size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    feeding: Feeding
     feature_dim: int
     output: str = ""
     kind: str = OUTPUTS[0]
@@ -96,22 +96,26 @@ class Deployment:
         normalized: bool = False,
         output: str = OUTPUTS[0],
         feature: str = FEATURES[0],
+        input: str = INPUTS[0],
+        batch: int | None = None,
     ) -> Deployment:
         """Checks everything and runs the network once.
 
         Args:
             model: a student, teacher or any torchreid model; not changed.
             input_size: by default what a student's record or the model's registered name says, else 3x256x128.
-            mean: see the class.
-            std: see the class.
+            mean: see `Feeding`.
+            std: see `Feeding`.
             normalized: divide each feature by its L2 norm.
             output: `feature`, what the classifier is given where evaluation runs one, as networks of torchvision and
                 timm do, else what the network returns; or `scores`, the classifier's.
             feature: of a student, `own`, or `teacher`: lifted, as a student of `expand(..., feature="teacher")` has it.
+            input: see `Feeding`.
+            batch: see `Feeding`.
 
         Raises:
-            ConfigError: no network, an impossible size, an unknown output, scores of a network that gives none in
-                evaluation, or a mean or std that does not fit it.
+            ConfigError: no network, an impossible size, an unknown output, input or batch, scores of a network that
+                gives none in evaluation, or a mean or std that does not fit it.
             FeatureError: a network whose features cannot be lifted.
             ExportError: a network that fails on an image, gives several tensors, no features, or NaN.
         """
@@ -134,24 +138,30 @@ class Deployment:
                 f"{type(model).__name__} gives no class scores in evaluation that can be told from features; export "
                 "output='feature'"
             )
-        network = Deployed(model, normalized, classifiers if output == "feature" else (), lifting)
-        mean, std = (tuple(float(value) for value in values) for values in (mean, std))
-        length = _feature_dim(network, type(model).__name__, size)
+        average, deviation = (tuple(float(value) for value in values) for values in (mean, std))
+        feeding = Feeding(size, average, deviation, input, batch)
+        network = Deployed(model, normalized, classifiers if output == "feature" else (), lifting, feeding.first)
+        length = _feature_dim(network, type(model).__name__, feeding)
         words = "a lifted feature, in the places of the teacher's" if lifting else _in_words(output, classifiers)
         origin = _origin(record, feature) if output == "feature" else {}
-        return cls(network, name, size, mean, std, length, words, output, origin)
+        return cls(network, name, feeding, length, words, output, origin)
 
     def metadata(self, precision: str) -> dict[str, str]:
         """The metadata that a client needs, as JSON text per name.
 
-        `network`, `input_size`, `mean`, `std`, `color`, `interpolation`, `output`, `feature_dim`, `l2_normalized` and
-        `precision`; of a student of a chain also `chain`, `lifting`, `feature`, and `thresholds` if they were measured.
+        `network`, `input`, `layout`, `batch` (a fixed one), `input_size`, `mean`, `std`, `color`, `interpolation`,
+        `output`, `feature_dim`, `l2_normalized` and `precision`; of a student of a chain also `chain`, `lifting`,
+        `feature`, and if they were measured `thresholds` of these features and, of lifted ones, `fleet_thresholds` for
+        features of all widths.
         """
         metadata: dict[str, Any] = {
             "network": self.name,
-            "input_size": list(self.input_size),
-            "mean": list(self.mean),
-            "std": list(self.std),
+            "input": self.feeding.input,
+            "layout": self.feeding.layout,
+            **({"batch": self.feeding.batch} if self.feeding.batch else {}),  # others read a number there
+            "input_size": list(self.feeding.input_size),
+            "mean": list(self.feeding.mean),
+            "std": list(self.feeding.std),
             "color": "RGB",
             "interpolation": "bilinear",
             "output": self.kind,
@@ -178,7 +188,8 @@ def _origin(record: Any, feature: str) -> dict[str, Any]:
     """What a client needs to compare features of several widths, where a network is a student of a chain."""
     if not record:
         return {}
-    thresholds = {"thresholds": record.thresholds} if record.thresholds and record.feature == feature else {}
+    named = {"thresholds": feature, **({"fleet_thresholds": "fleet"} if feature == "teacher" else {})}
+    thresholds = {name: record.thresholds[kind] for name, kind in named.items() if kind in record.thresholds}
     if not (record.chain and record.lifting):
         return thresholds
     return {"chain": record.chain, "lifting": list(record.lifting), "feature": feature, **thresholds}
@@ -208,17 +219,17 @@ def _check_statistics(mean: Sequence[float], std: Sequence[float], channels: int
         raise ConfigError(f"std of an export is {tuple(std)}; pixels are divided by it: give numbers above 0")
 
 
-def _feature_dim(network: Deployed, name: str, size: tuple[int, int, int]) -> int:
-    images = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
+def _feature_dim(network: Deployed, name: str, feeding: Feeding) -> int:
+    images = feeding.example()
     try:
         with torch.inference_mode():
             features = network(images)
     except Exception as error:  # a user's code
-        raise fails(network.network, size, error) from error
-    if features.dim() != 2 or len(features) != 2:
+        raise fails(network.network, feeding.input_size, error) from error
+    if features.dim() != 2 or len(features) != len(images):
         raise ExportError(
-            f"{name} gives {tuple(features.shape)} for 2 images in evaluation; a deployed network gives a feature for "
-            "each, [2, length]"
+            f"{name} gives {tuple(features.shape)} for {len(images)} images in evaluation; a deployed network gives a "
+            "feature for each, [images, length]"
         )
     if not torch.isfinite(features).all():
         raise ExportError(f"{name} gives features that are NaN or infinite; export a network whose training succeeded")

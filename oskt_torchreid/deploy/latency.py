@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,12 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ExportError
 from .deployment import Deployed
 from .onnx_format import to_onnx
 from .packages import require
 from .runtimes import onnx_provider, run_onnx, run_openvino
 
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
 BACKENDS = ("pytorch", "onnxruntime", "openvino")
 DEVICES = ("cpu", "cuda")
 
@@ -69,27 +73,35 @@ class Timed:
     @cached_property
     def onnx(self) -> bytes:
         """The network in ONNX's format; raises `ExportError` for one that cannot be exported."""
-        return to_onnx(Deployed(self._network), self.input_size).SerializeToString()
+        images = torch.rand(2, *self.input_size, generator=torch.Generator().manual_seed(0))
+        return to_onnx(Deployed(self._network), images).SerializeToString()
 
     def measure(
         self,
         batch: int = 1,
         threads: int | None = None,
         device: str = "cpu",
-        backend: str = "pytorch",
+        backend: str = AUTO,
         warmup: int = 3,
         repeats: int = 15,
     ) -> Latency:
         """Times it; arguments and errors as of `measure_latency`."""
         _check_numbers(batch, threads, warmup, repeats)
-        check_backend(device, backend)
+        chosen = chosen_backend(device, backend)
         threads = threads or torch.get_num_threads()
         images = torch.rand(batch, *self.input_size, generator=torch.Generator().manual_seed(0))
         with _threads(threads):
-            milliseconds = _repeated(self._runner(images, threads, device, backend), warmup, repeats)
+            try:
+                run = self._runner(images, threads, device, chosen)
+            except ExportError as error:
+                if backend != AUTO:
+                    raise
+                logger.info("measured by PyTorch, for ONNX Runtime cannot run it: %s", error)
+                chosen, run = "pytorch", self._runner(images, threads, device, "pytorch")
+            milliseconds = _repeated(run, warmup, repeats)
         lower, median, upper, most = np.percentile(milliseconds, (25, 50, 75, 95))
         spread = float(upper - lower)
-        return Latency(float(median), spread, float(most), batch, threads, device, backend, repeats)
+        return Latency(float(median), spread, float(most), batch, threads, device, chosen, repeats)
 
     def _runner(self, images: Tensor, threads: int, device: str, backend: str) -> Callable[[], object]:
         if backend == "pytorch":
@@ -105,7 +117,7 @@ def measure_latency(
     batch: int = 1,
     threads: int | None = None,
     device: str = "cpu",
-    backend: str = "pytorch",
+    backend: str = AUTO,
     warmup: int = 3,
     repeats: int = 15,
 ) -> Latency:
@@ -117,7 +129,9 @@ def measure_latency(
         batch: images at a time.
         threads: of one operator; by default torch's own number. Set back afterwards.
         device: `cpu` or `cuda`.
-        backend: `pytorch`, or `onnxruntime` or `openvino` (an exported copy; they need the extra `export`).
+        backend: `pytorch`, or `onnxruntime` or `openvino` (an exported copy; they need the extra `export`); `auto`:
+            ONNX Runtime where it is installed and can run the network, else PyTorch. Small networks leave PyTorch
+            waiting for itself, whatever their width, so that its time says little of a device.
         warmup: runs before those that are timed.
         repeats: timed runs.
 
@@ -157,9 +171,22 @@ def _repeated(run: Callable[[], object], warmup: int, repeats: int) -> list[floa
     return milliseconds
 
 
+def chosen_backend(device: str, backend: str) -> str:
+    """The backend itself, or what `auto` stands for here; raises `ConfigError` as `check_backend` does."""
+    if backend != AUTO:
+        check_backend(device, backend)
+        return backend
+    check_backend(device, "pytorch")
+    try:
+        check_backend(device, "onnxruntime")
+    except ConfigError:
+        return "pytorch"
+    return "onnxruntime"
+
+
 def check_backend(device: str, backend: str) -> None:
     """Raises `ConfigError` unless a backend can measure on a device here, its packages included."""
-    for name, value, allowed in (("device", device, DEVICES), ("backend", backend, BACKENDS)):
+    for name, value, allowed in (("device", device, DEVICES), ("backend", backend, (*BACKENDS, AUTO))):
         if value not in allowed:
             raise ConfigError(f"{name} of a latency measurement is '{value}'; allowed: {', '.join(allowed)}")
     if device == "cuda" and not torch.cuda.is_available():

@@ -44,8 +44,7 @@ class Lifted(nn.Module):
         record = vars(student)["student_record"]
         self.student, self.classifier = student, classifier
         self.register_buffer("lifting", torch.tensor(record.lifting), persistent=False)
-        thresholds = record.thresholds if record.feature == "teacher" else {}
-        self.student_record = replace(record, feature="teacher", thresholds=thresholds)
+        self.student_record = replace(record, feature="teacher")
         self.train(student.training)
 
     def forward(self, images: Tensor) -> Any:

@@ -19,16 +19,16 @@ from .packages import package, silence
 
 OPSET = 18
 PRODUCER = "oskt_torchreid"
-_EXAMPLES = 2  # images of the traced batch; one would be taken for a length that never changes
 
 
-def to_onnx(network: nn.Module, input_size: tuple[int, ...], opset: int = OPSET) -> Any:
-    """The network as an ONNX model whose batch size is free.
+def to_onnx(network: nn.Module, images: torch.Tensor, opset: int = OPSET, free: bool = True) -> Any:
+    """The network as an ONNX model.
 
     Args:
         network: in evaluation, on the CPU, with one input and one output.
-        input_size: `(channels, height, width)`.
+        images: an example of its input; if the batch size is free, of two at least.
         opset: version of ONNX's operators.
+        free: whether it takes any number of images; else as many as the example.
 
     Returns:
         `onnx.ModelProto`, weights inside; input `images`, output `features`.
@@ -37,9 +37,8 @@ def to_onnx(network: nn.Module, input_size: tuple[int, ...], opset: int = OPSET)
         ExportError: code that depends on the values of tensors, or an operator that ONNX does not have; the message
             names it and the module that uses it.
     """
-    images = torch.rand(_EXAMPLES, *input_size, generator=torch.Generator().manual_seed(0))
     with silence(), torch.no_grad():
-        program = _traced(network, images)
+        program = _traced(network, images, free)
         fold_norms(program)
         try:
             # An ONNXProgram: only torch's older exporter, which has `dynamo=False`, gives None.
@@ -59,7 +58,8 @@ def to_onnx(network: nn.Module, input_size: tuple[int, ...], opset: int = OPSET)
     written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if written != opset:  # the exporter converts from its own version, and keeps that version if it fails
         raise ExportError(f"the network cannot be written with opset {opset}, only with {written}; use that")
-    _name_batch(model)
+    if free:
+        _name_batch(model)
     _strip(model)
     return model
 
@@ -80,9 +80,9 @@ def to_half(model: Any) -> Any:
         return convert_float_to_float16(model, keep_io_types=True)
 
 
-def _traced(network: nn.Module, images: torch.Tensor) -> ExportedProgram:
+def _traced(network: nn.Module, images: torch.Tensor, free: bool) -> ExportedProgram:
     try:
-        return torch.export.export(network, (images,), dynamic_shapes=({0: Dim.DYNAMIC},))
+        return torch.export.export(network, (images,), dynamic_shapes=({0: Dim.DYNAMIC},) if free else None)
     except Exception as error:  # torch.export raises many types
         raise ExportError(
             f"{type(network.network).__name__} cannot be traced for an export ({_first_line(error)}{_place(error)}); "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import ExportError
+from .feeding import Feeding
 
 Run = Callable[[np.ndarray], np.ndarray]
-"""Images `[batch, 3, height, width]` to features `[batch, length]`."""
+"""Images, in the form that a file takes, to features `[batch, length]`."""
 
 BATCHES = (1, 3, 2)  # none is a multiple of another, so that a graph with a fixed length fails
 
@@ -68,21 +69,21 @@ class Parity:
         )
 
 
-def pictures(input_size: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> list[Tensor]:
-    """Batches of different random pictures, coarse colours and fine grain, as a client would normalise them.
+def pictures(feeding: Feeding) -> list[Tensor]:
+    """Batches of different random pictures, coarse colours and fine grain, in the form that a file takes.
 
     Returns:
-        Tensors `[batch, channels, height, width]` of the sizes `BATCHES`; the same in every call.
+        Of the sizes `BATCHES`, or of the one that the file takes; the same in every call.
     """
-    channels, height, width = input_size
+    channels, height, width = feeding.input_size
     generator = torch.Generator().manual_seed(0)
-    center, scale = (torch.tensor(values).reshape(-1, 1, 1) for values in (mean, std))
+    center, scale = (torch.tensor(values).reshape(-1, 1, 1) for values in (feeding.mean, feeding.std))
     batches = []
-    for count in BATCHES:
+    for count in [feeding.batch] * 2 if feeding.batch else BATCHES:
         coarse = torch.rand(count, channels, 4, 2, generator=generator)
         colours = functional.interpolate(coarse, size=(height, width), mode="bilinear")
         grain = torch.rand(count, channels, height, width, generator=generator)
-        batches.append((0.8 * colours + 0.2 * grain - center) / scale)
+        batches.append(feeding.fed((0.8 * colours + 0.2 * grain - center) / scale))
     return batches
 
 
@@ -91,7 +92,7 @@ def check_parity(network: nn.Module, run: Run, batches: Iterable[Tensor], precis
 
     Args:
         network: in evaluation, on the CPU.
-        run: features `[batch, length]` of images `[batch, channels, height, width]` by the exported file.
+        run: features `[batch, length]` of images, as the exported file takes them.
         batches: images, different ones.
         precision: `fp32`, `fp16` or `int8`; determines the tolerance.
         path: of the file, for messages.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, ExportError
 from .deployment import INPUT
+from .feeding import Feeding
 from .packages import openvino_core, package, silence
 from .parity import Run
 
@@ -31,7 +32,8 @@ def open_exported(path: str | Path, format: str, threads: int = 0, shown: str | 
         shown: the file's name in messages, if it has a temporary one.
 
     Returns:
-        Maps images `[batch, channels, height, width]` to features `[batch, feature_dim]`, both single precision.
+        Maps images, in the form that the file takes (see `Feeding`), to features `[batch, feature_dim]` of single
+        precision.
 
     Raises:
         ExportError: a file that the runtime cannot read.
@@ -114,12 +116,22 @@ class ExportedNetwork(nn.Module):
 
     Args:
         run: the result of `open_exported`.
+        feeding: of the file; `None`: any number of normalised images.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, feeding: Feeding | None = None) -> None:
         super().__init__()
-        self.run = run
+        self.run, self.feeding = run, feeding
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features `[batch, feature_dim]` of images `[batch, channels, height, width]`, on their device."""
-        return torch.from_numpy(self.run(images.float().contiguous().cpu().numpy())).to(images.device)
+        """Features `[batch, feature_dim]` of normalised images `[batch, channels, height, width]`, on their device."""
+        given = images.float().contiguous().cpu()
+        size = (self.feeding and self.feeding.batch) or len(given)
+        parts = [self._features(part, size) for part in given.split(size)]
+        return torch.cat(parts).to(images.device)
+
+    def _features(self, images: Tensor, size: int) -> Tensor:
+        """Features of at most as many images as the file takes; what is missing is filled up with the last."""
+        filled = torch.cat([images, images[-1:].expand(size - len(images), -1, -1, -1)])
+        fed = filled if self.feeding is None else self.feeding.fed(filled)
+        return torch.from_numpy(self.run(fed.contiguous().numpy()))[: len(images)]

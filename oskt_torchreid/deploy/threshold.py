@@ -13,25 +13,25 @@ impostor may be accepted: the threshold lies above 0.5, and accepts one genuine 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..batches import batches_of, check_items
 from ..errors import DataError
 from ..graph.tracer import tracing_mode
 from ..networks import parse_outputs, unwrapped
+from .lifting import FEATURES, bare
+from .pairs import Pairs, pairs_of
 
 RATES = (1e-2, 1e-3, 1e-4)
+KINDS = (*FEATURES, "fleet")
+"""What thresholds of a student are for: its own features, lifted ones, or lifted ones of all widths."""
 REPEATS = 200
-_ROWS = 512  # pictures that are compared with all others at once
-_SAMPLE = 1_000_000  # similarities that say roughly where the highest ones begin
-_SPARE = 8.0  # how many times the highest rate is kept of the impostors, for thresholds of unlucky draws
 _INTERVAL = (2.5, 97.5)  # percentiles
 
 
@@ -127,14 +127,22 @@ def calibrate(
     if not rates or not all(0 < rate < 1 for rate in rates):
         raise DataError(f"false accept rates are {list(rates)}; give some between 0 and 1")
     pairs = pairs_of(features, pids, camids, max(rates))
-    possible = [rate for rate in sorted(rates, reverse=True) if rate * pairs.impostors >= 1]
-    found = pairs.thresholds(np.ones(pairs.identities), possible)
-    generator = np.random.default_rng(seed)
-    share = np.full(pairs.identities, 1 / pairs.identities)
-    drawn = [pairs.thresholds(each, possible) for each in generator.multinomial(pairs.identities, share, repeats)]
-    low, high = np.nanpercentile([found, *drawn], _INTERVAL, axis=0) if possible else (found, found)
-    numbers = np.stack([found, low, high], 2).reshape(-1, 6)  # similarity and TAR, each with both ends
-    thresholds = tuple(Threshold(rate, *map(float, row)) for rate, row in zip(possible, numbers, strict=True))
+    possible = pairs.possible(rates)
+    return summarized(pairs, data, possible, pairs.bootstrap(possible, repeats, seed))
+
+
+def summarized(pairs: Pairs, data: str, rates: Sequence[float], found: np.ndarray) -> Calibration:
+    """Thresholds with their intervals.
+
+    Args:
+        pairs: which they are of.
+        data: name of the data set.
+        rates: false accept rates.
+        found: similarity and TAR, `[1 + repeats, rates, 2]`: those of all pairs, then those of the bootstrap.
+    """
+    low, high = np.nanpercentile(found, _INTERVAL, axis=0) if rates else (found[0], found[0])
+    numbers = np.stack([found[0], low, high], 2).reshape(-1, 6)  # similarity and TAR, each with both ends
+    thresholds = tuple(Threshold(rate, *map(float, row)) for rate, row in zip(rates, numbers, strict=True))
     return Calibration(data, pairs.identities, len(pairs.genuine), pairs.impostors, thresholds)
 
 
@@ -142,6 +150,8 @@ def calibrate_threshold(
     network: nn.Module, loader: Iterable[Any], data: str = "", rates: Sequence[float] = RATES, **how: Any
 ) -> Calibration:
     """Thresholds of a network on the pictures of a loader, kept with it: in its file, and in exports of it.
+
+    A student keeps those of its own features and, calibrated as `lifted(student)`, those of lifted ones.
 
     Args:
         network: a student, whose record has the thresholds afterwards, or any network; otherwise not changed. What is
@@ -169,116 +179,18 @@ def calibrate_threshold(
         raise DataError("the loader gave no batch; give pictures of identities that the network was not trained on")
     found = calibrate(torch.cat(features), pids, camids, data, rates, **how)
     if (record := vars(network).get("student_record")) is not None:
-        vars(network)["student_record"] = replace(record, thresholds=found.to_dict())
+        keep_thresholds(network, {record.feature: found})
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Pairs of pictures of different cameras.
+def keep_thresholds(student: nn.Module, found: Mapping[str, Calibration]) -> None:
+    """Puts thresholds into a student's record, in place; a lifted one shares them with the student inside of it.
 
-    Attributes:
-        genuine: similarities of pairs of one identity, `[pairs]`.
-        genuine_of: the identity of each.
-        high: the highest similarities of impostors, in falling order.
-        high_of: both identities of each, `[pairs, 2]`.
-        counts: impostors of each two identities, `[identities, identities]`, symmetric, 0 along the diagonal.
+    Args:
+        student: with a record.
+        found: by what they are for: `own` or `teacher` features, or `fleet`.
     """
-
-    genuine: np.ndarray
-    genuine_of: np.ndarray
-    high: np.ndarray
-    high_of: np.ndarray
-    counts: np.ndarray
-
-    @property
-    def identities(self) -> int:
-        """How many identities there are."""
-        return len(self.counts)
-
-    @property
-    def impostors(self) -> int:
-        """How many impostors there are."""
-        return int(self.counts.sum()) // 2
-
-    def thresholds(self, drawn: np.ndarray, rates: Sequence[float]) -> np.ndarray:
-        """Threshold and TAR per rate, `[rates, 2]`, where every identity counts as often as it was drawn.
-
-        NaN where the draw leaves no pairs, or lets more impostors pass than are known.
-        """
-        found = np.full((len(rates), 2), np.nan)
-        genuine = drawn[self.genuine_of]
-        if not genuine.any():
-            return found
-        accepted = np.cumsum(drawn[self.high_of].prod(1))
-        total = float(drawn @ self.counts @ drawn) / 2
-        for place, rate in enumerate(rates):
-            passed = np.searchsorted(accepted, rate * total * (1 + 1e-12), side="right")
-            if passed < len(self.high):  # the first that must not pass
-                similarity = np.nextafter(self.high[passed], np.float32(2))
-                found[place] = similarity, genuine[self.genuine >= similarity].sum() / genuine.sum()
-        return found
-
-
-def pairs_of(features: Any, pids: Any, camids: Any, rate: float) -> Pairs:
-    """All genuine pairs, and the impostors that may matter for a false accept rate; errors as of `calibrate`."""
-    vectors, (_, labels) = torch.as_tensor(features).float(), np.unique(np.asarray(pids), return_inverse=True)
-    cameras = np.arange(len(labels)) if camids is None else np.unique(np.asarray(camids), return_inverse=True)[1]
-    if vectors.dim() != 2 or not len(vectors) == len(labels) == len(cameras):
-        raise DataError(
-            f"features have the shape {tuple(vectors.shape)}, and there are {len(labels)} identities and "
-            f"{len(cameras)} cameras; give one of each per picture"
-        )
-    if not torch.isfinite(vectors).all():
-        raise DataError("features are NaN or infinite; give those of a network whose training succeeded")
-    vectors = functional.normalize(vectors)
-    cut = _rough_cut(vectors, labels, rate)
-    kept = [_of_rows(rows, alike, labels, cameras, cut) for rows, alike in _blocks(vectors)]
-    genuine, genuine_of, high, high_of = (np.concatenate(parts) for parts in zip(*kept, strict=True))
-    order = np.argsort(-high, kind="stable")
-    pairs = Pairs(genuine, genuine_of, high[order], high_of[order], _impostors(labels, cameras))
-    if not len(pairs.genuine) or not pairs.impostors:
-        raise DataError(
-            f"{len(vectors)} pictures of {pairs.identities} identities have {len(pairs.genuine)} pairs of one identity "
-            f"and {pairs.impostors} of two, by different cameras; give a set with both"
-        )
-    return pairs
-
-
-def _of_rows(
-    rows: slice, alike: np.ndarray, labels: np.ndarray, cameras: np.ndarray, cut: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Genuine pairs of some pictures with later ones, and impostors above a cut: similarities and identities."""
-    later = np.arange(len(labels))[None] > np.arange(rows.start, rows.stop)[:, None]
-    counted = later & (cameras[rows][:, None] != cameras[None])
-    same = labels[rows][:, None] == labels[None]
-    first, second = np.nonzero(counted & same)
-    one, other = np.nonzero(counted & ~same & (alike >= cut))
-    of_both = np.stack([labels[rows][one], labels[other]], 1)
-    return alike[first, second], labels[second], alike[one, other], of_both
-
-
-def _impostors(labels: np.ndarray, cameras: np.ndarray) -> np.ndarray:
-    """Pairs by different cameras of each two identities: all pairs but those of one camera."""
-    seen = np.zeros((labels.max() + 1, cameras.max() + 1))
-    np.add.at(seen, (labels, cameras), 1)
-    counts = np.outer(seen.sum(1), seen.sum(1)) - seen @ seen.T
-    np.fill_diagonal(counts, 0)
-    return counts
-
-
-def _blocks(vectors: Tensor) -> Iterator[tuple[slice, np.ndarray]]:
-    """Cosine similarities of some pictures with all, `[rows, pictures]`."""
-    for start in range(0, len(vectors), _ROWS):
-        rows = slice(start, min(start + _ROWS, len(vectors)))
-        yield rows, (vectors[rows] @ vectors.T).numpy()
-
-
-def _rough_cut(vectors: Tensor, labels: np.ndarray, rate: float) -> float:
-    """A similarity that several times as many impostors reach as a rate lets pass, by a sample of pairs."""
-    first, second = np.random.default_rng(0).integers(0, len(vectors), (2, _SAMPLE))
-    other = labels[first] != labels[second]
-    if len(vectors) ** 2 < _SAMPLE or not other.any():
-        return -2.0  # all of them
-    alike = (vectors[first[other]] * vectors[second[other]]).sum(1).numpy()
-    return float(np.quantile(alike, max(0.0, 1 - _SPARE * rate)))
+    plain = {kind: calibration.to_dict() for kind, calibration in found.items()}
+    for network in {id(each): each for each in (student, bare(student))}.values():
+        record = vars(network)["student_record"]
+        vars(network)["student_record"] = replace(record, thresholds={**record.thresholds, **plain})

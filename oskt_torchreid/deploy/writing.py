@@ -12,12 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ExportError
+from ..errors import DataError, ExportError
 from .deployment import Deployment
+from .eight_bits import ALL_LAYERS, EightBits, LayerError, layer_errors, least_kept
+from .equalization import equalized
 from .onnx_format import OPSET, describe, to_half, to_onnx
 from .packages import openvino_core, package, silence
-from .quantization import to_int8
+from .parity import pictures
+from .quantization import Quantizer
 from .runtimes import METADATA_FILE, SECTION
+
+_CHECKED = 8  # of the images that calibrate
+_COMPARED = 32  # about as many, for what layers lose
 
 
 class Conversion:
@@ -25,19 +31,31 @@ class Conversion:
 
     Args:
         deployment: the network and its facts.
-        batches: images that calibrate eight-bit networks.
+        batches: normalised images that calibrate eight-bit networks.
         opset: version of ONNX's operators.
+        eight_bits: how these are made.
+        format: that they are for.
     """
 
-    def __init__(self, deployment: Deployment, batches: Sequence[Tensor] = (), opset: int = OPSET) -> None:
-        self.deployment, self.batches, self._opset = deployment, batches, opset
+    def __init__(
+        self,
+        deployment: Deployment,
+        batches: Sequence[Tensor] = (),
+        opset: int = OPSET,
+        eight_bits: EightBits = ALL_LAYERS,
+        format: str = "onnx",
+    ) -> None:
+        self.deployment, self.batches, self._opset, self.eight_bits = deployment, batches, opset, eight_bits
+        self._format = format
 
     def onnx_model(self, precision: str) -> Any:
         """A new ONNX model in a precision, without metadata."""
+        if precision == "int8":
+            return self.quantizer.quantised(self.kept)
         model = copy.deepcopy(self._onnx_model)
         if precision == "fp16":
             return to_half(model)
-        return to_int8(model, self.batches) if precision == "int8" else model
+        return model
 
     @property
     def plain_size(self) -> int:
@@ -45,8 +63,62 @@ class Conversion:
         return self._onnx_model.ByteSize()
 
     @cached_property
+    def fed_batches(self) -> list[Tensor]:
+        """The images that calibrate, in the form that the file takes.
+
+        Raises:
+            DataError: fewer than a batch.
+        """
+        feeding = self.deployment.feeding
+        found = feeding.batches(self.batches)
+        if not found:
+            raise DataError(
+                f"{sum(map(len, self.batches))} images cannot calibrate a file that always takes {feeding.batch}; give "
+                "at least as many"
+            )
+        return found
+
+    @cached_property
+    def check_images(self) -> list[Tensor]:
+        """Batches, in the form that the file takes, to compare file and network: a few that calibrate, or made up."""
+        feeding, images = self.deployment.feeding, torch.cat(list(self.batches)) if self.batches else torch.empty(0)
+        few = images[torch.linspace(0, max(len(images) - 1, 0), min(len(images), _CHECKED)).long()]
+        parts = [part for part in (few[:1], few[1:4], few[4:]) if len(part)]  # batches of different sizes
+        return feeding.batches(parts) or pictures(feeding)
+
+    @cached_property
+    def quantizer(self) -> Quantizer:
+        """Makes the network in eight bits."""
+        network = self.deployment.network
+        if self.eight_bits.equalize:
+            network = copy.deepcopy(network)
+            network.network = equalized(network.network, self.batches)
+        return Quantizer(self._to_onnx(network), self.fed_batches, self.eight_bits.ranges)
+
+    @cached_property
+    def kept(self) -> tuple[str, ...]:
+        """Names of the layers that stay out of eight bits."""
+        how = self.eight_bits
+        # OpenVINO computes a convolution of the image wrongly on processors without dot products of bytes.
+        spared = self.quantizer.first if self._format == "openvino" else ()
+        chosen = how.kept
+        if how.max_drop is not None:
+            chosen = least_kept(self.quantizer, self.deployment.feeding, lambda: self.layer_errors, how)
+        return tuple(dict.fromkeys((*spared, *chosen)))
+
+    @cached_property
+    def layer_errors(self) -> list[LayerError]:
+        """What each layer loses in eight bits by itself, on some of the images that calibrate, the worst first."""
+        images = self.fed_batches
+        return layer_errors(self.quantizer, images[: -(-_COMPARED // max(len(images[0]), 1))])
+
+    @cached_property
     def _onnx_model(self) -> Any:
-        return to_onnx(self.deployment.network, self.deployment.input_size, self._opset)
+        return self._to_onnx(self.deployment.network)
+
+    def _to_onnx(self, network: nn.Module) -> Any:
+        feeding = self.deployment.feeding
+        return to_onnx(network, feeding.example(), self._opset, free=feeding.batch is None)
 
 
 def write_onnx(path: Path, conversion: Conversion, precision: str) -> None:
@@ -79,7 +151,7 @@ def write_torchscript(path: Path, conversion: Conversion, precision: str) -> Non
     """Writes a traced and frozen TorchScript archive, metadata as the extra file `metadata.json`."""
     deployment = conversion.deployment
     network: nn.Module = HalfInside(deployment.network) if precision == "fp16" else deployment.network
-    images = torch.rand(2, *deployment.input_size, generator=torch.Generator().manual_seed(0))
+    images = deployment.feeding.example()
     try:
         with silence(), torch.no_grad():  # warnings of values that a trace takes for constants; parity sees them
             script = torch.jit.freeze(torch.jit.trace(network, images, check_trace=False))

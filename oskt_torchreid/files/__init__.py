@@ -42,8 +42,8 @@ _KINDS = {
 }
 """What files begin with."""
 _TAKEN_BY = {
-    "a checkpoint": "tools/export.py takes networks and students, oskt.teacher and model.load_weights networks",
-    "a weight chain": "tools/expand.py makes a student of it, and oskt.chain starts a run from it",
+    "a checkpoint": "oskt export takes networks and students, oskt.teacher and model.load_weights networks",
+    "a weight chain": "oskt expand makes a student of it, and oskt.chain starts a run from it",
     "an ONNX file": "programs on the device take it; give the checkpoint that it was made of",
 }
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}(\.[^.]*)?|\.tmp\w{6}")  # as `atomic` and safetensors name them

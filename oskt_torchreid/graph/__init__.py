@@ -8,7 +8,7 @@ from .channel_graph import Axis, ChannelGraph, ChannelGroup, Tie
 from .plans import Width, balanced, check_plan, check_widths, full_plan, ratio_plan
 from .recording import Recording
 from .rules.elementwise import keep, spatial
-from .scaling import FeaturePath, feature_path
+from .scaling import FeaturePath, ScalePath, feature_path, scale_paths
 from .shadows import spread
 from .surgery.rebuild import adapt_code, rebuild, register_attribute_rule
 from .surgery.shell import shell
@@ -23,6 +23,7 @@ __all__ = [
     "FeaturePath",
     "Recording",
     "Rule",
+    "ScalePath",
     "Tie",
     "Tracer",
     "Width",
@@ -38,6 +39,7 @@ __all__ = [
     "rebuild",
     "register_attribute_rule",
     "register_rule",
+    "scale_paths",
     "shell",
     "spatial",
     "spread",

@@ -44,15 +44,20 @@ def register_presets(presets: Mapping[str, Preset]) -> None:
     PRESETS.update(presets)
 
 
+def check_preset(name: str) -> None:
+    """Raises `WidthError` for an unknown name of a width, before there is a network that it would be of."""
+    if name not in PRESETS:
+        presets = f", or a preset: {', '.join(PRESETS)}" if PRESETS else ""
+        raise WidthError(f"unknown width '{name}'{nearest(name, PRESETS)}; give a ratio such as 0.5{presets}")
+
+
 def preset_plan(name: str, graph: ChannelGraph) -> dict[str, int]:
     """Width per channel group of a preset.
 
     Raises:
         WidthError: an unknown name, or a preset of another architecture.
     """
-    if name not in PRESETS:
-        presets = f", or a preset: {', '.join(PRESETS)}" if PRESETS else ""
-        raise WidthError(f"unknown width '{name}'{nearest(name, PRESETS)}; give a ratio such as 0.5{presets}")
+    check_preset(name)
     plan = PRESETS[name].plan(graph)
     if plan is None:
         raise WidthError(

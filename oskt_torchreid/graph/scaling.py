@@ -74,6 +74,46 @@ def feature_path(model: nn.Module, graph: ChannelGraph) -> FeaturePath:
     return FeaturePath(channels, obstacle=obstacle, **({} if obstacle else chosen) or dict.fromkeys(chosen, ()))
 
 
+@dataclass(frozen=True)
+class ScalePath:
+    """Tensors that one factor per channel can be folded into, so that the network computes the same.
+
+    Attributes:
+        rows: tensors whose positions along their `row` axis are multiplied.
+        columns: matrices whose columns (rows of a depthwise convolution, which has none) are divided.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+
+
+def scale_paths(model: nn.Module, graph: ChannelGraph) -> list[ScalePath]:
+    """Every place inside of a network in evaluation where factors per channel can be folded in.
+
+    Results carry no factors, so the network computes the same whatever they are. Places where only running statistics
+    would remove them again are left out: a norm makes nothing of the scale of its input.
+
+    Args:
+        model: not changed.
+        graph: its channel graph.
+    """
+    relations = Relations()
+    tracer = ScaleTracer(model, relations, "evaluation", graph.keep)
+    run(model, graph.input_size, tracer, training=False)
+    for result in tracer.results:
+        if torch.is_tensor(result) and tracer.carries(result):
+            relations.unscaled(tracer.unknown(result), "it is a result")
+    for head in graph.heads:
+        relations.unscaled(("rows", head), f"the outputs of '{head}' are results")
+    found = {}
+    for key in [key for key in relations.known if key[0] == "rows"]:
+        scaled, obstacle = relations.solve({key})
+        if not obstacle and not _members(relations, scaled, "statistics"):
+            path = ScalePath(_members(relations, scaled, "rows"), _members(relations, scaled, "columns"))
+            found[path] = path.rows and path.columns
+    return [path for path, useful in found.items() if useful]
+
+
 def _members(relations: Relations, scaled: set[Unknown], kind: str) -> tuple[str, ...]:
     """Names of the tensors that carry the factor in one role."""
     named = [key for key in relations.known if key[0] == kind and relations.find(key) in scaled]
@@ -132,9 +172,12 @@ class ScaleTracer(Tracer):
         if operator.endswith("_as") and not self.carries(call.args[0]):
             return  # only the shape is taken from a tensor that carries channels
         tracked = [tensor for tensor in call.tensors if self.carries(tensor)]
+        passes = any(map(self.carries, call.outputs))
         if tracked:  # an operator that gives none of them mixes channels, or takes their sum
-            passes = any(map(self.carries, call.outputs))
             (_SCALE_RULES.get(operator, _stop) if passes else _stop)(self, call, tracked)
+        elif passes:  # channels begin here: rows of a layer that reads the image
+            rule = _SCALE_RULES.get(operator, _stop)
+            (rule if rule is _layer else _stop)(self, call, tracked)
 
     def stop(self, tensor: Tensor, call: Call) -> None:
         """This operator does not pass factors on, so that a tensor carries none."""

@@ -93,7 +93,8 @@ def own_datasets() -> list[Registration]:
 def register_image_dataset(name: str, dataset: type) -> None:
     """Makes an image data set known to torchreid; registering the same class again changes nothing.
 
-    A class with a true attribute `drawn_on_first_use` makes its own folder and is not searched for beforehand.
+    A class with a true attribute `drawn_on_first_use` makes its own folder and is not searched for beforehand, nor is
+    one with a true `has_own_place`, whose pictures do not lie below the data root.
 
     Raises:
         ConfigError: another class has the name.
@@ -239,7 +240,7 @@ def check_datasets(root: str, names: Sequence[str], kind: str = "image", types: 
 
 
 def _check_folder(root: Path, name: str, dataset: type) -> None:
-    if getattr(dataset, "drawn_on_first_use", False):
+    if getattr(dataset, "drawn_on_first_use", False) or getattr(dataset, "has_own_place", False):
         return
     folder = getattr(dataset, "dataset_dir", None)
     if not root.is_dir() and (isinstance(folder, str) or _is_known(dataset)):

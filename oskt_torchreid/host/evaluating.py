@@ -6,15 +6,17 @@ import inspect
 from typing import Any
 
 import torch
+from tabulate import tabulate
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from .compat import quiet, torchreid
+from .compat import logger, quiet, torchreid
 from .distributed import features_by_shares
 from .evaluation import Rankings, evaluate_target, target_features
 from .interfaces import EngineData
 from .progress import batch_bar
 from .random_state import random_state, set_random_state
+from .ranked_lists import RankedLists
 from .ranking import Labels
 from .resumable import ResumableEngine
 
@@ -73,11 +75,23 @@ class EvaluatingEngine(ResumableEngine):
         self.note_evaluation()
         return float(rank1)
 
+    @property
+    def lists(self) -> RankedLists | None:
+        """The first places of some queries of the first target, in the last evaluation."""
+        return self._rankings[0].lists if self._rankings else None
+
     def note_evaluation(self) -> None:
         """Adds the first target's numbers to the curve of the run, if one is running."""
         if self._run_folder is not None:
             first = next(iter(self.results.values()))
             self.curve.append({"epoch": self.epoch + 1, "mAP": first["mAP"], "rank1": first["rank1"]})
+
+    def sum_up(self) -> None:
+        """A table of the last evaluation, in %."""
+        rows = [(target, *(f"{100 * value:.1f}" for value in own.values())) for target, own in self.results.items()]
+        if rows:
+            headers = ("in %", *next(iter(self.results.values())))
+            logger.info("after epoch %d:\n%s", self.epoch + 1, tabulate(rows, headers, disable_numparse=True))
 
     def features(self) -> tuple[Tensor, Tensor, Labels]:
         """Features of the first target's queries and gallery in evaluation, on the CPU, and their labels."""

@@ -14,6 +14,7 @@ from torch.nn import functional
 from ..batches import batches_of, check_items
 from .compat import logger, torchreid
 from .distributed import is_rank_zero
+from .ranked_lists import RankedLists, ranked_lists
 from .ranking import (
     INTERPOLATED,
     REPORTED_RANKS,
@@ -43,17 +44,23 @@ class Extractor(Protocol):
 
 
 class Rankings(NamedTuple):
-    """The ranking of one target by feature distances, and by re-ranked distances if requested."""
+    """The ranking of one target by feature distances, by re-ranked ones if requested, and some lists to look at."""
 
     plain: Ranking
     reranked: Ranking | None = None
+    lists: RankedLists | None = None
 
     def numbers(self, ranks: Sequence[int] = REPORTED_RANKS) -> dict[str, float]:
-        """`mAP`, `rank1` and further ranks as fractions, and the same with the prefix `reranked_`."""
+        """`mAP`, `mINP`, `rank1` and further ranks as fractions, and the same with the prefix `reranked_`.
+
+        CUHK03's classic protocol has no `mINP`.
+        """
         found = {}
         for prefix, ranking in (("", self.plain), (RERANKED, self.reranked)):
             if ranking is not None:
                 found[f"{prefix}mAP"] = float(ranking.mean_ap)
+                if not np.isnan(ranking.mean_inp):
+                    found[f"{prefix}mINP"] = float(ranking.mean_inp)
                 found |= {f"{prefix}rank{place}": ranking.at(place) for place in sorted({1, *ranks})}
         return found
 
@@ -93,7 +100,7 @@ def evaluate_target(
         rerank: k-reciprocal re-ranking as well.
 
     Returns:
-        The plain ranking, and the re-ranked one if requested.
+        The plain ranking, the re-ranked one if requested, and the first places of some queries.
     """
     queries, gallery, labels = target_features(engine, query_loader, gallery_loader)
     if normalize_feature:
@@ -102,18 +109,17 @@ def evaluate_target(
     distances = distance_matrix(queries, gallery, dist_metric) if whole else None
     parts = distance_parts(queries, gallery, dist_metric, engine.device) if distances is None else _parts_of(distances)
     plain = _ranked(parts, distances, labels, use_metric_cuhk03)
-    logger.info("%s: mAP: %.1f%%, %s", dataset_name, 100 * plain.mean_ap, _curve_text(plain, ranks))
+    logger.info("%s: %s", dataset_name, _in_words(plain, ranks))
     reranked = None
     if rerank:
         chosen = Reranking(queries, gallery, dist_metric, device=engine.device)
         distances = chosen.matrix() if whole else None
         parts = chosen.parts() if distances is None else _parts_of(distances)
         reranked = _ranked(parts, distances, labels, use_metric_cuhk03)
-        text = _curve_text(reranked, ranks)
-        logger.info("%s, re-ranked: mAP: %.1f%%, %s", dataset_name, 100 * reranked.mean_ap, text)
+        logger.info("%s, re-ranked: %s", dataset_name, _in_words(reranked, ranks))
     if visrank and distances is not None and is_rank_zero():
         _visualize(engine, dataset_name, distances, save_dir, visrank_topk)
-    return Rankings(plain, reranked)
+    return Rankings(plain, reranked, ranked_lists(queries, gallery, labels, dist_metric))
 
 
 @torch.no_grad()
@@ -152,8 +158,10 @@ def _features(engine: Extractor, loader: Iterable[Any]) -> tuple[Tensor, np.ndar
     return torch.cat(features), np.asarray(pids), np.asarray(camids)
 
 
-def _curve_text(ranking: Ranking, ranks: Sequence[int]) -> str:
-    return ", ".join(f"rank-{place}: {100 * ranking.at(place):.1f}%" for place in ranks)
+def _in_words(ranking: Ranking, ranks: Sequence[int]) -> str:
+    penalty = {} if np.isnan(ranking.mean_inp) else {"mINP": ranking.mean_inp}
+    numbers = {"mAP": ranking.mean_ap, **penalty, **{f"rank-{place}": ranking.at(place) for place in ranks}}
+    return ", ".join(f"{name}: {100 * value:.1f}%" for name, value in numbers.items())
 
 
 def _visualize(engine: Extractor, dataset_name: str, distmat: np.ndarray, save_dir: str, topk: int) -> None:

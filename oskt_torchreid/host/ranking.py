@@ -31,10 +31,18 @@ Labels = tuple[Any, Any, Any, Any]
 
 
 class Ranking(NamedTuple):
-    """A CMC curve, `cmc[k]` the share of queries with a match among the first `k + 1`, and the mean AP."""
+    """How well queries found their matches.
+
+    Attributes:
+        cmc: the share of queries with a match among the first `k + 1`, `[places]`.
+        mean_ap: mean average precision.
+        mean_inp: mean inverse negative penalty (Ye et al., TPAMI 2021): a query's number of matches as a share of the
+            place of its last one, so what it costs to find them all; NaN where it is not known.
+    """
 
     cmc: np.ndarray
     mean_ap: float
+    mean_inp: float = float("nan")
 
     def at(self, place: int) -> float:
         """Share of queries with a match among so many first places, or among all where the gallery is shorter."""
@@ -50,7 +58,7 @@ def rank_distances(
     ap: str = INTERPOLATED,
     max_rank: int = MAX_RANK,
 ) -> Ranking:
-    """CMC and mean average precision of a distance matrix, as Market-1501's protocol defines them.
+    """CMC, mean average precision and mINP of a distance matrix, as Market-1501's protocol defines them.
 
     A query's gallery leaves out entries of its identity from its own camera; a query without a match among the rest is
     not counted. Equal distances keep the order that torchreid's evaluation gives them.
@@ -66,15 +74,15 @@ def rank_distances(
         max_rank: longest CMC curve.
 
     Returns:
-        `(cmc, mean_ap)`; the curve has `min(max_rank, gallery)` entries.
+        `(cmc, mean_ap, mean_inp)`; the curve has `min(max_rank, gallery)` entries.
 
     Raises:
         ConfigError: unknown `ap`.
         DataError: empty sides, lengths that do not match, distances that are not numbers, or no query with a match.
 
     Example: a gallery of 4 in which the second and third place match: the precisions are 1/2 and 2/3, just before them
-    0 and 1/2; the AP is 7/12 interpolated and `((1/2 + 0) + (2/3 + 1/2)) / 4 = 5/12` by trapezoids, and the CMC curve
-    `(0, 1, 1, 1)`.
+    0 and 1/2; the AP is 7/12 interpolated and `((1/2 + 0) + (2/3 + 1/2)) / 4 = 5/12` by trapezoids, the CMC curve
+    `(0, 1, 1, 1)`, and the INP 2/3: two matches, the last in the third place.
     """
     distances = distmat.detach() if torch.is_tensor(distmat) else torch.from_numpy(np.ascontiguousarray(distmat))
     if distances.dtype in (torch.float16, torch.bfloat16):
@@ -183,7 +191,9 @@ def rank_parts(
     length = min(max_rank, shape[1])
     starts = np.flatnonzero(np.diff(query, prepend=-1))
     curve = np.bincount(place[starts] - 1, minlength=length).cumsum()[:length] / len(starts)
-    return {ap: Ranking(curve, _mean_ap(place, starts, ap)) for ap in aps}
+    counts = np.diff(starts, append=len(place))
+    mean_inp = float((counts / place[starts + counts - 1]).mean())
+    return {ap: Ranking(curve, _mean_ap(place, starts, ap), mean_inp) for ap in aps}
 
 
 def _mean_ap(place: np.ndarray, starts: np.ndarray, ap: str) -> float:

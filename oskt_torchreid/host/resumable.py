@@ -28,6 +28,7 @@ from .interfaces import EngineData
 from .progress import NoWriter, ProgressLoader
 from .random_state import random_state
 from .saving import SavingEngine, last_good
+from .showing import shown
 from .synchronised_norms import synchronised_norms
 from .termination import on_termination
 
@@ -36,7 +37,13 @@ _TEST = inspect.signature(torchreid.engine.Engine.test)
 
 
 class ResumableEngine(SavingEngine):
-    """torchreid's engine with runs that resume where they were interrupted."""
+    """torchreid's engine with runs that resume where they were interrupted.
+
+    Attributes:
+        quiet: a run shows no messages where nobody has set up logging; bars of progress stay.
+    """
+
+    quiet = False
 
     def __init__(self, datamanager: EngineData, use_gpu: bool = True) -> None:
         super().__init__(datamanager, use_gpu)
@@ -52,6 +59,9 @@ class ResumableEngine(SavingEngine):
 
     def check_run(self, settings: Mapping[str, Any]) -> None:
         """Raises a typed error, before a run begins, if its arguments cannot be used."""
+
+    def sum_up(self) -> None:
+        """Says at the end of a run what came of it."""
 
     def networks(self) -> list[nn.Module]:
         """Every module that a batch passes through in training."""
@@ -77,12 +87,13 @@ class ResumableEngine(SavingEngine):
         self.curve, self._evaluated = (list(position.curve), position.evaluated) if position else ([], 0)
         try:
             synchronised = synchronised_norms(self.networks() if self.sync_batch_norm else ())
-            with quiet(), on_termination(self._note_termination), synchronised:
+            with shown(not self.quiet), quiet(), on_termination(self._note_termination), synchronised:
                 if not settings.arguments["test_only"]:
                     self._begin(folder)
                 if position is not None and position.epoch == settings.arguments["start_epoch"]:
                     self._go_on(position, settings.arguments)
                 super().run(save_dir, *args, **kwargs)
+                self.sum_up()
             if self._kept_epoch and is_rank_zero():
                 for name in self.get_model_names():
                     last_good(folder, name).unlink(missing_ok=True)

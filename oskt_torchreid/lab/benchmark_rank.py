@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ def _measured(size: GallerySize, rerank: bool, threads: int) -> RankCost:
     return RankCost(cost.name, cost.seconds, extra, cost.mean_ap, cost.rank1)
 
 
-def _timed(name: str, action: Callable[[], tuple[np.ndarray, float]]) -> RankCost:
+def _timed(name: str, action: Callable[[], Sequence[Any]]) -> RankCost:
     start = time.perf_counter()
-    cmc, mean_ap = action()
+    cmc, mean_ap, *_ = action()
     return RankCost(name, time.perf_counter() - start, 0, float(mean_ap), float(cmc[0]))

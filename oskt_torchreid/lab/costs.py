@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tabulate import tabulate
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..chain.budgets import held_groups, ratios_of, show_amount
 from ..chain.chain import WeightChain

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from tabulate import tabulate
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..deploy.deployment import Deployment
 from ..deploy.export import FORMATS, write_checked
@@ -52,7 +52,7 @@ def _row(name: str) -> tuple[str, ...]:
 
 def _cell(conversion: Conversion, path: Path, kind: str) -> str:
     deployment = conversion.deployment
-    images = pictures(deployment.input_size, deployment.mean, deployment.std)
+    images = pictures(deployment.feeding)
     try:
         exported = write_checked(conversion, path, kind, "fp32", images)
     except ExportError as error:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from tabulate import tabulate
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..chain.chain import WeightChain
 from ..chain.expansion import expand
@@ -34,6 +34,15 @@ UNTRAINED, RECALIBRATED, FINETUNED = "untrained", "recalibrated", "fine-tuned"
 TEACHER, REFINED = "teacher", "refined teacher"
 FORMAT_VERSION = 1
 JSON_NAME, MARKDOWN_NAME, PICTURE_NAME = "fleet.json", "fleet.md", "fleet.png"
+
+
+class Member(NamedTuple):
+    """A network of a run, as it was at one time; `state` is empty for teachers, `path` is `None` without a file."""
+
+    state: str
+    name: str
+    network: nn.Module
+    path: Path | None = None
 
 
 class Seen(NamedTuple):
@@ -88,19 +97,27 @@ def measure_fleet(folder: str | Path) -> list[Fleet]:
         CheckpointError: a file of the run that is missing or damaged.
         FeatureError: networks whose features cannot be lifted.
     """
+    trainer, members = members_of_run(folder)
+    with tqdm(members, disable=None, unit="network", leave=False) as bar:
+        seen = {(member.state, member.name): _seen(trainer, member.network) for member in bar}
+    states = [state for state in dict.fromkeys(member.state for member in members) if state]
+    return [_fleet(state, {name: each for (of, name), each in seen.items() if of in ("", state)}) for state in states]
+
+
+def members_of_run(folder: str | Path) -> tuple[Trainer, list[Member]]:
+    """What evaluates a run's networks, and these: the teacher, the refined one, and the chain's students in each state.
+
+    Raises:
+        ConfigError: no students of the run's chain.
+        CheckpointError: a file of the run that is missing or damaged.
+    """
     folder = Path(folder)
     config = load_resolved(folder)
     specs = [spec for spec in students_of(config) if spec.of_chain] if config.engine == "oskt" else []
     if not specs:
         raise ConfigError(f"'{folder}' is no run with students of a chain (engine: oskt, oskt.students); give one")
     trainer = Trainer(config)
-    teachers = dict(_teachers(folder, config, trainer))
-    students = list(_students(folder, config, specs))
-    networks = [*(("", *pair) for pair in teachers.items()), *students]
-    with tqdm(networks, disable=None, unit="network", leave=False) as bar:
-        seen = {(state, name): _seen(trainer, network) for state, name, network in bar}
-    states = dict.fromkeys(state for state, *_ in students)
-    return [_fleet(state, {name: each for (of, name), each in seen.items() if of in ("", state)}) for state in states]
+    return trainer, [*_teachers(folder, config, trainer), *_students(folder, config, specs)]
 
 
 def _fleet(state: str, seen: dict[str, Seen]) -> Fleet:
@@ -108,30 +125,29 @@ def _fleet(state: str, seen: dict[str, Seen]) -> Fleet:
     return Fleet(state, tuple(seen), np.array([each.own for each in seen.values()]), np.array(pairs))
 
 
-def _teachers(folder: Path, config: Config, trainer: Trainer) -> Iterator[tuple[str, nn.Module]]:
+def _teachers(folder: Path, config: Config, trainer: Trainer) -> Iterator[Member]:
     teacher = load_network(str(folder / "teacher" / TEACHER_NAME), config=config, num_classes=trainer.num_classes)
-    yield TEACHER, teacher
+    yield Member("", TEACHER, teacher)
     refined = refined_teacher(teacher, get(config, "oskt.refine"), folder / "refine")
     if refined is not None:
-        yield REFINED, refined
+        yield Member("", REFINED, refined)
 
 
-def _students(folder: Path, config: Config, specs: list[StudentSpec]) -> Iterator[tuple[str, str, nn.Module]]:
-    """State, name and network of every student."""
+def _students(folder: Path, config: Config, specs: list[StudentSpec]) -> Iterator[Member]:
     chain = WeightChain.load(folder / CHAIN_NAME)
     for spec in specs:
         place = folder / "students" / spec.folder
         made = {RECALIBRATED: EXPANDED_NAME, FINETUNED: STUDENT_NAME}
         if not config.oskt.recalibrate:
             del made[RECALIBRATED]
-        yield UNTRAINED, spec.text, expand(chain, **spec.arguments())
+        yield Member(UNTRAINED, spec.text, expand(chain, **spec.arguments()))
         for state, name in made.items():
             student = load_student(place / name)
             if origin_of(student).chain != chain.fingerprint:
                 raise CheckpointError(
                     f"'{place / name}' is not of the chain '{folder / CHAIN_NAME}'; run the configuration again"
                 )
-            yield state, spec.text, student
+            yield Member(state, spec.text, student, place / name)
 
 
 def _seen(trainer: Trainer, network: nn.Module) -> Seen:

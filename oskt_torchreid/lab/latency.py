@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..chain.network import traced_alone
 from ..chain.student_reading import load_student

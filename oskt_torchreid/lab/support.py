@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..chain.network import trace
 from ..errors import ConfigError, GraphError

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from tabulate import tabulate
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..chain.chain import WeightChain
 from ..chain.distance import DISTANCES, check_foldable

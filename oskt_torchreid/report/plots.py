@@ -1,7 +1,7 @@
 """The picture of a run: size against mAP, before and after fine-tuning."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -139,8 +139,13 @@ def _dress(axes: Axes, rows: Sequence[Row], title: str) -> None:
         axes.set_title(title, fontsize=11)
 
 
-def size_axis(axes: Axes, params: Iterable[float]) -> None:
-    """A log axis of parameters, marked at the networks' own sizes.
+def size_axis(
+    axes: Axes,
+    params: Iterable[float],
+    name: str = "parameters",
+    shown: Callable[[float], str] = lambda size: human_count(round(size)),
+) -> None:
+    """A log axis of parameters or another cost, marked at the networks' own.
 
     Over less than two decades such an axis has hardly a round number, so sizes say more, where their labels have room.
     """
@@ -152,6 +157,6 @@ def size_axis(axes: Axes, params: Iterable[float]) -> None:
         if size > (sizes[-1] / sizes[0] * _MARGIN**2) ** _TICK_ROOM * ticks[-1]:
             ticks.append(size)
     axes.set_xticks(ticks, minor=False)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: human_count(round(size))))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: shown(size)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("parameters (log scale)")
+    axes.set_xlabel(f"{name} (log scale)")

@@ -17,13 +17,14 @@ from .set_plots import Bar, protocol_bars
 from .tables import human_count
 
 FORMAT_VERSION = 1
-INTERPOLATED_NAME, TRAPEZOID_NAME = "mAP_interpolated", "mAP_trapezoid"
+INTERPOLATED_NAME, TRAPEZOID_NAME, INP_NAME = "mAP_interpolated", "mAP_trapezoid", "mINP"
 _CONTROLS = (
     "Points of mAP that students are above their controls. A student without distillation begins as the student does "
     "and learns from the same sets for as many epochs, from labels alone. A teacher that is trained on keeps all its "
     "weights, and its own views, for as many epochs. These are differences of one training seed; "
-    "`tools/benchmark.py vkd-controls` measures several."
+    "`oskt bench vkd-controls` measures several."
 )
+_INP = "mINP, in %: the number of a query's matches as a share of the place of the last one, mean over queries."
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,22 @@ def _table(rows: Sequence[SetRow], style: str) -> str:
     return tabulate(cells, headers, tablefmt=style, colalign=align, disable_numparse=True)
 
 
+def inp_table(rows: Sequence[SetRow], style: str = "github") -> str:
+    """mINP in % of every protocol; empty where it was not measured."""
+    if not any(INP_NAME in values for row in rows for values in row.protocols.values()):
+        return ""
+    headers = ["network", *(f"{name} {INP_NAME}" for name in rows[0].protocols)]
+    cells = [
+        (
+            row.name,
+            *(f"{100 * values[INP_NAME]:.1f}" if INP_NAME in values else "-" for values in row.protocols.values()),
+        )
+        for row in rows
+    ]
+    align = ("left", *["right"] * (len(headers) - 1))
+    return tabulate(cells, headers, tablefmt=style, colalign=align, disable_numparse=True)
+
+
 def _percents(values: Mapping[str, float]) -> dict[str, str]:
     """Cells of one protocol by the words of their columns."""
     cells = {}
@@ -184,11 +201,12 @@ def write_set_report(folder: Path, rows: Sequence[SetRow], config: Config, facts
     }
     write_json(folder / "results.json", content)
     node, title = config.vkd, f"{config.model.name} on {', '.join(config.data.targets)}"
-    measured = gain_table(rows)
+    measured, penalties = gain_table(rows), inp_table(rows)
     notes = [
         f"# {title}",
         set_table(rows),
         *([f"{measured}\n\n{_CONTROLS}"] if measured else []),
+        *([f"{penalties}\n\n{_INP}"] if penalties else []),
         "mAP (in brackets with the trapezoid average precision) and rank-1 in %, on identities that no network was "
         "trained on, by cosine distance. V: a tracklet, I: its first frame; queries come first. Parameters and FLOPs "
         "(multiply-adds of one frame) leave out the classifier; seconds are those of training.",

@@ -80,6 +80,11 @@ class Row:
         return {name.removeprefix(_RERANKED): value for name, value in numbers.items() if name.startswith(_RERANKED)}
 
     @property
+    def best_inp(self) -> float | None:
+        """mINP on the first target after fine-tuning, or before it if there was none; `None`: not measured."""
+        return next(iter((self.targets or self.targets_before).values()), {}).get("mINP")
+
+    @property
     def best_map(self) -> float | None:
         """mAP after fine-tuning, or before it if there was none."""
         return self.map_before if self.map_after is None else self.map_after

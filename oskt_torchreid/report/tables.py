@@ -9,6 +9,7 @@ from ..files import atomic
 from .results import Row
 
 HEADERS = ("network", "kind", "params", "FLOPs", "mAP before", "rank-1 before", "mAP", "rank-1", "epochs", "seconds")
+INP_HEADER = "mINP"
 RERANKED_HEADERS = ("mAP re-ranked", "rank-1 re-ranked")
 _NONE = "-"
 
@@ -46,17 +47,24 @@ def _tables(rows: Sequence[Row], style: str) -> str:
     return "\n\n".join(f"{name}:\n\n{_table([row.on(name) for row in rows], style)}" for name in targets)
 
 
+def table_cells(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headers and rows of the table, as text; numbers are those of the first target."""
+    penalised, reranked = any(row.best_inp is not None for row in rows), any(row.reranked for row in rows)
+    further = ((INP_HEADER,) if penalised else ()) + (RERANKED_HEADERS if reranked else ())
+    headers = (*HEADERS[:-2], *further, *HEADERS[-2:])
+    return headers, [_cells(row, penalised, reranked) for row in rows]
+
+
 def _table(rows: Sequence[Row], style: str) -> str:
-    # Everything is formatted here: tabulate would turn '2.10' into '2.1'.
-    reranked = any(row.reranked for row in rows)
-    headers = (*HEADERS[:-2], *(RERANKED_HEADERS if reranked else ()), *HEADERS[-2:])
-    cells = [_cells(row, reranked) for row in rows]
+    headers, cells = table_cells(rows)  # formatted there: tabulate would turn '2.10' into '2.1'
     align = ("left", "left", *["right"] * (len(headers) - 2)) if cells else None
     return tabulate(cells, headers=headers, tablefmt=style, colalign=align, disable_numparse=True)
 
 
-def _cells(row: Row, reranked: bool) -> tuple[str, ...]:
+def _cells(row: Row, penalised: bool, reranked: bool) -> tuple[str, ...]:
     numbers: tuple[float | None, ...] = (row.map_before, row.rank1_before, row.map_after, row.rank1_after)
+    if penalised:
+        numbers += (row.best_inp,)
     if reranked:
         numbers += (row.reranked.get("mAP"), row.reranked.get("rank1"))
     return (

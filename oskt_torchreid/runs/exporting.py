@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,14 +12,20 @@ import numpy as np
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
+from ..chain.chain import WeightChain
+from ..chain.expansion import expand, width_plan
+from ..chain.measured import table_to_fill
 from ..chain.student_reading import load_student
 from ..config import Config, merged
 from ..deploy import Exported, ExportedNetwork, export, open_exported
 from ..deploy.deployment import OUTPUTS, Deployment
+from ..deploy.eight_bits import ALL_LAYERS
+from ..deploy.export import SUFFIXES, format_of
+from ..deploy.feeding import INPUTS, Feeding
 from ..deploy.lifting import FEATURES
 from ..deploy.quantization import CALIBRATION_IMAGES
 from ..errors import CheckpointError, ConfigError
-from ..files import load_checkpoint, weights
+from ..files import atomic, load_checkpoint, weights
 from ..host import models
 from ..host.data import unaugmented_loader
 from ..host.interfaces import DataManager
@@ -28,6 +36,7 @@ from .trainer import Trainer
 logger = logging.getLogger(__name__)
 
 CHAIN_SUFFIX = ".safetensors"
+GRID_NAME = "latency.csv"
 
 
 class ExportReport(NamedTuple):
@@ -61,7 +70,7 @@ def load_network(source: str, model_name: str = "", config: Config | None = None
         logger.warning("'%s' is built with initial weights; give a checkpoint, and --model %s", source, source)
         return models.build(source, 1)
     if path.suffix == CHAIN_SUFFIX:
-        raise ConfigError(f"'{source}' is a chain, not a network; make a student of it first: tools/expand.py")
+        raise ConfigError(f"'{source}' is a chain, not a network; make a student of it first: oskt expand")
     content = load_checkpoint(path)
     if isinstance(content, dict) and "oskt" in content:
         return load_student(path, model=models.build(model_name, 1) if model_name else None)
@@ -74,7 +83,12 @@ def load_network(source: str, model_name: str = "", config: Config | None = None
 
 
 def export_with_data(
-    model: nn.Module, path: str | Path, config: Config, calibration_images: int = CALIBRATION_IMAGES, **options: Any
+    model: nn.Module,
+    path: str | Path,
+    config: Config,
+    calibration_images: int = CALIBRATION_IMAGES,
+    max_drop: float | None = None,
+    **options: Any,
 ) -> ExportReport:
     """Exports a network for the pictures of a data set, and measures network and file on it.
 
@@ -84,16 +98,23 @@ def export_with_data(
         config: whole tree; `data` says size, mean and std, its sources give images to calibrate with, its first
             target is evaluated.
         calibration_images: how many training images show the ranges of activations for `int8`, spread over the set.
-        **options: `format`, `precision`, `output`, `feature`, `normalize`, `opset` of `deploy.export`.
+        max_drop: in eight bits, how many points of mAP the file may be below single precision, see `deploy.EightBits`;
+            `None`: not limited.
+        **options: of `deploy.export`.
 
     Raises:
         OsktError: see `deploy.export` and `host.data.build_datamanager`.
     """
+    if max_drop is not None and options.get("precision") != "int8":
+        raise ConfigError("max_drop is about int8; export in that precision, or leave it out")
     trainer = Trainer(config)
     data = config.data
     loader = None
     if options.get("precision") == "int8":
         loader = _spread_loader(trainer.datamanager(config.train.batch_size), calibration_images)
+        if max_drop is not None:
+            limits = {"max_drop": max_drop, "score": lambda network: 100 * trainer.evaluate(network)["mAP"]}
+            options["eight_bits"] = replace(options.get("eight_bits", ALL_LAYERS), **limits)
     exported = export(
         model,
         path,
@@ -111,9 +132,52 @@ def export_with_data(
         output=options.get("output", OUTPUTS[0]),
         feature=options.get("feature", FEATURES[0]),
     )
+    feeding = Feeding(
+        (3, data.height, data.width),
+        tuple(data.norm_mean),
+        tuple(data.norm_std),
+        options.get("input", INPUTS[0]),
+        options.get("batch"),
+    )
     before = trainer.evaluate(deployment.network)["mAP"]
-    after = trainer.evaluate(ExportedNetwork(open_exported(exported.path, exported.format)))["mAP"]
+    after = trainer.evaluate(ExportedNetwork(open_exported(exported.path, exported.format), feeding))["mAP"]
     return ExportReport(exported, before, after)
+
+
+def export_grid(
+    chain: str | Path, widths: Sequence[float], folder: str | Path, format: str = "onnx", **options: Any
+) -> list[Exported]:
+    """Exports students of a chain, and a table for the latencies that a device measures with these files.
+
+    Args:
+        chain: its file.
+        widths: ratios of the teacher's channels.
+        folder: of the files and of `latency.csv`, see `chain.MeasuredTable`.
+        format: of the files.
+        **options: of `deploy.export`.
+
+    Raises:
+        ConfigError: a folder that is a file, int8, which needs images, or a format that does not exist.
+        ChainError: a chain that cannot be read.
+        WidthError: a width that it does not allow.
+        ExportError: see `deploy.export`.
+    """
+    folder, loaded = Path(folder), WeightChain.load(chain)
+    if folder.is_file():
+        raise ConfigError(f"-o is '{folder}', a file; give a folder for a file per width")
+    if options.get("precision") == "int8":
+        raise ConfigError("files of a grid of widths are not written in int8, which needs images; export them singly")
+    suffix = next((suffix for suffix, kind in SUFFIXES.items() if kind == format_of("", format)), "")
+    for width in widths:
+        width_plan(loaded, width)
+    names = [f"width-{width:g}{suffix}" for width in widths]
+    written = [
+        export(expand(loaded, width), folder / name, format, **options)
+        for width, name in zip(widths, names, strict=True)
+    ]
+    with atomic(folder / GRID_NAME) as temporary:
+        temporary.write_text(table_to_fill(widths, names), encoding="utf-8")
+    return written
 
 
 def _spread_loader(datamanager: DataManager, count: int) -> DataLoader:

@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..config import Config
 from ..errors import ConfigError, OsktError, Terminated, first_line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from ..files import remove_leftovers
 from ..host.compat import seed_everything
 from ..host.distributed import check_share, is_rank_zero, world_size
 from ..host.models import LOSSES
+from ..host.showing import shown
 from ..models import build_model
 from ..models import load_weights as load_any_weights
 from ..registry import engine_class
-from ..report import Results
+from ..report import Results, text_table
 from .checks import StageToCome, check_evaluation, check_stages, stages_to_come
 from .oskt.plan import check_start, make_plan
 from .oskt.run import OSKTRun, check_processes
@@ -25,15 +27,20 @@ from .trainer import Trainer
 from .use import check_use
 from .vkd.run import run_sets
 
+logger = logging.getLogger(__name__)
+
 RESUME_AUTO = "auto"
 
 
-def run(config: Config, given: Sequence[str] = ()) -> Results:
+def run(config: Config, given: Sequence[str] = (), quiet: bool = False) -> Results:
     """Runs a configuration; stages that were finished with the same configuration are not run again.
+
+    Where nobody has set up logging, messages and the table of results go to standard output.
 
     Args:
         config: whole tree, as `load_config` gives it.
         given: dotted keys from the command line, which must have an effect.
+        quiet: show no messages.
 
     Returns:
         One row per network. The folder `data.save_dir` holds them as `results.json`, `results.md` and
@@ -42,6 +49,14 @@ def run(config: Config, given: Sequence[str] = ()) -> Results:
     Raises:
         OsktError: everything that can be known beforehand is checked before anything is trained.
     """
+    with shown(not quiet) as alone:
+        results = _run(config, given)
+        if alone:  # a command prints it
+            logger.info("results, also in '%s':\n%s", config.data.save_dir, text_table(results.rows))
+    return results
+
+
+def _run(config: Config, given: Sequence[str]) -> Results:
     folder = Path(config.data.save_dir)
     method = config.engine or config.loss.name
     engine_class(method)
@@ -131,7 +146,7 @@ def _check_processes(config: Config, method: str) -> None:
     if measured and method in ("oskt", "vkd"):
         raise ConfigError(
             f"'{measured}' requires a latency, which {world_size()} processes would measure differently while they "
-            "share a machine; choose the widths in one process, by tools/expand.py, and name them here"
+            "share a machine; choose the widths in one process, by oskt expand, and name them here"
         )
     stages = {"oskt": ("train", "oskt.refine", "oskt.finetune"), "vkd": ("vkd.teacher_stage", "vkd.student_stage")}
     identities = method == "vkd" or config.sampler.train_sampler == "RandomIdentitySampler"

@@ -16,8 +16,9 @@ from ..files.weights import load_weights
 from ..host.engine import TransferEngine
 from ..registry import engine_class
 from ..report import Results, Row, write_results
+from .page import environment, finish_page, keep_ranked
 from .stages import Facts, Stage
-from .trainer import Trainer, measured, network_size
+from .trainer import LISTS, Trainer, measured, network_size
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,11 @@ def train_only(
     params, flops = network_size(model, heads, size)
     numbers = {"map_after": facts["mAP"], "rank1_after": facts["rank1"], "targets": facts["targets"]}
     row = Row(config.model.name, "teacher", params, flops, epochs=trained, **numbers)
-    results = Results((row,), {"engine": method, "data": list(config.data.targets)})
+    about = {"engine": method, "data": list(config.data.targets), "environment": environment()}
+    results = Results((row,), about)
     write_results(folder / "results.json", results.rows, results.facts)
+    keep_ranked(folder, trainer, {row.name: facts[LISTS]} if LISTS in facts else {})
+    finish_page(folder, config)
     return results
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..chain.counting import multiply_adds
 from ..config import Config, Effect, get, save_resolved, settings
-from ..datasets import synthped, synthped_video
+from ..datasets import crops, synthped, synthped_video
 from ..datasets.checks import data_digest
 from ..datasets.fewshot import save_list
 from ..datasets.manager import build_datamanager
@@ -41,8 +41,9 @@ _SHARED_TRAIN_KEYS = (
 )
 _NOT_SHARED = ("model.load_weights",)  # by its content, if a network starts from it
 
+LISTS = "ranked_lists"
 Numbers = dict[str, Any]
-"""mAP and ranks of a network on the first target, and those of all under `targets`."""
+"""mAP and ranks of a network on the first target, those of all under `targets`, and some ranked lists under `LISTS`."""
 EngineBuilder = Callable[..., TransferEngine]
 
 
@@ -58,7 +59,7 @@ class Trainer:
         self.config = config
         self.given = [*given_files(config), *([resume] if resume else [])]
         self._managers: dict[Hashable, DataManager] = {}
-        configure_synthetic(config)
+        configure_data(config)
 
     def datamanager(self, batch_size: int, batch_key: str = "train.batch_size") -> DataManager:
         """torchreid's data manager for a training batch size from a key of the configuration; made once."""
@@ -261,9 +262,12 @@ def given_files(config: Config) -> list[str]:
     return [path for path in named if path]
 
 
-def configure_synthetic(config: Config) -> None:
-    """Configures the registered synthetic data sets that the configuration uses."""
+def configure_data(config: Config) -> None:
+    """Configures the registered data sets with settings, drawn ones and crops, that the configuration uses."""
     names = {*config.data.sources, *config.data.targets}
+    if crops.NAME in names:
+        decoded = config.data.check == "all"
+        crops.configure(crops.CropSettings(**config.crops, decoded=decoded))
     if names & synthped.VARIANTS.keys():
         for name, settings in drawn_settings(config).items():
             synthped.configure(settings, name)
@@ -288,9 +292,10 @@ def drawn_settings(config: Config) -> dict[str, SyntheticSettings]:
 
 
 def measured(engine: TransferEngine) -> Numbers:
-    """Numbers of an engine's last evaluation: those of the first target, and those of all under `targets`."""
+    """An engine's last evaluation: numbers of the first target, those of all under `targets`, and its ranked lists."""
     targets = {name: dict(numbers) for name, numbers in engine.results.items()}
-    return {**next(iter(targets.values())), "targets": targets}
+    lists = {LISTS: engine.lists._asdict()} if engine.lists else {}
+    return {**next(iter(targets.values())), "targets": targets, **lists}
 
 
 def network_size(model: nn.Module, head: frozenset[str], image_size: tuple[int, ...]) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 from ..config import Config, default_config, get, leaves
-from ..datasets import synthped, synthped_video
+from ..datasets import crops, synthped, synthped_video
 from ..errors import ConfigError
 from ..host.ranking import METRICS
 from .conditions import BY_MACHINE, idle_keys, left_out_keys, train_schedule
@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 DATA_NODES: dict[str, tuple[str, ...]] = {
     "market1501": ("market1501",),
     "cuhk03": ("cuhk03",),
+    "crops": (crops.NAME,),
     "synthped": tuple(synthped.VARIANTS),
     "synthped_video": tuple(synthped_video.VARIANTS),
 }
@@ -67,7 +68,7 @@ def unused_nodes(config: Config) -> dict[str, str]:
     """Nodes and single keys without effect on this run, and why."""
     engine, data = config.engine or config.loss.name, config.data
     reasons = {node: f"engine is '{engine}'" for node in ("oskt", "vkd") if node != engine}
-    reasons["comparison"] = "it belongs to tools/benchmark.py accuracy"
+    reasons["comparison"] = "it belongs to oskt bench accuracy"
     used = data_nodes([*data.sources, *data.targets])
     names = ", ".join(dict.fromkeys([*data.sources, *data.targets]))
     reasons |= {node: f"the data are {names}" for node in DATA_NODES if node not in used}

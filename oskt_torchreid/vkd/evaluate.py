@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..batches import batches_of
 from ..errors import ConfigError, DataError
@@ -30,7 +30,7 @@ AVERAGE_PRECISIONS = (INTERPOLATED, TRAPEZOID)
 Embed = Callable[[Tensor], Tensor]
 """Frames `[frames, 3, height, width]` to features `[frames, channels]`."""
 ProtocolNumbers = dict[str, dict[str, float]]
-"""Per protocol: `mAP_interpolated`, `mAP_trapezoid`, `rank1`, `rank5`, `rank10`, `rank20` as fractions."""
+"""Per protocol: `mAP_interpolated`, `mAP_trapezoid`, `mINP`, `rank1`, `rank5`, `rank10`, `rank20` as fractions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,8 +193,9 @@ def _measured(
 
 
 def _numbers(rankings: Mapping[str, Ranking], places: Sequence[int]) -> dict[str, float]:
-    """Mean APs and places of the CMC curve, which is the same for both."""
+    """Mean APs, mINP and places of the CMC curve, which are the same for both."""
     averages = {f"mAP_{ap}": ranking.mean_ap for ap, ranking in rankings.items()}
+    averages["mINP"] = rankings[INTERPOLATED].mean_inp
     return {**averages, **{f"rank{place}": rankings[INTERPOLATED].at(place) for place in places}}
 
 

@@ -101,7 +101,5 @@ def entry_named(name: str) -> Entry:
     """
     entries = catalogue()
     if name not in entries:
-        raise ZooError(
-            f"the zoo has no '{name}'{nearest(name, entries) or ''}; `python tools/zoo.py list` shows what it has"
-        )
+        raise ZooError(f"the zoo has no '{name}'{nearest(name, entries) or ''}; `oskt zoo list` shows what it has")
     return entries[name]

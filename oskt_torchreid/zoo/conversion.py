@@ -42,7 +42,7 @@ def convert(name: str | Entry, output: str | Path, part: str = "", folder: str |
     entry = name if isinstance(name, Entry) else entry_named(name)
     place = place_of(entry, folder)
     if not place.exists():
-        raise ZooError(f"'{entry.name}' is not in the cache: `python tools/zoo.py download {entry.name}` fetches it. "
+        raise ZooError(f"'{entry.name}' is not in the cache: `oskt zoo download {entry.name}` fetches it. "
                        f"{by_hand(entry, folder)}")  # fmt: skip
     verify(entry, place, cache_folder(folder))
     output = Path(output)

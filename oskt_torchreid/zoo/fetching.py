@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..errors import ZooError, first_line
 from ..files.checks import LARGEST_FILE

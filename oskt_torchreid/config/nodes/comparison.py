@@ -1,4 +1,4 @@
-"""Keys of tools/benchmark.py accuracy: the chain against baselines; how all are trained, other nodes say."""
+"""Keys of oskt bench accuracy: the chain against baselines; how all are trained, other nodes say."""
 
 from __future__ import annotations
 

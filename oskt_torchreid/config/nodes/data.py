@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..allowed import MOST_PROCESSES, SEED, AtLeast, Between, Entries, OneOf
+from ..allowed import LONGEST_SIDE, MOST_PROCESSES, SEED, AtLeast, Between, Entries, Folder, OneOf
 from ..keys import NEITHER, NUMBERS, Key, Node
 
 _SAMPLERS = OneOf(
@@ -14,7 +14,7 @@ _TRANSFORMS = OneOf("random_flip", "random_crop", "random_patch", "color_jitter"
 DATA: Node = {
     "type": Key("image", "kind of the data sets: single pictures, or tracklets", OneOf("image", "video")),
     # The pictures themselves are compared: names, sizes, labels.
-    "root": Key("reid-data", "folder of all data sets", effect=NEITHER),
+    "root": Key("reid-data", "folder of all data sets", Folder(), NEITHER),
     "sources": Key(
         ["market1501"], "data sets to learn from", Entries(1), if_twice="each of its people would have two labels"
     ),
@@ -23,8 +23,8 @@ DATA: Node = {
     ),
     "workers": Key(4, "processes that read pictures; 0: only the run itself", Between(0, MOST_PROCESSES), NEITHER),
     "split_id": Key(0, "number of the split, of data sets that have several", AtLeast(0)),
-    "height": Key(256, "height in pixels that pictures are resized to", Between(1, 4096)),
-    "width": Key(128, "width in pixels that pictures are resized to", Between(1, 4096)),
+    "height": Key(256, "height in pixels that pictures are resized to", Between(1, LONGEST_SIDE)),
+    "width": Key(128, "width in pixels that pictures are resized to", Between(1, LONGEST_SIDE)),
     "combineall": Key(False, "query and gallery are learned from, too"),
     "transforms": Key(["random_flip"], "augmentations of training pictures", _TRANSFORMS),
     "k_tfm": Key(1, "views of a picture in a batch, each augmented separately", AtLeast(1)),
@@ -33,7 +33,7 @@ DATA: Node = {
         [0.229, 0.224, 0.225], "standard deviation of each colour, divided by", Entries(3, 3, Between(1e-6, 1e6))
     ),
     "interpolation": Key("bilinear", "how pictures are resized", OneOf("bilinear", "bicubic"), own=True),
-    "save_dir": Key("log", "folder of the run", effect=NEITHER),
+    "save_dir": Key("log", "folder of the run", Folder(), NEITHER),
     "check": Key(
         "headers",
         "how pictures are looked at before anything is trained; headers: opened, all: decoded",
@@ -90,6 +90,22 @@ SYNTHPED: Node = {
     "num_train": Key(0, "training identities; 0: as the preset says", AtLeast(0)),
     "num_test": Key(0, "test identities; 0: as the preset says", AtLeast(0), NUMBERS),
     "cameras": Key(0, "number of cameras; 0: as the preset says", AtLeast(0)),
+}
+
+CROPS: Node = {
+    "path": Key(
+        "", "folder with a folder of pictures per identity, or a CSV of path, identity, camera, split", effect=NEITHER
+    ),
+    "cameras": Key(
+        "auto",
+        "where a folder's cameras are from: auto (its cameras.csv, else names such as cam2 or c2), none, or a regular "
+        "expression whose first group is the camera",
+    ),
+    "test_share": Key(0.5, "share of the identities that are tested on, unless the CSV says who", Between(0, 1)),
+    "seed": Key(0, "seed by which the tested identities are drawn", SEED),
+    "frame_gap": Key(
+        0, "of tracklets: pictures whose numbers are further apart begin another one; 0: never", AtLeast(0)
+    ),
 }
 
 SYNTHPED_VIDEO: Node = {

@@ -110,7 +110,12 @@ OSKT: Node = {
         "batch": Key(1, "images in a timed batch", AtLeast(1), NEITHER),
         "threads": Key(0, "threads of timed batches; 0: torch's own number", Between(0, MOST_PROCESSES), NEITHER),
         "device": Key("cpu", "device that batches are timed on", OneOf("cpu", "cuda"), NEITHER),
-        "backend": Key("pytorch", "runtime of timed batches", OneOf("pytorch", "onnxruntime", "openvino"), NEITHER),
+        "backend": Key(
+            "auto",
+            "runtime of timed batches; auto: ONNX Runtime where it is installed, else PyTorch",
+            OneOf("auto", "pytorch", "onnxruntime", "openvino"),
+            NEITHER,
+        ),
     },
     "statistics": Key(
         "own",

@@ -38,7 +38,7 @@ class Job:
     def config(self, config: Config) -> Config:
         """The configuration of this run."""
         folder = str(Path(config.data.save_dir) / self.folder)
-        return merged(config, {**self.changes, "data.save_dir": folder})
+        return merged(config, {**self.changes, "data.save_dir": folder, "page": False})
 
 
 def student_entries(methods: Sequence[str], widths: Sequence[float]) -> list[str]:

@@ -23,13 +23,13 @@ from ...errors import CheckpointError, ConfigError, WidthError
 from ...files import load_checkpoint
 from ...files.weights import load_weights, state_dict_of
 from ...graph import ChannelGraph
-from ...graph.plans import full_plan
+from ...graph.plans import check_preset, full_plan
 from ...host.compat import seed_everything
 from ...host.models import build as build_registered
 from ...models import bare_name, build_model
 from ...models import load_weights as load_any_weights
 from .baselines import check_baselines
-from .distilling import check_compatible, check_distillation, check_liftable, distilled_names
+from .distilling import check_distillation, check_liftable, distilled_names
 from .ladder import plan_rungs
 from .specification import StudentSpec, chosen_widths, latency_measure, students_of
 
@@ -103,7 +103,6 @@ def make_plan(config: Config, num_classes: int) -> RunPlan:
     check_distillation(distilled, known, num_classes)
     graph = _traced(config, teacher)
     check_liftable(config, asked, graph)
-    check_compatible(config, asked, graph)
     rungs = _rungs(teacher, graph, config.oskt.ladder) or (full_plan(graph, config.oskt.width),)
     stand_in = stand_in_chain(teacher, graph, rungs[-1])
     check_foldable(stand_in, config.oskt.distance)
@@ -118,7 +117,7 @@ def _traced(config: Config, teacher: nn.Module) -> ChannelGraph:
 
 
 def check_start(config: Config) -> None:
-    """Raises `ConfigError` if a run would start from two things, or from none."""
+    """Raises `ConfigError` if a run would start from two things, or from none; `WidthError` for an unknown width."""
     oskt = config.oskt
     for key in ("controls", "ladder"):
         if oskt.chain and oskt[key]:
@@ -127,6 +126,8 @@ def check_start(config: Config) -> None:
                 "(with oskt.teacher, baselines next to a given chain are named in oskt.students: slice:width=0.5)"
             )
     is_oskt = (config.engine or config.loss.name) == "oskt"
+    if is_oskt and not oskt.chain and isinstance(oskt.width, str):
+        check_preset(oskt.width)
     given = oskt.chain or oskt.teacher if is_oskt else config.test.evaluate
     node = config.train
     if not (given or config.test.evaluate) and node.start_epoch >= node.max_epoch:
@@ -260,7 +261,6 @@ def _plan_of_chain(config: Config, num_classes: int) -> RunPlan:
         check_baselines(baselines, teacher, chain.graph)
     check_distillation(distilled_names(config, (), asked), spec.num_classes, num_classes)
     check_liftable(config, asked, chain.graph)
-    check_compatible(config, asked, chain.graph)
     check_foldable(chain, oskt.distance)
     students = _plans_of(config, chain, teacher, asked, (chain.widths,))
     return RunPlan(teacher, chain.graph, chain.widths, students, (), chain)

@@ -22,7 +22,7 @@ from ...host.compat import seed_everything
 from ...host.oskt_engine import OSKTEngine
 from ..compute import refining_compute
 from ..stages import Facts
-from ..trainer import EngineBuilder, Trainer, measured
+from ..trainer import LISTS, EngineBuilder, Numbers, Trainer, measured
 
 CLUSTERING_KEYS = tuple(
     f"oskt.{key}" for key in ("keep", "unknown", "clustering", "attention", "normalize_rows", "nested", "contributions")
@@ -108,7 +108,11 @@ def refine(
     compute = refining_compute(trainer, node, chain)
     engine = trainer.train(teacher, node, folder, continued, refining_engine(chain, node))
     engine.chain.save(path)
-    return {"refined_teacher": measured(engine), "row_dispersion": engine.dispersion, "training_flops": compute}
+    return {
+        "refined_teacher": _without_lists(measured(engine)),
+        "row_dispersion": engine.dispersion,
+        "training_flops": compute,
+    }
 
 
 def evaluated_refinement(trainer: Trainer, teacher: nn.Module, node: Config, folder: Path, facts: Facts) -> Facts:
@@ -123,7 +127,14 @@ def evaluated_refinement(trainer: Trainer, teacher: nn.Module, node: Config, fol
     """
     kept = {name: value for name, value in facts.items() if name != "refined_teacher"}
     refined = refined_teacher(teacher, node, folder)
-    return kept if refined is None else {**kept, "refined_teacher": trainer.evaluate(refined)}
+    if refined is None:
+        return kept
+    return {**kept, "refined_teacher": _without_lists(trainer.evaluate(refined))}
+
+
+def _without_lists(numbers: Numbers) -> Numbers:
+    """Ranked lists are shown of networks that are rows of the results."""
+    return {name: value for name, value in numbers.items() if name != LISTS}
 
 
 def refined_teacher(teacher: nn.Module, node: Config, folder: Path) -> nn.Module | None:

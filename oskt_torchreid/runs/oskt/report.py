@@ -52,9 +52,10 @@ def notes(results: Results, config: Config) -> list[str]:
     """How the rows were made, and what they cost."""
     refine, finetune = config.oskt.refine, config.oskt.finetune
     if config.test.evaluate:
-        return ["mAP and rank-1 in %. Networks are evaluated as they are; nothing was trained in this run."]
+        return ["mAP, rank-1 and mINP in %. Networks are evaluated as they are; nothing was trained in this run."]
     lines = [
-        "mAP and rank-1 in %, on identities that no network was trained on. Parameters and FLOPs (multiply-adds of one "
+        "mAP, rank-1 and mINP (the number of a query's matches as a share of the place of the last one) in %, on "
+        "identities that no network was trained on. Parameters and FLOPs (multiply-adds of one "
         f"{config.data.height}x{config.data.width} image) are those of the deployed network, without its classifier. "
         "Seconds are the time of the row's own training; 'before' is before any fine-tuning.",
         f"Students come from {_origin(results, config)},{_recalibrated(config)} and are fine-tuned for "

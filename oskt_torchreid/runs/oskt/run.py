@@ -20,10 +20,11 @@ from ...host.distributed import broadcast
 from ...host.models import builder_of
 from ...report import Results, Row, write_results
 from ..compute import epoch_images
+from ..page import environment, finish_page, keep_ranked
 from ..processes import Workers, check_known, logged, processes_of
 from ..stages import Facts, Stage, require_any
-from ..trainer import Trainer, network_size, schedule
-from .baselines import run_baseline, run_file
+from ..trainer import LISTS, Trainer, network_size, schedule
+from .baselines import STUDENT_NAME, run_baseline, run_file
 from .ladder import log_ladder, refine_rung, rung_name
 from .plan import RunPlan, StudentPlan
 from .refinement import CLUSTERING_KEYS, clustering_choices, evaluated_refinement, measured_contributions, refine
@@ -73,12 +74,15 @@ class OSKTRun:
         self.has_teacher = True  # until it turns out otherwise
         self.image_size = (3, config.data.height, config.data.width)
         self.rows: list[Row] = []
+        self.lists: dict[str, Any] = {}  # what networks found, by their names
         self.about: dict[str, Any] = {
             "engine": "oskt",
             "backbone": config.model.name,
             "data": list(config.data.targets),
             "seed": config.train.seed,
             "epoch_images": epoch_images(trainer, get(config, "oskt.finetune")),
+            "students": {student.name: _about(student) for student in plan.students if student.spec.of_chain},
+            "environment": environment(),
         }
 
     def complete(self) -> Results:
@@ -94,6 +98,8 @@ class OSKTRun:
             require_any(bool(self.rows), self.folder, "name a trained network as oskt.teacher or oskt.chain, or train")
         results = Results(tuple(self.rows), self.about)
         write_report(self.folder, results, self.config)
+        keep_ranked(self.folder, self.trainer, self.lists)
+        finish_page(self.folder, self.config)
         return results
 
     def _students_apart(self, processes: int, teacher_key: str, controls: Sequence[object]) -> list[Callable[[], None]]:
@@ -285,11 +291,18 @@ class OSKTRun:
         size = network_size(network, self.plan.graph.heads, self.image_size)
         row = row_of(name, kind, size, facts, epochs)
         self.rows.append(row)
+        if lists := (facts.get("after") or facts.get("before") or {}).get(LISTS):
+            self.lists[name] = lists
         if not self.keeps_results:
             return
         write_results(self.folder / "results.json", self.rows, self.about)
         shown = " -> ".join(f"{100 * value:.1f}" for value in (row.map_before, row.map_after) if value is not None)
         logger.info("%s: mAP %s (%d parameters)", name, shown, row.params)
+
+
+def _about(student: StudentPlan) -> dict[str, Any]:
+    """What the page needs to know of a student."""
+    return {"file": f"students/{student.spec.folder}/{STUDENT_NAME}", "widths": student.widths}
 
 
 def _complete_network(config: Config, plan: RunPlan, folder: Path, teacher_key: str, kind: str, number: int) -> None:

@@ -20,7 +20,7 @@ from ...host.models import builder_of
 from ...registry import nearest
 
 WAYS = ("width", *UNITS, "like")
-CHOSEN_NAME = "latency.json"
+CHOSEN_NAME = "chosen_widths.json"
 FILE = "file"
 
 Arguments = dict[str, Any]

@@ -75,7 +75,7 @@ def open_run(folder: str | Path, options: Sequence[str] = (), **changes: Any) ->
     """Reads a run's configuration and networks.
 
     Args:
-        folder: that `tools/main.py` wrote with `engine: vkd`.
+        folder: that `oskt run` wrote with `engine: vkd`.
         options: KEY VALUE or KEY=VALUE words that change the configuration, such as `data.root`.
         **changes: further keys of the node `vkd`.
 
@@ -94,7 +94,7 @@ def open_run(folder: str | Path, options: Sequence[str] = (), **changes: Any) ->
     missing = [place for place in places.values() if not (folder / place / NETWORK_NAME).is_file()]
     if missing:
         raise ConfigError(
-            f"the run in '{folder}' is not finished: there is no '{missing[0]}/{NETWORK_NAME}'; run tools/main.py "
+            f"the run in '{folder}' is not finished: there is no '{missing[0]}/{NETWORK_NAME}'; run oskt run "
             f"--config-file {folder / RESOLVED_NAME} first"
         )
     trainer = SetTrainer(config)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -23,6 +24,7 @@ from ...report import Results
 from ...report.protocols import SetRow, write_set_report
 from ...vkd.model import SET_PREFIX
 from ..checks import StageToCome, check_evaluation, check_stages
+from ..page import environment, finish_page
 from ..processes import check_known, in_processes, logged, processes_of
 from ..stages import Facts, Stage, require_any
 from ..trainer import EngineBuilder, network_size
@@ -59,8 +61,10 @@ class VKDRun:
             teacher, key = [self._learner(learner) for learner in generation.learners()][0]
         if self.config.test.evaluate:
             require_any(bool(self.rows), self.folder, "name a trained network as vkd.teacher, or train")
-        about = {"engine": "vkd", "backbone": self.config.model.name, "data": list(self.config.data.targets)}
+        about: dict[str, Any] = {"engine": "vkd", "backbone": self.config.model.name}
+        about |= {"data": list(self.config.data.targets), "environment": environment()}
         write_set_report(self.folder, self.rows, self.config, about)
+        finish_page(self.folder, self.config)
         return Results(tuple(row.as_row() for row in self.rows), about)
 
     def _teacher(self) -> tuple[nn.Module, str]:
