@@ -292,6 +292,21 @@ def test_torchreids_own_manager_reads_it_also_in_workers(tmp_path):
     assert next(iter(loader))["img"].shape == (4, 3, 32, 16)
 
 
+def test_a_run_reads_a_folder_once_and_the_next_one_again(tmp_path, caplog):
+    """torchreid's managers make a data set for each of train, query and gallery."""
+    folder = people(tmp_path / "in")
+    (folder / "p00" / "cam1_text.jpg").write_bytes(b"no picture")
+    config = configured(folder)
+    configure_data(config)
+    for _ in range(2):
+        build_datamanager(config, 8)
+    assert caplog.text.count("cannot be read") == 1
+    (folder / "p00" / "cam1_text.jpg").unlink()
+    configure_data(config)
+    build_datamanager(config, 8)
+    assert caplog.text.count("cannot be read") == 1
+
+
 def test_views_of_crops(tmp_path):
     folder = people(tmp_path / "in")
     for kind in ("image", "video"):

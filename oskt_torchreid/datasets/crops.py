@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -46,6 +47,12 @@ class CropSettings:
     frame_gap: int = 0
     decoded: bool = False
 
+    @cached_property
+    def crops(self) -> list[Crop]:
+        """The pictures; they are looked for once, so that all stages of a run have the same, and its log says once what
+        cannot be read."""
+        return read_crops(self.path, self.cameras, self.decoded)
+
 
 class _Listing:
     """Train, query and gallery of some crops, with numbers for identities and sources.
@@ -60,7 +67,7 @@ class _Listing:
             raise ConfigError(
                 "data set 'crops' has no pictures yet: say where they are, as --data crops/ or crops.path=crops/"
             )
-        crops = read_crops(settings.path, settings.cameras, settings.decoded)
+        crops = settings.crops
         identities = sorted({crop.identity for crop in crops})
         self._sources = {name: number for number, name in enumerate(sorted({_source(crop) for crop in crops}))}
         parts = _parts(crops, identities, settings)
