@@ -152,6 +152,7 @@ def test_the_table_keeps_the_rows_of_other_backbones(tiny_net, tmp_path, capsys)
     rows = parsed_rows(text)
     assert list(rows) == ["resnet50", tiny_net] and rows["resnet50"][5] == "no: why"
     assert rows[tiny_net][:2] == (tiny_net, "32x16") and all(" MB, " in cell for cell in rows[tiny_net][4:])
+    assert 0.9 < float(rows[tiny_net][7].partition(", cosine ")[2]) <= 1
     oskt.register_backbone("hidden_net", Hidden, input_size=(3, 32, 16))
     assert COMMAND.main(["--table", "hidden_net"]) == 0
     row = parsed_rows(capsys.readouterr().out)["hidden_net"]

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from tabulate import tabulate
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..deploy.deployment import Deployment
@@ -21,7 +22,7 @@ from ..files import atomic
 from ..host import models
 from ..report.tables import human_count
 
-HEADERS = ("backbone", "input", "parameters", "feature", *FORMATS)
+HEADERS = ("backbone", "input", "parameters", "feature", *FORMATS, "onnx, int8")
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".torchscript"}
 BEGIN, END = "<!-- exports:begin -->", "<!-- exports:end -->"
 _REASON = 90  # characters of a refusal
@@ -30,8 +31,9 @@ _REASON = 90  # characters of a refusal
 def export_rows(names: Iterable[str]) -> Iterator[tuple[str, ...]]:
     """Cells of each backbone: every format is written, run and compared at the size that the backbone is made for.
 
-    A cell is the size of the file and the largest difference of a feature as a share of the largest entry, or the first
-    words of why there is none. Parameters are those of the network with a classifier of one class, weights are initial.
+    A cell is the size of the file and the largest difference of a feature as a share of the largest entry; of eight bits,
+    size and least cosine with the network's feature; or the first words of why there is no file. Parameters are those of
+    the network with a classifier of one class, weights are initial, and pictures made up, those that calibrate too.
     """
     yield from map(_row, tqdm(list(names), disable=None, unit="backbone", leave=False))
 
@@ -42,23 +44,25 @@ def _row(name: str) -> tuple[str, ...]:
     size = models.input_size(name)
     params = human_count(sum(parameter.numel() for parameter in model.parameters()))
     deployment = Deployment.of(model, size)
-    conversion = Conversion(deployment)
+    images = pictures(deployment.feeding)
+    conversion = Conversion(deployment, images)  # single precision is not calibrated
     del model
     with TemporaryDirectory() as folder:
-        cells = [_cell(conversion, Path(folder) / f"network{SUFFIX[kind]}", kind) for kind in FORMATS]
+        cells = [_cell(conversion, Path(folder) / f"network{SUFFIX[kind]}", kind, images) for kind in FORMATS]
+        cells.append(_cell(conversion, Path(folder) / "eight_bits.onnx", "onnx", images, "int8"))
     gc.collect()  # large networks, one after the other
     return name, "x".join(map(str, size[1:])), params, str(deployment.feature_dim), *cells
 
 
-def _cell(conversion: Conversion, path: Path, kind: str) -> str:
-    deployment = conversion.deployment
-    images = pictures(deployment.feeding)
+def _cell(conversion: Conversion, path: Path, kind: str, images: Sequence[Tensor], precision: str = "fp32") -> str:
     try:
-        exported = write_checked(conversion, path, kind, "fp32", images)
+        exported = write_checked(conversion, path, kind, precision, images)
     except ExportError as error:
         reason = str(error).replace(f"'{path}' ", "")
         return f"no: {re.split(r' [(;]', reason)[0][:_REASON]}"
-    return f"{exported.size / 1e6:.2f} MB, {exported.parity.relative:.0e}"
+    parity = exported.parity
+    difference = f"cosine {parity.cosine:.4f}" if precision == "int8" else f"{parity.relative:.0e}"
+    return f"{exported.size / 1e6:.2f} MB, {difference}"
 
 
 def markdown(rows: Iterable[Sequence[str]]) -> str:
