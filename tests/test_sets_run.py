@@ -131,7 +131,7 @@ def test_the_chain_of_a_runs_teacher_has_a_row_for_every_channel_of_the_student(
     sets = torch.rand(2, 3, 3, 32, 16)
 
     def student(choice):
-        config = configured("", "", f"vkd.student={choice}")
+        config = configured(".", ".", f"vkd.student={choice}")
         return start_student(config, SetPlan(teacher, "chain"), teacher, 6).eval()
 
     half, whole = student("width=0.5"), student("width=1.0")
