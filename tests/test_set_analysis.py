@@ -10,7 +10,7 @@ from test_tools import tool
 
 from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.files import sha256
-from oskt_torchreid.lab.ablation import ablate
+from oskt_torchreid.lab.ablation import ablate, terms_of
 from oskt_torchreid.report.protocols import read_set_rows
 from oskt_torchreid.runs import compare_gallery_sizes, draw_heat_maps, run
 from oskt_torchreid.runs.vkd.analysis import open_run
@@ -182,7 +182,6 @@ def test_the_runs_own_student_is_that_of_a_job(finished, data_root, tiny_net, tm
     ("options", "terms", "message"),
     [
         ([], ["kdd"], "unknown term 'kdd'; did you mean 'kd'"),
-        ([], [], r"terms are \[\], seeds .*; give at least one term"),
         (["vkd.alpha=0.0"], ["kd"], "vkd.alpha is 0.0 already, so 'kd' cannot be left out"),
         (
             ["vkd.alpha=0.0", "vkd.beta=0.0"],
@@ -198,6 +197,20 @@ def test_terms_that_cannot_be_left_out(data_root, tiny_net, tmp_path, monkeypatc
     monkeypatch.setattr("oskt_torchreid.lab.ablation.run", None)
     with pytest.raises(ConfigError, match=message):
         ablate(configured(data_root, tmp_path, *options), terms)
+
+
+@pytest.mark.parametrize(
+    ("options", "terms"),
+    [
+        ([], ["distillation", "kd", "dp", "triplet", "ce", "restart"]),
+        (["vkd.beta=0.0"], ["distillation", "triplet", "ce", "restart"]),
+        (["vkd.alpha=0.0", "vkd.beta=0.0", "vkd.student=osnet_x0_25"], ["triplet", "ce"]),
+        (["loss.triplet.weight_x=0.0"], ["distillation", "kd", "dp", "restart"]),
+        (["engine=triplet"], []),
+    ],
+)
+def test_terms_that_a_configuration_has(data_root, tiny_net, tmp_path, options, terms):
+    assert terms_of(configured(data_root, tmp_path, *options)) == terms
 
 
 def test_the_command_prints_the_table(finished, data_root, tiny_net, tmp_path, capsys):

@@ -32,7 +32,9 @@ def _add_studies(commands: "argparse._SubParsersAction") -> None:
         "vkd-ablation", help="students of VKD with single terms left out; resumes where it stopped"
     )
     terms.add_argument("--config-file", required=True, help="YAML of a run of VKD")
-    terms.add_argument("--terms", nargs="+", choices=list(TERMS), default=list(TERMS), help="(default: all)")
+    terms.add_argument(
+        "--terms", nargs="+", choices=list(TERMS), default=[], help="(default: all that the configuration has)"
+    )
     terms.add_argument(
         "--seeds", type=int, nargs="+", default=[], help="of students (default: train.seed and the next 2)"
     )

@@ -36,7 +36,7 @@ TERMS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def ablate(
     config: Config,
-    terms: Sequence[str] = tuple(TERMS),
+    terms: Sequence[str] = (),
     seeds: Sequence[int] = (),
     processes: int = 1,
     teacher_views: Sequence[int] = (),
@@ -46,7 +46,7 @@ def ablate(
 
     Args:
         config: whole tree of a run of VKD. Its seed (`train.seed`) is that of the teacher.
-        terms: of `TERMS`.
+        terms: of `TERMS`; empty: `terms_of`, all that the configuration has.
         seeds: of students; empty: the configuration's own and the next two.
         processes: runs at a time, with one thread each; 1 runs them here, one after the other, with torch's threads.
         teacher_views: numbers of views that the teacher sees while it teaches, each combined with every one of
@@ -61,7 +61,7 @@ def ablate(
     """
     own = config.train.seed
     seeds = list(dict.fromkeys(seeds)) or [own, own + 1, own + 2]
-    terms = list(dict.fromkeys(terms))
+    terms = list(dict.fromkeys(terms)) or terms_of(config)
     check_terms(config, terms, seeds)
     grid = _views_jobs(config, teacher_views, student_views, seeds)
     folder = Path(config.data.save_dir)
@@ -88,8 +88,24 @@ def _teacher_and_student(folder: Path) -> tuple[SetRow, SetRow]:
     return rows[0], [row for row in rows if row.kind == "student"][-1]
 
 
+def terms_of(config: Config) -> list[str]:
+    """The terms that a configuration has, each once.
+
+    Example: with `vkd.beta=0` there is no `dp` to leave out, and without `kd` there would be no distillation at all,
+    which is what `distillation` stands for; so these are `distillation`, `triplet`, `ce`, `restart`.
+    """
+    found: dict[str, str] = {}
+    for term, (_, changes) in TERMS.items():
+        try:
+            check_terms(config, [term], [0])
+        except ConfigError:
+            continue
+        found.setdefault(merged(config, changes).dump(), term)
+    return list(found.values())
+
+
 def check_terms(config: Config, terms: Sequence[str], seeds: Sequence[int]) -> None:
-    """Raises `ConfigError` for terms that cannot be left out, or no terms."""
+    """Raises `ConfigError` for terms that cannot be left out, no terms, or seeds below 0."""
     if config.engine != "vkd":
         raise ConfigError(f"engine is '{config.engine}'; terms of the loss are left out of runs of engine 'vkd'")
     if not terms or min(seeds) < 0:

@@ -31,9 +31,10 @@ _REASON = 90  # characters of a refusal
 def export_rows(names: Iterable[str]) -> Iterator[tuple[str, ...]]:
     """Cells of each backbone: every format is written, run and compared at the size that the backbone is made for.
 
-    A cell is the size of the file and the largest difference of a feature as a share of the largest entry; of eight bits,
-    size and least cosine with the network's feature; or the first words of why there is no file. Parameters are those of
-    the network with a classifier of one class, weights are initial, and pictures made up, those that calibrate too.
+    A cell is the size of the file and the largest difference of a feature as a share of the largest entry; of eight
+    bits, size and least cosine with the network's feature; or the first words of why there is no file. Parameters are
+    those of the network with a classifier of one class, weights are initial, and pictures made up, those that calibrate
+    too.
     """
     yield from map(_row, tqdm(list(names), disable=None, unit="backbone", leave=False))
 
