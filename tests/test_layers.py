@@ -118,26 +118,30 @@ def test_the_page_says_what_the_list_says():
     assert shown == {room: listed[room] for room in shown} and len(shown) == 14
 
 
-@pytest.mark.parametrize("room", sorted(TORCH_ONLY))
-def test_the_method_needs_torch_alone(room):
-    """Without torchreid a room can be imported, and what needs torchreid says so."""
+def test_the_method_needs_torch_alone():
+    """Without torchreid each room can be imported, before any other, and what needs torchreid says so."""
     script = f"""
-        import sys
+        import importlib, sys
         sys.modules["torchreid"] = None
-        import oskt_torchreid.{room}
-        import oskt_torchreid
-        assert not [name for name in sys.modules if name.startswith("oskt_torchreid.runs")]
-        print(oskt_torchreid.WeightChain.__name__)
-        try:
-            oskt_torchreid.OSKTEngine
-        except oskt_torchreid.errors.ConfigError as reason:
-            print(reason)
+        for room in {sorted(TORCH_ONLY)}:
+            for name in [name for name in sys.modules if name.partition(".")[0] == "oskt_torchreid"]:
+                del sys.modules[name]
+            importlib.import_module("oskt_torchreid." + room)
+            package = importlib.import_module("oskt_torchreid")
+            assert not [name for name in sys.modules if name.startswith("oskt_torchreid.runs")]
+            print(room, package.WeightChain.__name__)
+            try:
+                package.OSKTEngine
+            except package.errors.ConfigError as reason:
+                print(room, reason)
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT.parent, check=False)
     assert result.returncode == 0, result.stderr
-    first, second = result.stdout.splitlines()
-    assert first == "WeightChain" and "run `pip install torchreid`" in second
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines[::2]] == sorted(TORCH_ONLY)
+    assert all(line.endswith(" WeightChain") for line in lines[::2])
+    assert all("run `pip install torchreid`" in line for line in lines[1::2])
 
 
 def test_no_files_import_one_another_in_a_circle():
