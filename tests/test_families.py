@@ -50,10 +50,21 @@ NOTHING_MOVES = ("resnetv2_50x1_bit",)
 """All weights but the classifier's are computed from others: a student of it is as large as it."""
 
 
-LARGE = ("resnetv2_50x1_bit", "dm_nfnet_f0")
+LARGE = (
+    "resnetv2_50x1_bit",
+    "dm_nfnet_f0",
+    "nfnet_l0",
+    "volo_d1_224",
+    "davit_tiny",
+    "vgg11_bn",
+    "swin_small_patch4_window7_224",
+    "mobilenetv4_hybrid_medium",
+    "levit_128s",
+)
+"""More than ten seconds each."""
 ALWAYS = {*QUICK, *IN_PARTS, *sorted(FAMILIES)[::9]} - {*LARGE}
-"""What every run of the suite tries: nearly all that have parts kept whole, and every ninth of the list. All others are
-in docs/families.md, which `oskt graph --support` proves."""
+"""What every run of the suite tries: most that have parts kept whole, and every ninth of the list. All others are in
+docs/families.md, which `oskt graph --support` proves."""
 
 
 def marked(names):

@@ -411,29 +411,34 @@ def run_alone(tmp_path, *command):
 
 
 @pytest.mark.slow
-def test_a_finished_runs_folder_finds_its_user_code_again(own, tmp_path):
+def test_a_finished_runs_folder_finds_its_user_code_again(own, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     printed = run_alone(tmp_path, ROOT / "tools" / "main.py", *words(own.name, tmp_path))
     assert [line.split()[0] for line in printed.splitlines()[2:4]] == ["teacher", "width=0.5"]
     assert yaml.safe_load((folder / "config.yaml").read_text())["imports"] == [str(own)]
     (tmp_path / "elsewhere").mkdir()
-    tools, place = ROOT / "tools", tmp_path / "elsewhere"
-    run_alone(place, tools / "expand.py", folder / "chain.safetensors", "--width", "0.75", "-o", "student.pth")
-    run_alone(place, tools / "export.py", folder / "students" / "width=0.5" / "student.pth", "-o", "s.torchscript")
+    place = tmp_path / "elsewhere"
+    chain, expand = folder / "chain.safetensors", ROOT / "tools" / "expand.py"
+    run_alone(place, expand, chain, "--width", "0.75", "-o", "student.pth")
+    monkeypatch.chdir(place)  # of this process, which has not imported it either
+    student = str(folder / "students" / "width=0.5" / "student.pth")
+    assert own.stem not in sys.modules and tool("export").main([student, "-o", "s.torchscript"]) == 0
     way = ["--backends", "pytorch", "--stock", "--rounds", "1", "--batch", "1", "--threads", "1"]
-    assert "width=0.5" in run_alone(place, tools / "benchmark.py", "latency", folder, *way)
+    assert tool("benchmark").main(["latency", str(folder), *way]) == 0
+    assert "width=0.5" in capsys.readouterr().out
     assert {path.name for path in place.iterdir()} == {"student.pth", "s.torchscript"}
 
 
 @pytest.mark.slow
-def test_a_run_of_sets_finds_its_user_code_again(own, tmp_path):
+def test_a_run_of_sets_finds_its_user_code_again(own, tmp_path, capsys):
     stages = [
         f"vkd.{stage}.{key}" for stage in ("teacher_stage", "student_stage") for key in ("max_epoch=1", "batch_size=4")
     ]
     options = ["loss.name=triplet", "sampler.num_instances=2", "vkd.num_views=2", "vkd.num_student_views=1", *stages]
     own_options = [word for word in words(own, tmp_path) if not word.startswith(("oskt.", "train.", "engine="))]
     run_alone(tmp_path, ROOT / "tools" / "main.py", *own_options, "engine=vkd", *options)
-    table = run_alone(tmp_path, ROOT / "tools" / "visualize.py", "gallery", tmp_path / "run", "--counts", "1", "2")
+    assert tool("visualize").main(["gallery", str(tmp_path / "run"), "--counts", "1", "2"]) == 0
+    table = capsys.readouterr().out
     assert "| teacher" in table and "| student" in table
 
 
