@@ -236,16 +236,16 @@ REID_KEYS = {
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_the_section_of_deepstreams_tracker(tmp_path, normalize):
+def test_the_section_of_deepstreams_tracker(tmp_path, tiny_net, normalize):
     """Not run by DeepStream: keys are those it documents, and its arithmetic gives the file what it expects."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    wide = oskt.expand(arbitrary_chain(build("osnet_x0_25"), 0.5, (3, 64, 32)), 0.75)
-    made = export_for_client(wide, "deepstream", tmp_path / "student.onnx", normalize=normalize, input_size=(3, 64, 32))
+    wide = oskt.expand(arbitrary_chain(build(tiny_net), 0.5, (3, 32, 16)), 0.75)
+    made = export_for_client(wide, "deepstream", tmp_path / "student.onnx", normalize=normalize, input_size=(3, 32, 16))
     section = yaml.safe_load(made.given.read_text())["ReID"]
     assert set(section) <= REID_KEYS and section["addFeatureNormalization"] == int(not normalize)
     session = onnxruntime.InferenceSession(section["onnxFile"], providers=["CPUExecutionProvider"])
-    assert session.get_inputs()[0].shape[1:] == section["inferDims"] == [3, 64, 32]
+    assert session.get_inputs()[0].shape[1:] == section["inferDims"] == [3, 32, 16]
     pixels = np.random.default_rng(0).integers(0, 256, (2, *section["inferDims"])).astype(np.float32)
     offsets = np.float32(section["offsets"]).reshape(3, 1, 1)
     (found,) = session.run(None, {"images": np.float32(section["netScaleFactor"]) * (pixels - offsets)})

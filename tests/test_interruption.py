@@ -196,7 +196,6 @@ def test_what_heeds_sigterm_is_left_in_peace(monkeypatch):
 EPOCHS = "max_epoch=1000"
 STAGES = {
     "drawing": ["synthped.num_train=4000"],
-    "teacher": [f"train.{EPOCHS}"],
     "evaluation": ["test.evaluate=True", "test.batch_size=1", "synthped.num_test=150"],
     "refine": [f"oskt.refine.{EPOCHS}"],
     "students": [f"oskt.finetune.{EPOCHS}", "oskt.students=['width=0.5', 'width=0.75']", "oskt.processes=2"],
@@ -205,7 +204,7 @@ STAGES = {
         *["vkd.student_stage.batch_size=8", "vkd.num_views=2"],
     ],
 }
-"""Words of runs that stay in a stage for minutes."""
+"""Words of runs that stay in a stage for minutes; a teacher is trained as students are."""
 
 
 def words_of(stage, root, folder):
