@@ -301,10 +301,10 @@ def test_a_run_reads_a_folder_once_and_the_next_one_again(tmp_path, caplog):
     for _ in range(2):
         build_datamanager(config, 8)
     assert caplog.text.count("cannot be read") == 1
-    (folder / "p00" / "cam1_text.jpg").unlink()
+    draw(folder, "p00/cam2_later.jpg")
     configure_data(config)
     build_datamanager(config, 8)
-    assert caplog.text.count("cannot be read") == 1
+    assert "1 of 110 pictures cannot be read" in caplog.text and caplog.text.count("cannot be read") == 2
 
 
 def test_views_of_crops(tmp_path):

@@ -11,7 +11,6 @@ from oskt_torchreid.datasets.drawn_folder import MANIFEST, drawn_folder, is_whol
 from oskt_torchreid.datasets.synthetic import PRESETS, VIDEO_PRESETS, Renderer, VideoSettings, video_preset
 from oskt_torchreid.datasets.synthetic.camera import Camera
 from oskt_torchreid.datasets.synthetic.walk import draw_walk
-from oskt_torchreid.datasets.synthped import with_settings
 from oskt_torchreid.datasets.tracklet_layout import TRACKLET_LAYOUT, tracklet_files
 from oskt_torchreid.errors import ConfigError, DataError
 from oskt_torchreid.host.compat import quiet, torchreid
@@ -188,8 +187,7 @@ def test_configuration_decides_what_is_drawn():
     configure_data(load_config(options=[*options, *names, "synthped_video.seed=4", "data.width=32"]))
     expected = {"height": 64, "width": 32, "seed": 4, "train_identities": 8, "walks": 3, "frames": 5}
     for name, kind in (("synthped_video", "quick"), ("synthped_video_medium", "medium")):
-        drawn = with_settings(synthped_video.SynthPedVideo, name, video_preset(kind, **expected))
-        assert dataset_class(name, "video") is drawn
+        assert dataset_class(name, "video").settings == video_preset(kind, **expected)
 
 
 def test_configure_names_what_it_takes():

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -49,8 +49,10 @@ class CropSettings:
 
     @cached_property
     def crops(self) -> list[Crop]:
-        """The pictures; they are looked for once, so that all stages of a run have the same, and its log says once what
-        cannot be read."""
+        """The pictures; they are looked for once, so that all stages of a run have the same.
+
+        What cannot be read is said in the log once, too.
+        """
         return read_crops(self.path, self.cameras, self.decoded)
 
 
@@ -207,12 +209,13 @@ def register() -> None:
 
 
 def configure(settings: CropSettings) -> None:
-    """Says what `crops` is from now on; existing data sets do not change.
+    """Says what `crops` is from now on, and has its pictures looked for again; existing data sets do not change.
 
     Raises:
         ConfigError: settings of another type.
     """
     if not isinstance(settings, CropSettings):
         raise ConfigError(f"crops takes CropSettings, but got {settings!r:.100}")
+    settings = replace(settings)  # which has looked for no pictures yet
     register_dataset(NAME, with_settings(Crops, NAME, settings), "image", replace=True)
     register_dataset(NAME, with_settings(CropTracklets, NAME, settings), "video", replace=True)

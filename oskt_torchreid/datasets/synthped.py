@@ -5,7 +5,6 @@ Importing the package registers both names, so that torchreid's own
 has other settings after `synthped.configure(synthetic.preset("quick", seed=3))`.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,21 +90,22 @@ def check_variant(variants: Mapping[str, SyntheticSettings], settings: object, v
         )
 
 
-@functools.cache
-def with_settings(drawn: Any, name: str, settings: SyntheticSettings) -> type:
-    """The class of a data set that draws itself, for torchreid's table: called with a root and torchreid's keywords.
+def with_settings(drawn: Any, name: str, settings: object) -> type:
+    """A class of a data set that has settings, for torchreid's table: called with a root and torchreid's keywords.
 
     Args:
         drawn: `SynthPed` or the like.
         name: That it is registered under.
-        settings: What it draws.
+        settings: What it draws; the class's attribute `settings`.
     """
 
     class Registered(drawn):
         __doc__ = drawn.__doc__
+        settings: Any
 
         def __init__(self, root: str = "", **kwargs: Any) -> None:
             super().__init__(root, settings=settings, name=name, **kwargs)
 
+    Registered.settings = settings
     Registered.__name__ = Registered.__qualname__ = drawn.__name__
     return Registered

@@ -206,7 +206,7 @@ def checkpoint_tensors(content: bytes, random: Random) -> bytes:
     way = random.randrange(4)
     if way == 0:
         shape = random.choice((tuple(state[name].shape), (HUGE,), (10**6, 10**5)))
-        state[name] = torch.zeros(1).expand(shape)
+        state[name] = torch.zeros(()).expand(shape)
     elif way == 1:
         empty = torch.empty(state[name].shape, device="meta")
         sparse = torch.sparse_coo_tensor(size=(10**6, 10**6), check_invariants=True)
