@@ -155,6 +155,8 @@ def test_students_of_other_numbers_of_views(finished, data_root, tiny_net, tmp_p
     whole, undistilled = (each["row"]["protocols"] for each in content["measurements"])
     assert found[3, 2]["protocols"] == whole, "the run's own numbers of views"
     assert found[0, 2]["protocols"] == undistilled != whole
+    made = {path.name for path in folder.iterdir() if path.is_dir()}
+    assert made == {"distillation-seed-1", *(f"views-{pair}-seed-1" for pair in ("1-1", "3-1", "none-1"))}
     assert [found[pair]["views"] for pair in found] == [1, 1, 2, 1, 2]
     table = cells((folder / "ablation.md").read_text(encoding="utf-8"))
     assert [row[0] for row in table if row[0] == "without distillation"] == ["without distillation"] * 5

@@ -66,18 +66,19 @@ def ablate(
     grid = _views_jobs(config, teacher_views, student_views, seeds)
     folder = Path(config.data.save_dir)
     run(config)
-    teacher, student = _teacher_and_student(folder)
-    jobs = [job for job in _jobs(config, terms, seeds) if (job.scenario, job.labels["seed"]) != (WHOLE, own)]
+    teacher, _ = _teacher_and_student(folder)
     save_resolved(config, folder / FOLDER)
-    run_all(config, [*jobs, *grid], processes, "terms of the loss, and views" if grid else "terms of the loss")
-    measurements = [TermMeasurement(WHOLE, own, student)] if own in seeds else []
-    for job in jobs:
-        measurements.append(
-            TermMeasurement(job.scenario, job.labels["seed"], _teacher_and_student(folder / job.folder)[1])
-        )
+    jobs = _jobs(config, terms, seeds)
+    places, new = _places(config, [*jobs, *grid])
+    run_all(config, new, processes, "terms of the loss, and views" if grid else "terms of the loss")
+
+    def student(job: Job) -> SetRow:
+        return _teacher_and_student(places[_settings(config, job)])[1]
+
+    measurements = [TermMeasurement(job.scenario, job.labels["seed"], student(job)) for job in jobs]
     order = [WHOLE, *(TERMS[term][0] for term in terms)]
     measurements.sort(key=lambda m: (order.index(m.term), seeds.index(m.seed)))
-    views = [ViewsMeasurement(**job.labels, row=_teacher_and_student(folder / job.folder)[1]) for job in grid]
+    views = [ViewsMeasurement(**job.labels, row=student(job)) for job in grid]
     write_ablation(folder / FOLDER, teacher, measurements, config, views)
     return folder / FOLDER
 
@@ -150,6 +151,25 @@ def _jobs(config: Config, terms: Sequence[str], seeds: Sequence[int]) -> list[Jo
         for term, (name, changes) in changed.items()
         for seed in seeds
     ]
+
+
+def _settings(config: Config, job: Job) -> str:
+    return str(merged(config, job.changes).dump())
+
+
+def _places(config: Config, jobs: Sequence[Job]) -> tuple[dict[str, Path], list[Job]]:
+    """Where the student of each job's settings is, and the jobs that make one: equal settings are one student.
+
+    The run itself has made one with all terms, from its own seed.
+    """
+    folder = Path(config.data.save_dir)
+    (own,) = _jobs(config, (), [config.train.seed])
+    places, new = {_settings(config, own): folder}, []
+    for job in jobs:
+        if (settings := _settings(config, job)) not in places:
+            places[settings] = folder / job.folder
+            new.append(job)
+    return places, new
 
 
 def _views_jobs(
