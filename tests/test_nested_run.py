@@ -6,7 +6,7 @@ from runs import tiny
 
 from oskt_torchreid.baselines import DistillationEngine
 from oskt_torchreid.chain import WeightChain, load_student
-from oskt_torchreid.config import load_config
+from oskt_torchreid.config import get, load_config
 from oskt_torchreid.errors import ConfigError
 from oskt_torchreid.files import load_checkpoint
 from oskt_torchreid.host.oskt_engine import OSKTEngine
@@ -80,3 +80,12 @@ def test_students_are_distilled_from_the_widest(tiny_net, data_root, tmp_path, m
     assert torch.equal(engine.teacher.outer.weight, refined["teacher.outer.weight"])
     run(tiny(data_root, tmp_path, *words, "oskt.distillation.weight_kl=0.5"))
     assert len(engines) == 2
+
+
+def test_the_configuration_for_own_pictures_is_of_a_nested_chain():
+    """On stand-in data in Market-1501's layout; the chain is the narrowest student."""
+    small = ["model.pretrained=False", "data.height=64", "data.width=32"]
+    config = load_config("oskt_nested", options=small)
+    assert config.oskt.nested and get(config, "oskt.refine").levels == 12
+    _, chain, *students = (params for _, params, _ in run_dry(config, step=False).networks)
+    assert students[0] == chain and students[:3] == sorted(students[:3]) and len(students) == 5
