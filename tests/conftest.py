@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import signal
 from pathlib import Path
 
 import cv2
@@ -40,6 +41,14 @@ def seeded():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def signals_as_they_were():
+    """No test leaves Ctrl-C or SIGTERM handled otherwise: later ones, and commands that they start, would not heed it."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 @pytest.fixture(autouse=True)
