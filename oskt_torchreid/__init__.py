@@ -1,27 +1,27 @@
 """Model compression for torchreid: one trained teacher, one weight chain, deployable students of any size.
 
-Importing this package registers its engines, model names and data sets with torchreid; doing so again changes nothing.
-Without torchreid the method itself is still available (`graph`, `chain`, `deploy`), and attributes that need torchreid
-raise an error that says so.
+Once this package and torchreid are imported, in either order, its engines, model names and data sets are registered
+with torchreid; importing it again changes nothing. What needs torchreid is loaded on demand, see `on_demand`. Without
+torchreid the method itself is still available (`graph`, `chain`, `deploy`), and attributes that need it raise an error
+that says so.
 
 The most used names are here; all others are in the parts: `chain` (widths, recalibration, scales of features), `graph`
 (rules of operators), `deploy` (latency, parity), `errors`, `models`, `vkd`, `zoo`, `baselines`.
 """
 
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from . import chain, deploy, errors, graph
 from .chain import Ladder, Refinement, WeightChain, expand, load_student, prove, recalibrate, save_student, trace
 from .deploy import calibrate_threshold, export, lift, lifted, rank
-from .errors import MissingTorchreidError, OsktError
+from .errors import OsktError
+from .on_demand import TORCHREID, integrate, integrate_with_torchreid
 from .registry import register_engine
 
-try:
-    from .integration import OSKTEngine, SetModel, VKDEngine, baselines, models, register_backbone, vkd, zoo
-except MissingTorchreidError as _reason:
-    _missing: MissingTorchreidError | None = _reason
-else:
-    _missing = None
+if TYPE_CHECKING:
+    from . import baselines, models, vkd, zoo
+    from .integration import OSKTEngine, SetModel, VKDEngine, register_backbone
 
 __version__ = "0.2.0"
 
@@ -56,10 +56,9 @@ __all__ = [
     "zoo",
 ]
 
-
-_EVERYTHING = frozenset(__all__)
-if _missing is not None:
-    __all__ = [name for name in __all__ if name in globals()]
+_INTEGRATED = frozenset(__all__) - frozenset(globals())
+if find_spec(TORCHREID) is None:
+    __all__ = [name for name in __all__ if name not in _INTEGRATED]
 
 
 def __dir__() -> list[str]:
@@ -67,7 +66,10 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Attributes that need torchreid: raises the reason if it is missing, instead of an attribute error."""
-    if name in _EVERYTHING and _missing is not None:
-        raise _missing
+    """Attributes that need torchreid: it is imported now; raises `MissingTorchreidError` if it cannot be."""
+    if name in _INTEGRATED:
+        return getattr(integrate(), name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+integrate_with_torchreid()

@@ -1,6 +1,7 @@
 """Common properties of networks for re-identification that only need torch: outputs, classifiers, names.
 
-Names of models are resolved by whoever knows a factory: `host` registers torchreid's.
+Names of models are resolved by whoever knows a factory: `host` registers torchreid's, when a name is first asked for at
+the latest.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from .errors import ConfigError
+from .errors import ConfigError, MissingTorchreidError
+from .on_demand import integrate
 
 DEFAULT_INPUT_SIZE = (3, 256, 128)
 _WRAPPER = "backbone."
@@ -301,27 +303,34 @@ class Resolver(Protocol):
 
 
 class _NoNames:
-    """Used if no factory is registered: networks are the user's own, and no name is known."""
+    """Used until a factory is registered, which asking for a name does if torchreid is installed.
+
+    No network is one of the factory's before that, for building one registers the factory.
+    """
 
     def identify(self, model: nn.Module) -> ModelSpec | None:
         return None
 
     def input_size(self, name: str) -> tuple[int, int, int]:
-        return self._unknown(name)
+        return self._factory(name).input_size(name)
 
     def is_stock(self, name: str) -> bool:
         return False
 
     def builder_of(self, name: str) -> Callable[..., nn.Module]:
-        return self._unknown(name)
+        return self._factory(name).builder_of(name)
 
     def skeleton(self, name: str, num_classes: int, loss: str = "softmax") -> nn.Module:
-        return self._unknown(name)
+        return self._factory(name).skeleton(name, num_classes, loss)
 
-    def _unknown(self, name: str) -> Any:
-        raise ConfigError(
-            f"the model '{name}' is asked for by name, which torchreid resolves: run `pip install torchreid`"
-        )
+    def _factory(self, name: str) -> Resolver:
+        try:
+            integrate()
+        except MissingTorchreidError as reason:
+            raise ConfigError(
+                f"the model '{name}' is asked for by name, which torchreid resolves: {reason}"
+            ) from reason
+        return resolver()
 
 
 _RESOLVERS: list[Resolver] = [_NoNames()]

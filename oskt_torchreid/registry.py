@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, ParamSpec
 
 from .errors import ConfigError, expect
+from .on_demand import integrate, integrate_if_installed
 from .user_code import IMPORT_HINT
 
 __all__ = ["baseline_names", "build_engine", "engine_class", "register_engine"]
@@ -70,6 +71,7 @@ def register_engine(name: str, engine: type) -> None:
         raise ConfigError(
             f"engine '{name}' is {engine!r:.100}, which has no run; derive it from an engine of torchreid"
         )
+    integrate_if_installed()  # names of this package's own come first
     known = _ENGINES.setdefault(name, engine)
     if known is not engine:
         raise ConfigError(
@@ -83,7 +85,10 @@ def engine_class(name: str) -> type:
 
     Raises:
         ConfigError: unknown name; the message has the nearest one.
+        MissingTorchreidError: engines are torchreid's, which is not installed.
     """
+    if name not in _ENGINES:
+        integrate()  # it registers this package's own
     if name not in _ENGINES:
         raise ConfigError(
             f"unknown engine '{name}'{nearest(name, _ENGINES)}; known engines: {', '.join(_ENGINES)}; name the file "

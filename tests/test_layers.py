@@ -13,15 +13,17 @@ import pytest
 
 PACKAGE = "oskt_torchreid"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
-FOUNDATIONS = {"errors", "files", "registry", "networks", "batches", "user_code"}
+FOUNDATIONS = {"errors", "files", "registry", "networks", "batches", "user_code", "on_demand", "needs_torchreid"}
 TORCH_ONLY = {"graph", "chain", "deploy", "config", "files", "networks", "batches"}
 ROOMS = {
     "errors": set(),
     "cli": {"errors", "user_code"},
     "files": {"errors", "networks"},
-    "registry": {"errors", "user_code"},
+    "registry": {"errors", "on_demand", "user_code"},
     "user_code": {"errors"},
-    "networks": {"errors"},
+    "on_demand": {"errors"},
+    "needs_torchreid": {"on_demand"},
+    "networks": {"errors", "on_demand"},
     "batches": {"errors"},
     "config": FOUNDATIONS,
     "graph": FOUNDATIONS,
@@ -42,7 +44,7 @@ ROOMS = {
     "commands": {"cli", "config", "graph", "chain", "vkd", "host", "models", "datasets", "deploy", "zoo", "report"}
     | {"runs", "lab"}
     | FOUNDATIONS,
-    "__init__": {"graph", "chain", "deploy", "integration"} | FOUNDATIONS,
+    "__init__": {"graph", "chain", "deploy", "integration", "baselines", "models", "vkd", "zoo"} | FOUNDATIONS,
     "__main__": {"commands"},
 }
 """Rooms of the package, and the rooms that each may import."""
@@ -142,6 +144,15 @@ def test_the_method_needs_torch_alone():
     assert [line.split()[0] for line in lines[::2]] == sorted(TORCH_ONLY)
     assert all(line.endswith(" WeightChain") for line in lines[::2])
     assert all("run `pip install torchreid`" in line for line in lines[1::2])
+
+
+def test_rooms_that_need_torchreid_begin_with_it():
+    """Whichever is imported first, everything is registered before it runs; the others do without."""
+    needing = {part_of(path) for path in FILES if "needs_torchreid" in parts_imported(path)}
+    registered = parts_imported(ROOT / "integration.py") - {"registry"}
+    assert needing == registered and not needing & TORCH_ONLY
+    for room in needing:
+        assert next(imports_of(ROOT / room / "__init__.py")) == f"{PACKAGE}.needs_torchreid"
 
 
 def test_no_files_import_one_another_in_a_circle():

@@ -1,6 +1,7 @@
-"""Importing the package registers everything with torchreid, as often as one likes."""
+"""Importing the package registers everything with torchreid, as often as one likes and in any order."""
 
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -76,23 +77,92 @@ def test_readme_script_runs(tmp_path):
     assert (tmp_path / "chain.safetensors").is_file()
 
 
-def test_importing_builds_no_network():
-    script = """
-        import torchreid
-        from torch import nn
+REGISTERED = """
+import torchreid, oskt_torchreid as oskt
+assert torchreid.engine.ImageOSKTEngine is oskt.OSKTEngine
+assert torchreid.__spec__.loader is torchreid.__loader__
+torchreid.models.build_model("vkd_resnet18", 2, pretrained=False)
+assert "kmeans+kd" in oskt.baselines.BASELINES and not oskt.registry.registrations()
+"""
+FIRST = {
+    "the package, then torchreid": "import oskt_torchreid; import torchreid",
+    "an attribute": "import oskt_torchreid; oskt_torchreid.OSKTEngine",
+    "an engine by name": "from oskt_torchreid.registry import engine_class; engine_class('oskt')",
+    "a network by name": "from oskt_torchreid.networks import resolver; resolver().skeleton('resnet18', 2)",
+    "a part": "import oskt_torchreid.models.vit",
+    "a part, methods": "import oskt_torchreid.baselines.selection",
+    "a part, data sets": "import oskt_torchreid.datasets.crops",
+    "an engine of one's own": """
+import oskt_torchreid as oskt
+class Own:
+    def run(self): pass
+oskt.register_engine("own", Own)
+assert [call.arguments for call in oskt.registry.registrations()] == [("own", Own)]
+oskt.registry._REGISTRATIONS.clear()
+""",
+}
+"""What a program may do first; everything is registered after it."""
+PROGRAMS = {title: first + "\n" + REGISTERED for title, first in FIRST.items()} | {
+    "torchreid is left alone, for its import takes longer than torch's": """
+import sys, oskt_torchreid as oskt
+assert not [name for name in sys.modules if name.partition(".")[0] == "torchreid"]
+assert {"OSKTEngine", "vkd"} <= set(dir(oskt))
+""",
+    "no network is built": """
+import torchreid
+from torch import nn
+made, original = [], nn.Module.__init__
+def noted(self, *args, **kwargs):
+    made.append(type(self).__name__)
+    original(self, *args, **kwargs)
+nn.Module.__init__ = noted
+import oskt_torchreid
+assert oskt_torchreid.OSKTEngine and not made, made[:3]
+nn.Linear(1, 1)
+assert made == ["Linear"]
+""",
+    "torchreid is missed where it is needed": """
+import sys
+sys.modules["torchreid"] = None
+import oskt_torchreid as oskt
+from oskt_torchreid.errors import ConfigError
+from oskt_torchreid.networks import resolver
+said = []
+for use in (
+    lambda: oskt.OSKTEngine,
+    lambda: __import__("oskt_torchreid.models"),
+    lambda: resolver().builder_of("resnet18"),
+    lambda: oskt.registry.engine_class("oskt"),
+):
+    try:
+        use()
+    except ConfigError as reason:
+        said.append("run `pip install torchreid`" in str(reason))
+assert said == [True] * 4, said
+""",
+}
+"""Programs that each want a process in which neither package has been imported."""
 
-        made, original = [], nn.Module.__init__
 
-        def noted(self, *args, **kwargs):
-            made.append(type(self).__name__)
-            original(self, *args, **kwargs)
-
-        nn.Module.__init__ = noted
-        import oskt_torchreid
-        assert oskt_torchreid.OSKTEngine and not made, made[:3]
-        nn.Linear(1, 1)
-        assert made == ["Linear"]
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process that has imported what torchreid needs")
+def test_programs_that_import_in_any_order():
+    script = f"""
+        import os, traceback, warnings
+        import scipy.cluster.hierarchy, torchvision, torch.utils.tensorboard
+        warnings.simplefilter("ignore")
+        for title, program in {PROGRAMS!r}.items():
+            child = os.fork()
+            if not child:
+                status = 1
+                try:
+                    exec(program, {{"__name__": "__main__"}})
+                    status = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(status)
+            print(title, os.waitpid(child, 0)[1], flush=True)
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.splitlines() == [f"{title} 0" for title in PROGRAMS], result.stderr[-4000:]

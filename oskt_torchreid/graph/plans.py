@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import WidthError
+from ..on_demand import integrate_if_installed
 from ..registry import nearest
 from .channel_graph import ChannelGraph, ChannelGroup
 
@@ -46,6 +47,8 @@ def register_presets(presets: Mapping[str, Preset]) -> None:
 
 def check_preset(name: str) -> None:
     """Raises `WidthError` for an unknown name of a width, before there is a network that it would be of."""
+    if name not in PRESETS:
+        integrate_if_installed()  # it registers this package's own
     if name not in PRESETS:
         presets = f", or a preset: {', '.join(PRESETS)}" if PRESETS else ""
         raise WidthError(f"unknown width '{name}'{nearest(name, PRESETS)}; give a ratio such as 0.5{presets}")

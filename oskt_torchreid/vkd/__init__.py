@@ -2,6 +2,7 @@
 student that sees few.
 """
 
+from .. import needs_torchreid  # noqa: F401  so that everything is registered first, in an order that works
 from .evaluate import SideFeatures, evaluate_protocols, extract_side
 from .losses import distance_preservation_loss
 from .model import SetModel

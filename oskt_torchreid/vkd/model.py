@@ -20,10 +20,10 @@ from torch.utils._pytree import tree_map
 from ..errors import CheckpointError, ConfigError, DataError
 from ..files import load_checkpoint, weights
 from ..host import models
-from ..models import NeckModel, VisionTransformer, backbone_names, register_wrapper
 from ..models.last_relu import NONE, LastRelu, find_last_relu, remove_last_relu
-from ..models.neck import build_for_neck, last_strided
-from ..models.vit import VitBuilder
+from ..models.neck import NeckModel, build_for_neck, last_strided
+from ..models.registration import backbone_names, register_wrapper
+from ..models.vit import VisionTransformer, VitBuilder
 from ..networks import DEFAULT_INPUT_SIZE
 
 SET_PREFIX = "vkd_"

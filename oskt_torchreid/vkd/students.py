@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..host.models import initialise
-from ..models import load_weights
+from ..models.building import load_weights
 from .model import FrameAverage, class_count
 
 KEEP, SCRATCH = "keep", "scratch"

@@ -1,5 +1,6 @@
 """Files of others: a catalogue of published weights, the authors' weight chains, and the VKD authors' networks."""
 
+from .. import needs_torchreid  # noqa: F401  so that everything is registered first, in an order that works
 from .catalogue import catalogue
 from .conversion import convert
 from .downloads import cache_folder, download

@@ -10,7 +10,7 @@ from .. import files
 from ..chain.student_file import save_plain
 from ..errors import ZooError
 from ..host import models
-from ..models import load_weights
+from ..models.building import load_weights
 from .archives import unpack
 from .catalogue import Entry, entry_named
 from .downloads import by_hand, cache_folder, place_of, verify

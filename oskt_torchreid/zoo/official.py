@@ -16,7 +16,7 @@ from ..chain.network import state_of
 from ..chain.sstudent import Refinement
 from ..errors import ChainError, GraphError, ZooError
 from ..files.weights import state_dict_of
-from ..models import VisionTransformer
+from ..models.vit import VisionTransformer
 from . import resnet_format, resnet_writing, vit_format, vit_writing
 from .account import LabelReader, StateReader
 from .content import OfficialContent

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..errors import ZooError
 from ..graph import rebuild
 from ..host.models import without_memory
-from ..models import VisionTransformer
+from ..models.vit import VisionTransformer
 from .account import LabelReader, StateReader
 from .content import OfficialContent, RowLabels, spread_columns, widened
 
