@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -85,15 +87,28 @@ def plans(graph: ChannelGraph, chain: WeightChain) -> dict[str, dict[str, int]]:
     return {"chain": narrow, "between": middle, "full": dict(graph.sizes)}
 
 
-def identity_errors(name: str, dtype: torch.dtype) -> tuple[dict[str, float], float]:
+class Traced(NamedTuple):
+    """A backbone of random weights with images for it, its graph and random clusters."""
+
+    model: nn.Module
+    images: torch.Tensor
+    graph: ChannelGraph
+    labels: dict[str, np.ndarray]
+
+
+def traced(name: str, dtype: torch.dtype = torch.float32) -> Traced:
+    model = build(name).to(dtype)
+    graph = trace(model, input_size(name))
+    return Traced(model, torch.randn(2, *input_size(name), dtype=dtype), graph, random_labels(graph))
+
+
+def identity_errors(traced: Traced) -> tuple[dict[str, float], float]:
     """Worst difference of outputs and of lifted features at each width, and what the collapse itself changed.
 
-    All are over the outputs' spread; features are more sensitive, and may differ ten times as much.
+    All are over the outputs' spread; features are more sensitive, and may differ ten times as much. The rows of the
+    network are made equal, in place.
     """
-    model = build(name).to(dtype)
-    images = torch.randn(2, *input_size(name), dtype=dtype)
-    graph = trace(model, input_size(name))
-    labels = random_labels(graph)
+    model, images, graph, labels = traced
     before = logits(model, images)
     collapse(model, graph, labels)
     expected = logits(model, images)
@@ -110,12 +125,10 @@ def identity_errors(name: str, dtype: torch.dtype) -> tuple[dict[str, float], fl
     return errors, float((before - expected).abs().max() / spread)
 
 
-def sstudent_errors(name: str) -> dict[str, float]:
+def sstudent_errors(traced: Traced) -> dict[str, float]:
     """How far students of any rows and vectors are from the S-student at each width, over its output's spread."""
-    model = build(name)
-    images = torch.randn(2, *input_size(name))
-    graph = trace(model, input_size(name))
-    chain = WeightChain.from_labels(model, graph, random_labels(graph))
+    model, images, graph, labels = traced
+    chain = WeightChain.from_labels(model, graph, labels)
     expected, *others = (logits(expand_to_plan(chain, widths), images) for widths in plans(graph, chain).values())
     slots = logits(expand_to_plan(chain, graph.sizes, vectors_over="slots"), images)
     kinds = {"between": others[0], "full": others[1], "slots": slots}
@@ -135,24 +148,20 @@ PARTS_APART = ("hacnn", "pcb_p6", "pcb_p4")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", every_stock_name())
 def test_identity(name: str) -> None:
-    errors, changed = identity_errors(name, torch.float32)
+    """First of any rows: a chain's own are equal within clusters, as its clusters' vectors are. Then of equal rows."""
+    backbone = traced(name)
+    errors = sstudent_errors(backbone)
+    assert errors["slots"] > 1e-2, "vectors that are all alike would make this test blind"
+    assert max(errors["between"], errors["full"]) <= 1e-4, errors
+    errors, changed = identity_errors(backbone)
     assert ("chain, lifted" in errors) == (name not in PARTS_APART)
     assert changed > 1e-2, "a collapse that changes nothing would make this test blind"
     assert max(errors.values()) <= 1e-4, errors
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", every_stock_name())
-def test_every_width_is_the_sstudent(name: str) -> None:
-    """Whatever the teacher: a chain's rows are equal within clusters, and so are its clusters' vectors."""
-    errors = sstudent_errors(name)
-    assert errors["slots"] > 1e-2, "vectors that are all alike would make this test blind"
-    assert max(errors["between"], errors["full"]) <= 1e-4, errors
-
-
 @pytest.mark.parametrize("name", DOUBLE)
 def test_identity_in_double_precision(name: str) -> None:
-    errors, _ = identity_errors(name, torch.float64)
+    errors, _ = identity_errors(traced(name, torch.float64))
     assert max(errors.values()) <= 1e-10, errors
 
 

@@ -1,12 +1,12 @@
 """The list of rooms: what each part of the package may import, and what it must not know."""
 
 import ast
+import functools
 import graphlib
 import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -65,15 +65,24 @@ def absolute_name(path: Path, node: ast.ImportFrom) -> str:
     return ".".join((*base, node.module)) if node.module else ".".join(base)
 
 
-def imports_of(path: Path) -> Iterator[str]:
+@functools.cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    """Everything that a file's text consists of."""
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@functools.cache
+def imports_of(path: Path) -> tuple[str, ...]:
     """Dotted names that a file imports anywhere, functions included."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    names: list[str] = []
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             module = absolute_name(path, node)
             # `from .. import graph` names a part where `from ..graph import trace_module` names a module's content.
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            names += (f"{module}.{alias.name}" for alias in node.names)
+    return tuple(names)
 
 
 def parts_imported(path: Path) -> set[str]:
@@ -152,7 +161,7 @@ def test_rooms_that_need_torchreid_begin_with_it():
     registered = parts_imported(ROOT / "integration.py") - {"registry"}
     assert needing == registered and not needing & TORCH_ONLY
     for room in needing:
-        assert next(imports_of(ROOT / room / "__init__.py")) == f"{PACKAGE}.needs_torchreid"
+        assert imports_of(ROOT / room / "__init__.py")[0] == f"{PACKAGE}.needs_torchreid"
 
 
 def test_no_files_import_one_another_in_a_circle():
@@ -193,7 +202,7 @@ def test_host_reaches_torchreid_through_attributes():
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_no_prints_and_no_asserts(path):
-    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    nodes = nodes_of(path)
     calls = [node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     assert "print" not in calls, "the package logs; commands say"
     assert not any(isinstance(node, ast.Assert) for node in nodes), "asserts vanish under -O: raise a typed error"

@@ -304,16 +304,16 @@ def test_a_refinement_killed_again_and_again_ends_bit_equal(killed_run):
 
 
 @pytest.mark.slow
-def test_a_refinement_killed_at_twenty_random_moments(killed_run):
-    """By the clock: runs, each killed up to four times in whatever an attempt got to, until twenty have died."""
+def test_a_refinement_killed_at_random_moments(killed_run):
+    """By the clock: runs, each killed up to four times in whatever an attempt got to, until ten have died."""
     moments, most = random.Random(5), killed_run[2] / 2
     killed = 0
     for number in range(10):
-        kills = [{"seconds": moments.uniform(0, most)} for _ in range(min(4, 20 - killed))]
+        kills = [{"seconds": moments.uniform(0, most)} for _ in range(min(4, 10 - killed))]
         killed += check_kills(killed_run, f"kill-{number}", kills)
-        if killed == 20:
+        if killed == 10:
             break
-    assert killed == 20, "too many runs ended before they were killed"
+    assert killed == 10, "too many runs ended before they were killed"
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
