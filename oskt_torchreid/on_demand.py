@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module, util
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -50,38 +50,35 @@ def integrate_with_torchreid() -> None:
         sys.meta_path.insert(0, _AfterTorchreid())
 
 
-class _AfterTorchreid(MetaPathFinder, Loader):
-    """Finds torchreid as Python does, and has it loaded as ever; then integrates."""
+class _AfterTorchreid(MetaPathFinder):
+    """Finds torchreid as Python does; once it has been run, everything is registered with it.
+
+    Its specification keeps its own loader, which gets one thing more to do.
+    """
 
     def __init__(self) -> None:
-        self._loader: Loader | None = None
+        self._searching = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The specification of torchreid with this loader in front of its own; `None` for all others."""
-        if fullname != TORCHREID:
+        """The specification of torchreid; `None` for all others, and while all other finders are asked for it."""
+        if fullname != TORCHREID or self._searching:
             return None
-        sys.meta_path.remove(self)
-        spec = util.find_spec(fullname)
+        self._searching = True
+        try:
+            spec = util.find_spec(fullname)
+        finally:
+            self._searching = False
         if spec is not None and spec.loader is not None:
-            self._loader, spec.loader = spec.loader, self
+            spec.loader.exec_module = self._then_integrating(spec.loader.exec_module)  # type: ignore[assignment, method-assign]
         return spec
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """As torchreid's own loader does."""
-        return self._own(spec).create_module(spec)
+    def _then_integrating(self, run: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
+        def exec_module(module: ModuleType) -> None:
+            run(module)
+            if self in sys.meta_path:  # where this fails, the next import finds it again
+                sys.meta_path.remove(self)
+            integrate()
 
-    def exec_module(self, module: ModuleType) -> None:
-        """Runs the module by its own loader, which it keeps; then integrates."""
-        spec = module.__spec__
-        if spec is None:
-            raise ImportError(f"{module.__name__} has no specification")
-        spec.loader = module.__loader__ = self._own(spec)
-        spec.loader.exec_module(module)
-        integrate()
-
-    def _own(self, spec: ModuleSpec) -> Loader:
-        if self._loader is None:
-            raise ImportError(f"{spec.name} was not found by this finder", name=spec.name)
-        return self._loader
+        return exec_module

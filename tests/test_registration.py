@@ -121,6 +121,20 @@ assert oskt_torchreid.OSKTEngine and not made, made[:3]
 nn.Linear(1, 1)
 assert made == ["Linear"]
 """,
+    "torchreid is found, fails, and is imported at last": """
+import importlib.util, sys
+import oskt_torchreid as oskt
+found = importlib.util.find_spec("torchreid")
+assert "torchreid" not in sys.modules and found.loader.get_data(found.origin)
+sys.modules["gdown"] = None
+for attempt in range(2):
+    try:
+        import torchreid
+    except ImportError:
+        sys.modules.pop("gdown", None)
+assert torchreid.engine.ImageOSKTEngine is oskt.OSKTEngine
+assert not [finder for finder in sys.meta_path if type(finder).__module__.startswith("oskt_torchreid")]
+""",
     "torchreid is missed where it is needed": """
 import sys
 sys.modules["torchreid"] = None
