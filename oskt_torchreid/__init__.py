@@ -9,14 +9,13 @@ The most used names are here; all others are in the parts: `chain` (widths, reca
 (rules of operators), `deploy` (latency, parity), `errors`, `models`, `vkd`, `zoo`, `baselines`.
 """
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from . import chain, deploy, errors, graph
 from .chain import Ladder, Refinement, WeightChain, expand, load_student, prove, recalibrate, save_student, trace
 from .deploy import calibrate_threshold, export, lift, lifted, rank
 from .errors import OsktError
-from .on_demand import TORCHREID, integrate, integrate_with_torchreid
+from .on_demand import integrate, integrate_with_torchreid, is_installed
 from .registry import register_engine
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ __all__ = [
 ]
 
 _INTEGRATED = frozenset(__all__) - frozenset(globals())
-if find_spec(TORCHREID) is None:
+if not is_installed():
     __all__ = [name for name in __all__ if name not in _INTEGRATED]
 
 

@@ -42,6 +42,13 @@ def integrate_if_installed() -> None:
         integrate()
 
 
+def is_installed() -> bool:
+    """Whether torchreid is imported, or can be found; it is not imported."""
+    if TORCHREID in sys.modules:  # possibly as `None`, or put there without a specification
+        return sys.modules[TORCHREID] is not None
+    return util.find_spec(TORCHREID) is not None
+
+
 def integrate_with_torchreid() -> None:
     """Calls `integrate` now if torchreid is imported already, else as soon as it is; again changes nothing."""
     if sys.modules.get(TORCHREID) is not None:
