@@ -9,6 +9,8 @@ The most used names are here; all others are in the parts: `chain` (widths, reca
 (rules of operators), `deploy` (latency, parity), `errors`, `models`, `vkd`, `zoo`, `baselines`.
 """
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from . import chain, deploy, errors, graph
@@ -65,10 +67,18 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Attributes that need torchreid: it is imported now; raises `MissingTorchreidError` if it cannot be."""
+    """Attributes that need torchreid, which is imported now, and parts of the package that nothing has imported yet.
+
+    Raises:
+        MissingTorchreidError: torchreid cannot be imported.
+        AttributeError: no such attribute.
+    """
     if name in _INTEGRATED:
         return getattr(integrate(), name)
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+        return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
+COMPLETE = True
 integrate_with_torchreid()

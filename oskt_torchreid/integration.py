@@ -14,7 +14,7 @@ from .host.pictures import install_reader
 from .host.vkd_engine import VKDEngine
 from .models.building import register_all
 from .models.registration import register_backbone
-from .registry import build_engine, end_own_registrations
+from .registry import build_engine
 from .vkd.model import SetModel, register_set_models
 
 __all__ = ["OSKTEngine", "SetModel", "VKDEngine", "baselines", "models", "register_backbone", "vkd", "zoo"]
@@ -27,4 +27,4 @@ for dataset in (crops, market1501, synthped, synthped_video, veri776, atrw):
 publish("build_engine", build_engine)
 publish("ImageOSKTEngine", OSKTEngine)
 publish("VideoVKDEngine", VKDEngine)
-end_own_registrations()
+COMPLETE = True

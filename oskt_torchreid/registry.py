@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, ParamSpec
 
 from .errors import ConfigError, expect
-from .on_demand import integrate, integrate_if_installed
+from .on_demand import integrate, integrate_if_installed, is_registering_own
 from .user_code import IMPORT_HINT
 
 __all__ = ["baseline_names", "build_engine", "engine_class", "register_engine"]
@@ -38,24 +38,20 @@ _REGISTRATIONS: list[Registration] = []
 
 
 def remembered(register: Callable[Given, None]) -> Callable[Given, None]:
-    """Makes a function that registers something remember the calls that succeed, see `registrations`."""
+    """Makes a function that registers something remember the calls of users that succeed, see `registrations`."""
 
     @functools.wraps(register)
     def remembering(*arguments: Given.args, **keywords: Given.kwargs) -> None:
         register(*arguments, **keywords)
-        _REGISTRATIONS.append(Registration(remembering, arguments, keywords))
+        if not is_registering_own():
+            _REGISTRATIONS.append(Registration(remembering, arguments, keywords))
 
     return remembering
 
 
 def registrations() -> list[Registration]:
-    """What was registered after this package's own, in order."""
+    """What users registered, in order; what this package registers, its import repeats in any process."""
     return list(_REGISTRATIONS)
-
-
-def end_own_registrations() -> None:
-    """Forgets the registrations so far: those of this package, which its import repeats in any process."""
-    _REGISTRATIONS.clear()
 
 
 @remembered

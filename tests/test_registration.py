@@ -103,6 +103,60 @@ oskt.registry._REGISTRATIONS.clear()
 }
 """What a program may do first; everything is registered after it."""
 PROGRAMS = {title: first + "\n" + REGISTERED for title, first in FIRST.items()} | {
+    "a rule of one's own, then torchreid": """
+import oskt_torchreid as oskt
+oskt.graph.register_rule("mine::swish", oskt.graph.keep)
+import torchreid
+assert [call.arguments[0] for call in oskt.registry.registrations()] == ["mine::swish"]
+""",
+    "a part that nothing has imported yet": """
+import oskt_torchreid as oskt
+assert oskt.config.default_config().engine == "" and oskt.host.losses.ReidLoss and oskt.datasets.crops.Crops
+assert not hasattr(oskt, "nothing_of_this_name")
+""",
+    "two threads, one of which imports torchreid": """
+import sys, threading
+import oskt_torchreid as oskt
+begin, found = threading.Barrier(2), []
+def import_torchreid():
+    begin.wait()
+    import torchreid
+    found.append(torchreid.engine.ImageOSKTEngine)
+def use_an_attribute():
+    begin.wait()
+    found.append(oskt.OSKTEngine)
+threads = [threading.Thread(target=target) for target in (import_torchreid, use_an_attribute)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert len(found) == 2 and found[0] is found[1]
+""",
+    "an interrupted use, then torchreid": """
+import builtins
+import oskt_torchreid as oskt
+original = builtins.__import__
+def interrupted(name, *arguments, **keywords):
+    if name.endswith("oskt_engine"):
+        raise KeyboardInterrupt
+    return original(name, *arguments, **keywords)
+builtins.__import__ = interrupted
+for use in (lambda: oskt.OSKTEngine, lambda: __import__("torchreid")):
+    try:
+        use()
+    except KeyboardInterrupt:
+        continue
+    raise AssertionError("it was to be interrupted")
+builtins.__import__ = original
+import torchreid
+assert torchreid.engine.ImageOSKTEngine is oskt.OSKTEngine
+""",
+    "warnings that are errors": """
+import warnings
+import oskt_torchreid
+warnings.simplefilter("error")
+import torchreid
+""",
     "torchreid is left alone, for its import takes longer than torch's": """
 import sys, oskt_torchreid as oskt
 assert not [name for name in sys.modules if name.partition(".")[0] == "torchreid"]
@@ -161,9 +215,8 @@ assert said == [True] * 4, said
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process that has imported what torchreid needs")
 def test_programs_that_import_in_any_order():
     script = f"""
-        import os, traceback, warnings
+        import os, traceback
         import scipy.cluster.hierarchy, torchvision, torch.utils.tensorboard
-        warnings.simplefilter("ignore")
         for title, program in {PROGRAMS!r}.items():
             child = os.fork()
             if not child:

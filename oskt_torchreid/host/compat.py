@@ -7,7 +7,6 @@ the attributes `torchreid.data`, `.engine`, ..., so everything is reached throug
 import contextlib
 import io
 import logging
-import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError, MissingTorchreidError
+from ..on_demand import TORCHREID
 
 ATTRIBUTES = ("data", "engine", "losses", "metrics", "models", "optim", "utils")
 INSTALL = "pip install torchreid"
@@ -31,9 +31,7 @@ def _find_torchreid() -> ModuleType:
         ConfigError: one of its parts is missing.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Cython evaluation")
-            found = import_module("torchreid")
+        found = import_module(TORCHREID)
     except ImportError as reason:
         missing = reason.name or "torchreid"
         command = INSTALL if missing.split(".")[0] == "torchreid" else f"pip install {missing}"
