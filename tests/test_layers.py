@@ -13,7 +13,17 @@ import pytest
 
 PACKAGE = "oskt_torchreid"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
-FOUNDATIONS = {"errors", "files", "registry", "networks", "batches", "user_code", "on_demand", "needs_torchreid"}
+FOUNDATIONS = {
+    "errors",
+    "files",
+    "registry",
+    "networks",
+    "batches",
+    "user_code",
+    "on_demand",
+    "needs_torchreid",
+    "made_classes",
+}
 TORCH_ONLY = {"graph", "chain", "deploy", "config", "files", "networks", "batches"}
 ROOMS = {
     "errors": set(),
@@ -23,6 +33,7 @@ ROOMS = {
     "user_code": {"errors"},
     "on_demand": {"errors"},
     "needs_torchreid": {"on_demand"},
+    "made_classes": set(),
     "networks": {"errors", "on_demand"},
     "batches": {"errors"},
     "config": FOUNDATIONS,

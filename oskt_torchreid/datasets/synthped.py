@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..host.compat import torchreid
 from ..host.data import image_dataset_names, register_dataset
+from ..made_classes import Made
 from ..registry import nearest
 from .drawn_folder import drawn_folder
 from .market_layout import GALLERY_FOLDER, QUERY_FOLDER, TRAIN_FOLDER, picture_files
@@ -99,7 +100,7 @@ def with_settings(drawn: Any, name: str, settings: object) -> type:
         settings: What it draws; the class's attribute `settings`.
     """
 
-    class Registered(drawn):
+    class Registered(drawn, metaclass=Made):
         __doc__ = drawn.__doc__
         settings: Any
 
@@ -107,5 +108,6 @@ def with_settings(drawn: Any, name: str, settings: object) -> type:
             super().__init__(root, settings=settings, name=name, **kwargs)
 
     Registered.settings = settings
+    Registered.made_by = with_settings, (drawn, name, settings)
     Registered.__name__ = Registered.__qualname__ = drawn.__name__
     return Registered

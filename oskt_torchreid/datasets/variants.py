@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from ..host.data import dataset_class, register_dataset
 from ..host.guarded import CombinedInOrder
+from ..made_classes import made_kind
 from .checks import Item
 
 
@@ -66,15 +67,13 @@ def replace_parts(dataset: Dataset, **parts: list[Item]) -> None:
 
 @functools.cache
 def _changed(whole: Any, change: Callable[..., None], settings: tuple[tuple[str, Any], ...]) -> type:
-    in_order: Any = whole if issubclass(whole, CombinedInOrder) else type("InOrder", (CombinedInOrder, whole), {})
+    bases = (whole,) if issubclass(whole, CombinedInOrder) else (CombinedInOrder, whole)
 
-    class Changed(in_order):
-        __doc__ = whole.__doc__
+    def read(self: Any, *args: Any, **kwargs: Any) -> None:
+        whole.__init__(self, *args, **kwargs)
+        change(self, **dict(settings))
 
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            change(self, **dict(settings))
-
-    functools.update_wrapper(Changed.__init__, whole.__init__)  # torchreid's arguments are those of the class
-    Changed.__name__ = Changed.__qualname__ = whole.__name__
-    return Changed
+    functools.update_wrapper(read, whole.__init__)  # torchreid's arguments are those of the class
+    about = {"__init__": read, "__module__": __name__, "__doc__": whole.__doc__}
+    made_by = _changed, (whole, change, settings)
+    return made_kind(whole)(whole.__name__, bases, {**about, "made_by": made_by})

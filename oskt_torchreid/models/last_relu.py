@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from ..made_classes import made_kind
 from ..networks import DEFAULT_INPUT_SIZE, parse_outputs, watched
 from .neck import run_on_meta
 
@@ -93,7 +94,8 @@ def _passing_class(kind: type[nn.Module], passed: frozenset[int]) -> type[nn.Mod
         with _ReluMode(lambda place, value, compute: value if place in passed else compute()):
             return kind.forward(self, *args, **kwargs)
 
-    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__, "__doc__": kind.__doc__})
+    about = {"__module__": kind.__module__, "__doc__": kind.__doc__, "made_by": (_passing_class, (kind, passed))}
+    return made_kind(kind)(kind.__name__, (kind,), {"forward": forward, **about})
 
 
 class _ReluMode(TorchFunctionMode):
