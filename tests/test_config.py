@@ -59,6 +59,7 @@ def test_values_take_the_type_of_the_default():
     ("option", "message"),
     [
         ("trian.lr=1", "unknown key 'trian.lr' in the command line; did you mean 'train.lr'"),
+        ("oskt.finetun.lr=1", "unknown key 'oskt.finetun.lr'.*did you mean 'oskt.finetune.lr'"),
         ("train.max_epochs=1", "unknown key 'train.max_epochs'.*did you mean 'train.max_epoch'"),
         ("refine.lambda_schedule=linear", "did you mean 'oskt.refine.lambda_schedule'"),
         ("oskt=1", "it is a group of keys: teacher, width"),

@@ -1,5 +1,6 @@
 """torchreid's model factory: building, recognising, outputs, weights; and both of torchreid's distributions."""
 
+import io
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from oskt_torchreid.errors import CheckpointError, ConfigError
 from oskt_torchreid.files import save_checkpoint, weights
 from oskt_torchreid.host import compat, models
 from oskt_torchreid.networks import ModelSpec, Outputs, parse_outputs
+from oskt_torchreid.printing import printing_to
 
 SMALL = "osnet_x0_25"
 # One backbone per family, for time; identifying is checked for all in the slow test.
@@ -207,6 +209,19 @@ def test_the_source_layout_works():
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, cwd=root, check=False
     )
     assert result.stdout.split() == ["True", "NeckModel"], result.stderr
+
+
+def test_stdout_comes_back_whichever_block_ends_first():
+    """Blocks of two threads overlap in this way; written out in one."""
+    before, streams = sys.stdout, (io.StringIO(), io.StringIO())
+    first, second = map(printing_to, streams)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    print("inside")
+    second.__exit__(None, None, None)
+    assert sys.stdout is before
+    assert [stream.getvalue() for stream in streams] == ["", "inside\n"]
 
 
 def test_an_incomplete_torchreid_is_named(monkeypatch):

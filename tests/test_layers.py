@@ -23,6 +23,7 @@ FOUNDATIONS = {
     "on_demand",
     "needs_torchreid",
     "made_classes",
+    "printing",
 }
 TORCH_ONLY = {"graph", "chain", "deploy", "config", "files", "networks", "batches"}
 ROOMS = {
@@ -34,6 +35,7 @@ ROOMS = {
     "on_demand": {"errors"},
     "needs_torchreid": {"on_demand"},
     "made_classes": set(),
+    "printing": set(),
     "networks": {"errors", "on_demand"},
     "batches": {"errors"},
     "config": FOUNDATIONS,

@@ -19,6 +19,7 @@ import oskt_torchreid as oskt
 from oskt_torchreid.chain import equal_rows, network, proof
 from oskt_torchreid.errors import GraphError
 from oskt_torchreid.graph.randomness import Undisturbed
+from oskt_torchreid.host import models
 
 SIZE = (3, 128, 64)
 
@@ -260,7 +261,7 @@ def test_a_structure_is_proved_once_and_another_one_again(monkeypatch):
 
 def test_networks_of_the_suite_are_not_proved_again(monkeypatch):
     monkeypatch.setattr(network, "prove_once", lambda model, graph: pytest.fail("it is in the suite's table"))
-    model = oskt.models.build("resnet18", 7)
+    model = models.build("resnet18", 7)
     oskt.trace(model, (3, 64, 32))
     with pytest.raises(pytest.fail.Exception):
         oskt.trace(TinyNet(4), (3, 32, 16))

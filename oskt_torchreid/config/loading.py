@@ -6,6 +6,7 @@ against the defaults: an unknown key, a value of another type or out of range is
 
 import ast
 import contextlib
+import difflib
 import hashlib
 import json
 import re
@@ -227,6 +228,7 @@ def _unknown(key: str, source: str) -> None:
     *_, last = key.split(".")
     # The right name under the wrong parent is as common a slip as a mistyped name.
     moved = [leaf for leaf in known if leaf.split(".")[-1] == last]
+    moved.sort(key=lambda leaf: difflib.SequenceMatcher(None, leaf, key).ratio(), reverse=True)
     hint = f"; did you mean {' or '.join(map(repr, moved[:3]))}?" if moved else nearest(key, known)
     raise ConfigError(f"unknown key '{key}' in {source}{hint or '; `oskt config` lists them'}")
 

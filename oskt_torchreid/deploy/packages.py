@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import ConfigError
+from ..printing import printing_to
 
 EXTRA = "pip install 'oskt_torchreid[export]'"
 NEEDS = {
@@ -51,7 +52,7 @@ def silence() -> Iterator[None]:
     for each in loggers:
         each.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        with printing_to(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -16,6 +16,7 @@ import torch
 
 from ..errors import ConfigError, MissingTorchreidError
 from ..on_demand import TORCHREID
+from ..printing import printing_to
 
 ATTRIBUTES = ("data", "engine", "losses", "metrics", "models", "optim", "utils")
 INSTALL = "pip install torchreid"
@@ -99,7 +100,7 @@ class _LogWriter(io.TextIOBase):
 def quiet() -> Iterator[None]:
     """Sends what torchreid prints inside the block to the logger 'oskt_torchreid.host' instead of stdout."""
     writer = _LogWriter()
-    with contextlib.redirect_stdout(writer):
+    with printing_to(writer):
         try:
             yield
         finally:

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from .. import networks
 from ..errors import ConfigError
 from ..networks import DEFAULT_INPUT_SIZE, ModelSpec, register_resolver, without_memory_or_on_cpu
+from ..printing import printing_to
 from ..registry import nearest
 from ..user_code import IMPORT_HINT
 from .compat import host_table, quiet, torchreid
@@ -127,7 +128,7 @@ def without_memory(make: Callable[[], nn.Module]) -> nn.Module:
             raise RuntimeError("tensors that are not in its state dict need their values")
         return model
 
-    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
+    with torch.random.fork_rng(devices=[]), printing_to(io.StringIO()):
         return without_memory_or_on_cpu(made)
 
 
