@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-
 _PRINTED_TO: list[io.TextIOBase] = []  # streams in the place of stdout, of all threads, the last one in force
 _ORIGINAL: list[Any] = []  # stdout as it was before the first of them
 _EXCHANGE = threading.Lock()

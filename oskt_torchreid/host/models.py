@@ -1,6 +1,5 @@
 """torchreid's model factory: names, building, recognising a model."""
 
-import contextlib
 import functools
 import io
 import logging
