@@ -28,16 +28,18 @@ def stock_names() -> list[str]:
 
 EVERY_NETWORK = os.environ.get("OSKT_NETWORKS") == "all"
 REST = pytest.mark.skipif(not EVERY_NETWORK, reason="takes long: OSKT_NETWORKS=all tries every network")
-_DEEPER = (
+_LARGER = (
+    *("osnet_x0_75", "osnet_x1_0", "osnet_ain_x0_5", "osnet_ain_x0_75", "osnet_ain_x1_0"),
+    *("shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"),
     *("resnet34", "resnet101", "resnet152", "resnext101_32x8d", "resnet101_bam", "se_resnet101", "se_resnet152"),
     *("se_resnext101_32x4d", "densenet161", "densenet169", "densenet201"),
 )
-"""Other networks of the table with more of the same blocks."""
+"""Other networks of the table with more of the same blocks, or wider ones."""
 
 
 def every_stock_name() -> list:
-    """All stock names as parameters; the deeper of two alike are left out unless every network is asked for."""
-    return [pytest.param(name, marks=[REST] if name in _DEEPER else []) for name in stock_names()]
+    """All stock names as parameters; the larger of two alike are left out unless every network is asked for."""
+    return [pytest.param(name, marks=[REST] if name in _LARGER else []) for name in stock_names()]
 
 
 # One of every way in which channels are tied together: residuals, groups, gates, concatenations, split norms, routes,

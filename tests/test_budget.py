@@ -63,7 +63,7 @@ def costs_of(chain, way, half=False):
 
 
 @pytest.mark.parametrize("way", ["params", "flops", "size"])
-@pytest.mark.parametrize("share", [0.1, 0.37, 0.8])
+@pytest.mark.parametrize("share", [0.1, 0.8])
 def test_the_widest_plan_within_the_budget(chain, way, share):
     cost, ratios = costs_of(chain, way), ratios_of(chain)
     least, most = cost(chain.widths), cost(chain.graph.sizes)

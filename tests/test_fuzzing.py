@@ -4,8 +4,8 @@ import pytest
 from fuzz import data_folders, keys
 from fuzz.runs import FINE
 
-CHUNK = 50
-CHUNKS = range(2)  # 100 cases of each; `python tools/fuzz.py` tries as many as one likes
+CHUNK = 25
+CHUNKS = range(2)  # 50 cases of each; `python tools/fuzz.py` tries as many as one likes
 
 
 @pytest.mark.slow

@@ -196,15 +196,14 @@ def test_what_heeds_sigterm_is_left_in_peace(monkeypatch):
 EPOCHS = "max_epoch=1000"
 STAGES = {
     "drawing": ["synthped.num_train=4000"],
-    "evaluation": ["test.evaluate=True", "test.batch_size=1", "synthped.num_test=150"],
-    "refine": [f"oskt.refine.{EPOCHS}"],
+    "evaluation": ["test.evaluate=True", "test.batch_size=1", "synthped.num_test=100"],
     "students": [f"oskt.finetune.{EPOCHS}", "oskt.students=['width=0.5', 'width=0.75']", "oskt.processes=2"],
     "vkd": [
         *["engine=vkd", "loss.name=triplet", f"vkd.teacher_stage.{EPOCHS}", "vkd.teacher_stage.batch_size=8"],
         *["vkd.student_stage.batch_size=8", "vkd.num_views=2"],
     ],
 }
-"""Words of runs that stay in a stage for minutes; a teacher is trained as students are."""
+"""Words of runs that stay in a stage for minutes; a teacher is trained as students are, a chain as sets are."""
 
 
 def words_of(stage, root, folder):

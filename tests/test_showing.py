@@ -24,51 +24,53 @@ synthped.configure(small)
 manager = torchreid.data.ImageDataManager(
     root=sys.argv[1], sources="synthped", height=32, width=16, batch_size_train=16, workers=0, use_gpu=False
 )
-model = torchreid.models.build_model("osnet_x0_25", manager.num_train_pids, pretrained=False)
-optimizer = torchreid.optim.build_optimizer(model, lr=0.001)
-engine = torchreid.engine.ImageOSKTEngine(manager, model, optimizer, width=0.5, use_gpu=False)
-engine.quiet = sys.argv[3] == "quiet"
-print("BEGINS")
-engine.run(save_dir=sys.argv[2], max_epoch=1, print_freq=1)
-print("ENDS")
+for quiet in (False, True):
+    model = torchreid.models.build_model("osnet_x0_25", manager.num_train_pids, pretrained=False)
+    optimizer = torchreid.optim.build_optimizer(model, lr=0.001)
+    engine = torchreid.engine.ImageOSKTEngine(manager, model, optimizer, width=0.5, use_gpu=False)
+    engine.quiet = quiet
+    print("BEGINS")
+    engine.run(save_dir=f"{sys.argv[2]}/{quiet}", max_epoch=1, print_freq=1)
+    print("ENDS")
 """
 WHOLE = """
 import sys
 from oskt_torchreid.config import load_config
 from oskt_torchreid.runs import run
 
-print("BEGINS")
-run(load_config(options=sys.argv[4:]), quiet=sys.argv[3] == "quiet")
-print("ENDS")
+for quiet in (False, True):
+    print("BEGINS")
+    run(load_config(options=sys.argv[1:]), quiet=quiet)
+    print("ENDS")
 """
 
 
 def printed(script, *words):
-    """What a script prints between BEGINS and ENDS, as lines."""
+    """What a script prints between each BEGINS and its ENDS, as lines: of a run aloud, and of a quiet one."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     found = subprocess.run(
         [sys.executable, "-c", script, *map(str, words)], capture_output=True, text=True, env=environment, timeout=300
     )
     assert found.returncode == 0, found.stderr[-2000:]
-    return found.stdout.partition("BEGINS\n")[2].partition("ENDS\n")[0].splitlines()
+    return [part.partition("ENDS\n")[0].splitlines() for part in found.stdout.split("BEGINS\n")[1:]]
 
 
 @pytest.mark.slow
 def test_a_script_that_runs_an_engine_sees_losses_and_accuracy(data_root, tmp_path):
-    lines = printed(ENGINE, data_root, tmp_path / "run", "aloud")
+    lines, quiet = printed(ENGINE, data_root, tmp_path)
     assert any("loss_x" in line and "epoch: [1/1]" in line for line in lines)
     assert any(line.startswith("epoch 1: row dispersion ") for line in lines)
     assert lines[-1].split()[0] == "synthped" and "mAP" in lines[-3].split() and "rank1" in lines[-3].split()
-    assert printed(ENGINE, data_root, tmp_path / "other", "quiet") == []
+    assert quiet == []
 
 
 @pytest.mark.slow
 def test_a_script_that_runs_a_configuration_sees_the_table(data_root, tmp_path):
     options = [*SMALL, "train.print_freq=1", f"data.root={data_root}", f"data.save_dir={tmp_path / 'run'}"]
-    lines = printed(WHOLE, data_root, tmp_path, "aloud", *options)
+    lines, quiet = printed(WHOLE, *options)
     assert any(line.startswith("teacher: mAP ") for line in lines) and any("loss_x" in line for line in lines)
     assert lines[-1].split()[0] == "width=0.5" and "results, also in" in "\n".join(lines)
-    assert printed(WHOLE, data_root, tmp_path, "quiet", *options) == []
+    assert quiet == []
 
 
 def test_messages_are_shown_once_and_only_inside(capsys):
