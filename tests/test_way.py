@@ -1,7 +1,8 @@
 """How many files of the package a reader meets on a row's way from a teacher to a saved student.
 
 What alone finds the channel graph, and what alone reads a student's file back before it takes its place, is no part of
-a row's way, and is counted apart.
+a row's way, and is counted apart. What a network prints while it is built is no row: the file that keeps it off the
+screen is not counted.
 """
 
 import json
@@ -28,7 +29,7 @@ SCRIPT = """
             reading += {"call": 1, "return": -1}.get(event, 0)
         if frame.f_code.co_name == "trace_module":
             tracing += {"call": 1, "return": -1}.get(event, 0)
-        if name.startswith(root):
+        if name.startswith(root) and not name.endswith("/printing.py"):
             (back if reading else traced if tracing else way).add(name[len(root) + 1 :])
 
     with tempfile.TemporaryDirectory() as folder:
