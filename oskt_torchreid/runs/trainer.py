@@ -104,8 +104,8 @@ class Trainer:
         """The recipe of a stage.
 
         Args:
-            *nodes: keys, or nodes of keys, that determine its weights, besides those shared by all stages. **further:
-            other names and values that do; digests have names that begin with "the".
+            *nodes: keys, or nodes of keys, that determine its weights, besides those shared by all stages.
+            **further: other names and values that do; digests have names that begin with "the".
         """
         return self.shared.with_weights(**settings(self.config, nodes, Effect.WEIGHTS), **further)
 
