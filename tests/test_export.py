@@ -146,6 +146,31 @@ def test_onnx_states_its_opset_and_a_free_batch(tmp_path):
         assert shapes == [["batch", 3, 32, 16], ["batch", 24]]
 
 
+class Viewing(nn.Module):
+    """Flattens as torchreid's networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.pool = conv(3, 8), nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, images):
+        pooled = self.pool(self.first(images))
+        return pooled.view(pooled.size(0), -1)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_the_order_in_memory_does_not_reach_a_file(tmp_path, kind):
+    """Networks that were trained with channels last become the same operators; positions are not computed."""
+    pytest.importorskip(kind)
+    files = []
+    for order in (torch.contiguous_format, torch.channels_last):
+        path = tmp_path / f"{len(files)}-{NAMES[kind]}"
+        torch.manual_seed(0)
+        oskt.export(Viewing().eval().to(memory_format=order), path, input_size=SIZE)
+        files.append(path.read_bytes())
+    assert files[0] == files[1] and b"Gather" not in files[1]
+
+
 def test_the_classifier_stays_behind(tmp_path):
     """A deployed network has no use for class scores."""
     small, large = TinyNet(2).eval(), TinyNet(20_000).eval()

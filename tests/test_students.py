@@ -15,7 +15,7 @@ from torch import nn
 import oskt_torchreid as oskt
 from oskt_torchreid.chain.chain import WeightChain
 from oskt_torchreid.errors import CheckpointError, ConfigError, WidthError
-from oskt_torchreid.files import weights
+from oskt_torchreid.files import load_checkpoint, weights
 from oskt_torchreid.graph.plans import ratio_plan
 from oskt_torchreid.host import models
 from oskt_torchreid.host.compat import torchreid
@@ -233,6 +233,19 @@ def test_a_loaded_student_is_the_saved_one(tmp_path, name):
     assert getattr(loaded, "feature_dim", None) == getattr(saved, "feature_dim", None)
     oskt.save_student(loaded, tmp_path / "again.pth")
     assert same(oskt.load_student(tmp_path / "again.pth").state_dict(), saved.state_dict())
+
+
+def test_a_file_does_not_keep_the_order_in_memory(small, tmp_path):
+    """With channels last, as students can be trained, exporters of others write positions instead of a flattening."""
+    student = oskt.expand(small, 0.75).to(memory_format=torch.channels_last)
+    oskt.save_student(student, tmp_path / "student.pth")
+    oskt.chain.save_plain(student, tmp_path / "plain.pth")
+    loaded = [
+        *oskt.load_student(tmp_path / "student.pth").parameters(),
+        *load_checkpoint(tmp_path / "plain.pth")["state_dict"].values(),
+    ]
+    assert all(tensor.is_contiguous() for tensor in loaded)
+    assert not all(tensor.is_contiguous() for tensor in student.parameters()), "which stays as it was"
 
 
 def test_torchreids_own_loader_takes_the_whole_file(chain, tmp_path, capsys):

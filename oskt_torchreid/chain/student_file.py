@@ -100,15 +100,14 @@ def _inner(student: nn.Module) -> nn.Module:
 
 
 def _file_state(network: nn.Module, half: bool = False) -> dict[str, Tensor]:
-    """The state dict of a network as it is written.
+    """The state dict of a network as it is written: in one order in memory, however the network was trained.
 
     Raises:
         CheckpointError: values beyond the range of half precision.
     """
     state = network.state_dict()
-    if half:
-        for name, tensor in state.items():
-            state[name] = _halved(name, tensor) if tensor.is_floating_point() else tensor
+    for name, tensor in state.items():
+        state[name] = (_halved(name, tensor) if half and tensor.is_floating_point() else tensor).contiguous()
     return state
 
 

@@ -28,7 +28,9 @@ class Deployed(nn.Module):
     """A network in evaluation with one output, with any number of branches.
 
     Args:
-        network: any module; a copy of it, in single precision on the CPU, is kept.
+        network: any module; a copy of it is kept, in single precision on the CPU, with channels before rows in memory:
+            otherwise a trace writes a flattened feature as reads at computed positions, which clients run slowly or
+            wrongly.
         normalized: divide each feature by its L2 norm.
         without: names of classifiers that are left out, so that the output is what they would be given.
         lifting: the entry of the output that each entry of a lifted feature is, see `lifting.py`; `None`: as it is.
@@ -46,7 +48,7 @@ class Deployed(nn.Module):
         first: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.network = copy.deepcopy(unwrapped(network)).cpu().float()
+        self.network = copy.deepcopy(unwrapped(network)).cpu().float().to(memory_format=torch.contiguous_format)
         self.first = first or nn.Identity()
         self.normalized = normalized
         self.register_buffer("lifting", None if lifting is None else torch.tensor(lifting), persistent=False)
