@@ -206,3 +206,33 @@ def test_openvino_reads_the_image_in_half_precision(tmp_path, input):
         Stem().eval(), tmp_path / "named.xml", calibration=images, eight_bits=EightBits(kept=("last",)), **options
     )
     assert named.kept == ("stem", "last")
+
+
+class Tokens(nn.Module):
+    """Places of the image after a token of its own, their products with each other, and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.places, self.token = nn.Conv2d(3, 16, 8, stride=8), nn.Parameter(torch.randn(1, 1, 16))
+        self.narrow, self.last = nn.Linear(16, 8), nn.Linear(8, 16)
+
+    def forward(self, images):
+        places = self.places(images).flatten(2).transpose(1, 2)
+        tokens = self.narrow(torch.cat([self.token.expand(places.shape[0], -1, -1), places], 1))
+        weights = (tokens @ tokens.transpose(1, 2)).softmax(2)
+        return self.last(weights @ tokens).mean(1)
+
+
+def test_layers_that_openvino_refuses_stay_in_half_precision(tmp_path):
+    """It cannot prepare a product of tokens whose parts were quantised one by one."""
+    pytest.importorskip("openvino")
+    options = {"precision": "int8", "input_size": (3, 32, 16)}
+    images = [torch.randn(16, 3, 32, 16, generator=torch.Generator().manual_seed(0))]
+    report = EightBits(report=True)
+    by_openvino = oskt.export(Tokens().eval(), tmp_path / "net.xml", calibration=images, eight_bits=report, **options)
+    assert by_openvino.kept == ("places", "narrow") and by_openvino.parity.cosine > 0.95
+    by_onnx = oskt.export(Tokens().eval(), tmp_path / "net.onnx", calibration=images, **options)
+    assert by_onnx.kept == () and by_onnx.parity.cosine > 0.95
+    names = [error.name for error in by_openvino.layers]
+    assert {"places", "narrow", "last"} < set(names) and len(names) == 5, names

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -60,6 +62,7 @@ def to_onnx(network: nn.Module, images: torch.Tensor, opset: int = OPSET, free: 
         raise ExportError(f"the network cannot be written with opset {opset}, only with {written}; use that")
     if free:
         _name_batch(model)
+    _name_products(model)
     _strip(model)
     return model
 
@@ -137,6 +140,30 @@ def _first_line(error: Exception) -> str:
     if not lines:
         return type(error).__name__
     return next((line for line in lines if "specialized it to be a constant" in line), lines[0])
+
+
+def _name_products(model: Any) -> None:
+    """Names matrix products after their modules, in place: what layers lose in eight bits is told by these names.
+
+    A linear layer's weight, which the exporter transposed, is called as in the network; a product of two activations,
+    which has no weight, gets its module's name before its own.
+    """
+    weights = {each.name: each for each in model.graph.initializer}
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    for node in model.graph.node:
+        module = _module_of(node) if node.op_type == "MatMul" else ""
+        weight, name = weights.get(node.input[1]) if module else None, f"{module}.weight"
+        if weight and readers[weight.name] == 1 and name not in weights:
+            weight.name = node.input[1] = name
+        elif module and not weight:
+            node.name = f"{module}.{node.name}"
+
+
+def _module_of(node: Any) -> str:
+    """The module whose code calls an operator; empty: the exporter does not say."""
+    scopes = next((entry.value for entry in node.metadata_props if entry.key.endswith("name_scopes")), "[]")
+    names: list[str] = ast.literal_eval(scopes)  # of the modules, then of the operator
+    return names[-2] if len(names) > 1 else ""
 
 
 def _strip(model: Any) -> None:

@@ -46,7 +46,8 @@ def open_exported(path: str | Path, format: str, threads: int = 0, shown: str | 
     except ConfigError:
         raise
     except Exception as error:  # each runtime has its own errors
-        reason = str(error).strip().partition("\n")[0]
+        lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from ")]
+        reason = (lines or [type(error).__name__])[0].strip()[:300]
         raise ExportError(f"'{shown or path}' cannot be opened ({reason}); export it again") from error
 
 
@@ -81,6 +82,15 @@ def run_openvino(model: str | bytes, threads: int = 0) -> Run:
     compiled = core.compile_model(core.read_model(model), "CPU", settings)
     request = compiled.create_infer_request()
     return lambda images: request.infer({0: images})[0].copy()
+
+
+def openvino_takes(model: bytes) -> bool:
+    """Whether OpenVINO can read a network in ONNX's format and prepare it for the CPU."""
+    try:
+        run_openvino(model)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _run_torchscript(path: str, threads: int) -> Run:

@@ -20,7 +20,7 @@ from .onnx_format import OPSET, describe, to_half, to_onnx
 from .packages import openvino_core, package, silence
 from .parity import pictures
 from .quantization import Quantizer
-from .runtimes import METADATA_FILE, SECTION
+from .runtimes import METADATA_FILE, SECTION, openvino_takes
 
 _CHECKED = 8  # of the images that calibrate
 _COMPARED = 32  # about as many, for what layers lose
@@ -99,12 +99,26 @@ class Conversion:
     def kept(self) -> tuple[str, ...]:
         """Names of the layers that stay out of eight bits."""
         how = self.eight_bits
-        # OpenVINO computes a convolution of the image wrongly on processors without dot products of bytes.
-        spared = self.quantizer.first if self._format == "openvino" else ()
+        spared = self._spared if self._format == "openvino" else ()
         chosen = how.kept
         if how.max_drop is not None:
             chosen = least_kept(self.quantizer, self.deployment.feeding, lambda: self.layer_errors, how)
         return tuple(dict.fromkeys((*spared, *chosen)))
+
+    @cached_property
+    def _spared(self) -> tuple[str, ...]:
+        """Names of the layers that OpenVINO must not have in eight bits, whatever they lose.
+
+        Those that read the image: without dot products of bytes, a processor adds pairs of products in sixteen bits,
+        which the image's large values overflow. And those that OpenVINO refuses, such as a product of tokens that
+        were quantised one by one.
+        """
+        quantizer = self.quantizer
+        spared = quantizer.first
+        if openvino_takes(quantizer.quantised(spared).SerializeToString()):
+            return spared
+        others = (name for name in quantizer.layers if name not in spared)
+        return (*spared, *(name for name in others if not openvino_takes(quantizer.alone(name).SerializeToString())))
 
     @cached_property
     def layer_errors(self) -> list[LayerError]:
