@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import oskt_torchreid as oskt
-from oskt_torchreid.deploy import Deployment, EightBits, ExportedNetwork, open_exported
+from oskt_torchreid.deploy import Deployment, EightBits, ExportedNetwork, open_exported, writing
 from oskt_torchreid.deploy.eight_bits import least_kept
 from oskt_torchreid.deploy.quantization import calibration_batches
-from oskt_torchreid.deploy.runtimes import run_onnx
+from oskt_torchreid.deploy.runtimes import run_onnx, run_openvino
 from oskt_torchreid.deploy.writing import Conversion
 from oskt_torchreid.errors import ConfigError, DataError
 
@@ -55,7 +55,7 @@ def error_of(file):
     pictures = torch.randn(8, *SIZE, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         expected = Fragile().eval()(pictures).numpy()
-    found = open_exported(file.path, "onnx")(pictures.numpy())
+    found = open_exported(file.path, file.format)(pictures.numpy())
     return np.linalg.norm(found - expected, axis=1).mean() / np.linalg.norm(expected, axis=1).mean()
 
 
@@ -116,6 +116,17 @@ def test_a_file_within_a_budget(tmp_path, drops):
     allowed = 1.01 * drops[2]
     found = exported(tmp_path / "net.onnx", equalize=False, max_drop=allowed, score=score)
     assert 0 < len(found.kept) < 3 and 100 * error_of(found) <= allowed
+
+
+def test_a_budget_is_that_of_the_files_own_runtime(tmp_path, conversion, drops, monkeypatch):
+    """OpenVINO's file has layers that stay out in any case, and is scored by OpenVINO."""
+    pytest.importorskip("openvino")
+    allowed, ran = 1.01 * drops[2], []
+    monkeypatch.setattr(writing, "run_openvino", lambda model: ran.append(len(model)) or run_openvino(model))
+    found = exported(tmp_path / "net.xml", equalize=False, max_drop=allowed, score=score)
+    worst = [error.name for error in conversion.layer_errors if error.name != "first"]
+    assert list(found.kept) == ["first", *worst][: len(found.kept)] and len(found.kept) > 1
+    assert 100 * error_of(found) <= allowed and len(ran) > 1
 
 
 @pytest.mark.parametrize("ranges", ["percentile", "entropy"])

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..errors import ConfigError
 from .feeding import Feeding
 from .quantization import RANGES, Quantizer
-from .runtimes import ExportedNetwork, run_onnx
+from .runtimes import ExportedNetwork, Run, run_onnx
 
 Score = Callable[[nn.Module], float]
 """How good a network is, the higher the better: it maps normalised images to features."""
@@ -99,7 +99,12 @@ def _features(model: Any, batches: Sequence[Tensor]) -> np.ndarray:
 
 
 def least_kept(
-    quantizer: Quantizer, feeding: Feeding, errors: Callable[[], Sequence[LayerError]], how: EightBits
+    quantizer: Quantizer,
+    feeding: Feeding,
+    errors: Callable[[], Sequence[LayerError]],
+    how: EightBits,
+    spared: Sequence[str] = (),
+    runtime: Callable[[bytes], Run] = run_onnx,
 ) -> tuple[str, ...]:
     """The fewest layers that have to stay out of eight bits, in the order of what they lose by themselves.
 
@@ -108,25 +113,30 @@ def least_kept(
         feeding: of the file.
         errors: measures what layers lose, the worst first.
         how: with `max_drop` and `score`.
+        spared: names of layers that stay out in any case.
+        runtime: runs a network in ONNX's format as the file will be run: runtimes round differently.
 
     Returns:
-        Their names; all layers, where fewer are not enough.
+        Their names, `spared` first; all layers, where fewer are not enough.
     """
 
     def score(model: Any) -> float:
-        return how.score(ExportedNetwork(run_onnx(model.SerializeToString()), feeding))  # type: ignore[misc]
+        return how.score(ExportedNetwork(runtime(model.SerializeToString()), feeding))  # type: ignore[misc]
+
+    def is_enough(further: Sequence[str]) -> bool:
+        return score(quantizer.quantised((*spared, *further))) >= least
 
     least = score(quantizer.plain) - (how.max_drop or 0.0)
-    if score(quantizer.quantised()) >= least:
-        return ()
-    order = [error.name for error in errors()]
+    if is_enough(()):
+        return tuple(spared)
+    order = [error.name for error in errors() if error.name not in spared]
     failed, count = 0, 1
-    while count < len(order) and score(quantizer.quantised(order[:count])) < least:
+    while count < len(order) and not is_enough(order[:count]):
         failed, count = count, min(2 * count, len(order))
     while count - failed > 1:
         middle = (failed + count) // 2
-        if score(quantizer.quantised(order[:middle])) >= least:
+        if is_enough(order[:middle]):
             count = middle
         else:
             failed = middle
-    return tuple(order[:count])
+    return (*spared, *order[:count])

@@ -20,7 +20,7 @@ from .onnx_format import OPSET, describe, to_half, to_onnx
 from .packages import openvino_core, package, silence
 from .parity import pictures
 from .quantization import Quantizer
-from .runtimes import METADATA_FILE, SECTION, openvino_takes
+from .runtimes import METADATA_FILE, SECTION, openvino_takes, run_onnx, run_openvino
 
 _CHECKED = 8  # of the images that calibrate
 _COMPARED = 32  # about as many, for what layers lose
@@ -99,11 +99,11 @@ class Conversion:
     def kept(self) -> tuple[str, ...]:
         """Names of the layers that stay out of eight bits."""
         how = self.eight_bits
-        spared = self._spared if self._format == "openvino" else ()
-        chosen = how.kept
-        if how.max_drop is not None:
-            chosen = least_kept(self.quantizer, self.deployment.feeding, lambda: self.layer_errors, how)
-        return tuple(dict.fromkeys((*spared, *chosen)))
+        spared, runtime = (self._spared, run_openvino) if self._format == "openvino" else ((), run_onnx)
+        if how.max_drop is None:
+            return tuple(dict.fromkeys((*spared, *how.kept)))
+        feeding = self.deployment.feeding
+        return least_kept(self.quantizer, feeding, lambda: self.layer_errors, how, spared, runtime)
 
     @cached_property
     def _spared(self) -> tuple[str, ...]:
