@@ -247,3 +247,42 @@ def test_layers_that_openvino_refuses_stay_in_half_precision(tmp_path):
     assert by_onnx.kept == () and by_onnx.parity.cosine > 0.95
     names = [error.name for error in by_openvino.layers]
     assert {"places", "narrow", "last"} < set(names) and len(names) == 5, names
+
+
+class Twice(nn.Module):
+    """One module that multiplies by two weights of its own, one of them transposed, and calls a linear layer twice."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.here, self.there = nn.Parameter(torch.randn(16, 8)), nn.Parameter(torch.randn(16, 8))
+        self.back, self.shared = nn.Parameter(torch.randn(16, 16)), nn.Linear(16, 16)
+
+    def forward(self, tokens):
+        tokens = self.shared(self.shared(tokens))
+        return (tokens @ self.here + tokens @ self.there) @ self.there.t() @ self.back.t()
+
+
+class TwiceOfTokens(nn.Module):
+    """The same over the places of an image."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.places, self.products = nn.Conv2d(3, 16, 8, stride=8), Twice()
+
+    def forward(self, images):
+        return self.products(self.places(images).flatten(2).transpose(1, 2)).mean(1)
+
+
+def test_weights_of_one_module_keep_names_of_their_own(tmp_path):
+    size, network = (3, 32, 16), TwiceOfTokens().eval()
+    file = oskt.export(network, tmp_path / "net.onnx", input_size=size)
+    model = onnx.load(file.path)
+    onnx.checker.check_model(model)
+    names = [each.name for each in model.graph.initializer]
+    assert len(names) == len(set(names)) and {"network.products.here", "network.products.there"} < set(names)
+    pictures = torch.randn(4, *size)
+    with torch.no_grad():
+        expected = network(pictures).numpy()
+    np.testing.assert_allclose(open_exported(file.path, "onnx")(pictures.numpy()), expected, rtol=1e-4, atol=1e-3)

@@ -145,18 +145,18 @@ def _first_line(error: Exception) -> str:
 def _name_products(model: Any) -> None:
     """Names matrix products after their modules, in place: what layers lose in eight bits is told by these names.
 
-    A linear layer's weight, which the exporter transposed, is called as in the network; a product of two activations,
-    which has no weight, gets its module's name before its own.
+    A linear layer's weight, which the exporter transposed and named anew, is called as in the network; other weights
+    keep their names. A product of two activations, which has no weight, gets its module's name before its own.
     """
     weights = {each.name: each for each in model.graph.initializer}
     readers = Counter(name for node in model.graph.node for name in node.input)
-    for node in model.graph.node:
-        module = _module_of(node) if node.op_type == "MatMul" else ""
-        weight, name = weights.get(node.input[1]) if module else None, f"{module}.weight"
-        if weight and readers[weight.name] == 1 and name not in weights:
+    for node in [each for each in model.graph.node if each.op_type == "MatMul" and _module_of(each)]:
+        name, weight = f"{_module_of(node)}.weight", weights.get(node.input[1])
+        if weight is None:
+            node.name = f"{_module_of(node)}.{node.name}"
+        elif "." not in weight.name and readers[weight.name] == 1 and name not in weights:
             weight.name = node.input[1] = name
-        elif module and not weight:
-            node.name = f"{module}.{node.name}"
+            weights[name] = weight
 
 
 def _module_of(node: Any) -> str:
